@@ -1,0 +1,47 @@
+"""Errors that a user sees: what happened, where, and what to do.
+
+Every error that reaches a terminal, a log or a client is a VsmError or is turned into one at
+the boundary. `str(error)` reads `where: what. What to do.`
+"""
+
+
+class VsmError(Exception):
+    """Something failed and the person in front of vsm can do something about it.
+
+    Args:
+        where: the file and key, or the worker, that it concerns ("" where there is none).
+        what: what was expected and what was found, without a final stop.
+        remedy: what to do, one sentence ("" where nothing can be done).
+    """
+
+    exit_code = 1
+
+    def __init__(self, where: str, what: str, remedy: str = "") -> None:
+        super().__init__(where, what, remedy)
+        self.where = where
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}." if self.where else f"{self.what}."
+        return f"{head} {self.remedy}" if self.remedy else head
+
+
+class ConfigurationError(VsmError):
+    """A vsm.toml or a profile is wrong: file, key, expected and found."""
+
+    exit_code = 2
+
+
+class ConfinementError(VsmError):
+    """A layer that a profile requires cannot be applied here; the worker does not start.
+
+    Args:
+        layer: the layer's name, as in `vsm.profile.LAYERS`.
+    """
+
+    exit_code = 3
+
+    def __init__(self, where: str, what: str, remedy: str = "", *, layer: str) -> None:
+        super().__init__(where, what, remedy)
+        self.layer = layer

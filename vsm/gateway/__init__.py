@@ -1,0 +1,1 @@
+"""The MCP gateway that S1 runs: downstream clients to upstream workers."""

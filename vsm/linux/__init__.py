@@ -1,0 +1,1 @@
+"""Kernel mechanisms, one file each: the only place that uses ctypes."""
