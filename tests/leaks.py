@@ -1,0 +1,156 @@
+"""What a test may leave behind: nothing. Snapshots of it, and their difference.
+
+Attribution is by kinship, so that other work on the machine is never blamed: the test process
+is a subreaper, hence whatever a test starts stays its descendant however often it forks, and
+TMPDIR is a directory of the session's own. Mounts, cgroups and segments are compared by name and
+reported only when they persist past a deadline.
+"""
+
+import ctypes
+import dataclasses
+import gc
+import os
+import time
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+SETTLE_TIMEOUT_S = 5.0
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+Pid = tuple[int, int]  # the number and the start time: numbers are used again
+
+
+def become_subreaper() -> None:
+    """Adopt every orphan below this process, so that none of them can escape the check."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traces:
+    """All that is there at one moment."""
+
+    processes: frozenset[Pid]
+    fds: frozenset[tuple[int, str]]
+    segments: frozenset[str]
+    mounts: frozenset[str]
+    cgroups: frozenset[str]
+    files: frozenset[str]
+
+
+def _stat_fields(pid: int) -> tuple[str, int, int] | None:
+    """State, parent and start time of a process, None when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()
+    return fields[0], int(fields[1]), int(fields[19])
+
+
+def _process_table() -> dict[int, tuple[str, int, int]]:
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    table = {pid: _stat_fields(pid) for pid in pids}
+    return {pid: fields for pid, fields in table.items() if fields is not None}
+
+
+def descendants(root: int, *, skip: frozenset[Pid] = frozenset()) -> frozenset[Pid]:
+    """Every process below `root`, without those in `skip` and what is below them."""
+    table = _process_table()
+    children: dict[int, list[int]] = {}
+    for pid, (_, parent, _) in table.items():
+        children.setdefault(parent, []).append(pid)
+    found: set[Pid] = set()
+    queue = list(children.get(root, []))
+    while queue:
+        pid = queue.pop()
+        key = (pid, table[pid][2])
+        if key not in skip:
+            found.add(key)
+            queue.extend(children.get(pid, []))
+    return frozenset(found)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process has ended: a zombie that nobody has reaped yet counts as ended."""
+    fields = _stat_fields(pid)
+    return fields is None or fields[0] == "Z"
+
+
+def _reap_zombies(new: frozenset[Pid]) -> None:
+    """Reap adopted orphans, which init would have reaped."""
+    for pid, started in new:
+        fields = _stat_fields(pid)
+        if fields == ("Z", os.getpid(), started):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _open_fds() -> frozenset[tuple[int, str]]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except OSError:  # the listing's own descriptor
+            continue
+    return frozenset(found)
+
+
+def _mounts() -> frozenset[str]:
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    return frozenset(line.split()[4] for line in lines)
+
+
+def _cgroups() -> frozenset[str]:
+    return frozenset(
+        folder for folder, _, _ in os.walk(CGROUP_ROOT) if "vsm" in os.path.basename(folder)
+    )
+
+
+def _files(scratch: Path) -> frozenset[str]:
+    inside = {str(path) for path in scratch.rglob("*")}
+    outside = {str(path) for path in Path("/tmp").glob("vsm*") if path != scratch}
+    return frozenset(inside | outside)
+
+
+def snapshot(scratch: Path, *, skip: frozenset[Pid] = frozenset()) -> Traces:
+    """Record what is there now; processes in `skip` and below are somebody else's."""
+    return Traces(
+        processes=descendants(os.getpid(), skip=skip),
+        fds=_open_fds(),
+        segments=frozenset(os.listdir("/dev/shm")),
+        mounts=_mounts(),
+        cgroups=_cgroups(),
+        files=_files(scratch),
+    )
+
+
+def _name(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        words = "?"
+    return f"{pid} ({words.strip()})"
+
+
+def _difference(before: Traces, now: Traces) -> list[str]:
+    """One line for each thing that is there now and was not before."""
+    new = now.processes - before.processes
+    _reap_zombies(new)
+    lines = [f"process {_name(pid)}" for pid, _ in new if not is_gone(pid)]
+    lines += [f"descriptor {number} -> {target}" for number, target in now.fds - before.fds]
+    lines += [f"segment /dev/shm/{name}" for name in now.segments - before.segments]
+    lines += [f"mount {path}" for path in now.mounts - before.mounts]
+    lines += [f"cgroup {path}" for path in now.cgroups - before.cgroups]
+    lines += [f"file {path}" for path in now.files - before.files]
+    return sorted(lines)
+
+
+def leaks_since(before: Traces, scratch: Path) -> list[str]:
+    """What is still there after a bounded wait, one line each; empty when all is clean."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        gc.collect()
+        lines = _difference(before, snapshot(scratch, skip=before.processes))
+        if not lines or time.monotonic() > deadline:
+            return lines
+        time.sleep(0.02)
