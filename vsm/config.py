@@ -1,0 +1,311 @@
+"""vsm.toml: the gateway and its integrations, validated before anything starts.
+
+Runs in the command line and the supervisor. Says where a secret is to be found and reads it on
+demand; a value never becomes part of the configuration. Whether a command exists is not decided
+here but when its worker starts, so that one missing server does not stop the others.
+"""
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from vsm.errors import ConfigurationError
+from vsm.toml_file import build, read_toml
+from vsm.units import parse_bytes
+
+SECRET_LIMIT_BYTES = 64 * 2**10
+SYSTEMS = ("system1", "system2", "system3", "system4", "system5")
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Concurrency = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_PREFIX = re.compile(r"[A-Za-z0-9_-]{0,32}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class SecretSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a secret is: exactly one of a file, a variable of vsm's own, a systemd credential."""
+
+    file: str | None = None
+    variable: str | None = None
+    credential: str | None = None
+
+
+class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """More than `intensity` restarts within `period_s` are quarantine; back-off doubles."""
+
+    intensity: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 3
+    period_s: Seconds = 60.0
+    backoff_initial_s: Seconds = 0.5
+    backoff_max_s: Seconds = 60.0
+    stable_s: Seconds = 30.0
+
+
+class Integration(msgspec.Struct, frozen=True, kw_only=True):
+    """One MCP server: an argv, its profile and what it is given.
+
+    Args:
+        command: an argv, never a shell line; the first word is a bare name or absolute.
+        prefix: goes before tool names ("" leaves them bare); None is the name.
+        read: host paths that the server may see, read-only, absolute.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    profile: str = "integration"
+    env: dict[str, str] = {}
+    secrets: dict[str, SecretSource] = {}
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    state: bool = False
+    instances: Literal["shared"] = "shared"
+    prefix: str | None = None
+    cwd: str | None = None
+    enabled: bool = True
+    start_timeout_s: float = 30.0
+    call_timeout_s: float = 60.0
+    stop_timeout_s: float = 5.0
+    concurrency: int = 64
+    max_frame_bytes: int = 8 * 2**20
+    restart: RestartPolicy = RestartPolicy()
+
+
+class Gateway(msgspec.Struct, frozen=True, kw_only=True):
+    """The endpoint; `http` is a loopback address and port, "" turns HTTP off."""
+
+    http: str = "127.0.0.1:8765"
+    auth: Literal["token", "none"] = "token"
+
+
+class Systems(msgspec.Struct, frozen=True, kw_only=True):
+    """The profile of each of the five systems."""
+
+    system1: str = "system1"
+    system2: str = "system2"
+    system3: str = "system3"
+    system4: str = "system4"
+    system5: str = "system5"
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole vsm.toml; `path` is None for the embedded default."""
+
+    path: str | None = None
+    gateway: Gateway = Gateway()
+    integrations: dict[str, Integration] = {}
+    systems: Systems = Systems()
+
+
+class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """[integrations.NAME] as written."""
+
+    command: tuple[str, ...]
+    profile: str = "integration"
+    env: dict[str, str] = {}
+    secrets: dict[str, SecretSource] = {}
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    state: bool = False
+    instances: Literal["shared", "session", "pool"] = "shared"
+    prefix: str | None = None
+    cwd: str | None = None
+    enabled: bool = True
+    start_timeout_s: Seconds = 30.0
+    call_timeout_s: Seconds = 60.0
+    stop_timeout_s: Seconds = 5.0
+    concurrency: Concurrency = 64
+    max_frame: str | int = "8M"
+    restart: RestartPolicy = RestartPolicy()
+
+
+class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """vsm.toml as written."""
+
+    gateway: Gateway = Gateway()
+    integrations: dict[str, IntegrationDocument] = {}
+    systems: Systems = Systems()
+
+
+def load_config(path: Path | None) -> Config:
+    """Read and validate; None is the embedded default, which has no integrations."""
+    if path is None:
+        return Config()
+    file = path.absolute()
+    document = build(read_toml(file), ConfigDocument, file=str(file))
+    _check_address(document.gateway.http, f"{file}: gateway.http")
+    integrations = {
+        name: _integration(name, table, file) for name, table in document.integrations.items()
+    }
+    _check_prefixes(integrations, str(file))
+    return Config(
+        path=str(file),
+        gateway=document.gateway,
+        integrations=integrations,
+        systems=_systems(document.systems, file.parent),
+    )
+
+
+def read_secret(source: SecretSource, *, where: str) -> str:
+    """The secret's value; no error ever holds it.
+
+    Args:
+        where: names the integration and the variable in errors.
+    """
+    if source.variable is not None:
+        return _checked_secret(os.environ.get(source.variable), f"${source.variable}", where)
+    path = Path(source.file or "")
+    if source.credential is not None:
+        path = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / source.credential
+    try:
+        with path.open("rb") as file:
+            value = file.read(SECRET_LIMIT_BYTES + 1).decode()
+    except OSError as error:
+        remedy = "Check the path, its owner and its mode."
+        raise ConfigurationError(where, f"{path}: {error.strerror}", remedy) from error
+    except UnicodeDecodeError:
+        raise ConfigurationError(where, f"{path} is not UTF-8") from None
+    return _checked_secret(value.removesuffix("\n").removesuffix("\r"), str(path), where)
+
+
+def _checked_secret(value: str | None, source: str, where: str) -> str:
+    if value is None or not value:
+        raise ConfigurationError(where, f"{source} is not set or empty", "Set it and start again.")
+    if len(value) > SECRET_LIMIT_BYTES or "\0" in value:
+        raise ConfigurationError(where, f"{source} is too long or holds a NUL byte")
+    return value
+
+
+def _integration(name: str, table: IntegrationDocument, file: Path) -> Integration:
+    where = f"{file}: integrations.{name[:64]}"
+    if not _NAME.fullmatch(name) or "__" in name:
+        remedy = "Use [a-z0-9][a-z0-9_-]*, at most 32 characters, without a double underscore."
+        raise ConfigurationError(where, "not a name for an integration", remedy)
+    if table.instances != "shared":
+        what = f'"{table.instances}" is not built yet'
+        raise ConfigurationError(f"{where}.instances", what, 'Use "shared".')
+    _check_variables(table, where)
+    return Integration(
+        name=name,
+        command=_command(table.command, file.parent, f"{where}.command"),
+        profile=_profile(table.profile, file.parent),
+        env=dict(table.env),
+        secrets={key: _secret(s, file.parent, where, key) for key, s in table.secrets.items()},
+        read=_paths(table.read, file.parent, f"{where}.read"),
+        write=_paths(table.write, file.parent, f"{where}.write"),
+        state=table.state,
+        prefix=_checked_prefix(table.prefix, f"{where}.prefix"),
+        cwd=_paths((table.cwd,), file.parent, f"{where}.cwd")[0] if table.cwd is not None else None,
+        enabled=table.enabled,
+        start_timeout_s=table.start_timeout_s,
+        call_timeout_s=table.call_timeout_s,
+        stop_timeout_s=table.stop_timeout_s,
+        concurrency=table.concurrency,
+        max_frame_bytes=_frame(table.max_frame, f"{where}.max_frame"),
+        restart=table.restart,
+    )
+
+
+def _command(command: tuple[str, ...], folder: Path, where: str) -> tuple[str, ...]:
+    if not command or not command[0]:
+        remedy = 'Write the argv, such as ["/opt/server/bin/python", "-m", "server"].'
+        raise ConfigurationError(where, "expected a program and its arguments, found none", remedy)
+    if any("\0" in word for word in command):
+        raise ConfigurationError(where, "an argument holds a NUL byte")
+    if "/" not in command[0]:
+        if " " in command[0]:
+            remedy = "Split it into words; no shell is involved."
+            raise ConfigurationError(where, f"{command[0][:80]!r} is a shell line", remedy)
+        return command
+    return (_absolute(command[0], folder), *command[1:])
+
+
+def _paths(paths: tuple[str, ...], folder: Path, where: str) -> tuple[str, ...]:
+    for path in paths:
+        if not path or "\0" in path:
+            raise ConfigurationError(where, f"expected a path, found {path[:80]!r}")
+    return tuple(_absolute(path, folder) for path in paths)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    expanded = os.path.expanduser(path) if path.startswith("~/") else path  # noqa: PTH111 - "~x" stays
+    return os.path.normpath(folder / expanded)
+
+
+def _profile(profile: str, folder: Path) -> str:
+    is_path = "/" in profile or profile.endswith(".toml")
+    return _absolute(profile, folder) if is_path else profile
+
+
+def _systems(systems: Systems, folder: Path) -> Systems:
+    return Systems(**{name: _profile(getattr(systems, name), folder) for name in SYSTEMS})
+
+
+def _secret(source: SecretSource, folder: Path, where: str, key: str) -> SecretSource:
+    given = [getattr(source, kind) for kind in ("file", "variable", "credential")]
+    if sum(value is not None for value in given) != 1 or not all(v for v in given if v is not None):
+        remedy = "Write { file = … }, { variable = … } or { credential = … }."
+        raise ConfigurationError(f"{where}.secrets.{key}", "expected exactly one source", remedy)
+    if source.credential is not None and ("/" in source.credential or source.credential == ".."):
+        raise ConfigurationError(f"{where}.secrets.{key}", "a credential is a name, not a path")
+    return msgspec.structs.replace(
+        source, file=_absolute(source.file, folder) if source.file is not None else None
+    )
+
+
+def _check_variables(table: IntegrationDocument, where: str) -> None:
+    for key in (*table.env, *table.secrets):
+        if not _VARIABLE.fullmatch(key):
+            raise ConfigurationError(where, f"{key[:64]!r} is no name of a variable")
+    both = sorted(set(table.env) & set(table.secrets))
+    if both:
+        raise ConfigurationError(where, f"{both[0]} is in env and in secrets", "Keep one.")
+    if any("\0" in value for value in table.env.values()):
+        raise ConfigurationError(f"{where}.env", "a value holds a NUL byte")
+
+
+def _checked_prefix(prefix: str | None, where: str) -> str | None:
+    if prefix and (not _PREFIX.fullmatch(prefix) or "__" in prefix):
+        remedy = "Use A-Z a-z 0-9 _ -, at most 32 characters, without a double underscore."
+        raise ConfigurationError(where, f"{prefix[:64]!r} is no prefix", remedy)
+    return prefix
+
+
+def _check_prefixes(integrations: dict[str, Integration], file: str) -> None:
+    owners: dict[str, str] = {}
+    for name, integration in integrations.items():
+        prefix = name if integration.prefix is None else integration.prefix
+        if prefix and prefix in owners:
+            where = f"{file}: integrations.{name}.prefix"
+            what = f"{prefix!r} is also the prefix of {owners[prefix]}"
+            raise ConfigurationError(where, what, "Give one of them another prefix.")
+        owners[prefix] = name
+
+
+def _frame(value: str | int, where: str) -> int:
+    try:
+        size = parse_bytes(value)
+    except ValueError as error:
+        raise ConfigurationError(where, str(error), 'Write "8M".') from error
+    if not 2**10 <= size <= 2**30:
+        raise ConfigurationError(where, "expected 1K to 1G")
+    return size
+
+
+def _check_address(address: str, where: str) -> None:
+    if not address:
+        return
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 0xFFFF:
+        raise ConfigurationError(where, f"{address[:80]!r} has no port", 'Write "127.0.0.1:8765".')
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        remedy = "Listen on 127.0.0.1 and put a TLS proxy in front of it."
+        raise ConfigurationError(where, f"{host[:64]!r} is not a loopback address", remedy)
