@@ -1,0 +1,266 @@
+"""SEQPACKET links between the processes: one JSON object a message, a few descriptors with it.
+
+Owns framing, bounds and the ownership of descriptors in transit. Knows no message kind: the
+model at the receiver decides what is valid. Runs in every process except the launcher, with
+that process's own privilege. Nothing received is ever unpickled or evaluated.
+"""
+
+import array
+import asyncio
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+MAX_MESSAGE_BYTES = 128 * 1024
+MAX_FDS = 16
+MAX_QUEUED = 64
+_READS_PER_WAKEUP = 32  # one noisy peer must not hold the loop
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+
+
+class Wire(Protocol):
+    """What a link carries: a validated model that names the descriptors sent with it."""
+
+    @property
+    def fds(self) -> tuple[str, ...]:
+        """One name for each descriptor, in order."""
+
+    def to_wire(self) -> bytes:
+        """The message as one JSON object."""
+
+
+MessageT = TypeVar("MessageT", bound=Wire)
+
+
+@dataclass(frozen=True)
+class LinkStatistics:
+    """What one end of a link has seen; `queued` is messages, the rest are totals."""
+
+    sent: int
+    dropped: int
+    received: int
+    invalid: int
+    queued: int
+
+
+@dataclass
+class _Counts:
+    sent: int = 0
+    dropped: int = 0
+    received: int = 0
+    invalid: int = 0
+
+
+@dataclass
+class _Outgoing:
+    """A message that waits for room, with its own duplicates of the descriptors."""
+
+    payload: bytes
+    fds: list[int] = field(default_factory=list)
+
+
+def close_fds(fds: Sequence[int]) -> None:
+    """Close every descriptor in `fds`; one that is closed already is no error."""
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+
+
+def socketpair() -> tuple[socket.socket, socket.socket]:
+    """A non-blocking SEQPACKET pair, closed on exec."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    left.settimeout(0)
+    right.settimeout(0)
+    return left, right
+
+
+def channel_pair() -> tuple[socket.socket, socket.socket]:
+    """A one-directional pair `(sender, receiver)`: no receiver can write, no sender can read."""
+    sender, receiver = socketpair()
+    receiver.shutdown(socket.SHUT_WR)
+    return sender, receiver
+
+
+class Link(Generic[MessageT]):
+    """One end of a link. Owns `sock`.
+
+    Args:
+        sock: a SEQPACKET socket, which the link makes non-blocking.
+        parse: turns the bytes of one message into a validated model, or raises ValueError.
+    """
+
+    def __init__(self, sock: socket.socket, parse: Callable[[bytes], MessageT]) -> None:
+        sock.settimeout(0)
+        self._sock = sock
+        self._parse = parse
+        self._counts = _Counts()
+        self._queue: deque[_Outgoing] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._writing = False
+        self._on_message: Callable[[MessageT, list[int]], None] | None = None
+        self._on_close: Callable[[], None] | None = None
+        self.closed = False
+
+    def fileno(self) -> int:
+        """The socket's descriptor, still owned by the link."""
+        return self._sock.fileno()
+
+    def statistics(self) -> LinkStatistics:
+        """Totals so far, frozen."""
+        counts = self._counts
+        return LinkStatistics(
+            counts.sent, counts.dropped, counts.received, counts.invalid, len(self._queue)
+        )
+
+    def send(self, message: Wire, fds: Sequence[int] = ()) -> bool:
+        """Send or queue; never blocks. The caller keeps its descriptors.
+
+        Returns:
+            False when the message was dropped: the link is closed, its queue is full, or the
+            message is over MAX_MESSAGE_BYTES.
+        """
+        if len(message.fds) != len(fds) or len(fds) > MAX_FDS:
+            raise ValueError(f"{len(fds)} descriptors for the names {message.fds}")
+        payload = message.to_wire()
+        if self.closed or len(payload) > MAX_MESSAGE_BYTES:
+            self._counts.dropped += 1
+            return False
+        if not self._queue and self._try_send(payload, fds):
+            return True
+        return self._enqueue(payload, fds)
+
+    def _enqueue(self, payload: bytes, fds: Sequence[int]) -> bool:
+        if self.closed or len(self._queue) >= MAX_QUEUED:
+            self._counts.dropped += 1
+            return False
+        self._queue.append(_Outgoing(payload, [os.dup(fd) for fd in fds]))
+        self._want_write()
+        return True
+
+    def _try_send(self, payload: bytes, fds: Sequence[int]) -> bool:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self._sock.sendmsg([payload], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:  # EPIPE, ECONNRESET: the reader's end of file reports the close
+            self._counts.dropped += 1
+            return True
+        self._counts.sent += 1
+        return True
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the peer takes it."""
+        while self._queue and self._try_send(self._queue[0].payload, self._queue[0].fds):
+            close_fds(self._queue.popleft().fds)
+        self._want_write()
+
+    def _want_write(self) -> None:
+        if self._loop is None or self.closed or self._writing == bool(self._queue):
+            return
+        self._writing = bool(self._queue)
+        if self._writing:
+            self._loop.add_writer(self._sock.fileno(), self.flush)
+        else:
+            self._loop.remove_writer(self._sock.fileno())
+
+    def receive(self, timeout_s: float | None = None) -> tuple[MessageT, list[int]] | None:
+        """Wait for one valid message, without an event loop.
+
+        Returns:
+            The message and the descriptors that came with it, now the caller's; None at the end
+            of file or after `timeout_s` without a message (`closed` tells which).
+        """
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        while not self.closed:
+            if not poll.poll(None if timeout_s is None else timeout_s * 1000):
+                return None
+            received = self._receive_one()
+            if received is not None:
+                return received
+        return None
+
+    def _receive_one(self) -> tuple[MessageT, list[int]] | None:
+        """One message; None for nothing there, an invalid one, or the end of file (closes)."""
+        try:
+            payload, ancillary, flags, _ = self._sock.recvmsg(
+                MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            self.close()
+            return None
+        fds = _received_fds(ancillary)
+        if not payload:
+            close_fds(fds)
+            self.close()
+            return None
+        return self._validated(payload, fds, flags)
+
+    def _validated(
+        self, payload: bytes, fds: list[int], flags: int
+    ) -> tuple[MessageT, list[int]] | None:
+        try:
+            message = self._parse(payload)
+        except ValueError:
+            message = None
+        cut = flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+        if cut or message is None or len(message.fds) != len(fds):
+            self._counts.invalid += 1
+            close_fds(fds)
+            return None
+        self._counts.received += 1
+        return message, fds
+
+    def start(
+        self,
+        on_message: Callable[[MessageT, list[int]], None],
+        on_close: Callable[[], None],
+    ) -> None:
+        """Deliver messages from the running event loop; the callback owns the descriptors."""
+        self._loop = asyncio.get_running_loop()
+        self._on_message, self._on_close = on_message, on_close
+        self._loop.add_reader(self._sock.fileno(), self._readable)
+        self._want_write()
+
+    def _readable(self) -> None:
+        for _ in range(_READS_PER_WAKEUP):
+            before = self._counts.invalid
+            received = self._receive_one()
+            if received is not None and self._on_message is not None:
+                self._on_message(*received)
+            elif self._counts.invalid == before:
+                return
+            if self.closed:
+                return
+
+    def close(self) -> None:
+        """Close the socket and what waits in the queue; reports it once to `on_close`."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._loop is not None:
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        for outgoing in self._queue:
+            close_fds(outgoing.fds)
+        self._queue.clear()
+        if self._on_close is not None:
+            self._on_close()
+
+
+def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)

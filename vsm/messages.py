@@ -1,0 +1,287 @@
+"""Every message between vsm's processes, as strict pydantic models.
+
+Owns what is valid on the control links, the template's link and the channels; a receiver parses
+with the parser of its direction and drops what does not fit. Pure data, in every process that
+holds a link (the launcher has its own, smaller framing). No field is a path that is opened or
+code that is run.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+
+Name: TypeAlias = Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Text: TypeAlias = Annotated[str, Field(max_length=4096)]
+Body: TypeAlias = dict[str, JsonValue]
+Availability: TypeAlias = Literal["starting", "ready", "backing_off", "quarantined", "stopped"]
+
+
+class Message(BaseModel):
+    """What all messages share: strict types, no unknown field, the names of descriptors."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    fds: tuple[str, ...] = Field(default=(), max_length=16)
+
+    def to_wire(self) -> bytes:
+        """One JSON object."""
+        return self.model_dump_json().encode()
+
+
+# ---- supervisor → system -------------------------------------------------------------------
+
+
+class IntegrationRow(BaseModel):
+    """What S1 must know of an integration to route to it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: Name
+    prefix: str | None = None  # None: the name; "": bare
+    start_timeout_s: float = 30.0
+    call_timeout_s: float = 60.0
+    concurrency: int = 64
+    max_frame_bytes: int = 8 * 1024 * 1024
+
+
+class Start(Message):
+    """The first message of a control link. S1 gets its listeners with it: fds "http", "unix"."""
+
+    kind: Literal["start"] = "start"
+    epoch: int = Field(ge=1)
+    token: str = ""
+    auth: Literal["token", "none"] = "token"
+    integrations: tuple[IntegrationRow, ...] = ()
+    snapshots: dict[Name, Body] = Field(default_factory=dict)
+    limits: Body = Field(default_factory=dict)  # integration → what its profile allows (S3)
+
+
+class Attach(Message):
+    """A server's pipes, fds ("stdin", "stdout"): ours to write and ours to read."""
+
+    kind: Literal["attach"] = "attach"
+    worker: Name
+    integration: Name
+    record: Body | None = None
+
+
+class Detach(Message):
+    """The worker is gone or is being stopped: fail what is in flight, with this reason."""
+
+    kind: Literal["detach"] = "detach"
+    worker: Name
+    integration: Name
+    reason: Text
+
+
+class AvailabilityChanged(Message):
+    """Why a call to the integration can or cannot be served now."""
+
+    kind: Literal["availability"] = "availability"
+    integration: Name
+    state: Availability
+    reason: Text = ""
+
+
+class SnapshotIn(Message):
+    """A compiled snapshot of another system, for S1 to enforce."""
+
+    kind: Literal["snapshot"] = "snapshot"
+    sender: Name
+    body: Body
+
+
+class Query(Message):
+    """A question, answered by `answer` with the same id."""
+
+    kind: Literal["query"] = "query"
+    id: int = Field(ge=0)
+    what: str = Field(max_length=64)
+
+
+class Drain(Message):
+    """Finish what is in flight to the integration, take nothing new, then report `idle`."""
+
+    kind: Literal["drain"] = "drain"
+    integration: Name
+
+
+class Stop(Message):
+    """Stop: accept nothing, finish bounded, exit 0."""
+
+    kind: Literal["stop"] = "stop"
+
+
+ToSystem: TypeAlias = (
+    Start | Attach | Detach | AvailabilityChanged | SnapshotIn | Query | Drain | Stop
+)
+
+# ---- system → supervisor -------------------------------------------------------------------
+
+
+class Ready(Message):
+    """The system serves; the one fd is its heartbeat board ("board")."""
+
+    kind: Literal["ready"] = "ready"
+
+
+class Session(Message):
+    """S1: the worker's session stands. `record` is what a successor needs to resume it."""
+
+    kind: Literal["session"] = "session"
+    worker: Name
+    record: Body
+
+
+class Unfit(Message):
+    """S1: the worker did not become ready or broke the protocol: stop and restart it."""
+
+    kind: Literal["unfit"] = "unfit"
+    worker: Name
+    reason: Text
+
+
+class Idle(Message):
+    """S1: the integration is drained."""
+
+    kind: Literal["idle"] = "idle"
+    integration: Name
+
+
+class SnapshotOut(Message):
+    """S2, S3, S5: a compiled snapshot for S1; the sender is the control link's owner."""
+
+    kind: Literal["snapshot"] = "snapshot"
+    body: Body
+
+
+class Answer(Message):
+    """The answer to `query`."""
+
+    kind: Literal["answer"] = "answer"
+    id: int = Field(ge=0)
+    body: Body
+
+
+FromSystem: TypeAlias = Ready | Session | Unfit | Idle | SnapshotOut | Answer
+
+# ---- supervisor ↔ template -----------------------------------------------------------------
+
+
+class Fork(Message):
+    """Make a system: fds "control", "stderr" and one for each of its channel ends."""
+
+    kind: Literal["fork"] = "fork"
+    system: Name
+    epoch: int = Field(ge=1)
+    plan: str | None = Field(default=None, max_length=120_000)  # JSON of the compiled plan
+
+
+class TemplateReady(Message):
+    """The template has imported everything and can fork."""
+
+    kind: Literal["template_ready"] = "template_ready"
+    imported_s: float
+
+
+class Forked(Message):
+    """The system exists; the one fd is its pidfd ("pidfd")."""
+
+    kind: Literal["forked"] = "forked"
+    system: Name
+    epoch: int
+    pid: int = Field(gt=1)
+
+
+class Exited(Message):
+    """The system is gone and reaped: an exit status, or minus the signal's number."""
+
+    kind: Literal["exited"] = "exited"
+    system: Name
+    epoch: int
+    status: int
+
+
+ToTemplate: TypeAlias = Fork
+FromTemplate: TypeAlias = TemplateReady | Forked | Exited
+
+# ---- channels ------------------------------------------------------------------------------
+
+
+class Summary(Message):
+    """S1 → S2, S3: load and outcomes since the last summary, by integration."""
+
+    kind: Literal["summary"] = "summary"
+    interval_s: float = Field(ge=0)
+    integrations: dict[Name, dict[str, int | float]] = Field(default_factory=dict)
+
+
+class Rates(Message):
+    """S2 → S3: the rates that coordination grants."""
+
+    kind: Literal["rates"] = "rates"
+    body: Body
+
+
+class Budgets(Message):
+    """S3 → S2, S4: what the resource bargain gives."""
+
+    kind: Literal["budgets"] = "budgets"
+    body: Body
+
+
+class Outlook(Message):
+    """S4 → S3: outside-and-then against inside-and-now."""
+
+    kind: Literal["outlook"] = "outlook"
+    body: Body
+
+
+class Proposal(Message):
+    """S3, S4 → S5: something that policy must decide."""
+
+    kind: Literal["proposal"] = "proposal"
+    body: Body
+
+
+class Policy(Message):
+    """S5 → S2, S3, S4: what holds."""
+
+    kind: Literal["policy"] = "policy"
+    body: Body
+
+
+class Algedonic(Message):
+    """Pain (or relief) that bypasses every filter on its way to S5."""
+
+    kind: Literal["algedonic"] = "algedonic"
+    severity: Literal["pain", "relief"]
+    subject: str = Field(max_length=128)
+    detail: Text
+
+
+ChannelMessage: TypeAlias = Summary | Rates | Budgets | Outlook | Proposal | Policy | Algedonic
+
+
+def _parser(kinds: Any) -> Callable[[bytes], Any]:  # noqa: ANN401 - a union is no type to mypy
+    return TypeAdapter(kinds).validate_json
+
+
+_BY_KIND = Field(discriminator="kind")
+
+parse_to_system: Callable[[bytes], ToSystem] = _parser(Annotated[ToSystem, _BY_KIND])
+parse_from_system: Callable[[bytes], FromSystem] = _parser(Annotated[FromSystem, _BY_KIND])
+parse_to_template: Callable[[bytes], ToTemplate] = _parser(Fork)
+parse_from_template: Callable[[bytes], FromTemplate] = _parser(Annotated[FromTemplate, _BY_KIND])
+
+# A channel carries one kind only: anything else that arrives on it is invalid.
+CHANNEL_PARSERS: dict[str, Callable[[bytes], ChannelMessage]] = {
+    "summary": _parser(Summary),
+    "rates": _parser(Rates),
+    "budgets": _parser(Budgets),
+    "outlook": _parser(Outlook),
+    "proposal": _parser(Proposal),
+    "policy": _parser(Policy),
+    "algedonic": _parser(Algedonic),
+}

@@ -1,0 +1,196 @@
+"""The loop that every system runs in: control link, channels, heartbeat, graceful stop.
+
+Owns what the five have in common; what a system decides is in its own module. Runs in a child
+of the template, confined by the system's own profile before it reads a message from anyone.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+from vsm.board import BoardWriter
+from vsm.core import channels
+from vsm.link import Link, close_fds
+from vsm.messages import (
+    CHANNEL_PARSERS,
+    Answer,
+    Body,
+    ChannelMessage,
+    Query,
+    Ready,
+    Start,
+    ToSystem,
+    parse_to_system,
+)
+
+HEARTBEAT_INTERVAL_S = 0.25
+
+MessageCallback: TypeAlias = Callable[[Any, list[int]], None]
+SystemMain: TypeAlias = Callable[["SystemContext"], Coroutine[Any, Any, None]]
+
+
+class SystemContext:
+    """What a system's `main` gets: its links, its board, and when to stop.
+
+    Args:
+        name: "system1" … "system5".
+        control: the link to the supervisor.
+        outgoing: the channels that this system may send on, by channel name.
+        incoming: the channels that this system receives from, by channel name.
+        board: the heartbeat board, already sealed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        control: Link[ToSystem],
+        outgoing: dict[str, Link[ChannelMessage]],
+        incoming: dict[str, Link[ChannelMessage]],
+        board: BoardWriter,
+    ) -> None:
+        self.name = name
+        self.control = control
+        self.outgoing = outgoing
+        self.incoming = incoming
+        self.board = board
+        self.stopping = asyncio.Event()
+        self.answers: dict[str, Callable[[], Body]] = {"state": self.channel_state}
+        self._callbacks: dict[str, MessageCallback] = {}
+        self._start: asyncio.Future[tuple[Start, dict[str, int]]] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+    def open(self) -> None:
+        """Begin to receive. The control link's end of file means stop."""
+        self.control.start(self._on_control, self.stopping.set)
+        for name, link in self.incoming.items():
+            link.start(self._channel_callback(name), lambda: None)
+
+    async def started(self) -> tuple[Start, dict[str, int]]:
+        """The `start` message and its descriptors by name, now the caller's."""
+        return await self._start
+
+    def handle(self, kind: str, callback: MessageCallback) -> None:
+        """Call `callback(message, fds)` for a control message; it owns the descriptors.
+
+        `kind` may also be a channel's name ("system1>system2:summary"). Register before the first
+        await after `started()`; what has no callback is dropped and its descriptors are closed.
+        """
+        self._callbacks[kind] = callback
+
+    def answer(self, what: str, body: Callable[[], Body]) -> None:
+        """Answer `query what` with what `body()` returns at that moment."""
+        self.answers[what] = body
+
+    def ready(self) -> None:
+        """Report readiness, with the board."""
+        self.control.send(Ready(fds=("board",)), [self.board.fileno()])
+
+    def report(self, message: Any) -> bool:  # noqa: ANN401 - any model of FromSystem
+        """Send to the supervisor; False when it was dropped."""
+        return self.control.send(message)
+
+    def send(self, receiver: str, message: ChannelMessage) -> bool:
+        """Send on the one legal channel to `receiver` for this kind.
+
+        Raises:
+            KeyError: no such channel: the table does not allow it.
+        """
+        channel = f"{self.name}>{receiver}:{message.kind}"
+        return self.outgoing[channel].send(message)
+
+    def channel_state(self) -> Body:
+        """What each channel end of this system has seen."""
+        rows: Body = {}
+        for name, link in (self.outgoing | self.incoming).items():
+            seen = link.statistics()
+            rows[name] = {
+                "sent": seen.sent,
+                "received": seen.received,
+                "invalid": seen.invalid,
+                "dropped": seen.dropped,
+            }
+        return {"channels": rows}
+
+    def _on_control(self, message: ToSystem, fds: list[int]) -> None:
+        if isinstance(message, Start) and not self._start.done():
+            self._start.set_result((message, dict(zip(message.fds, fds, strict=True))))
+        elif isinstance(message, Query):
+            self._reply(message)
+        elif message.kind == "stop":
+            self.stopping.set()
+        elif message.kind in self._callbacks:
+            self._callbacks[message.kind](message, fds)
+        else:
+            close_fds(fds)
+
+    def _reply(self, query: Query) -> None:
+        answer = self.answers.get(query.what)
+        body: Body = answer() if answer else {"error": f"no answer to {query.what!r}"}
+        self.control.send(Answer(id=query.id, body=body))
+
+    def _channel_callback(self, name: str) -> MessageCallback:
+        def receive(message: ChannelMessage, fds: list[int]) -> None:
+            close_fds(fds)  # channels carry no descriptors
+            if name in self._callbacks:
+                self._callbacks[name](message, [])
+
+        return receive
+
+    def beat(self, lag_s: float) -> None:
+        """Write one heartbeat: alive now, and what the links have seen."""
+        links = [self.control, *self.outgoing.values(), *self.incoming.values()]
+        seen = [link.statistics() for link in links]
+        self.board.beat(
+            lag_ns=max(0, int(lag_s * 1e9)),
+            received=sum(one.received for one in seen),
+            invalid=sum(one.invalid for one in seen),
+            dropped=sum(one.dropped for one in seen),
+        )
+
+
+async def _heartbeat(context: SystemContext) -> None:
+    while True:
+        due = time.monotonic() + HEARTBEAT_INTERVAL_S
+        await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+        context.beat(time.monotonic() - due)
+
+
+async def run_system(
+    name: str,
+    control: Link[ToSystem],
+    ends: dict[str, Link[ChannelMessage]],
+    board: BoardWriter,
+    main: SystemMain,
+) -> None:
+    """Run one system until it is told to stop; `main` returns when `context.stopping` is set."""
+    mine = {channel.name for channel in channels.sends(name)}
+    context = SystemContext(
+        name,
+        control,
+        {key: link for key, link in ends.items() if key in mine},
+        {key: link for key, link in ends.items() if key not in mine},
+        board,
+    )
+    context.open()
+    context.beat(0.0)
+    heart = asyncio.create_task(_heartbeat(context))
+    try:
+        await main(context)
+    finally:
+        heart.cancel()
+        control.flush()
+
+
+def channel_links(fds: dict[str, int]) -> dict[str, Link[ChannelMessage]]:
+    """Links over inherited channel descriptors, by channel name."""
+    import socket
+
+    return {
+        name: Link(socket.socket(fileno=fd), CHANNEL_PARSERS[name.rpartition(":")[2]])
+        for name, fd in fds.items()
+    }
+
+
+__all__ = ["SystemContext", "SystemMain", "channel_links", "parse_to_system", "run_system"]
