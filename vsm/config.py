@@ -23,6 +23,7 @@ SYSTEMS = ("system1", "system2", "system3", "system4", "system5")
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Concurrency = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 
+_PORT_MAX = 65_535
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{0,32}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -153,8 +154,7 @@ def load_config(path: Path | None) -> Config:
 def read_secret(source: SecretSource, *, where: str) -> str:
     """The secret's value; no error ever holds it.
 
-    Args:
-        where: names the integration and the variable in errors.
+    `where` names the integration and the variable in errors.
     """
     if source.variable is not None:
         return _checked_secret(os.environ.get(source.variable), f"${source.variable}", where)
@@ -232,7 +232,7 @@ def _paths(paths: tuple[str, ...], folder: Path, where: str) -> tuple[str, ...]:
 
 
 def _absolute(path: str, folder: Path) -> str:
-    expanded = os.path.expanduser(path) if path.startswith("~/") else path  # noqa: PTH111 - "~x" stays
+    expanded = os.path.expanduser(path) if path.startswith("~/") else path
     return os.path.normpath(folder / expanded)
 
 
@@ -300,7 +300,7 @@ def _check_address(address: str, where: str) -> None:
     if not address:
         return
     host, _, port = address.rpartition(":")
-    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 0xFFFF:
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > _PORT_MAX:
         raise ConfigurationError(where, f"{address[:80]!r} has no port", 'Write "127.0.0.1:8765".')
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
