@@ -22,25 +22,11 @@ from vsm.errors import VsmError
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 LIBRARY_FOLDERS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
 SHARED = frozenset(
-    [
-        "/",
-        "/boot",
-        "/dev",
-        "/etc",
-        "/home",
-        "/media",
-        "/mnt",
-        "/opt",
-        "/proc",
-        "/root",
-        "/run",
-        "/srv",
-        "/sys",
-        "/tmp",
-        "/var",
-        "/var/lib",
-        "/var/tmp",
-    ]
+    f"/{name}"
+    for name in (
+        *("", "boot", "dev", "etc", "home", "media", "mnt", "opt", "proc", "root", "run"),
+        *("srv", "sys", "tmp", "var", "var/lib", "var/tmp"),
+    )
 )
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PYTHON_NAME = re.compile(r"^(python|pypy)(\d+(\.\d+)*)?t?$")

@@ -1,0 +1,596 @@
+"""Control groups: which hierarchies a trial shows to work, and one worker's group in them.
+
+Owns the folders that vsm makes under its own control group, their limits, kill, freeze and
+usage. Runs in the supervisor (root, or a user with a delegated subtree); a worker joins by
+writing "0" into `Group.procs` before it drops anything. Order of preference: an own v2 subtree,
+v1 controllers, a v2 mount without controllers (kill and freeze only), nothing.
+Sources: cgroups(7), Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from vsm.errors import VsmError
+
+CONTROLLERS = ("memory", "pids", "cpu")
+V1_CONTROLLERS = (*CONTROLLERS, "cpuacct", "freezer")
+CPU_PERIOD_US = 100_000
+KILL_ROUNDS = 20
+RUN_NAME = re.compile(r"^vsm-(\d+)-(\d+)-(\d+)(-trial)?$")
+SUPERVISOR_LEAF = "supervisor"
+Kind = Literal["v2", "v1", "kill-only", "none"]
+
+
+class CgroupLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of one group; None is no limit."""
+
+    memory_bytes: int | None = None
+    swap_bytes: int | None = None
+    processes: int | None = None
+    cpu_cores: float | None = None
+
+
+class CgroupFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trial showed.
+
+    Args:
+        kind: which world the limits come from.
+        folders: controller → the folder that new groups are made in; "unified" is the v2 one.
+        memory, swap, processes, cpu, kill, freeze: a trial child was really held by it.
+        reason: why nothing better is there ("" where everything is).
+    """
+
+    kind: Kind = "none"
+    folders: dict[str, str] = {}
+    memory: bool = False
+    swap: bool = False
+    processes: bool = False
+    cpu: bool = False
+    kill: bool = False
+    freeze: bool = False
+    reason: str = ""
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a group used; None where no controller counts it."""
+
+    memory_bytes: int | None
+    memory_peak_bytes: int | None
+    oom_kills: int | None
+    cpu_s: float | None
+    processes: int | None
+
+
+# -- detection -------------------------------------------------------------------------------------
+
+
+def detect(*, claim: bool = False) -> CgroupFacts:
+    """Find what works here, by making a group, limiting a trial child in it and removing it.
+
+    Args:
+        claim: the supervisor's way under systemd: move the calling process into a leaf of its
+            own first, since a v2 group that holds processes cannot hand out controllers.
+    """
+    reasons: list[str] = []
+    for kind, find in (("v2", _v2_folders), ("v1", _v1_folders), ("kill-only", _bare_folders)):
+        folders = find(claim, reasons)
+        facts = _trial(kind, folders, reasons) if folders else None  # type: ignore[arg-type]
+        if facts is not None:
+            return facts
+    return CgroupFacts(reason="; ".join(reasons) or "no cgroup file system is mounted")
+
+
+def _v2_folders(claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT001
+    base = _own_folder("cgroup2", "")
+    if base is None:
+        return {}
+    if base.name == SUPERVISOR_LEAF:
+        base = base.parent
+    offered = set(_words(base / "cgroup.controllers"))
+    wanted = [name for name in CONTROLLERS if name in offered]
+    if not wanted:
+        reasons.append(f"{base}: no memory, pids or cpu controller is delegated")
+        return {}
+    if not set(wanted) <= set(_words(base / "cgroup.subtree_control")):
+        try:
+            if claim:
+                _write(_made(base / SUPERVISOR_LEAF) / "cgroup.procs", "0")
+            _write(base / "cgroup.subtree_control", " ".join(f"+{name}" for name in wanted))
+        except OSError as error:
+            reasons.append(
+                f"{base}: cannot hand out controllers ({error.strerror}); run vsm as a service "
+                "or by `systemd-run --user --scope -p Delegate=yes`"
+            )
+            return {}
+    return {name: str(base) for name in ("unified", *wanted)}
+
+
+def _v1_folders(_claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT001
+    folders = {}
+    for name in V1_CONTROLLERS:
+        base = _own_folder("cgroup", name)
+        if base is not None and _can_make_in(base, reasons):
+            folders[name] = str(base)
+    if not set(folders) & set(CONTROLLERS):
+        return {}
+    return folders | _bare_folders(_claim, reasons)
+
+
+def _bare_folders(_claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT001
+    base = _own_folder("cgroup2", "")
+    return {"unified": str(base)} if base is not None and _can_make_in(base, reasons) else {}
+
+
+def _own_folder(kind: str, controller: str) -> Path | None:
+    """The folder of the calling process's own group in one hierarchy."""
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, (fstype, _source, options) = left.split(), right.split(" ", 2)
+        if fstype != kind or (controller and controller not in options.split(",")):
+            continue
+        root, mounted = fields[3], fields[4].replace("\\040", " ")
+        own = _own_group(controller).removeprefix(root if root != "/" else "").lstrip("/")
+        folder = Path(mounted, own)
+        # A container may show a group path that its own mount does not have.
+        return folder if folder.is_dir() else Path(mounted)
+    return None
+
+
+def _own_group(controller: str) -> str:
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        number, names, path = line.split(":", 2)
+        if (controller in names.split(",")) if controller else (number == "0"):
+            return path
+    return "/"
+
+
+def _can_make_in(base: Path, reasons: list[str]) -> bool:
+    trial = base / f"{run_name()}-trial"
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        reasons.append(f"{base}: cannot make a group ({error.strerror})")
+        return False
+    return True
+
+
+def _trial(kind: Kind, folders: dict[str, str], reasons: list[str]) -> CgroupFacts | None:
+    """Hold a trial child in a group and report which controllers really held it."""
+    all_claimed = CgroupFacts(
+        kind=kind, folders=folders, memory=True, processes=True, cpu=True, kill=True, freeze=True
+    )
+    group = Group(all_claimed, f"{run_name()}-trial")
+    try:
+        group.make()
+        facts = _trial_facts(group, kind, folders, reasons)
+    except OSError as error:
+        reasons.append(f"{kind}: the trial child could not be held ({error.strerror})")
+        return None
+    finally:
+        group.remove()
+    return facts
+
+
+def _trial_facts(
+    group: Group, kind: Kind, folders: dict[str, str], reasons: list[str]
+) -> CgroupFacts:
+    limit = 64 << 20
+    memory = _holds(lambda: group.set_limits(CgroupLimits(memory_bytes=limit)), folders, "memory")
+    memory = memory and group.limits().memory_bytes == limit
+    swap = memory and _holds(
+        lambda: group.set_limits(CgroupLimits(memory_bytes=limit, swap_bytes=0)), folders, "memory"
+    )
+    cpu = _holds(lambda: group.set_limits(CgroupLimits(cpu_cores=0.5)), folders, "cpu")
+    cpu = cpu and group.limits().cpu_cores == 0.5  # noqa: PLR2004  # what was just written
+    processes = _holds(lambda: group.set_limits(CgroupLimits(processes=1)), folders, "pids")
+    fork_refused, killed, froze = _trial_child(group)
+    held = {"memory": memory, "processes": processes and fork_refused, "cpu": cpu, "swap": swap}
+    reasons += [f"{kind}: no {name} limit" for name, works in held.items() if not works]
+    return CgroupFacts(
+        kind=kind, folders=folders, kill=killed, freeze=froze, reason="; ".join(reasons), **held
+    )
+
+
+def _holds(change: Callable[[], None], folders: dict[str, str], controller: str) -> bool:
+    if controller not in folders:
+        return False
+    try:
+        change()
+    except VsmError:
+        return False
+    return True
+
+
+def _trial_child(group: Group) -> tuple[bool, bool, bool]:
+    """Put a child into the group: was its fork refused, did freeze hold, did kill end it."""
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _be_trial_child(group.procs, tell)
+    os.close(tell)
+    try:
+        answer = os.read(told, 1)
+        if answer not in (b"R", b"F"):
+            raise OSError(errno.EPERM, "the child could not join")
+        frozen = group.freeze() and group.thaw()
+        group.kill()
+    finally:
+        os.close(told)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return answer == b"R", True, frozen
+
+
+def _be_trial_child(procs: tuple[str, ...], tell: int) -> None:
+    """Runs in the child; never returns. Joins, tries to fork, waits for its end."""
+    try:
+        for path in procs:
+            _write(Path(path), "0")
+        try:
+            grandchild = os.fork()
+        except OSError:
+            os.write(tell, b"R")
+        else:
+            if grandchild == 0:
+                os._exit(0)
+            os.waitpid(grandchild, 0)
+            os.write(tell, b"F")
+        signal.pause()
+    finally:
+        os._exit(1)
+
+
+# -- groups ----------------------------------------------------------------------------------------
+
+
+class Cgroups:
+    """All groups of one vsm run; lives in the supervisor.
+
+    Args:
+        facts: what `detect` answered in this same process.
+    """
+
+    def __init__(self, facts: CgroupFacts) -> None:
+        self.facts = facts
+        self.run = run_name()
+
+    def create(self, name: str, limits: CgroupLimits) -> Group:
+        """Make a worker's group with its limits; empty where no cgroup works.
+
+        Raises:
+            VsmError: a controller that the facts promise refused a limit.
+        """
+        group = Group(self.facts, f"{self.run}/{_folder_name(name)}")
+        try:
+            group.make()
+        except OSError as error:
+            raise _failed("make a control group", str(error.filename), error) from error
+        group.set_limits(limits)
+        return group
+
+    def sweep(self) -> list[str]:
+        """Kill and remove what dead vsm runs of this pid namespace left; return their names."""
+        swept = []
+        for name in sorted(_run_names(self.facts.folders)):
+            if name != self.run and _owner_is_dead(name):
+                self._remove_all(name)
+                swept.append(name)
+        return swept
+
+    def close(self) -> None:
+        """Kill what is left in any group of this run, and remove them all."""
+        self._remove_all(self.run)
+
+    def _remove_all(self, run: str) -> None:
+        workers = [f"{run}/{worker}" for worker in _group_names(self.facts.folders, run)]
+        for relative in (*workers, run):
+            group = Group(self.facts, relative)
+            group.kill()
+            group.remove()
+
+
+class Group:
+    """One worker's group: the same relative path in every hierarchy in use."""
+
+    def __init__(self, facts: CgroupFacts, relative: str) -> None:
+        self.facts = facts
+        self.relative = relative
+        self.folders = {name: Path(base, relative) for name, base in facts.folders.items()}
+
+    @property
+    def procs(self) -> tuple[str, ...]:
+        """The files into which a process writes "0" to join."""
+        return tuple(dict.fromkeys(str(f / "cgroup.procs") for f in self.folders.values()))
+
+    @property
+    def unified(self) -> str | None:
+        """The v2 folder, for CLONE_INTO_CGROUP."""
+        folder = self.folders.get("unified")
+        return str(folder) if folder else None
+
+    def make(self) -> None:
+        """Make the folders; in v2 the run's folder hands its controllers on."""
+        for folder in dict.fromkeys(self.folders.values()):
+            _made(folder.parent)
+            if self.facts.kind == "v2":
+                wanted = [name for name in CONTROLLERS if name in self.folders]
+                control = folder.parent / "cgroup.subtree_control"
+                if not set(wanted) <= set(_words(control)):
+                    _write(control, " ".join(f"+{name}" for name in wanted))
+            _made(folder)
+
+    def set_limits(self, limits: CgroupLimits) -> None:
+        """Put limits in force now; works on a running worker too.
+
+        Raises:
+            VsmError: a limit was refused, with the file and the reason.
+        """
+        writes = _v2_writes if self.facts.kind == "v2" else _v1_writes
+        for controller, file, value in writes(limits):
+            folder = self.folders.get(controller)
+            if folder is None or (file.startswith("memory.mems") and not (folder / file).exists()):
+                continue
+            try:
+                _write(folder / file, value)
+            except OSError as error:
+                raise _failed(f"write {value} to", str(folder / file), error) from error
+
+    def limits(self) -> CgroupLimits:
+        """Read the limits back from the kernel."""
+        if self.facts.kind == "v2":
+            quota, _, period = self._text("cpu", "cpu.max").partition(" ")
+            memory = self._number("memory", "memory.max")
+            swap = self._number("memory", "memory.swap.max")
+        else:
+            quota = self._text("cpu", "cpu.cfs_quota_us")
+            period = self._text("cpu", "cpu.cfs_period_us")
+            memory = self._number("memory", "memory.limit_in_bytes")
+            both = self._number("memory", "memory.memsw.limit_in_bytes")
+            swap = both - memory if both is not None and memory is not None else None
+        cores = int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+        return CgroupLimits(
+            memory_bytes=memory,
+            swap_bytes=swap,
+            processes=self._number("pids", "pids.max"),
+            cpu_cores=cores,
+        )
+
+    def usage(self) -> Usage:
+        """Read what the group uses now."""
+        if self.facts.kind == "v2":
+            cpu_us = _keyed(self._text("cpu", "cpu.stat"), "usage_usec")
+            return Usage(
+                memory_bytes=self._number("memory", "memory.current"),
+                memory_peak_bytes=self._number("memory", "memory.peak"),
+                oom_kills=_keyed(self._text("memory", "memory.events"), "oom_kill"),
+                cpu_s=None if cpu_us is None else cpu_us / 1e6,
+                processes=self._number("pids", "pids.current"),
+            )
+        cpu_ns = self._number("cpuacct", "cpuacct.usage")
+        return Usage(
+            memory_bytes=self._number("memory", "memory.usage_in_bytes"),
+            memory_peak_bytes=self._number("memory", "memory.max_usage_in_bytes"),
+            oom_kills=_keyed(self._text("memory", "memory.oom_control"), "oom_kill"),
+            cpu_s=None if cpu_ns is None else cpu_ns / 1e9,
+            processes=self._number("pids", "pids.current"),
+        )
+
+    def pids(self) -> set[int]:
+        """The processes in the group, as this pid namespace numbers them."""
+        found = {int(pid) for path in self.procs for pid in _words(Path(path))}
+        return found - {0}
+
+    def kill(self) -> None:
+        """Kill every process of the group, new ones included; wait until each is dead."""
+        unified = self.folders.get("unified")
+        if unified is not None:
+            with contextlib.suppress(OSError):
+                pids = self.pids()
+                _write(unified / "cgroup.kill", "1")
+                _wait_dead(pids)
+        for _ in range(KILL_ROUNDS):  # without cgroup.kill a fork can escape one round, not frozen
+            pids = self.pids()
+            if not pids:
+                return
+            self.freeze()
+            for pid in pids | self.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.thaw()
+            _wait_dead(pids)
+
+    def freeze(self) -> bool:
+        """Stop every process where it is; False where no freezer works."""
+        return self._set_frozen(frozen=True)
+
+    def thaw(self) -> bool:
+        """Undo `freeze`."""
+        return self._set_frozen(frozen=False)
+
+    def try_remove(self) -> bool:
+        """Remove the folders now; False while a process is still in one."""
+        gone = True
+        for folder in dict.fromkeys(self.folders.values()):
+            gone = _removed(folder) and gone
+        return gone
+
+    def remove(self) -> bool:
+        """Kill what is left and remove the folders; False if the kernel still holds one."""
+        for _ in range(KILL_ROUNDS):
+            if self.try_remove():
+                return True
+            self.kill()
+            time.sleep(0.001)  # a dead task leaves its group a moment after its pidfd fires
+        return False
+
+    def _set_frozen(self, *, frozen: bool) -> bool:
+        for name, file, values in (
+            ("unified", "cgroup.freeze", ("0", "1")),
+            ("freezer", "freezer.state", ("THAWED", "FROZEN")),
+        ):
+            folder = self.folders.get(name)
+            if folder is not None and (folder / file).exists():
+                with contextlib.suppress(OSError):
+                    _write(folder / file, values[frozen])
+                    return True
+        return False
+
+    def _text(self, controller: str, file: str) -> str:
+        folder = self.folders.get(controller)
+        try:
+            return (folder / file).read_text(encoding="ascii").strip() if folder else ""
+        except OSError:
+            return ""
+
+    def _number(self, controller: str, file: str) -> int | None:
+        text = self._text(controller, file)
+        # v1 writes "no limit" as the largest multiple of a page.
+        return int(text) if text.isdigit() and int(text) < 1 << 62 else None
+
+
+def _v2_writes(limits: CgroupLimits) -> Iterator[tuple[str, str, str]]:
+    if limits.swap_bytes is not None:
+        yield "memory", "memory.swap.max", str(limits.swap_bytes)
+    yield "memory", "memory.max", _or(limits.memory_bytes, "max")
+    yield "memory", "memory.oom.group", "0"
+    yield "pids", "pids.max", _or(limits.processes, "max")
+    cores = limits.cpu_cores
+    quota = "max" if cores is None else str(max(1000, int(cores * CPU_PERIOD_US)))
+    yield "cpu", "cpu.max", f"{quota} {CPU_PERIOD_US}"
+
+
+def _v1_writes(limits: CgroupLimits) -> Iterator[tuple[str, str, str]]:
+    # memory <= memory + swap holds at every moment: lift the sum, set the part, set the sum.
+    yield "memory", "memory.memsw.limit_in_bytes", "-1"
+    yield "memory", "memory.limit_in_bytes", _or(limits.memory_bytes, "-1")
+    if limits.memory_bytes is not None and limits.swap_bytes is not None:
+        both = limits.memory_bytes + limits.swap_bytes
+        yield "memory", "memory.memsw.limit_in_bytes", str(both)
+    yield "pids", "pids.max", _or(limits.processes, "max")
+    cores = limits.cpu_cores
+    yield "cpu", "cpu.cfs_period_us", str(CPU_PERIOD_US)
+    yield "cpu", "cpu.cfs_quota_us", _or(cores and max(1000, int(cores * CPU_PERIOD_US)), "-1")
+
+
+# -- names and files -------------------------------------------------------------------------------
+
+
+def run_name() -> str:
+    """This process's name for its groups: pid, start time, pid namespace."""
+    namespace = os.stat("/proc/self/ns/pid").st_ino
+    return f"vsm-{os.getpid()}-{_start_time(os.getpid())}-{namespace}"
+
+
+def _owner_is_dead(name: str) -> bool:
+    match = RUN_NAME.match(name)
+    if match is None or int(match.group(3)) != os.stat("/proc/self/ns/pid").st_ino:
+        return False  # another pid namespace's run: its pids mean nothing here
+    return _start_time(int(match.group(1))) != int(match.group(2))
+
+
+def _start_time(pid: int) -> int | None:
+    try:
+        raw = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    state, *fields = raw.rpartition(")")[2].split()
+    return None if state in "ZX" else int(fields[18])  # field 22 of proc_pid_stat(5)
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] or "_"
+
+
+def _run_names(folders: dict[str, str]) -> set[str]:
+    return {
+        entry.name
+        for base in set(folders.values())
+        for entry in Path(base).iterdir()
+        if RUN_NAME.match(entry.name) and entry.is_dir()
+    }
+
+
+def _group_names(folders: dict[str, str], run: str) -> set[str]:
+    runs = [Path(base, run) for base in set(folders.values())]
+    return {e.name for folder in runs if folder.is_dir() for e in folder.iterdir() if e.is_dir()}
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False):
+                _removed(Path(entry.path))
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _wait_dead(pids: set[int], timeout_s: float = 2.0) -> None:
+    """Wait on pidfds; a process that is not ours to wait for still makes its pidfd readable."""
+    poll, fds = select.poll(), []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fds.append(os.pidfd_open(pid))
+            poll.register(fds[-1], select.POLLIN)
+    end = time.monotonic() + timeout_s
+    waiting = set(fds)
+    while waiting and (left := end - time.monotonic()) > 0:
+        for fd, _ in poll.poll(left * 1000):
+            poll.unregister(fd)
+            waiting.discard(fd)
+    for fd in fds:
+        os.close(fd)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _write(path: Path, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # O_CREAT or O_TRUNC mean nothing here
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(fd)
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").split()
+    except OSError:
+        return []
+
+
+def _keyed(text: str, key: str) -> int | None:
+    pairs = (line.split() for line in text.splitlines())
+    return next((int(pair[1]) for pair in pairs if pair[:1] == [key]), None)
+
+
+def _or(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else str(int(value))
+
+
+def _failed(action: str, path: str, error: OSError) -> VsmError:
+    return VsmError(
+        "cgroup", f"cannot {action} {path}: {error.strerror}", "Run `vsm sandbox probe`."
+    )
