@@ -140,7 +140,7 @@ class SystemContext:
 
     def beat(self, lag_s: float) -> None:
         """Write one heartbeat: alive now, and what the links have seen."""
-        links = [self.control, *self.outgoing.values(), *self.incoming.values()]
+        links: list[Link[Any]] = [self.control, *self.outgoing.values(), *self.incoming.values()]
         seen = [link.statistics() for link in links]
         self.board.beat(
             lag_ns=max(0, int(lag_s * 1e9)),
