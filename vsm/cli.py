@@ -1,0 +1,117 @@
+"""`vsm COMMAND`: finds the command's module, and turns errors into text and an exit code.
+
+Owns the table of commands and the one boundary at which a VsmError becomes a line on stderr. Only
+the module of the command that was typed is imported: `vsm status` has to answer at once.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from vsm import __version__
+from vsm.errors import ConfigurationError, VsmError
+
+# command -> (module, summary). A module may serve several commands.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("vsm.commands.up", "run vsm in the foreground"),
+    "connect": ("vsm.connect", "bridge stdio to the running vsm; what a desktop client launches"),
+    "status": ("vsm.commands.status", "show every worker and the layers in force"),
+    "tools": ("vsm.commands.tools", "list the tools of all integrations"),
+    "call": ("vsm.commands.call", "call one tool"),
+    "start": ("vsm.commands.worker", "start an integration"),
+    "stop": ("vsm.commands.worker", "stop an integration, or all of vsm"),
+    "restart": ("vsm.commands.worker", "restart an integration"),
+    "drain": ("vsm.commands.worker", "finish the calls in flight, then stop an integration"),
+    "logs": ("vsm.commands.logs", "show what an integration wrote to stderr"),
+    "panic": ("vsm.commands.panic", "stop every integration now and refuse calls"),
+    "resume": ("vsm.commands.panic", "end a panic"),
+    "doctor": ("vsm.commands.doctor", "check this host and this installation"),
+    "profile": ("vsm.commands.profile", "list, show, check or explain sandbox profiles"),
+    "sandbox": ("vsm.commands.sandbox", "confine any command, or probe what this host gives"),
+}
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    def add_parser(self, subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+        """Add the parsers of the module's commands."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; `args.command` is the command as typed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code (docs/cli.md lists them)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except VsmError as error:
+        print(f"vsm: {_one_line(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; keep the interpreter from failing again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_BROKEN_PIPE
+    return code
+
+
+def _run(words: list[str]) -> int:
+    name = words[0] if words else ""
+    if name in {"-h", "--help", "help"}:
+        print(_overview())
+        return 0
+    if name in {"-V", "--version"}:
+        print(f"vsm {__version__}")
+        return 0
+    if not name:
+        print(_overview(), file=sys.stderr)
+        return EXIT_USAGE
+    if name not in COMMANDS:
+        raise _unknown(name)
+    command = cast("Command", importlib.import_module(COMMANDS[name][0]))
+    return command.run(_parser_of(command).parse_args(words))
+
+
+def _parser_of(command: Command) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vsm", allow_abbrev=False)
+    command.add_parser(parser.add_subparsers(dest="command", required=True, metavar="COMMAND"))
+    return parser
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vsm COMMAND ...",
+            "",
+            "Run untrusted MCP servers, each confined by the kernel, behind one endpoint.",
+            "",
+            *lines,
+            "",
+            "`vsm COMMAND --help` says more. Exit codes: docs/cli.md.",
+        ]
+    )
+
+
+def _unknown(name: str) -> ConfigurationError:
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"Did you mean `vsm {near[0]}`?" if near else "`vsm --help` lists them."
+    return ConfigurationError("", f"no command {name!r}", hint)
+
+
+def _one_line(text: str) -> str:
+    """Errors may quote foreign text: nothing in it may move a terminal's cursor."""
+    return "".join(char if char.isprintable() else " " for char in text)

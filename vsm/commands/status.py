@@ -1,0 +1,90 @@
+"""`vsm status`: every worker, its state, and the layers that are really in force for it."""
+
+import argparse
+from typing import Any
+
+from vsm.commands.control_client import RefusedError, request
+from vsm.commands.terminal import (
+    BOLD,
+    RED,
+    bytes_text,
+    coloured,
+    print_json,
+    print_table,
+    seconds_text,
+)
+
+EXIT_NOT_FOUND = 5
+HEADINGS = ("NAME", "KIND", "STATE", "PID", "TIER", "LACKS", "UP", "MEMORY", "CPU", "RESTARTS")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `status`."""
+    parser = subparsers.add_parser("status", help="show every worker and the layers in force")
+    parser.add_argument("name", nargs="?", help="one worker, with all its layers")
+    parser.add_argument("--json", action="store_true", help="the schema is in docs/cli.md")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, one worker, or JSON."""
+    status = request("status")
+    if args.name:
+        status["workers"] = [w for w in status["workers"] if args.name in _names(w)]
+        if not status["workers"]:
+            raise RefusedError(args.name, "no such worker", "See `vsm status`.", EXIT_NOT_FOUND)
+    if args.json:
+        print_json(status)
+    elif args.name:
+        for worker in status["workers"]:
+            _print_worker(worker)
+    else:
+        _print_all(status)
+    return 0
+
+
+def _names(worker: dict[str, Any]) -> tuple[str | None, ...]:
+    return worker["name"], worker.get("integration")
+
+
+def _print_all(status: dict[str, Any]) -> None:
+    endpoint = status["endpoint"]
+    ready = "ready" if status["ready"] else "starting"
+    print(
+        f"vsm {status['version']} {coloured(ready, BOLD)}, pid {status['pid']}, "
+        f"up {seconds_text(status['uptime_s'])}, "
+        f"{endpoint.get('http') or 'no HTTP'}, {endpoint['socket']}"
+    )
+    if status["panic"]:
+        print(coloured("PANIC: every integration is stopped. `vsm resume` ends it.", RED))
+    print_table(HEADINGS, [_row(worker) for worker in status["workers"]])
+    for worker in status["workers"]:
+        if worker["state"] not in {"ready", "starting"} and worker.get("detail"):
+            print_table(("", ""), [(worker["name"], worker["detail"])])
+
+
+def _row(worker: dict[str, Any]) -> tuple[str, ...]:
+    absent = [layer["name"] for layer in worker.get("layers") or () if layer["state"] == "absent"]
+    cpu_s = worker.get("cpu_s")
+    return (
+        worker["name"],
+        worker["kind"],
+        worker["state"],
+        str(worker.get("pid") or "-"),
+        worker.get("tier") or "-",
+        ",".join(absent) or "-",
+        seconds_text(worker.get("uptime_s")),
+        bytes_text(worker.get("memory_bytes")),
+        "-" if cpu_s is None else f"{cpu_s:.1f}s",
+        str(worker.get("restarts", 0)),
+    )
+
+
+def _print_worker(worker: dict[str, Any]) -> None:
+    print_table(HEADINGS, [_row(worker)])
+    if worker.get("detail"):
+        print_table(("", ""), [("", worker["detail"])])
+    layers = worker.get("layers") or []
+    if layers:
+        print()
+        rows = [(layer["name"], layer["state"], layer.get("detail") or "") for layer in layers]
+        print_table(("LAYER", "STATE", "DETAIL"), rows)
