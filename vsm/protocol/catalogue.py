@@ -1,0 +1,238 @@
+"""What all integrations offer, merged under public names and kept as ready bytes.
+
+Pure. A tool or prompt is called `PREFIX__NAME`; an empty prefix leaves the name bare, and a
+clash then drops every claimant and says so in `notes`. Resource URIs are never rewritten:
+one that two integrations claim is served by neither. Names and descriptions are foreign text
+and go through unchanged; nothing here interprets them.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from vsm.protocol import jsonrpc
+from vsm.protocol.jsonrpc import DecodeError, Object
+from vsm.protocol.tables import LISTS
+
+SEPARATOR: Final = "__"
+MAX_NAME_CHARS: Final = 64
+MAX_PAGES: Final = 100
+MAX_ITEMS: Final = 10_000
+MAX_URI_CHARS: Final = 8192
+_DIGEST_CHARS: Final = 8
+_UNFIT = re.compile(r"[^A-Za-z0-9_-]")
+_EXPRESSION = re.compile(r"\{[^{}]*\}")
+
+
+@dataclass
+class Surface:
+    """What one integration offers: its lists as it sent them, each item's members raw.
+
+    Args:
+        prefix: what its names start with; "" leaves them bare.
+    """
+
+    prefix: str
+    lists: dict[str, list[Object]] = field(default_factory=dict)
+    serves_resources: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a public name leads: the integration and the name that its server knows."""
+
+    integration: str
+    name: str
+    raw_name: Raw
+
+
+@dataclass(frozen=True)
+class Template:
+    """A resource template: the literal parts of a URI, in order, and who serves it."""
+
+    integration: str
+    literals: tuple[str, ...]
+
+    @property
+    def weight(self) -> int:
+        """How much of a URI it pins down."""
+        return sum(map(len, self.literals))
+
+    def matches(self, uri: str) -> bool:
+        """Whether `uri` has the literal parts in order; linear, whatever the template."""
+        first, *middle, last = self.literals if len(self.literals) > 1 else (*self.literals, "")
+        end = len(uri) - len(last)
+        if not uri.startswith(first) or not uri.endswith(last) or end < len(first):
+            return False
+        position = len(first)
+        for literal in middle:
+            found = uri.find(literal, position, end)
+            if found < 0:
+                return False
+            position = found + len(literal)
+        return True
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The merged whole. `pages` are results of list requests, without their last brace."""
+
+    tools: dict[str, Entry] = field(default_factory=dict)
+    prompts: dict[str, Entry] = field(default_factory=dict)
+    resources: dict[str, str] = field(default_factory=dict)
+    contested: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    templates: tuple[Template, ...] = ()
+    servers: tuple[str, ...] = ()
+    pages: dict[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def legacy_page(self, method: str) -> bytes:
+        """The result of a legacy list request."""
+        return self.pages[method] + b"}"
+
+    def modern_page(self, method: str, ttl_ms: int) -> bytes:
+        """The result of a modern list request."""
+        tail = b',"resultType":"complete","ttlMs":%d,"cacheScope":"private"}'
+        return self.pages[method] + tail % ttl_ms
+
+    def resource_owner(self, uri: str) -> str | tuple[str, ...]:
+        """The integration that serves `uri`, or all that claim it (none: an empty tuple)."""
+        if len(uri) > MAX_URI_CHARS:
+            return ()
+        if uri in self.contested:
+            return self.contested[uri]
+        if uri in self.resources:
+            return self.resources[uri]
+        fits = [template for template in self.templates if template.matches(uri)]
+        best = max((template.weight for template in fits), default=0)
+        owners = {template.integration for template in fits if template.weight == best}
+        claimants = tuple(sorted(owners)) or self.servers
+        return claimants[0] if len(claimants) == 1 else tuple(sorted(owners))
+
+
+def public_name(prefix: str, name: str, integration: str) -> str:
+    """The name under which clients see `name`: at most 64 of [A-Za-z0-9_-], stable."""
+    whole = f"{prefix}{SEPARATOR}{name}" if prefix else name
+    fit = _UNFIT.sub("_", whole)
+    if fit == whole and len(fit) <= MAX_NAME_CHARS:
+        return fit
+    digest = hashlib.sha256(f"{integration}\0{name}".encode(errors="surrogatepass")).hexdigest()
+    return f"{fit[: MAX_NAME_CHARS - _DIGEST_CHARS - 1]}_{digest[:_DIGEST_CHARS]}"
+
+
+def parse_page(method: str, result: Raw) -> tuple[list[Object], str | None]:
+    """The items of one page of a list, and the cursor of the next.
+
+    Raises:
+        DecodeError: it is not a list of objects.
+    """
+    members = jsonrpc.members(result)
+    try:
+        items = msgspec.json.decode(members.get(LISTS[method], b"[]"), type=list[Object])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise DecodeError(jsonrpc.INVALID_PARAMS, f"{method}: expected a list of objects") from None
+    return items, jsonrpc.text(members, "nextCursor")
+
+
+def merge(surfaces: Mapping[str, Surface]) -> Catalogue:
+    """Merge what the integrations offer, in the order of their names."""
+    notes: list[str] = []
+    tools, tool_items = _merge_named("tools/list", surfaces, notes)
+    prompts, prompt_items = _merge_named("prompts/list", surfaces, notes)
+    owners, contested, resource_items = _merge_resources(surfaces, notes)
+    templates, template_items = _merge_templates(surfaces)
+    merged = {
+        "tools/list": tool_items,
+        "prompts/list": prompt_items,
+        "resources/list": resource_items,
+        "resources/templates/list": template_items,
+    }
+    return Catalogue(
+        tools=tools,
+        prompts=prompts,
+        resources=owners,
+        contested=contested,
+        templates=templates,
+        servers=tuple(sorted(name for name, s in surfaces.items() if s.serves_resources)),
+        pages={method: _page(LISTS[method], items) for method, items in merged.items()},
+        notes=tuple(notes),
+    )
+
+
+def _page(key: str, items: Iterable[Object]) -> bytes:
+    return b'{"%b":[%b]' % (key.encode(), b",".join(jsonrpc.encode(item) for item in items))
+
+
+def _named_items(
+    method: str, surfaces: Mapping[str, Surface], notes: list[str]
+) -> Iterable[tuple[str, Entry, Object]]:
+    for integration in sorted(surfaces):
+        surface = surfaces[integration]
+        seen: set[str] = set()
+        for item in surface.lists.get(method, ()):
+            name = jsonrpc.text(item, "name")
+            if not name or name in seen:
+                notes.append(f"{integration}: {method}: an item without a name of its own")
+                continue
+            seen.add(name)
+            public = public_name(surface.prefix, name, integration)
+            yield public, Entry(integration, name, item["name"]), item
+
+
+def _merge_named(
+    method: str, surfaces: Mapping[str, Surface], notes: list[str]
+) -> tuple[dict[str, Entry], list[Object]]:
+    claims: dict[str, list[tuple[Entry, Object]]] = {}
+    for public, entry, item in _named_items(method, surfaces, notes):
+        claims.setdefault(public, []).append((entry, item))
+    entries: dict[str, Entry] = {}
+    items: list[Object] = []
+    for public, claimants in claims.items():
+        if len(claimants) > 1:
+            who = ", ".join(entry.integration for entry, _ in claimants)
+            notes.append(f"{public}: claimed by {who}, served by none; give them a prefix")
+            continue
+        entry, item = claimants[0]
+        entries[public] = entry
+        items.append({**item, "name": jsonrpc.raw_of(public)})
+    return entries, items
+
+
+def _merge_resources(
+    surfaces: Mapping[str, Surface], notes: list[str]
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]], list[Object]]:
+    claims: dict[str, list[tuple[str, Object]]] = {}
+    for integration in sorted(surfaces):
+        own: dict[str, Object] = {}
+        for item in surfaces[integration].lists.get("resources/list", ()):
+            uri = jsonrpc.text(item, "uri")
+            if uri and len(uri) <= MAX_URI_CHARS:
+                own.setdefault(uri, item)
+        for uri, item in own.items():
+            claims.setdefault(uri, []).append((integration, item))
+    contested = {uri: tuple(who for who, _ in c) for uri, c in claims.items() if len(c) > 1}
+    notes.extend(f"{uri}: claimed by {', '.join(who)}" for uri, who in contested.items())
+    single = {uri: c[0] for uri, c in claims.items() if len(c) == 1}
+    return (
+        {uri: who for uri, (who, _) in single.items()},
+        contested,
+        [i for _, i in single.values()],
+    )
+
+
+def _merge_templates(surfaces: Mapping[str, Surface]) -> tuple[tuple[Template, ...], list[Object]]:
+    templates: list[Template] = []
+    items: list[Object] = []
+    for integration in sorted(surfaces):
+        for item in surfaces[integration].lists.get("resources/templates/list", ()):
+            pattern = jsonrpc.text(item, "uriTemplate")
+            if not pattern or len(pattern) > MAX_URI_CHARS:
+                continue
+            templates.append(Template(integration, tuple(_EXPRESSION.split(pattern))))
+            items.append(item)
+    return tuple(templates), items

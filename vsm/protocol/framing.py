@@ -1,0 +1,108 @@
+"""Newline framing: bytes in, frames out, memory bounded whatever the peer sends.
+
+Sans-io. Owns the split of a byte stream into lines; knows nothing of JSON.
+Runs in S1, on bytes that an untrusted server or a client wrote.
+"""
+
+import re
+from collections.abc import Iterator
+
+HEAD_BYTES = 512
+TAIL_BYTES = 256
+
+_ID_AT_HEAD = re.compile(
+    rb'^\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,19})\s*[,}]'
+)
+_ID_AT_TAIL = re.compile(rb'"id"\s*:\s*(\d{1,19})\s*\}\s*$')
+
+
+class OversizedFrame:
+    """A line longer than the bound: reported once, when it ends, and kept nowhere.
+
+    Args:
+        head: its first bytes. tail: its last bytes. size_bytes: how long it was.
+    """
+
+    __slots__ = ("head", "size_bytes", "tail")
+
+    def __init__(self, head: bytes, tail: bytes, size_bytes: int) -> None:
+        self.head = head
+        self.tail = tail
+        self.size_bytes = size_bytes
+
+
+def salvage_id(head: bytes, tail: bytes) -> int | None:
+    """The integer id that a frame which cannot be decoded seems to answer.
+
+    A guess from untrusted bytes: good enough to fail a call of the same server at once
+    instead of letting it run into its time-out, and for nothing else.
+    """
+    match = _ID_AT_HEAD.search(head[:HEAD_BYTES]) or _ID_AT_TAIL.search(tail[-TAIL_BYTES:])
+    return int(match.group(1)) if match else None
+
+
+class LineSplitter:
+    """Splits a byte stream at newlines; holds at most one frame of `max_frame_bytes`.
+
+    A carriage return before the newline is dropped, empty lines are skipped.
+    """
+
+    __slots__ = ("_head", "_max", "_parts", "_size", "_tail", "skipping")
+
+    def __init__(self, max_frame_bytes: int) -> None:
+        self._max = max_frame_bytes
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._head = b""
+        self._tail = b""
+        self.skipping = False
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of an unfinished line is held in memory."""
+        return self._size if not self.skipping else len(self._head) + len(self._tail)
+
+    def feed(self, data: bytes) -> Iterator[bytes | OversizedFrame]:
+        """The frames that `data` completes, in order."""
+        lines = data.split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            frame: bytes | OversizedFrame = line
+            if self._size:
+                frame = self._finish(line)
+            elif len(line) > self._max:
+                frame = OversizedFrame(line[:HEAD_BYTES], line[-TAIL_BYTES:], len(line))
+            elif line.endswith(b"\r"):
+                frame = line[:-1]
+            if frame:
+                yield frame
+        if rest:
+            self._hold(rest)
+
+    def resynchronise(self) -> None:
+        """Forget what is held and skip to the next line end, reporting nothing."""
+        self._parts.clear()
+        self._size = 0
+        self.skipping = False
+
+    def _hold(self, part: bytes) -> None:
+        self._size += len(part)
+        if self.skipping:
+            self._tail = (self._tail + part)[-TAIL_BYTES:]
+            return
+        self._parts.append(part)
+        if self._size > self._max:
+            whole = b"".join(self._parts)
+            self._head, self._tail = whole[:HEAD_BYTES], whole[-TAIL_BYTES:]
+            self._parts.clear()
+            self.skipping = True
+
+    def _finish(self, last: bytes) -> bytes | OversizedFrame:
+        self._hold(last)
+        size, self._size = self._size, 0
+        if self.skipping:
+            self.skipping = False
+            return OversizedFrame(self._head, self._tail, size)
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        return whole[:-1] if whole.endswith(b"\r") else whole
