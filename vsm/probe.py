@@ -188,7 +188,7 @@ def _try(name: str, action: Callable[[], int | None], reasons: dict[str, str]) -
 def _be_trial(action: Callable[[], int | None], tell: int) -> None:
     """Runs in the child; never returns."""
     try:
-        answer = {"value": action()}
+        answer: dict[str, int | str | None] = {"value": action()}
     except Exception as error:  # noqa: BLE001  # the boundary: a trial's failure is its result
         answer = {"error": getattr(error, "strerror", None) or str(error)}
     try:
