@@ -120,10 +120,21 @@ ToSystem: TypeAlias = (
 # ---- system → supervisor -------------------------------------------------------------------
 
 
+class LayerReport(BaseModel):
+    """One layer of a process's confinement, as it really came out."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str = Field(max_length=64)
+    state: Literal["in force", "absent", "not required"]
+    detail: str = Field(default="", max_length=1024)
+
+
 class Ready(Message):
     """The system serves; the one fd is its heartbeat board ("board")."""
 
     kind: Literal["ready"] = "ready"
+    layers: tuple[LayerReport, ...] = Field(default=(), max_length=32)
 
 
 class Session(Message):
@@ -175,7 +186,7 @@ class Fork(Message):
     kind: Literal["fork"] = "fork"
     system: Name
     epoch: int = Field(ge=1)
-    plan: str | None = Field(default=None, max_length=120_000)  # JSON of the compiled plan
+    plan: str = Field(max_length=120_000)  # JSON of the compiled plan
 
 
 class TemplateReady(Message):

@@ -13,15 +13,14 @@ from vsm.board import BoardWriter
 from vsm.core import channels
 from vsm.link import Link, close_fds
 from vsm.messages import (
-    CHANNEL_PARSERS,
     Answer,
     Body,
     ChannelMessage,
+    LayerReport,
     Query,
     Ready,
     Start,
     ToSystem,
-    parse_to_system,
 )
 
 HEARTBEAT_INTERVAL_S = 0.25
@@ -36,24 +35,27 @@ class SystemContext:
     Args:
         name: "system1" … "system5".
         control: the link to the supervisor.
-        outgoing: the channels that this system may send on, by channel name.
-        incoming: the channels that this system receives from, by channel name.
+        ends: this system's ends of its channels, by channel name.
         board: the heartbeat board, already sealed.
+        layers: how this process is confined, as it came out.
     """
 
     def __init__(
         self,
         name: str,
         control: Link[ToSystem],
-        outgoing: dict[str, Link[ChannelMessage]],
-        incoming: dict[str, Link[ChannelMessage]],
+        ends: dict[str, Link[ChannelMessage]],
         board: BoardWriter,
+        *,
+        layers: list[dict[str, str]],
     ) -> None:
         self.name = name
         self.control = control
-        self.outgoing = outgoing
-        self.incoming = incoming
+        mine = {channel.name for channel in channels.sends(name)}
+        self.outgoing = {key: link for key, link in ends.items() if key in mine}
+        self.incoming = {key: link for key, link in ends.items() if key not in mine}
         self.board = board
+        self.layers = layers
         self.stopping = asyncio.Event()
         self.answers: dict[str, Callable[[], Body]] = {"state": self.channel_state}
         self._callbacks: dict[str, MessageCallback] = {}
@@ -85,7 +87,8 @@ class SystemContext:
 
     def ready(self) -> None:
         """Report readiness, with the board."""
-        self.control.send(Ready(fds=("board",)), [self.board.fileno()])
+        layers = tuple(LayerReport.model_validate(layer) for layer in self.layers)
+        self.control.send(Ready(layers=layers, fds=("board",)), [self.board.fileno()])
 
     def report(self, message: Any) -> bool:  # noqa: ANN401 - any model of FromSystem
         """Send to the supervisor; False when it was dropped."""
@@ -157,22 +160,9 @@ async def _heartbeat(context: SystemContext) -> None:
         context.beat(time.monotonic() - due)
 
 
-async def run_system(
-    name: str,
-    control: Link[ToSystem],
-    ends: dict[str, Link[ChannelMessage]],
-    board: BoardWriter,
-    main: SystemMain,
-) -> None:
+async def run_system(make_context: Callable[[], SystemContext], main: SystemMain) -> None:
     """Run one system until it is told to stop; `main` returns when `context.stopping` is set."""
-    mine = {channel.name for channel in channels.sends(name)}
-    context = SystemContext(
-        name,
-        control,
-        {key: link for key, link in ends.items() if key in mine},
-        {key: link for key, link in ends.items() if key not in mine},
-        board,
-    )
+    context = make_context()
     context.open()
     context.beat(0.0)
     heart = asyncio.create_task(_heartbeat(context))
@@ -180,17 +170,4 @@ async def run_system(
         await main(context)
     finally:
         heart.cancel()
-        control.flush()
-
-
-def channel_links(fds: dict[str, int]) -> dict[str, Link[ChannelMessage]]:
-    """Links over inherited channel descriptors, by channel name."""
-    import socket
-
-    return {
-        name: Link(socket.socket(fileno=fd), CHANNEL_PARSERS[name.rpartition(":")[2]])
-        for name, fd in fds.items()
-    }
-
-
-__all__ = ["SystemContext", "SystemMain", "channel_links", "parse_to_system", "run_system"]
+        context.control.flush()
