@@ -12,9 +12,9 @@ from vsm.core.seccomp_bpf import (
     Action,
     ArgumentFilter,
     Clause,
+    Comparison,
     Decision,
     Rules,
-    Comparison,
     compile_filter,
     simulate,
 )
