@@ -1,0 +1,96 @@
+"""`vsm call INTEGRATION TOOL '{...}'`: call one tool and print what it answers."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from vsm.commands.control_client import RefusedError, request
+from vsm.commands.mcp_client import Client
+from vsm.commands.terminal import foreign, print_json
+from vsm.errors import ConfigurationError, VsmError
+
+EXIT_TOOL_ERROR = 1
+EXIT_NOT_FOUND = 5
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `call`."""
+    parser = subparsers.add_parser(
+        "call",
+        help="call one tool",
+        description="Call one tool. Lines that start with '>' are the server's own words.",
+    )
+    parser.add_argument("integration", metavar="INTEGRATION")
+    parser.add_argument("tool", metavar="TOOL", help="the server's name for it, or the listed one")
+    parser.add_argument("arguments", metavar="JSON", nargs="?", default="{}", help="- reads stdin")
+    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds (120)")
+    parser.add_argument("--json", action="store_true", help="the result as the gateway gave it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Call it; a tool's own error is exit code 1."""
+    arguments = _parse_arguments(args.arguments)
+    prefix = _prefix(args.integration)
+    with Client(args.timeout) as client:
+        name = _public_name(client, args.integration, prefix, args.tool)
+        result = client.request("tools/call", {"name": name, "arguments": arguments})
+    if args.json:
+        print_json(result)
+    elif result.get("resultType") == "input_required":
+        raise VsmError(name, "the server asks a question back", "Call it from an MCP client.")
+    else:
+        _print_result(result)
+    return EXIT_TOOL_ERROR if result.get("isError") else 0
+
+
+def _parse_arguments(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(sys.stdin.read() if text == "-" else text)
+    except ValueError as error:
+        remedy = 'Write an object in single quotes, such as \'{"path": "hello.txt"}\'.'
+        raise ConfigurationError(
+            "vsm call", f"the arguments are no JSON ({error})", remedy
+        ) from None
+    if not isinstance(value, dict):
+        raise ConfigurationError("vsm call", "expected a JSON object", "Name each argument.")
+    return value
+
+
+def _prefix(integration: str) -> str:
+    """Ask the supervisor what the tools of an integration start with."""
+    for worker in request("status")["workers"]:
+        if worker.get("integration") == integration:
+            prefix = worker.get("prefix")
+            return integration if prefix is None else str(prefix)
+    raise RefusedError(integration, "no such integration", "See `vsm status`.", EXIT_NOT_FOUND)
+
+
+def _public_name(client: Client, integration: str, prefix: str, tool: str) -> str:
+    from vsm.protocol.catalogue import public_name
+
+    listed = {item["name"] for item in client.items("tools/list", "tools")}
+    for name in (public_name(prefix, tool, integration), tool):
+        if name in listed:
+            return name
+    remedy = f"See `vsm tools {integration}` and `vsm status {integration}`."
+    raise RefusedError(integration, f"no tool {tool!r}", remedy, EXIT_NOT_FOUND)
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    stream = sys.stderr if result.get("isError") else sys.stdout
+    for item in result.get("content", ()):
+        kind = item.get("type")
+        text = item["text"] if kind == "text" else json.dumps(_without_blobs(item))
+        for line in foreign(str(text)):
+            print(line, file=stream)
+    if not result.get("content") and "structuredContent" in result:
+        print(json.dumps(result["structuredContent"], indent=2), file=stream)
+
+
+def _without_blobs(item: dict[str, Any]) -> dict[str, Any]:
+    """Name the size of encoded bytes instead of printing them."""
+    return {
+        key: f"<{len(value)} characters>" if key in {"data", "blob"} else value
+        for key, value in item.items()
+    }

@@ -1,0 +1,99 @@
+"""A small MCP client over `mcp.sock`: enough for `vsm tools` and `vsm call`.
+
+Modern era only, so there is no handshake: each request carries the protocol version and the
+client's capabilities (none: nothing here can answer a question that a server asks back).
+"""
+
+import json
+import socket
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from vsm import __version__
+from vsm.commands.control_client import connect
+from vsm.errors import VsmError
+from vsm.paths import MCP_SOCKET
+
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "vsm-cli", "version": __version__},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+MOST_PAGES = 1000
+MOST_FRAME_BYTES = 256 * 2**20
+
+
+class CallError(VsmError):
+    """The gateway or the server answered with a JSON-RPC error."""
+
+    def __init__(self, where: str, code: int, message: str) -> None:
+        super().__init__(where, f"{message.rstrip('.')} (error {code})")
+        self.code = code
+
+
+class Client:
+    """One connection; a context manager.
+
+    Args:
+        timeout_s: how long any answer may take; None waits for ever.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._socket: socket.socket = connect(MCP_SOCKET)
+        self._socket.settimeout(timeout_s)
+        self._lines = self._socket.makefile("rb")
+        self._next_id = 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lines.close()
+        self._socket.close()
+
+    def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and wait for its result; notifications on the way are dropped.
+
+        Raises:
+            CallError: the answer is an error.
+            VsmError: the connection broke, or the time is over.
+        """
+        number, self._next_id = self._next_id, self._next_id + 1
+        frame = {"jsonrpc": "2.0", "id": number, "method": method}
+        line = json.dumps({**frame, "params": {**params, "_meta": META}}) + "\n"
+        try:
+            self._socket.sendall(line.encode())
+            return self._result_of(number, method)
+        except TimeoutError:
+            what = f"no answer to {method} within {self._socket.gettimeout()} s"
+            raise VsmError("gateway", what, "See `vsm status`.") from None
+        except OSError as error:
+            raise VsmError("gateway", f"the connection broke: {error.strerror}") from error
+
+    def _result_of(self, number: int, method: str) -> dict[str, Any]:
+        while line := self._lines.readline(MOST_FRAME_BYTES):
+            message = json.loads(line)
+            if message.get("id") != number or "method" in message:
+                continue
+            if "error" in message:
+                error = message["error"]
+                raise CallError(method, int(error["code"]), str(error["message"]))
+            result: dict[str, Any] = message["result"]
+            return result
+        raise VsmError("gateway", "hung up without an answer", "See `vsm status` and ask again.")
+
+    def items(self, method: str, key: str) -> Iterator[dict[str, Any]]:
+        """Yield every item of a list request, page after page."""
+        cursor: str | None = None
+        for _ in range(MOST_PAGES):
+            result = self.request(method, {} if cursor is None else {"cursor": cursor})
+            yield from result.get(key, ())
+            cursor = result.get("nextCursor")
+            if not cursor:
+                return

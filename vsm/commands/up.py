@@ -1,0 +1,99 @@
+"""`vsm up`: run vsm in the foreground; a service manager runs this as well.
+
+Reads the configuration, hands it to the supervisor, and prints once everything is ready where the
+endpoint is and how a client connects.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from vsm.config import Config, load_config
+from vsm.errors import ConfigurationError
+from vsm.paths import MCP_SOCKET, TOKEN, runtime_dir
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `up`."""
+    parser = subparsers.add_parser(
+        "up",
+        help="run vsm in the foreground",
+        description="Run vsm until SIGTERM or Ctrl-C. Without a configuration it serves an "
+        "endpoint with no integrations.",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="vsm.toml ($VSM_CONFIG)")
+    parser.add_argument("--http", metavar="ADDRESS", help='another address; "" turns HTTP off')
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave this integration out; may be given several times",
+    )
+    parser.add_argument("--log", choices=("auto", "console", "json"), default="auto")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the supervisor; returns when it has shut down."""
+    config = _config(args)
+    from vsm.supervisor import run_supervisor
+
+    print(f"vsm: starting {_counted(config)}", file=sys.stderr, flush=True)
+    return run_supervisor(config, on_ready=lambda: _announce(config), log=args.log)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    import msgspec
+
+    chosen = args.config or os.environ.get("VSM_CONFIG")
+    config = load_config(Path(chosen) if chosen else None)
+    unknown = sorted(set(args.without) - set(config.integrations))
+    if unknown:
+        where = config.path or "vsm up"
+        raise ConfigurationError(where, f"no integration {unknown[0]!r} to leave out")
+    kept = {name: i for name, i in config.integrations.items() if name not in args.without}
+    gateway = config.gateway
+    if args.http is not None:
+        gateway = msgspec.structs.replace(gateway, http=args.http)
+    return msgspec.structs.replace(config, integrations=kept, gateway=gateway)
+
+
+def _counted(config: Config) -> str:
+    count = sum(item.enabled for item in config.integrations.values())
+    return (
+        f"{count} integration{'' if count == 1 else 's'} from {config.path or 'no configuration'}"
+    )
+
+
+def _announce(config: Config) -> None:
+    """Say how to connect; stderr, since stdout belongs to whoever reads the log."""
+    folder = runtime_dir()
+    lines = ["vsm: ready", "", "  a desktop client   add this to its mcpServers:"]
+    entry = {"vsm": {"command": _own_command(), "args": ["connect"], "env": _environment()}}
+    lines += [f"    {line}" for line in json.dumps(entry, indent=2).splitlines()]
+    if config.gateway.http:
+        lines.append(f"  HTTP               http://{config.gateway.http}/mcp")
+        if config.gateway.auth == "token":
+            lines.append(f"                     Authorization: Bearer $(cat {folder / TOKEN})")
+    lines += [
+        f"  unix socket        {folder / MCP_SOCKET}",
+        "  from a shell       vsm status, vsm tools, vsm call INTEGRATION TOOL '{...}'",
+        "",
+    ]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _own_command() -> str:
+    """The absolute path of `vsm`: a desktop client has another PATH."""
+    typed = Path(sys.argv[0])
+    if typed.name == "vsm" and typed.is_file():
+        return str(typed.absolute())
+    return shutil.which("vsm") or "vsm"
+
+
+def _environment() -> dict[str, str]:
+    """What a client started elsewhere needs to find this vsm."""
+    return {"VSM_RUNTIME_DIR": str(runtime_dir())}
