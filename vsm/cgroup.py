@@ -118,11 +118,13 @@ def _v2_folders(claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT
 
 
 def _v1_folders(_claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT001
-    folders = {}
+    folders: dict[str, str] = {}
+    refused: list[str] = []
     for name in V1_CONTROLLERS:
         base = _own_folder("cgroup", name)
-        if base is not None and _can_make_in(base, reasons):
+        if base is not None and _can_make_in(base, refused):
             folders[name] = str(base)
+    reasons += refused[:1]  # one of up to five alike
     if not set(folders) & set(CONTROLLERS):
         return {}
     return folders | _bare_folders(_claim, reasons)
@@ -130,7 +132,9 @@ def _v1_folders(_claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FB
 
 def _bare_folders(_claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT001
     base = _own_folder("cgroup2", "")
-    return {"unified": str(base)} if base is not None and _can_make_in(base, reasons) else {}
+    if base is None or not _can_make_in(base, reasons):
+        return {}
+    return {"unified": str(base)}
 
 
 def _own_folder(kind: str, controller: str) -> Path | None:
@@ -315,6 +319,18 @@ class Group:
     def procs(self) -> tuple[str, ...]:
         """The files into which a process writes "0" to join."""
         return tuple(dict.fromkeys(str(f / "cgroup.procs") for f in self.folders.values()))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The folders to join, as `vsm.plan.WorkerRequest.cgroups` takes them."""
+        return tuple(dict.fromkeys(map(str, self.folders.values())))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Which of "memory", "processes" and "cpu" the group really enforces."""
+        facts = self.facts
+        works = {"memory": facts.memory, "processes": facts.processes, "cpu": facts.cpu}
+        return tuple(layer for layer, holds in works.items() if holds)
 
     @property
     def unified(self) -> str | None:

@@ -1,0 +1,233 @@
+"""`vsm sandbox run` confines any command as a worker would be; `vsm sandbox probe` reads the host.
+
+Neither needs a running supervisor; both work as root and as a user. `run` is the parent of the
+confined command: it hands on the terminal, signals and the exit status, and says nothing of its
+own unless asked.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vsm.errors import ConfigurationError, VsmError
+
+if TYPE_CHECKING:
+    from vsm.cgroup import CgroupFacts, Group
+    from vsm.execution import Plan
+    from vsm.launch import Spawned
+    from vsm.probe import HostFacts
+    from vsm.profile import Profile
+
+FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGTSTP,
+    signal.SIGCONT,
+)
+SI_KERNEL = 0x80  # asm-generic/siginfo.h: the terminal sent it, to the whole process group
+# A run of one command has no stable identity: its uid is unique among what lives, and in a range
+# that systemd's list of uids leaves unused.
+FIRST_RUN_UID = 0x7000_0000
+MARKS = {"works": "yes", "weaker": "weaker", "absent": "no"}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `sandbox run` and `sandbox probe`."""
+    parser = subparsers.add_parser("sandbox", help="confine any command, or probe this host")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="run|probe")
+    run = actions.add_parser("run", help="run a command confined; its exit status is the command's")
+    run.add_argument("--profile", default="integration", metavar="NAME", help="name or file")
+    run.add_argument("--tier", choices=("namespaced", "landlocked"), help="insist on this tier")
+    run.add_argument("--read", action="append", default=[], metavar="PATH")
+    run.add_argument("--write", action="append", default=[], metavar="PATH")
+    run.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]")
+    run.add_argument("--cwd", metavar="DIR", help="working directory inside")
+    run.add_argument("-v", "--verbose", action="store_true", help="print the layers in force")
+    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
+    probe = actions.add_parser("probe", help="print what this host gives, found by trials")
+    probe.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen action."""
+    return _probe(as_json=args.json) if args.action == "probe" else _run(args)
+
+
+# -- probe -----------------------------------------------------------------------------------------
+
+
+def _probe(*, as_json: bool) -> int:
+    import msgspec
+
+    from vsm.probe import layer_table, probe_host
+
+    facts = probe_host()
+    rows = layer_table(facts)
+    if as_json:
+        answer = {"host": facts, "layers": rows}
+        print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+        return 0
+    who = "root" if facts.root else f"uid {facts.uid}"
+    print(f"Linux {facts.kernel} {facts.architecture}, as {who}: tier {facts.tier}\n")
+    for row in rows:
+        print(f"{row.layer:<16} {MARKS[row.state]:<7} {row.detail}")
+        if row.remedy:
+            print(f"{'':<24} → {row.remedy}")
+    return 0
+
+
+# -- run -------------------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace) -> int:
+    from vsm.cgroup import detect
+    from vsm.probe import probe_host
+    from vsm.profile import load_profile
+
+    argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+    if not argv:
+        raise ConfigurationError("sandbox run", "no command", "Write it after `--`.")
+    profile = load_profile(args.profile)
+    groups = detect()
+    host = probe_host(groups=groups)
+    with _group(profile, groups) as group:
+        plan = _plan(args, argv, profile, host, group)
+        return _spawn_and_wait(plan, verbose=args.verbose)
+
+
+@contextmanager
+def _group(profile: "Profile", facts: "CgroupFacts") -> "Iterator[Group | None]":
+    """The command's control group, where one works; removed with all that is left in it."""
+    from vsm.cgroup import CgroupLimits, Cgroups
+
+    if facts.kind == "none":
+        yield None
+        return
+    limits = profile.limits
+    cgroups = Cgroups(facts)
+    try:
+        yield cgroups.create(
+            "sandbox",
+            CgroupLimits(
+                memory_bytes=limits.memory_bytes,
+                swap_bytes=limits.swap_bytes,
+                processes=limits.processes,
+                cpu_cores=limits.cpu_cores,
+            ),
+        )
+    finally:
+        cgroups.close()
+
+
+def _plan(
+    args: argparse.Namespace,
+    argv: list[str],
+    profile: "Profile",
+    host: "HostFacts",
+    group: "Group | None",
+) -> "Plan":
+    from vsm.closure import DEFAULT_PATH, closure
+    from vsm.plan import WorkerRequest, compile_plan
+
+    env = _environment(args.env)
+    path = env.get("PATH") or os.environ.get("PATH") or DEFAULT_PATH
+    needed = closure(argv, env={**profile.environment, **env, "PATH": path})
+    read = (*needed.read, *map(_real, args.read))
+    write = tuple(map(_real, args.write))
+    request = WorkerRequest(
+        name="sandbox",
+        argv=(needed.executable, *argv[1:]),
+        cwd=args.cwd or _visible_cwd((*read, *write)),
+        env=env,
+        read=read,
+        write=write,
+        uid=FIRST_RUN_UID + os.getpid() if host.root else None,
+        tier=args.tier,
+        cgroups=group.paths if group else (),
+        cgroup_layers=group.layers if group else (),
+    )
+    return compile_plan(profile, request, host)
+
+
+def _environment(items: list[str]) -> dict[str, str]:
+    """`NAME=VALUE` sets; `NAME` passes ours on; a terminal gets its TERM."""
+    env = {"TERM": os.environ["TERM"]} if _has_terminal() and "TERM" in os.environ else {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not name:
+            raise ConfigurationError("--env", f"{item!r} has no name", "Write NAME=VALUE.")
+        if equals:
+            env[name] = value
+        elif name in os.environ:
+            env[name] = os.environ[name]
+    return env
+
+
+def _real(path: str) -> str:
+    real = Path(path).resolve()
+    if not real.exists():
+        raise ConfigurationError("sandbox run", f"{path} does not exist", "Correct the path.")
+    return str(real)
+
+
+def _visible_cwd(paths: tuple[str, ...]) -> str | None:
+    """Stay where we are if the command sees any of it; else its private directory."""
+    here = Path.cwd()
+    for path in map(Path, paths):
+        if here == path or here in path.parents or path in here.parents:
+            return str(here)
+    return None
+
+
+def _has_terminal() -> bool:
+    return any(os.isatty(fd) for fd in (0, 1, 2))
+
+
+def _spawn_and_wait(plan: "Plan", *, verbose: bool) -> int:
+    from vsm.launch import LaunchError, spawn_confined
+
+    tty = _has_terminal()
+    # Blocked before the fork, so that no signal falls between it and the wait below.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
+    try:
+        spawned = spawn_confined(plan, 0, 1, 2, tty=tty)
+        if verbose:
+            _print_layers(plan, spawned)
+        return _wait(spawned.pid, tty=tty)
+    except LaunchError as error:
+        raise VsmError("sandbox run", str(error), "") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _wait(pid: int, *, tty: bool) -> int:
+    """Hand signals on until the command's init ends; its status, or 128 + n."""
+    while True:
+        info = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})
+        if info.si_signo == signal.SIGCHLD:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+            continue
+        # What a terminal sends has reached the command as well: it is in our process group.
+        if not (tty and info.si_code == SI_KERNEL):
+            os.kill(pid, info.si_signo)
+        if info.si_signo == signal.SIGTSTP:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _print_layers(plan: "Plan", spawned: "Spawned") -> None:
+    print(f"vsm: tier {plan.tier}", file=sys.stderr)
+    for layer in spawned.layers:
+        print(f"vsm: {layer['name']}: {layer['state']} ({layer['detail']})", file=sys.stderr)
