@@ -4,14 +4,17 @@ Owns the file format (`ProfileDocument`), its inheritance and the resolved `Prof
 profile is enforced is not known here. Runs in the command line and the supervisor.
 """
 
+import difflib
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from vsm.core.syscalls import groups, known, unknown
 from vsm.errors import ConfigurationError
 from vsm.paths import profile_search_path, shipped_profiles
 from vsm.toml_file import build, nearest, read_toml
@@ -50,7 +53,6 @@ Cores = Annotated[float, msgspec.Meta(gt=0, le=4096)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ENTRY = re.compile(r"@?[a-z0-9_-]+")
 
 
 class Files(msgspec.Struct, frozen=True, kw_only=True):
@@ -310,15 +312,20 @@ def _check(document: ProfileDocument, file: str) -> None:
         for path in getattr(document.files, key):
             _check_path(path, f"{file}: files.{key}")
     for key in ("allow", "deny"):
-        for entry in getattr(document.syscalls, key):
-            if not _ENTRY.fullmatch(entry):
-                raise ConfigurationError(
-                    f"{file}: syscalls.{key}", f"expected a call or an @group, found {entry[:60]!r}"
-                )
+        for entry in unknown(getattr(document.syscalls, key)):
+            where = f"{file}: syscalls.{key}"
+            everything = groups() if entry.startswith("@") else known()
+            what = f"no such system call or @group: {entry[:60]!r}"
+            raise ConfigurationError(where, what, _closest(entry, everything))
     for name, value in document.environment.items():
         if not _VARIABLE.fullmatch(name) or "\0" in value:
             raise ConfigurationError(f"{file}: environment", f"{name[:60]!r} is no variable")
     _resolve(document, Path(file))
+
+
+def _closest(entry: str, everything: Iterable[str]) -> str:
+    close = difflib.get_close_matches(entry[:60], sorted(everything), n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else "See docs/profiles.md for the groups."
 
 
 def _check_path(path: str, where: str) -> None:
