@@ -1,0 +1,165 @@
+"""The runtime directory at work: lock, listeners, token, endpoint.json.
+
+Runs in the supervisor. Owns these files from `claim` to `release`: one vsm per directory, by
+flock, so that what a killed one left behind is known to be stale and is replaced.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from vsm import paths
+from vsm.errors import VsmError
+
+BACKLOG: Final = 128
+
+
+@dataclass
+class Endpoint:
+    """What the supervisor holds of its runtime directory. Owns lock and sockets."""
+
+    directory: Path
+    lock_fd: int
+    token: str = ""
+    http_url: str = ""
+    control: socket.socket | None = None
+    unix: socket.socket | None = None
+    http: socket.socket | None = None
+    files: list[Path] = field(default_factory=list)
+
+    def listeners(self) -> dict[str, socket.socket]:
+        """S1's listeners, by the names that they travel under."""
+        both = {"http": self.http, "unix": self.unix}
+        return {name: sock for name, sock in both.items() if sock is not None}
+
+    def stop_accepting(self) -> None:
+        """Take the client sockets away, so that nobody new comes; connections stay."""
+        for sock in self.listeners().values():
+            sock.close()
+        self._unlink(paths.MCP_SOCKET)
+
+    def release(self) -> None:
+        """Close everything and remove what `claim` made."""
+        for sock in (self.control, self.unix, self.http):
+            if sock is not None:
+                sock.close()
+        for path in self.files:
+            path.unlink(missing_ok=True)
+        os.close(self.lock_fd)
+
+    def _unlink(self, name: str) -> None:
+        (self.directory / name).unlink(missing_ok=True)
+
+
+def claim(http: str) -> Endpoint:
+    """Lock the runtime directory and open every listener.
+
+    Args:
+        http: "HOST:PORT" of loopback, "" for none.
+
+    Raises:
+        VsmError: another vsm runs here, or the port is taken.
+    """
+    directory = paths.ensure_runtime_dir()
+    endpoint = Endpoint(directory, _lock(directory / paths.LOCK))
+    try:
+        _open(endpoint, http)
+    except BaseException:
+        endpoint.release()
+        raise
+    return endpoint
+
+
+def _open(endpoint: Endpoint, http: str) -> None:
+    endpoint.files.append(endpoint.directory / paths.LOCK)
+    endpoint.control = _listen_unix(endpoint, paths.CONTROL_SOCKET)
+    endpoint.unix = _listen_unix(endpoint, paths.MCP_SOCKET)
+    if http:
+        endpoint.http = _listen_tcp(http)
+        host, port = endpoint.http.getsockname()[:2]
+        endpoint.http_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/mcp"
+    endpoint.token = secrets.token_urlsafe(32)
+    _write(endpoint, paths.TOKEN, endpoint.token + "\n")
+    document = {"http": endpoint.http_url, "socket": str(endpoint.directory / paths.MCP_SOCKET)}
+    _write(endpoint, paths.ENDPOINT, json.dumps(document) + "\n")
+
+
+def _lock(path: Path) -> int:
+    # Another vsm may unlink the file between our open and our lock: lock, then look again.
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(fd, 32).decode(errors="replace").strip()
+            os.close(fd)
+            what = f"another vsm runs here (pid {owner or 'unknown'})"
+            remedy = "Stop it by `vsm shutdown`, or set $VSM_RUNTIME_DIR for a second one."
+            raise VsmError(str(path.parent), what, remedy) from None
+        if _is_at(fd, path):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            return fd
+        os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _listen_unix(endpoint: Endpoint, name: str) -> socket.socket:
+    path = endpoint.directory / name
+    path.unlink(missing_ok=True)  # the lock is ours: whoever bound it is gone
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        what = f"cannot listen: {error.strerror or error}"
+        raise VsmError(str(path), what, "Use a shorter $VSM_RUNTIME_DIR.") from error
+    finally:
+        os.umask(mask)
+    endpoint.files.append(path)
+    listener.listen(BACKLOG)
+    listener.settimeout(0)
+    return listener
+
+
+def _listen_tcp(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, int(port)))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror
+        remedy = 'Set another port in [gateway] http = "127.0.0.1:PORT", or "" to turn HTTP off.'
+        raise VsmError(f"gateway.http {address}", f"cannot listen: {reason}", remedy) from error
+    listener.settimeout(0)
+    return listener
+
+
+def _write(endpoint: Endpoint, name: str, text: str) -> None:
+    """Replace the file in one step, readable by us alone."""
+    path = endpoint.directory / name
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+    fresh.replace(path)
+    endpoint.files.append(path)

@@ -1,0 +1,51 @@
+"""Stable uids of workers, for a supervisor that runs as root.
+
+Owns the reserved range: its first sixteen are the systems', the rest is hashed from the
+integration's name, so that files of a worker stay its own over restarts. Pure but for reading
+/proc/self/uid_map.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from vsm.errors import ConfinementError
+
+BASE: Final = 0x7000_0000
+_SYSTEM_UIDS: Final = 16
+_RANGE: Final = 2**27
+
+
+def system_uid(system: str) -> int:
+    """The uid of "system1" … "system5"."""
+    return BASE + int(system.removeprefix("system"))
+
+
+def integration_uids(names: list[str]) -> dict[str, int]:
+    """One uid for each name; a name that is hashed to a taken one gets the next."""
+    taken: dict[str, int] = {}
+    for name in sorted(names):
+        digest = hashlib.sha256(name.encode()).digest()
+        slot = int.from_bytes(digest[:8], "big") % (_RANGE - _SYSTEM_UIDS)
+        while BASE + _SYSTEM_UIDS + slot in taken.values():
+            slot = (slot + 1) % (_RANGE - _SYSTEM_UIDS)
+        taken[name] = BASE + _SYSTEM_UIDS + slot
+    return taken
+
+
+def check_mapped(uid: int, *, where: str, uid_map: Path = Path("/proc/self/uid_map")) -> None:
+    """Refuse a uid that this user namespace cannot use.
+
+    Raises:
+        ConfinementError: it is outside every mapped range.
+    """
+    for line in uid_map.read_text(encoding="ascii").splitlines():
+        first, _, count = (int(word) for word in line.split())
+        if first <= uid < first + count:
+            return
+    raise ConfinementError(
+        where,
+        f"uid {uid} is not mapped in this user namespace",
+        f"Map {BASE} to {BASE + _RANGE - 1} into the container, or run vsm as an ordinary user.",
+        layer="user",
+    )
