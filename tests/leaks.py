@@ -10,12 +10,14 @@ import ctypes
 import dataclasses
 import gc
 import os
+import re
 import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
 SETTLE_TIMEOUT_S = 5.0
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+CGROUP_NAME = re.compile(r"/vsm-(\d+)-")  # the owner's pid: see vsm.cgroup
 
 Pid = tuple[int, int]  # the number and the start time: numbers are used again
 
@@ -101,9 +103,14 @@ def _mounts() -> frozenset[str]:
 
 
 def _cgroups() -> frozenset[str]:
-    return frozenset(
-        folder for folder, _, _ in os.walk(CGROUP_ROOT) if "vsm" in os.path.basename(folder)
-    )
+    """vsm's own groups, without those of another test session's supervisor that still runs."""
+    ours = {os.getpid(), *(pid for pid, _ in descendants(os.getpid()))}
+    found = set()
+    for folder, _, _ in os.walk(CGROUP_ROOT):
+        name = CGROUP_NAME.search(folder)
+        if name and (int(name[1]) in ours or is_gone(int(name[1]))):
+            found.add(folder)
+    return frozenset(found)
 
 
 def _files(scratch: Path) -> frozenset[str]:
