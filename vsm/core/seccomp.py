@@ -122,22 +122,35 @@ def _one_of(index: int, values: Iterable[int]) -> ArgumentFilter:
 
 
 _OWN_PROCESS = _only((Comparison(0, 0),))
-_OWN_PRIORITY = _only((Comparison(0, 0), Comparison(1, 0)))
 _NO_NAMESPACE = _only((Comparison(0, 0, _CLONE_NEW),))
 
-FILTERED: Mapping[str, tuple[ArgumentFilter, str]] = MappingProxyType(
+_FILTERS: Mapping[str, ArgumentFilter] = MappingProxyType(
     {
-        "clone": (_NO_NAMESPACE, "without CLONE_NEW*"),
-        "unshare": (_only((Comparison(0, 0, _CLONE_NEW | _CLONE_NEWTIME),)), "without CLONE_NEW*"),
-        "prctl": (_one_of(0, (*_PRCTL, _PR_SET_VMA)), "options that concern the caller only"),
+        "clone": _NO_NAMESPACE,
+        "unshare": _only((Comparison(0, 0, _CLONE_NEW | _CLONE_NEWTIME),)),
+        "prctl": _one_of(0, (*_PRCTL, _PR_SET_VMA)),
         # Its own pid cannot be told from another's, so it is 0, or nothing is written.
-        "prlimit64": (
-            _only((Comparison(0, 0),), (Comparison(2, 0, _WHOLE),)),
-            "own limits, or reading",
-        ),
-        "personality": (_one_of(0, (0, 0xFFFF_FFFF)), "reading, or PER_LINUX"),
-        "setpriority": (_OWN_PRIORITY, "own process"),
-        "ioprio_set": (_only((Comparison(0, 1), Comparison(1, 0))), "own thread"),
+        "prlimit64": _only((Comparison(0, 0),), (Comparison(2, 0, _WHOLE),)),
+        "personality": _one_of(0, (0, 0xFFFF_FFFF)),
+        "setpriority": _only((Comparison(0, 0), Comparison(1, 0))),
+        "ioprio_set": _only((Comparison(0, 1), Comparison(1, 0))),
+    }
+)
+# Without a pid namespace these reach every process of the user.
+_SCHEDULING = ("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler")
+
+FILTERED: Mapping[str, str] = MappingProxyType(
+    {
+        "clone": "no new namespaces",
+        "unshare": "no new namespaces",
+        "prctl": "only options that concern the caller",
+        "prlimit64": "its own limits, or reading",
+        "personality": "reading, or the plain Linux one",
+        "setpriority": "its own process",
+        "ioprio_set": "its own thread",
+        "ioctl": "terminal and file requests that concern its own descriptor; no TIOCSTI",
+        "socket": "by family, type and protocol; none without a network or unix_sockets",
+        "socketpair": "connected pairs; datagrams with unix_sockets only",
     }
 )
 
@@ -167,7 +180,7 @@ def rules_for(
     allowed = _expand(syscalls_allow, namespaced=namespaced) - _names(syscalls_deny)
     decisions: dict[str, Decision] = dict.fromkeys(_FALLS_BACK, Action.ENOSYS)
     decisions.update(dict.fromkeys(allowed, Action.ALLOW))
-    filters = {name: decision for name, (decision, _) in FILTERED.items()}
+    filters = dict(_FILTERS)
     filters["ioctl"] = _one_of(1, _IOCTL_TERMINAL + _IOCTL_FILE + (_IOCTL_INET if inet else ()))
     filters["socket"] = _sockets(unix=unix_sockets and namespaced, inet=inet, udp=namespaced)
     filters["socketpair"] = _socketpairs(datagrams=unix_sockets and namespaced)
@@ -177,10 +190,6 @@ def rules_for(
     # Its flags are behind a pointer, where no filter can see them.
     decisions["clone3"] = Action.ENOSYS
     return Rules(decisions)
-
-
-# Without a pid namespace these reach every process of the user.
-_SCHEDULING = ("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler")
 
 
 def _expand(entries: Iterable[str], *, namespaced: bool) -> set[str]:
