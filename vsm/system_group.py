@@ -1,0 +1,476 @@
+"""The template and the five systems: started, watched by heartbeat, replaced.
+
+Runs in the supervisor. Owns the channels (duplicates of both ends, so that a successor gets what
+is queued), the control links, the boards, the kept snapshots and the epochs. What S1 reports
+about integrations is passed on to whoever runs them.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vsm.board import BoardError, BoardReader
+from vsm.core import channels, restart
+from vsm.group import GroupRunner
+from vsm.link import Link, channel_pair, close_fds, socketpair
+from vsm.messages import (
+    Answer,
+    Body,
+    Exited,
+    Forked,
+    FromSystem,
+    LayerReport,
+    Query,
+    Ready,
+    SnapshotIn,
+    SnapshotOut,
+    Start,
+    Stop,
+    parse_from_system,
+)
+from vsm.output import OutputReader, OutputRing
+from vsm.systems import entry
+from vsm.template_process import TemplateCallbacks, TemplateProcess, describe_status
+
+LIVENESS_INTERVAL_S: Final = 0.5
+LIVENESS_TIMEOUT_S: Final = 3.0
+FORK_TIMEOUT_S: Final = 5.0
+STATUS_GRACE_S: Final = 0.05  # between a death and the template's word how it died
+QUERY_TIMEOUT_S: Final = 0.5
+TEMPLATE: Final = "template"
+
+
+def _spec(name: str) -> restart.WorkerSpec:
+    return restart.WorkerSpec(
+        name=name,
+        intensity=5,
+        backoff_initial_s=0.1,
+        backoff_max_s=10.0,
+        start_timeout_s=20.0,
+        stop_timeout_s=3.0,
+        escalates=True,
+    )
+
+
+@dataclass(frozen=True)
+class SystemHooks:
+    """What the rest of the supervisor does for this group.
+
+    Args:
+        plan: the confinement of a system, as JSON; raises VsmError when it cannot be had.
+        start: the `start` message of a system at an epoch, and its descriptors (kept by the giver).
+        from_operations: a message of S1 about integrations.
+        changed: a worker changed.
+        operations_started: a new S1 was sent its `start`.
+        operations_lost: S1 is gone.
+        ring: the output ring of a worker.
+    """
+
+    plan: Callable[[str], str]
+    start: Callable[[str, int], tuple[Start, list[int]]]
+    from_operations: Callable[[Any], None]
+    changed: Callable[[restart.Changed], None]
+    operations_started: Callable[[], None]
+    operations_lost: Callable[[], None]
+    ring: Callable[[str], OutputRing]
+
+
+@dataclass
+class RunningSystem:
+    """One incarnation of a system; owns its descriptors."""
+
+    name: str
+    incarnation: int
+    epoch: int
+    link: Link[FromSystem] | None = None
+    output: OutputReader | None = None
+    pid: int | None = None
+    pidfd: int | None = None
+    board: BoardReader | None = None
+    layers: tuple[LayerReport, ...] = ()
+    started_at: float = 0.0
+    doomed: bool = False
+    queries: dict[int, asyncio.Future[Body]] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Give everything back; the process is gone."""
+        for closable in (self.link, self.board):
+            if closable is not None:
+                closable.close()
+        if self.output is not None:
+            self.output.finish()
+        if self.pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self.pidfd)
+            os.close(self.pidfd)
+        for future in self.queries.values():
+            future.cancel()
+
+
+class SystemGroup:
+    """The template and the five systems."""
+
+    def __init__(self, hooks: SystemHooks) -> None:
+        self.hooks = hooks
+        self.systems = GroupRunner([_spec(name) for name in channels.SYSTEMS], self)
+        self.template_actor = TemplateActor(self)
+        self.template = GroupRunner([_spec(TEMPLATE)], self.template_actor)
+        self.running: dict[str, RunningSystem] = {}
+        self.snapshots: dict[str, Body] = {}
+        self.pairs = {channel.name: channel_pair() for channel in channels.CHANNELS}
+        self._epoch = 0
+        self._query_id = 0
+        self._liveness: asyncio.TimerHandle | None = None
+
+    # ---- commands --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the template and, as soon as it can fork, the systems."""
+        self.template.send(restart.Start(TEMPLATE))
+        for name in channels.SYSTEMS:
+            self.systems.send(restart.Start(name))
+        self._watch(asyncio.get_running_loop().time())
+
+    async def stop(self) -> None:
+        """Stop the systems, then the template, and close the channels."""
+        for name in channels.SYSTEMS:
+            self.systems.send(restart.Stop(name, drain=False, reason="shutting down"))
+        await self.systems.wait_all_dead()
+        self.template.send(restart.Stop(TEMPLATE, drain=False, reason="shutting down"))
+        await self.template.wait_all_dead()
+        self.close()
+
+    def close(self) -> None:
+        """Give back what outlives the processes."""
+        if self._liveness is not None:
+            self._liveness.cancel()
+        self.systems.close()
+        self.template.close()
+        for pair in self.pairs.values():
+            for sock in pair:
+                sock.close()
+
+    def operations_link(self) -> Link[FromSystem] | None:
+        """The control link of the S1 that runs, ready or not."""
+        operations = self.running.get("system1")
+        return operations.link if operations else None
+
+    @property
+    def operations_ready(self) -> bool:
+        """S1 serves."""
+        return self.systems.phase("system1") == "ready"
+
+    @property
+    def ready(self) -> bool:
+        """All five serve."""
+        return all(w.phase == "ready" for w in self.systems.group.workers.values())
+
+    async def query(self, name: str, what: str) -> Body | None:
+        """A system's own answer; None when it has none in time."""
+        running = self.running.get(name)
+        if running is None or running.link is None or self.systems.phase(name) != "ready":
+            return None
+        self._query_id += 1
+        future: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        running.queries[self._query_id] = future
+        running.link.send(Query(id=self._query_id, what=what))
+        try:
+            return await asyncio.wait_for(future, QUERY_TIMEOUT_S)
+        except (TimeoutError, asyncio.CancelledError):
+            return None
+        finally:
+            running.queries.pop(self._query_id, None)
+
+    # ---- what the restart decisions do -----------------------------------------------------
+
+    def spawn(self, name: str, incarnation: int) -> None:
+        """Note the incarnation; fork it now or when the template can."""
+        self._epoch += 1
+        self.running[name] = RunningSystem(name, incarnation, self._epoch)
+        if self.template_actor.can_fork:
+            self._fork(self.running[name])
+
+    def fork_waiting(self) -> None:
+        """The template can fork now."""
+        for running in list(self.running.values()):
+            if running.link is None:
+                self._fork(running)
+
+    def _fork(self, running: RunningSystem) -> None:
+        try:
+            plan = self.hooks.plan(running.name)
+        except Exception as error:  # noqa: BLE001 - boundary: any refusal keeps it from running
+            self._gone(running, str(error))
+            return
+        control, theirs = socketpair()
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        running.output = OutputReader(read_end, self.hooks.ring(running.name))
+        fds = {"control": theirs.fileno(), "stderr": write_end} | self._channel_ends(running.name)
+        self.template_actor.fork(running.name, running.epoch, plan, fds)
+        theirs.close()
+        os.close(write_end)
+        running.started_at = asyncio.get_running_loop().time()
+        running.link = Link(control, parse_from_system)
+        running.link.start(
+            lambda message, given: self._on_message(running, message, given), lambda: None
+        )
+        self._send_start(running)
+        asyncio.get_running_loop().call_later(FORK_TIMEOUT_S, self._check_forked, running)
+
+    def _send_start(self, running: RunningSystem) -> None:
+        message, fds = self.hooks.start(running.name, running.epoch)
+        if running.link is not None:
+            running.link.send(message, fds)
+        if running.name == "system1":
+            self.hooks.operations_started()
+
+    def _channel_ends(self, name: str) -> dict[str, int]:
+        sending = {c.name: self.pairs[c.name][0].fileno() for c in channels.sends(name)}
+        receiving = {c.name: self.pairs[c.name][1].fileno() for c in channels.receives(name)}
+        return sending | receiving
+
+    def _check_forked(self, running: RunningSystem) -> None:
+        """A template that does not fork is hung itself."""
+        if running.pid is None and self.running.get(running.name) is running:
+            self.template.send(self.template_actor.hung())
+
+    def drain(self, name: str) -> None:
+        """Systems do not drain: the integrations have been drained before."""
+        self.systems.send(restart.Drained(name))
+
+    def terminate(self, name: str) -> None:
+        """Tell it to stop."""
+        running = self.running[name]
+        if running.link is None:
+            self._gone(running, "stopped before it was forked")
+        else:
+            running.link.send(Stop())
+
+    def ask_stack(self, name: str) -> None:
+        """SIGABRT makes faulthandler print every stack; a stopped process must go on for that."""
+        self._signal(name, signal.SIGABRT)
+        self._signal(name, signal.SIGCONT)
+
+    def kill(self, name: str) -> None:
+        """Kill it, or the fork to come."""
+        running = self.running[name]
+        if running.link is None:
+            self._gone(running, "stopped before it was forked")
+        running.doomed = True
+        self._signal(name, signal.SIGKILL)
+
+    def _signal(self, name: str, signo: signal.Signals) -> None:
+        running = self.running.get(name)
+        if running is not None and running.pidfd is not None:
+            try:
+                signal.pidfd_send_signal(running.pidfd, signo)
+            except ProcessLookupError:
+                return
+
+    def changed(self, change: restart.Changed) -> None:
+        """Pass on."""
+        self.hooks.changed(change)
+
+    # ---- what the processes report ---------------------------------------------------------
+
+    def on_forked(self, message: Forked, pidfd: int) -> None:
+        """A system exists."""
+        running = self.running.get(message.system)
+        if running is None or running.epoch != message.epoch:
+            os.close(pidfd)
+            return
+        running.pid, running.pidfd = message.pid, pidfd
+        loop = asyncio.get_running_loop()
+        loop.add_reader(pidfd, self._on_death, running)
+        if running.doomed:
+            self.kill(running.name)
+
+    def on_exited(self, message: Exited) -> None:
+        """The template reaped a system and says how it ended."""
+        running = self.running.get(message.system)
+        if running is not None and running.epoch == message.epoch:
+            self._gone(running, describe_status(message.status), clean=message.status == 0)
+
+    def _on_death(self, running: RunningSystem) -> None:
+        """Its pidfd fired; the template's word follows unless the template is gone too."""
+        loop = asyncio.get_running_loop()
+        if running.pidfd is not None:
+            loop.remove_reader(running.pidfd)
+        loop.call_later(STATUS_GRACE_S, self._gone, running, "died")
+
+    def on_template_lost(self, reason: str) -> None:
+        """Every system dies with the template; those that were not forked yet go on waiting."""
+        del reason
+        for running in list(self.running.values()):
+            if running.link is not None and running.pid is None:
+                self._gone(running, "the template died")
+
+    def _gone(self, running: RunningSystem, reason: str, *, clean: bool = False) -> None:
+        if self.running.get(running.name) is not running:
+            return
+        del self.running[running.name]
+        running.close()
+        if running.name == "system1":
+            self.hooks.operations_lost()
+        collateral = running.link is not None and not self.template_actor.can_fork
+        self.systems.send(
+            restart.Exited(
+                running.name,
+                running.incarnation,
+                "the template died" if collateral else reason,
+                clean=clean,
+                collateral=collateral,
+            )
+        )
+
+    def _on_message(self, running: RunningSystem, message: FromSystem, fds: list[int]) -> None:
+        match message:
+            case Ready() if len(fds) == 1:
+                self._on_ready(running, message, fds[0])
+                return
+            case SnapshotOut() if running.name in channels.SNAPSHOTS:
+                self._relay(running.name, message.body)
+            case Answer():
+                future = running.queries.get(message.id)
+                if future is not None and not future.done():
+                    future.set_result(message.body)
+            case _ if running.name == "system1":
+                self.hooks.from_operations(message)
+        close_fds(fds)
+
+    def _on_ready(self, running: RunningSystem, message: Ready, board_fd: int) -> None:
+        if running.pid is None:  # the two links are read in any order
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.001, self._retry_ready, running, message, board_fd)
+            return
+        try:
+            running.board = BoardReader(board_fd, epoch=running.epoch, pid=running.pid)
+        except BoardError as error:
+            self.systems.send(restart.Hung(running.name, running.incarnation, str(error)))
+            return
+        finally:
+            os.close(board_fd)
+        running.layers = message.layers
+        self.systems.send(restart.Ready(running.name, running.incarnation))
+
+    def _retry_ready(self, running: RunningSystem, message: Ready, board_fd: int) -> None:
+        if self.running.get(running.name) is running:
+            self._on_ready(running, message, board_fd)
+        else:
+            os.close(board_fd)
+
+    def _relay(self, sender: str, body: Body) -> None:
+        self.snapshots[sender] = body
+        link = self.operations_link()
+        if link is not None:
+            link.send(SnapshotIn(sender=sender, body=body))
+
+    # ---- liveness --------------------------------------------------------------------------
+
+    def _watch(self, due: float) -> None:
+        """Look at every board; not when we ourselves were late, since they may have been too."""
+        loop = asyncio.get_running_loop()
+        late_s = loop.time() - due
+        if late_s < LIVENESS_INTERVAL_S:
+            for running in list(self.running.values()):
+                self._check_beat(running)
+        self._liveness = loop.call_later(
+            LIVENESS_INTERVAL_S, self._watch, loop.time() + LIVENESS_INTERVAL_S
+        )
+
+    def _check_beat(self, running: RunningSystem) -> None:
+        if running.board is None or self.systems.phase(running.name) == "stopping":
+            return
+        beat = running.board.read()
+        age_s = asyncio.get_running_loop().time() - (beat.beat_ns / 1e9 if beat else 0)
+        if age_s > LIVENESS_TIMEOUT_S:
+            reason = f"hung: no heartbeat for {LIVENESS_TIMEOUT_S:g} s"
+            self.systems.send(restart.Hung(running.name, running.incarnation, reason))
+
+    def queued_bytes(self, channel: channels.Channel) -> int:
+        """What waits in a channel."""
+        return _queued(self.pairs[channel.name][1])
+
+
+def _queued(sock: socket.socket) -> int:
+    import fcntl
+    import struct
+    import termios
+
+    answer = fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4)
+    return int(struct.unpack("i", answer)[0])
+
+
+class TemplateActor:
+    """Starts and ends the template for its restart group."""
+
+    def __init__(self, group: SystemGroup) -> None:
+        self._group = group
+        self.process: TemplateProcess | None = None
+        self.incarnation = 0
+        self.started_at = 0.0
+        self._output: OutputReader | None = None
+
+    @property
+    def can_fork(self) -> bool:
+        """It runs and has imported everything."""
+        return self.process is not None and self.process.ready
+
+    def fork(self, system: str, epoch: int, plan: str, fds: dict[str, int]) -> None:
+        """Ask for a system."""
+        if self.process is not None:
+            self.process.fork(system, epoch, plan, fds)
+
+    def hung(self) -> restart.Event:
+        """The event that says so."""
+        return restart.Hung(TEMPLATE, self.incarnation, "hung: it does not fork")
+
+    def spawn(self, name: str, incarnation: int) -> None:
+        """Exec it."""
+        self.incarnation = incarnation
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        self._output = OutputReader(read_end, self._group.hooks.ring(name))
+        tell = TemplateCallbacks(
+            self._ready, self._group.on_forked, self._group.on_exited, self._lost
+        )
+        self.process = TemplateProcess(entry.ENTRY, entry.PRELOAD, write_end, tell)
+        self.started_at = asyncio.get_running_loop().time()
+        os.close(write_end)
+
+    def _ready(self) -> None:
+        self._group.template.send(restart.Ready(TEMPLATE, self.incarnation))
+        self._group.fork_waiting()
+
+    def _lost(self, reason: str) -> None:
+        self.process = None
+        if self._output is not None:
+            self._output.finish()
+        self._group.on_template_lost(reason)
+        self._group.template.send(restart.Exited(TEMPLATE, self.incarnation, reason))
+
+    def drain(self, name: str) -> None:
+        """Nothing to drain."""
+        self._group.template.send(restart.Drained(name))
+
+    def terminate(self, name: str) -> None:
+        """Close its link."""
+        del name
+        if self.process is not None:
+            self.process.stop()
+
+    def ask_stack(self, name: str) -> None:
+        """It has no stack dump worth a wait."""
+        self.kill(name)
+
+    def kill(self, name: str) -> None:
+        """Kill it."""
+        del name
+        if self.process is not None:
+            self.process.kill()
+
+    def changed(self, change: restart.Changed) -> None:
+        """Pass on."""
+        self._group.hooks.changed(change)
