@@ -1,0 +1,263 @@
+"""Start the demo, use every server through every transport, stop it, and look for remains.
+
+`scripts/run --check` runs this. The clients are the MCP SDK's, over HTTP and over `vsm connect`,
+and `vsm call`. Everything lives in a temporary runtime and state directory. Exit code 0 means that
+every call answered, every worker was confined, and nothing was left.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import httpx2
+from mcp import Client, StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
+
+ROOT = Path(__file__).resolve().parents[1]
+VSM = str(ROOT / ".venv/bin/vsm")
+sys.path.insert(0, str(ROOT / "tests"))
+import leaks  # noqa: E402 - the check that the tests use
+
+NODE_SERVERS = ("filesystem", "everything", "memory")
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+CALL_TIMEOUT_S = 60.0
+IN_FLIGHT = 50
+
+# integration -> (tool, arguments, what the answer must hold)
+CALLS: dict[str, list[tuple[str, dict[str, Any], str]]] = {
+    "time": [
+        ("get_current_time", {"timezone": "UTC"}, "timezone"),
+        (
+            "convert_time",
+            {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"},
+            "21:00",
+        ),
+    ],
+    "git": [
+        ("git_log", {"repo_path": ".", "max_count": 1}, "The first commit"),
+        ("git_status", {"repo_path": "."}, "main"),
+    ],
+    "filesystem": [
+        ("read_text_file", {"path": "hello.txt"}, "A file that the filesystem server"),
+        ("write_file", {"path": "written.txt", "content": "by the demo"}, "written.txt"),
+        ("read_text_file", {"path": "written.txt"}, "by the demo"),
+    ],
+    "everything": [
+        ("echo", {"message": "hello"}, "hello"),
+        ("get-sum", {"a": 20, "b": 22}, "42"),
+    ],
+    "memory": [
+        (
+            "create_entities",
+            {"entities": [{"name": "vsm", "entityType": "demo", "observations": ["confined"]}]},
+            "confined",
+        ),
+        ("read_graph", {}, "confined"),
+    ],
+}
+
+
+class CheckError(Exception):
+    """Something that should have worked did not."""
+
+
+class Report:
+    """Prints each result and remembers whether all were good."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def line(self, good: bool, text: str) -> None:  # noqa: FBT001 - reads as a sentence
+        self.failures += not good
+        print(f"{'ok  ' if good else 'FAIL'}  {text}", flush=True)
+
+
+def free_port() -> int:
+    """Find a port that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(environment: dict[str, str], arguments: list[str], log: TextIO) -> Iterator[int]:
+    """Run `vsm up` until the block ends; yields its pid once it has said that it is ready."""
+    supervisor = subprocess.Popen(
+        [VSM, "up", "--config", str(ROOT / "demo/vsm.toml"), *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd="/",
+    )
+    try:
+        wait_ready(supervisor, Path(log.name))
+        yield supervisor.pid
+        supervisor.send_signal(signal.SIGTERM)
+        if supervisor.wait(STOP_TIMEOUT_S) != 0:
+            raise CheckError(f"vsm up exited with {supervisor.returncode}")
+    finally:
+        if supervisor.poll() is None:
+            supervisor.kill()
+            supervisor.wait()
+
+
+def wait_ready(supervisor: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Wait for the line that says so, watching for an early death by pidfd."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    pidfd = os.pidfd_open(supervisor.pid)
+    try:
+        while "vsm: ready" not in log.read_text(encoding="utf-8"):
+            if select.select([pidfd], [], [], 0.05)[0] or time.monotonic() > deadline:
+                raise CheckError("vsm up did not become ready")
+    finally:
+        os.close(pidfd)
+
+
+def text_of(result: Any) -> str:  # noqa: ANN401 - the SDK's or plain JSON
+    """Join the text of a result; a tool error says so."""
+    parts = [getattr(item, "text", "") for item in result.content]
+    return ("tool error: " if result.is_error else "") + "\n".join(parts)
+
+
+async def use(client: Client, label: str, integrations: list[str], report: Report) -> None:
+    """List and call every server, then all of them at once."""
+    listed = {tool.name for tool in (await client.list_tools()).tools}
+    for name in integrations:
+        count = sum(tool.startswith(f"{name}__") for tool in listed)
+        report.line(count > 0, f"{label}: {name} lists {count} tools")
+        for tool, arguments, wanted in CALLS[name]:
+            text = text_of(await client.call_tool(f"{name}__{tool}", arguments))
+            shown = " ".join(text.split())[:60]
+            report.line(wanted in text, f"{label}: {name} {tool}: {shown!r}")
+    started = time.perf_counter()
+    repeated = [
+        client.call_tool(f"{name}__{CALLS[name][0][0]}", CALLS[name][0][1])
+        for name in integrations
+        for _ in range(IN_FLIGHT)
+        if name != "memory"  # its first call writes
+    ]
+    results = await asyncio.gather(*repeated)
+    bad = sum(result.is_error or False for result in results)
+    took_s = time.perf_counter() - started
+    text = (
+        f"{len(results)} calls, {IN_FLIGHT} in flight on each server: {took_s:.2f} s, {bad} errors"
+    )
+    report.line(bad == 0, f"{label}: {text}")
+
+
+async def over_http(url: str, token: str, integrations: list[str], report: Report) -> None:
+    """Use the SDK's client over streamable HTTP."""
+    headers = {"Authorization": f"Bearer {token}"}
+    async with httpx2.AsyncClient(headers=headers, timeout=CALL_TIMEOUT_S) as http:
+        async with Client(streamable_http_client(url, http_client=http)) as client:
+            await use(client, "http", integrations, report)
+        refused = await httpx2.AsyncClient().post(url, json={})
+        report.line(refused.status_code == 401, f"http without a token: {refused.status_code}")  # noqa: PLR2004
+        foreign = await http.post(url, json={}, headers={"Origin": "http://example.com"})
+        report.line(foreign.status_code == 403, f"http, foreign Origin: {foreign.status_code}")  # noqa: PLR2004
+
+
+async def over_stdio(environment: dict[str, str], integrations: list[str], report: Report) -> None:
+    """Use the SDK's client over `vsm connect`, as a desktop client does; both eras."""
+    bridge = StdioServerParameters(command=VSM, args=["connect"], env=environment)
+    for mode in ("auto", "legacy"):
+        async with Client(bridge, mode=mode) as client:
+            await use(client, f"vsm connect ({mode})", integrations, report)
+
+
+def over_shell(environment: dict[str, str], integrations: list[str], report: Report) -> None:
+    """Use `vsm call`."""
+    for name in integrations:
+        tool, arguments, wanted = CALLS[name][-1]
+        done = subprocess.run(
+            [VSM, "call", name, tool, json.dumps(arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=CALL_TIMEOUT_S,
+            check=False,
+        )
+        shown = " ".join((done.stdout + done.stderr).split())[:60]
+        good = done.returncode == 0 and wanted in done.stdout
+        report.line(good, f"vsm call {name} {tool}: {shown!r}")
+
+
+def show_layers(environment: dict[str, str], integrations: list[str], report: Report) -> None:
+    """Print the layers in force per worker; an unready or unconfined one is a failure."""
+    output = subprocess.run(
+        [VSM, "status", "--json"], env=environment, stdout=subprocess.PIPE, check=True
+    ).stdout
+    workers = {worker["name"]: worker for worker in json.loads(output)["workers"]}
+    for worker in workers.values():
+        states: dict[str, list[str]] = {}
+        for layer in worker["layers"] or []:
+            states.setdefault(layer["state"], []).append(layer["name"])
+        told = "; ".join(f"{state}: {', '.join(names)}" for state, names in states.items())
+        good = worker["state"] == "ready"
+        if worker["kind"] in {"integration", "system"}:
+            good = good and {"privileges", "seccomp"} <= set(states.get("in force", ()))
+        report.line(good, f"{worker['name']} ({worker['tier'] or 'vsm itself'}) {told}")
+    missing = set(integrations) - {worker["integration"] for worker in workers.values()}
+    report.line(not missing, f"every integration has a worker{missing or ''}")
+
+
+def check(integrations: list[str], skipped: list[str], report: Report) -> None:
+    """Run the whole check in a directory of its own."""
+    with tempfile.TemporaryDirectory(prefix="vsm-check-") as folder:
+        environment = {
+            **os.environ,
+            "VSM_RUNTIME_DIR": f"{folder}/run",
+            "VSM_STATE_DIR": f"{folder}/state",
+        }
+        address = f"127.0.0.1:{free_port()}"
+        arguments = ["--http", address, *(word for name in skipped for word in ("--without", name))]
+        log_path = Path(folder, "log")
+        try:
+            with log_path.open("w", encoding="utf-8") as log, running(environment, arguments, log):
+                token = Path(folder, "run/token").read_text(encoding="ascii").strip()
+                asyncio.run(over_http(f"http://{address}/mcp", token, integrations, report))
+                asyncio.run(over_stdio(environment, integrations, report))
+                over_shell(environment, integrations, report)
+                show_layers(environment, integrations, report)
+        except BaseException:
+            print(log_path.read_text(encoding="utf-8"), file=sys.stderr)
+            raise
+        left = [str(path) for path in Path(folder, "run").rglob("*") if path.name != "lock"]
+        report.line(not left, f"the runtime directory is empty{left or ''}")
+
+
+def main() -> int:
+    """Check what is installed; 0 if all is well."""
+    skipped = [name for name in NODE_SERVERS if not (ROOT / "demo/servers" / name).is_dir()]
+    integrations = [name for name in CALLS if name not in skipped]
+    if skipped:
+        print(f"skip  {', '.join(skipped)}: node is not installed")
+    report = Report()
+    leaks.become_subreaper()
+    with tempfile.TemporaryDirectory(prefix="vsm-check-") as scratch:
+        before = leaks.snapshot(Path(scratch))
+        try:
+            check(integrations, skipped, report)
+        except (CheckError, OSError, subprocess.SubprocessError) as error:
+            report.line(good=False, text=f"{type(error).__name__}: {error}")
+        left = leaks.leaks_since(before, Path(scratch))
+        report.line(not left, f"nothing is left behind{left or ''}")
+    print("all is well" if not report.failures else f"{report.failures} failures")
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
