@@ -126,14 +126,24 @@ def _text(value: object) -> str:
 
 
 def _list(args: argparse.Namespace) -> int:
-    profiles = [load_profile(name) for name in profile_names(profile_search_path())]
+    listed = [_listed(name) for name in profile_names(profile_search_path())]
     if args.json:
-        keys = ("name", "description", "tier", "confine", "path")
-        print_json([{key: getattr(profile, key) for key in keys} for profile in profiles])
+        print_json(listed)
         return 0
-    rows = [(p.name, p.tier, p.network.mode, p.description) for p in profiles]
+    keys = ("name", "tier", "network", "description")
+    rows = [[str(item.get(key, "")) for key in keys] for item in listed]
     print_table(("PROFILE", "LEAST TIER", "NETWORK", "DESCRIPTION"), rows)
     return 0
+
+
+def _listed(name: str) -> dict[str, str]:
+    """One row; a wrong profile does not hide the others."""
+    try:
+        profile = load_profile(name)
+    except ConfigurationError as error:
+        return {"name": name, "description": f"wrong: {error}"}
+    keys = ("name", "description", "tier", "confine", "path")
+    return {**{key: getattr(profile, key) for key in keys}, "network": profile.network.mode}
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -186,7 +196,7 @@ def _change(before: object, after: object) -> str:
     if isinstance(before, list) and isinstance(after, list):
         gone = [f"-{item}" for item in before if item not in after]
         return " ".join([*gone, *(f"+{item}" for item in after if item not in before)])
-    return f"{_text(before)} → {_text(after)}"
+    return " → ".join("(absent)" if value is None else _text(value) for value in (before, after))
 
 
 # -- explain ---------------------------------------------------------------------------------------
