@@ -1,0 +1,184 @@
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsm import config as configuration
+from vsm.config import Config, SecretSource, load_config, read_secret
+from vsm.errors import ConfigurationError
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(content: str) -> Path:
+        path = tmp_path / "vsm.toml"
+        path.write_text(content)
+        return path
+
+    return write
+
+
+def refusal(path: Path) -> ConfigurationError:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(path)
+    return caught.value
+
+
+def one(extra: str = "", name: str = "time") -> str:
+    return f'[integrations.{name}]\ncommand = ["server"]\n{extra}\n'
+
+
+def test_without_a_file_there_is_a_gateway_and_no_integration() -> None:
+    config = load_config(None)
+    assert config.path is None
+    assert config.gateway.http == "127.0.0.1:8765"
+    assert config.gateway.auth == "token"
+    assert not config.integrations
+
+
+def test_an_integration_has_the_documented_defaults(write: Write) -> None:
+    integration = load_config(write(one())).integrations["time"]
+    assert integration.name == "time"
+    assert integration.profile == "integration"
+    assert integration.prefix is None
+    assert integration.enabled
+    assert integration.max_frame_bytes == 8 * 2**20
+    assert integration.restart.intensity == 3
+
+
+def test_relative_paths_start_at_the_files_folder(write: Write, tmp_path: Path) -> None:
+    extra = 'read = ["papers"]\nwrite = ["../out"]\ncwd = "."\nprofile = "./strict.toml"'
+    path = write(one(extra).replace('"server"', '"venv/bin/python", "./kept"'))
+    integration = load_config(path).integrations["time"]
+    assert integration.command == (f"{tmp_path}/venv/bin/python", "./kept")
+    assert integration.read == (f"{tmp_path}/papers",)
+    assert integration.write == (f"{tmp_path.parent}/out",)
+    assert integration.cwd == str(tmp_path)
+    assert integration.profile == f"{tmp_path}/strict.toml"
+
+
+def test_a_bare_command_stays_a_name(write: Write) -> None:
+    assert load_config(write(one())).integrations["time"].command == ("server",)
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ("[integrations.time]\n", "integrations.time.command"),
+        ("[integrations.time]\ncommand = []", "integrations.time.command"),
+        ('[integrations.time]\ncommand = "server"', "integrations.time.command"),
+        ('[integrations.time]\ncommand = ["npx -y x"]', "integrations.time.command"),
+        (one(name="Time"), "integrations.Time"),
+        (one(name="a__b"), "integrations.a__b"),
+        (one(name='"a/b"'), "integrations.a/b"),
+        (one(name="x" * 33), f"integrations.{'x' * 33}"),
+        (one('instances = "session"'), "integrations.time.instances"),
+        (one('instances = "pool"'), "integrations.time.instances"),
+        (one('prefix = "a b"'), "integrations.time.prefix"),
+        (one('prefix = "a__b"'), "integrations.time.prefix"),
+        (one("concurrency = 0"), "integrations.time.concurrency"),
+        (one("call_timeout_s = 0"), "integrations.time.call_timeout_s"),
+        (one("call_timeout_s = true"), "integrations.time.call_timeout_s"),
+        (one('max_frame = "1"'), "integrations.time.max_frame"),
+        (one("restart = { intensity = -1 }"), "integrations.time.restart.intensity"),
+        (one("secrets = { K = {} }"), "integrations.time.secrets.K"),
+        (
+            one('secrets = { K = { file = "a", variable = "b" } }'),
+            "integrations.time.secrets.K",
+        ),
+        (one('secrets = { K = { credential = "../x" } }'), "integrations.time.secrets.K"),
+        (one('env = { K = "1" }\nsecrets = { K = { file = "a" } }'), "integrations.time"),
+        ('[gateway]\nhttp = "0.0.0.0:1"', "gateway.http"),
+        ('[gateway]\nhttp = "127.0.0.1"', "gateway.http"),
+        ('[gateway]\nhttp = "127.0.0.1:99999"', "gateway.http"),
+        ('[gateway]\nauth = "nobody"', "gateway.auth"),
+    ],
+)
+def test_a_wrong_value_names_its_key(write: Write, content: str, where: str) -> None:
+    path = write(content)
+    assert refusal(path).where == f"{path}: {where}"
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1:0", "[::1]:8765", "localhost:1", "127.9.9.9:1"])
+def test_loopback_addresses_are_accepted(write: Write, address: str) -> None:
+    assert load_config(write(f'[gateway]\nhttp = "{address}"')).gateway.http == address
+
+
+def test_what_is_not_built_yet_is_said(write: Write) -> None:
+    assert "not built yet" in refusal(write(one('instances = "session"'))).what
+
+
+def test_two_integrations_with_one_prefix_are_refused_by_both_names(write: Write) -> None:
+    error = refusal(write(one(name="a") + one('prefix = "a"', name="b")))
+    assert "integrations.b.prefix" in error.where
+    assert "prefix of a" in error.what
+
+
+def test_bare_prefixes_may_repeat(write: Write) -> None:
+    bare = 'prefix = ""'
+    config = load_config(write(one(bare, name="a") + one(bare, name="b")))
+    assert [item.prefix for item in config.integrations.values()] == ["", ""]
+
+
+def test_a_misspelt_key_is_answered_with_the_nearest(write: Write) -> None:
+    assert "'command'" in refusal(write('[integrations.time]\ncomand = ["x"]')).remedy
+
+
+def test_a_secret_is_read_from_each_source_and_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("hunter2\n")
+    monkeypatch.setenv("KEY", "hunter2")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    sources = [
+        SecretSource(file=str(tmp_path / "key")),
+        SecretSource(variable="KEY"),
+        SecretSource(credential="key"),
+    ]
+    for source in sources:
+        assert read_secret(source, where="x") == "hunter2"
+        assert "hunter2" not in repr(source)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a\0b", b"\xff", b"x" * 70_000])
+def test_a_wrong_secret_is_refused_without_its_value(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(ConfigurationError) as caught:
+        read_secret(SecretSource(file=str(tmp_path / "key")), where="x")
+    assert "a\0b" not in str(caught.value)
+    assert "xxxx" not in str(caught.value)
+
+
+def test_a_missing_secret_says_where_it_should_be(tmp_path: Path) -> None:
+    for source in (SecretSource(file=str(tmp_path / "none")), SecretSource(variable="NOT_SET_9")):
+        with pytest.raises(ConfigurationError):
+            read_secret(source, where="x")
+
+
+tables = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from([*configuration.IntegrationDocument.__struct_fields__, "file", "time"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["gateway", "integrations", "systems", "x"]), tables))
+def test_any_table_is_a_configuration_or_a_configuration_error(table: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "read_toml", lambda _: table)
+        with contextlib.suppress(ConfigurationError):
+            assert isinstance(load_config(Path(folder) / "vsm.toml"), Config)

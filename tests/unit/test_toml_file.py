@@ -1,0 +1,104 @@
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsm.errors import ConfigurationError
+from vsm.toml_file import LIMIT_BYTES, build, read_toml
+
+
+class Inner(msgspec.Struct, frozen=True, kw_only=True):
+    size: int = 0
+    names: tuple[str, ...] = ()
+
+
+class Outer(msgspec.Struct, frozen=True, kw_only=True):
+    title: str
+    inner: Inner = Inner()
+    many: dict[str, Inner] = {}
+    ratio: float = 0.0
+
+
+def refusal(table: dict[str, object]) -> ConfigurationError:
+    with pytest.raises(ConfigurationError) as caught:
+        build(table, Outer, file="f.toml")
+    return caught.value
+
+
+def test_a_table_becomes_a_struct() -> None:
+    table = {"title": "x", "inner": {"size": 3, "names": ["a"]}, "many": {"m": {"size": 1}}}
+    built = build(table, Outer, file="f.toml")
+    assert built.inner == Inner(size=3, names=("a",))
+    assert built.many["m"].size == 1
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
+    error = refusal({"title": "x", "inner": {"sise": 1}})
+    assert error.where == "f.toml: inner"
+    assert "'sise'" in error.what
+    assert "'size'" in error.remedy
+
+
+def test_a_missing_key_is_named() -> None:
+    assert refusal({}).where == "f.toml: title"
+
+
+@pytest.mark.parametrize("value", [True, "1", 1.5, [1]])
+def test_a_wrong_type_names_the_full_key_and_both_types(value: object) -> None:
+    error = refusal({"title": "x", "many": {"m": {"size": value}}})
+    assert error.where == "f.toml: many.m.size"
+    assert "expected `int`" in error.what
+
+
+def test_a_boolean_is_no_number() -> None:
+    assert refusal({"title": "x", "ratio": True}).where == "f.toml: ratio"
+
+
+def test_a_wrong_item_is_named_by_its_index() -> None:
+    assert "item 1" in refusal({"title": "x", "inner": {"names": ["a", 2]}}).what
+
+
+def test_a_table_is_expected_where_a_string_stands() -> None:
+    assert "expected a table, found a string" in refusal({"title": "x", "inner": "y"}).what
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"a = ", "end of document"),
+        (b"a = 1\nb == 2", "line 2"),
+        (b"a = '\xff'", "0xff at 5"),
+        (b"a = " + b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (b"a = " + b"1" * 5000, "not valid TOML"),
+        (b"#" * (LIMIT_BYTES + 1), "larger than"),
+        (b"a = 1\na = 2", "not valid TOML"),
+    ],
+)
+def test_a_malformed_file_is_refused(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "f.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError) as caught:
+        read_toml(path)
+    assert caught.value.where == str(path)
+    assert what in caught.value.what
+
+
+def test_a_missing_file_a_folder_and_a_fifo_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("absent", "fifo", "."):
+        with pytest.raises(ConfigurationError):
+            read_toml(tmp_path / name)
+
+
+@given(st.binary())
+def test_any_bytes_are_a_table_or_a_configuration_error(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "f.toml"
+        path.write_bytes(content)
+        with contextlib.suppress(ConfigurationError):
+            assert isinstance(read_toml(path), dict)
