@@ -6,32 +6,24 @@ every call answered, every worker was confined, and nothing was left.
 """
 
 import asyncio
-import contextlib
 import json
-import os
-import select
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import traceback
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import httpx2
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
 ROOT = Path(__file__).resolve().parents[1]
-VSM = str(ROOT / ".venv/bin/vsm")
 sys.path.insert(0, str(ROOT / "tests"))
-import leaks  # noqa: E402 - the check that the tests use
+import leaks  # noqa: E402 - the tests have the same needs
+from running import VSM, Running, running  # noqa: E402 - the same
 
 NODE_SERVERS = ("filesystem", "everything", "memory")
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 30.0
 CALL_TIMEOUT_S = 60.0
 IN_FLIGHT = 50
 
@@ -69,10 +61,6 @@ CALLS: dict[str, list[tuple[str, dict[str, Any], str]]] = {
 }
 
 
-class CheckError(Exception):
-    """Something that should have worked did not."""
-
-
 class Report:
     """Prints each result and remembers whether all were good."""
 
@@ -82,48 +70,6 @@ class Report:
     def line(self, good: bool, text: str) -> None:  # noqa: FBT001 - reads as a sentence
         self.failures += not good
         print(f"{'ok  ' if good else 'FAIL'}  {text}", flush=True)
-
-
-def free_port() -> int:
-    """Find a port that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
-@contextlib.contextmanager
-def running(environment: dict[str, str], arguments: list[str], log: TextIO) -> Iterator[int]:
-    """Run `vsm up` until the block ends; yields its pid once it has said that it is ready."""
-    supervisor = subprocess.Popen(
-        [VSM, "up", "--config", str(ROOT / "demo/vsm.toml"), *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        cwd="/",
-    )
-    try:
-        wait_ready(supervisor, Path(log.name))
-        yield supervisor.pid
-        supervisor.send_signal(signal.SIGTERM)
-        if supervisor.wait(STOP_TIMEOUT_S) != 0:
-            raise CheckError(f"vsm up exited with {supervisor.returncode}")
-    finally:
-        if supervisor.poll() is None:
-            supervisor.kill()
-            supervisor.wait()
-
-
-def wait_ready(supervisor: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Wait for the line that says so, watching for an early death by pidfd."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    pidfd = os.pidfd_open(supervisor.pid)
-    try:
-        while "vsm: ready" not in log.read_text(encoding="utf-8"):
-            if select.select([pidfd], [], [], 0.05)[0] or time.monotonic() > deadline:
-                raise CheckError("vsm up did not become ready")
-    finally:
-        os.close(pidfd)
 
 
 def text_of(result: Any) -> str:  # noqa: ANN401 - the SDK's or plain JSON
@@ -170,37 +116,27 @@ async def over_http(url: str, token: str, integrations: list[str], report: Repor
         report.line(foreign.status_code == 403, f"http, foreign Origin: {foreign.status_code}")  # noqa: PLR2004
 
 
-async def over_stdio(environment: dict[str, str], integrations: list[str], report: Report) -> None:
+async def over_stdio(vsm: Running, integrations: list[str], report: Report) -> None:
     """Use the SDK's client over `vsm connect`, as a desktop client does; both eras."""
-    bridge = StdioServerParameters(command=VSM, args=["connect"], env=environment)
+    bridge = StdioServerParameters(command=VSM, args=["connect"], env=vsm.environment)
     for mode in ("auto", "legacy"):
         async with Client(bridge, mode=mode) as client:
             await use(client, f"vsm connect ({mode})", integrations, report)
 
 
-def over_shell(environment: dict[str, str], integrations: list[str], report: Report) -> None:
+def over_shell(vsm: Running, integrations: list[str], report: Report) -> None:
     """Use `vsm call`."""
     for name in integrations:
         tool, arguments, wanted = CALLS[name][-1]
-        done = subprocess.run(
-            [VSM, "call", name, tool, json.dumps(arguments)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=CALL_TIMEOUT_S,
-            check=False,
-        )
+        done = vsm.vsm("call", name, tool, json.dumps(arguments))
         shown = " ".join((done.stdout + done.stderr).split())[:60]
         good = done.returncode == 0 and wanted in done.stdout
         report.line(good, f"vsm call {name} {tool}: {shown!r}")
 
 
-def show_layers(environment: dict[str, str], integrations: list[str], report: Report) -> None:
+def show_layers(vsm: Running, integrations: list[str], report: Report) -> None:
     """Print the layers in force per worker; an unready or unconfined one is a failure."""
-    output = subprocess.run(
-        [VSM, "status", "--json"], env=environment, stdout=subprocess.PIPE, check=True
-    ).stdout
-    workers = {worker["name"]: worker for worker in json.loads(output)["workers"]}
+    workers = {worker["name"]: worker for worker in vsm.status()["workers"]}
     for worker in workers.values():
         states: dict[str, list[str]] = {}
         for layer in worker["layers"] or []:
@@ -211,32 +147,23 @@ def show_layers(environment: dict[str, str], integrations: list[str], report: Re
             good = good and {"privileges", "seccomp"} <= set(states.get("in force", ()))
         report.line(good, f"{worker['name']} ({worker['tier'] or 'vsm itself'}) {told}")
     missing = set(integrations) - {worker["integration"] for worker in workers.values()}
-    report.line(not missing, f"every integration has a worker{missing or ''}")
+    report.line(not missing, f"every integration has a worker {missing or ''}".rstrip())
 
 
-def check(integrations: list[str], skipped: list[str], report: Report) -> None:
-    """Run the whole check in a directory of its own."""
-    with tempfile.TemporaryDirectory(prefix="vsm-check-") as folder:
-        environment = {
-            **os.environ,
-            "VSM_RUNTIME_DIR": f"{folder}/run",
-            "VSM_STATE_DIR": f"{folder}/state",
-        }
-        address = f"127.0.0.1:{free_port()}"
-        arguments = ["--http", address, *(word for name in skipped for word in ("--without", name))]
-        log_path = Path(folder, "log")
-        try:
-            with log_path.open("w", encoding="utf-8") as log, running(environment, arguments, log):
-                token = Path(folder, "run/token").read_text(encoding="ascii").strip()
-                asyncio.run(over_http(f"http://{address}/mcp", token, integrations, report))
-                asyncio.run(over_stdio(environment, integrations, report))
-                over_shell(environment, integrations, report)
-                show_layers(environment, integrations, report)
-        except BaseException:
-            print(log_path.read_text(encoding="utf-8"), file=sys.stderr)
-            raise
-        left = [str(path) for path in Path(folder, "run").rglob("*") if path.name != "lock"]
-        report.line(not left, f"the runtime directory is empty{left or ''}")
+def use_everything(vsm: Running, integrations: list[str], report: Report) -> None:
+    """Go through all transports, then stop it in order."""
+    try:
+        asyncio.run(over_http(vsm.url, vsm.token, integrations, report))
+        asyncio.run(over_stdio(vsm, integrations, report))
+        over_shell(vsm, integrations, report)
+        show_layers(vsm, integrations, report)
+        code = vsm.stop()
+        report.line(code == 0, f"vsm up ended with exit code {code}")
+        left = [path.name for path in (vsm.folder / "run").rglob("*") if path.name != "lock"]
+        report.line(not left, f"the runtime directory is empty {left or ''}".rstrip())
+    finally:
+        if report.failures:
+            print(vsm.log(), file=sys.stderr)
 
 
 def main() -> int:
@@ -247,14 +174,17 @@ def main() -> int:
         print(f"skip  {', '.join(skipped)}: node is not installed")
     report = Report()
     leaks.become_subreaper()
+    arguments = [word for name in skipped for word in ("--without", name)]
     with tempfile.TemporaryDirectory(prefix="vsm-check-") as scratch:
         before = leaks.snapshot(Path(scratch))
         try:
-            check(integrations, skipped, report)
-        except (CheckError, OSError, subprocess.SubprocessError) as error:
+            with running(ROOT / "demo/vsm.toml", *arguments) as vsm:
+                use_everything(vsm, integrations, report)
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever failed, look for remains
+            traceback.print_exc()
             report.line(good=False, text=f"{type(error).__name__}: {error}")
         left = leaks.leaks_since(before, Path(scratch))
-        report.line(not left, f"nothing is left behind{left or ''}")
+        report.line(not left, f"nothing is left behind {left or ''}".rstrip())
     print("all is well" if not report.failures else f"{report.failures} failures")
     return 1 if report.failures else 0
 

@@ -5,9 +5,11 @@ endpoint is and how a client connects.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -42,7 +44,26 @@ def run(args: argparse.Namespace) -> int:
     from vsm.supervisor import run_supervisor
 
     print(f"vsm: starting {_counted(config)}", file=sys.stderr, flush=True)
-    return run_supervisor(config, on_ready=lambda: _announce(config), log=args.log)
+    return run_supervisor(config, on_ready=lambda: _ready(config), log=args.log)
+
+
+def _ready(config: Config) -> None:
+    _announce(config)
+    _notify("READY=1")
+
+
+def _notify(state: str) -> None:
+    """Tell the service manager, where there is one (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    # "@" stands for the NUL byte of an abstract address.
+    name = "\0" + address[1:] if address.startswith("@") else address
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        contextlib.suppress(OSError),
+    ):
+        manager.sendto(state.encode(), name)
 
 
 def _config(args: argparse.Namespace) -> Config:

@@ -1,0 +1,74 @@
+"""Runs benchmarks, prints their rows, writes them as JSON, compares them with an earlier file.
+
+Each benchmark is a module here with `run(rounds) -> rows`; a row is {"benchmark", "variant",
+"metric", "value", "unit", "ratio", "ratio_to", "runs"}: medians, with the variants interleaved in
+one run. Ratios carry over to other machines, absolute times do not.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = ("spawn", "syscalls", "route", "start", "memory")
+HERE = Path(__file__).resolve().parent
+ROUNDS = {"spawn": 40, "syscalls": 9, "route": 5, "start": 9, "memory": 1}
+
+Row = dict[str, Any]
+Run = Callable[[int], list[Row]]
+
+
+def main() -> int:
+    """Run what was asked for."""
+    args = _parse()
+    sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+    names = BENCHMARKS if "all" in args.names else args.names
+    rows: list[Row] = []
+    for name in names:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        run: Run = importlib.import_module(name).run
+        rows += run(args.rounds or ROUNDS[name])
+        print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+    earlier = json.loads(args.compare.read_text(encoding="utf-8")) if args.compare else []
+    _print(rows, earlier)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/bench")
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, "all"], default="all")
+    parser.add_argument("--rounds", type=int, help="instead of each benchmark's own number")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="rows of an earlier run")
+    args = parser.parse_args()
+    args.names = [args.names] if isinstance(args.names, str) else args.names
+    return args
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row["benchmark"], row["variant"], row["metric"]
+
+
+def _print(rows: list[Row], earlier: list[Row]) -> None:
+    before = {_key(row): row["value"] for row in earlier}
+    print(f"# {os.cpu_count()} CPUs, kernel {os.uname().release}, Python {sys.version.split()[0]}")
+    for row in rows:
+        ratio = f"{row['ratio']:.2f} x {row['ratio_to']}" if row.get("ratio") else ""
+        old = before.get(_key(row))
+        change = f"  was {old:.4g} ({row['value'] / old:.2f} x)" if old else ""
+        print(
+            f"{row['benchmark']:<9} {row['variant']:<26} {row['metric']:<28} "
+            f"{row['value']:>12.4g} {row['unit']:<8} {ratio}{change}".rstrip()
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

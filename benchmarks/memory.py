@@ -1,0 +1,92 @@
+"""What vsm's own processes cost while nothing happens: memory (PSS) and CPU.
+
+Counted are the supervisor, the launcher, the template, the five systems and every mini-init; not
+the MCP servers, whose memory is theirs. With the five systems alone, and with the demo's servers.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import leaks
+from running import Running, running
+
+DEMO = Path(__file__).resolve().parents[1] / "demo"
+NODE_SERVERS = ("filesystem", "everything", "memory")
+SETTLE_S = 3.0
+WINDOW_S = 10.0
+MIB = 2**20
+
+
+def run(rounds: int) -> list[dict[str, Any]]:
+    """Measure both variants; `rounds` multiplies the idle window."""
+    skipped = [name for name in NODE_SERVERS if not (DEMO / "servers" / name).is_dir()]
+    without = [word for name in skipped for word in ("--without", name)]
+    rows = []
+    for variant, config, arguments in (
+        ("five systems", None, []),
+        ("five systems and the demo", DEMO / "vsm.toml", without),
+    ):
+        with running(config, *arguments) as vsm:
+            vsm.vsm("tools")  # waits until every server has started
+            time.sleep(SETTLE_S)
+            rows += _measure(vsm, variant, WINDOW_S * rounds)
+            vsm.stop()
+    return rows
+
+
+def _measure(vsm: Running, variant: str, window_s: float) -> list[dict[str, Any]]:
+    own = _own_processes(vsm)
+    before_s = sum(map(_cpu_s, own.values()))
+    time.sleep(window_s)
+    idle = (sum(map(_cpu_s, own.values())) - before_s) / window_s * 100
+    sizes = {name: _pss_bytes(pid) / MIB for name, pid in own.items()}
+    rows = [_row(variant, f"PSS {name}", size, "MiB") for name, size in sizes.items()]
+    total = _row(variant, "PSS of all", sum(sizes.values()), "MiB")
+    return [*rows, total, _row(variant, "CPU while idle", idle, "% core")]
+
+
+def _own_processes(vsm: Running) -> dict[str, int]:
+    """The supervisor and what it started, without what runs below a mini-init."""
+    found = {"supervisor": vsm.process.pid}
+    for worker in vsm.status()["workers"]:
+        name = f"mini-init {worker['name']}" if worker["kind"] == "integration" else worker["name"]
+        found[name] = worker["pid"]
+    known = set(found.values())
+    servers = {
+        pid
+        for worker in vsm.status()["workers"]
+        if worker["kind"] == "integration"
+        for pid, _ in leaks.descendants(worker["pid"])
+    }
+    for pid, _ in leaks.descendants(vsm.process.pid):
+        if pid not in known | servers:
+            found[f"process {pid}"] = pid
+    return found
+
+
+def _pss_bytes(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    return (
+        next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) * 1024
+    )
+
+
+def _cpu_s(pid: int) -> float:
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    fields = text[text.rindex(")") + 2 :].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _row(variant: str, metric: str, value: float, unit: str) -> dict[str, Any]:
+    return {
+        "benchmark": "memory",
+        "variant": variant,
+        "metric": metric,
+        "value": value,
+        "unit": unit,
+        "ratio": None,
+        "ratio_to": None,
+        "runs": 1,
+    }

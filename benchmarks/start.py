@@ -1,0 +1,87 @@
+"""From `vsm up` being typed to READY, and from the death of a system to its replacement.
+
+READY is what a service manager gets; a replacement counts from the SIGKILL until `status` shows
+another pid as ready, so the time of asking is in it.
+"""
+
+import json
+import os
+import signal
+import socket
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from running import Running, running
+
+DEADLINE_S = 20.0
+
+
+def run(rounds: int) -> list[dict[str, Any]]:
+    """Measure both; the variants of the second are the five systems."""
+    starts = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        with running(None) as vsm:
+            starts.append(time.perf_counter() - began)
+            vsm.stop()
+    rows = [_row("vsm up", "to ready", statistics.median(starts) * 1e3, rounds)]
+    for name in ("system1", "system2", "system3", "system4", "system5"):
+        # A supervisor of its own for each: more deaths than its intensity allows make it wait.
+        deaths = []
+        for _ in range(min(rounds, 3)):
+            with running(None) as vsm:
+                deaths.append(_replacement_s(vsm, name))
+                vsm.stop()
+        rows.append(_row(name, "death to replacement ready", statistics.median(deaths) * 1e3, 3))
+    return rows
+
+
+def _row(variant: str, metric: str, value: float, runs: int) -> dict[str, Any]:
+    return {
+        "benchmark": "start",
+        "variant": variant,
+        "metric": metric,
+        "value": value,
+        "unit": "ms",
+        "ratio": None,
+        "ratio_to": None,
+        "runs": runs,
+    }
+
+
+def _replacement_s(vsm: Running, name: str) -> float:
+    with _Status(vsm.folder / "run/control.sock") as status:
+        old = status.worker(name)["pid"]
+        began = time.perf_counter()
+        os.kill(old, signal.SIGKILL)
+        while True:
+            worker = status.worker(name)
+            took_s = time.perf_counter() - began
+            if worker["pid"] not in {old, None} and worker["state"] == "ready":
+                return took_s
+            if took_s > DEADLINE_S:
+                raise TimeoutError(f"{name}: no replacement within {DEADLINE_S} s")
+
+
+class _Status:
+    """Asks for the status again and again over one connection."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.connect(str(path))
+        self._lines = self._socket.makefile("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self._socket.close()
+
+    def worker(self, name: str) -> dict[str, Any]:
+        self._socket.sendall(b'{"command": "status", "arguments": {}}\n')
+        workers = json.loads(self._lines.readline())["result"]["workers"]
+        found: dict[str, Any] = next(worker for worker in workers if worker["name"] == name)
+        return found

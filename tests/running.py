@@ -1,0 +1,142 @@
+"""A real `vsm up` in directories of its own, for tests, benchmarks and the demo's check."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+VSM = str(Path(sys.executable).with_name("vsm"))
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
+
+
+class DidNotStartError(AssertionError):
+    """`vsm up` died or said nothing; holds what it printed."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Running:
+    """A supervisor that has said that it is ready.
+
+    Args:
+        address: where its HTTP endpoint listens.
+        environment: finds this vsm: pass it to `vsm status` and the like.
+    """
+
+    process: "subprocess.Popen[bytes]"
+    folder: Path
+    address: str
+    environment: dict[str, str]
+
+    @property
+    def url(self) -> str:
+        """The MCP endpoint over HTTP."""
+        return f"http://{self.address}/mcp"
+
+    @property
+    def token(self) -> str:
+        """The bearer token of the HTTP endpoint."""
+        return (self.folder / "run/token").read_text(encoding="ascii").strip()
+
+    def log(self) -> str:
+        """Everything that it printed."""
+        return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
+
+    def vsm(self, *words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        """Run another vsm command against it."""
+        return subprocess.run(
+            [VSM, *words],
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """What `vsm status --json` answers."""
+        done = self.vsm("status", "--json")
+        assert done.returncode == 0, done.stderr
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """End it and return its exit code."""
+        self.process.send_signal(signal_number)
+        return self.process.wait(STOP_TIMEOUT_S)
+
+
+def free_address() -> str:
+    """Find a loopback port that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def running(
+    config: Path | None, *arguments: str, command: Sequence[str] = (VSM,)
+) -> Iterator[Running]:
+    """Run `vsm up` until the block ends; a supervisor that still runs then is killed.
+
+    Raises:
+        DidNotStartError: it was not ready in time.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="vsm-r-"))
+    address = free_address()
+    words = [*command, "up", "--http", address, *arguments]
+    words += ["--config", str(config)] if config else []
+    environment = _environment(folder)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified,
+        (folder / "log").open("wb") as log,
+    ):
+        notified.bind(str(folder / "notify"))
+        process = subprocess.Popen(
+            words,
+            env={**environment, "NOTIFY_SOCKET": str(folder / "notify")},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+        )
+        vsm = Running(process=process, folder=folder, address=address, environment=environment)
+        try:
+            _wait_ready(vsm, notified)
+            yield vsm
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            shutil.rmtree(folder)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VSM_")}
+    for variable, name in (("VSM_RUNTIME_DIR", "run"), ("VSM_STATE_DIR", "state")):
+        kept[variable] = str(folder / name)
+    return kept
+
+
+def _wait_ready(vsm: Running, notified: socket.socket) -> None:
+    """Wait for READY=1 as a service manager would, and for an early death by pidfd."""
+    pidfd = os.pidfd_open(vsm.process.pid)
+    try:
+        while True:
+            readable = select.select([notified, pidfd], [], [], START_TIMEOUT_S)[0]
+            if notified not in readable:
+                raise DidNotStartError(f"vsm up is not ready:\n{vsm.log()}")
+            if b"READY=1" in notified.recv(4096):
+                return
+    finally:
+        os.close(pidfd)
