@@ -1,28 +1,180 @@
-"""Plans as the launcher sees them. Standard library only."""
+"""Plans as they travel and run: operations in order, then what to exec.
 
-from typing import Any
+Owns the JSON form and the execution, not the decisions (`vsm.plan`). Standard library only: the
+launcher imports it. `execute` runs in the process that is to be confined.
+"""
+
+from typing import Any, NamedTuple
+
+from vsm import operations as process_operations
+from vsm import root_operations
+from vsm.linux import namespaces
+from vsm.operations import Operation, Site
+
+IN_FORCE = "in force"
+ABSENT = "absent"
+NOT_REQUIRED = "not required"
+
+_OPERATIONS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        process_operations.JoinCgroups,
+        process_operations.EnterNamespaces,
+        process_operations.ForbidUserNamespaces,
+        process_operations.SetLimits,
+        process_operations.DropPrivileges,
+        process_operations.Restrict,
+        process_operations.FilterSystemCalls,
+        root_operations.MakeRoot,
+        root_operations.Link,
+        root_operations.Bind,
+        root_operations.Mount,
+        root_operations.WriteFile,
+        root_operations.EnterRoot,
+    )
+}
 
 
-class Plan:
-    """An ordered list of operations with what to exec afterwards."""
+class LayerState(NamedTuple):
+    """What a plan expects of a layer.
 
+    Args:
+        state: IN_FORCE, ABSENT or NOT_REQUIRED.
+        detail: why, or how.
+    """
+
+    name: str
+    state: str
+    detail: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """As `vsm status` shows it."""
+        return {"name": self.name, "state": self.state, "detail": self.detail}
+
+
+class OperationError(Exception):
+    """A step failed; whatever was to be confined must not run.
+
+    Args:
+        layer: the step's layer, "" for none.
+        step: its description.
+        reason: the failing call, errno's reason and the path.
+    """
+
+    def __init__(self, layer: str, step: str, reason: str) -> None:
+        super().__init__(layer, step, reason)
+        self.layer = layer
+        self.step = step
+        self.reason = reason
+
+
+class Plan(NamedTuple):
+    """How one worker is confined and started.
+
+    Args:
+        name: the worker's.
+        tier: "namespaced" or "landlocked".
+        clone_flags: the namespaces that the fork makes.
+        operations: in order.
+        argv: what to exec, `argv[0]` absolute; empty for a process that confines itself.
+        env: the complete environment.
+        cwd: inside.
+        uid: the uid that the server runs as.
+        expected: every layer, as decided when the plan was compiled.
+        scratch_dir: a directory to make before and to remove afterwards, or "".
+    """
+
+    name: str
     tier: str
-    layers: list[dict[str, str]]
+    clone_flags: int
+    operations: tuple[Operation, ...]
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    uid: int
+    expected: tuple[LayerState, ...]
+    scratch_dir: str = ""
+
+    @property
+    def layers(self) -> list[dict[str, str]]:
+        """What the plan expects; what happened is in `Spawned.layers`."""
+        return [layer.to_json() for layer in self.expected]
+
+    def describe(self) -> list[str]:
+        """One line a step, in order."""
+        fork = namespaces.describe(self.clone_flags)
+        first = [f"fork into new namespaces: {fork}"] if fork else ["fork"]
+        last = [f"exec {' '.join(self.argv)}"] if self.argv else []
+        scratch = [f"make {self.scratch_dir}, remove it at exit"] if self.scratch_dir else []
+        return [*scratch, *first, *(step.describe() for step in self.operations), *last]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able object."""
-        raise NotImplementedError
+        """A JSON-able object; `from_json` reverses it."""
+        table = self._asdict()
+        table["operations"] = [
+            {"operation": type(step).__name__, **step._asdict()} for step in self.operations
+        ]
+        table["expected"] = [list(layer) for layer in self.expected]
+        table["argv"] = list(self.argv)
+        return table
 
     @classmethod
     def from_json(cls, table: dict[str, Any]) -> "Plan":
-        """The reverse."""
-        raise NotImplementedError
+        """The plan that `to_json` wrote; TypeError or KeyError if it is none."""
+        fields = dict(table)
+        steps = tuple(_decode(step) for step in fields.pop("operations"))
+        expected = tuple(LayerState(*layer) for layer in fields.pop("expected"))
+        argv = tuple(fields.pop("argv"))
+        return cls(operations=steps, expected=expected, argv=argv, **fields)
 
-    def describe(self) -> list[str]:
-        """One line an operation, in order."""
-        raise NotImplementedError
+
+def execute(plan: Plan, site: Site) -> list[dict[str, str]]:
+    """Run every operation in this process.
+
+    Returns:
+        The layers in force: what happened, not what was planned.
+
+    Raises:
+        OperationError: at the first step that fails.
+    """
+    done: dict[str, list[str]] = {}
+    for step in plan.operations:
+        try:
+            detail = step.execute(site)
+        except OSError as error:
+            raise OperationError(step.layer, step.describe(), _reason(error)) from error
+        found = done.setdefault(step.layer, [])
+        if detail:
+            found.append(detail)
+    return [_confirm(layer, plan, done) for layer in plan.expected]
 
 
 def confine_self(plan: Plan) -> list[dict[str, str]]:
-    """Execute a `confine = "self"` plan in this process; the layers in force."""
-    raise NotImplementedError
+    """Execute a `confine = "self"` plan in this process; returns the layers in force."""
+    return execute(plan, Site())
+
+
+def _confirm(layer: LayerState, plan: Plan, done: dict[str, list[str]]) -> dict[str, str]:
+    """Join the plan's word and what the steps of the layer reported."""
+    if layer.state != IN_FORCE:
+        return layer.to_json()
+    parts = [part for part in (layer.detail, *done.get(layer.name, [])) if part]
+    if not parts:
+        raise OperationError(layer.name, plan.name, "no step applied this layer")
+    return LayerState(layer.name, IN_FORCE, "; ".join(parts)).to_json()
+
+
+def _decode(table: dict[str, Any]) -> Operation:
+    fields = dict(table)
+    kind = _OPERATIONS[fields.pop("operation")]
+    step: Operation = kind(**{name: _freeze(value) for name, value in fields.items()})
+    return step
+
+
+def _freeze(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
+
+
+def _reason(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return f"{text} ({error.filename})" if error.filename else text

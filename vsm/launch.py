@@ -1,51 +1,39 @@
-"""Starting confined workers: in process for one command, or through the launcher process.
+"""Starting confined workers: in this process for one command, or through the launcher.
 
-Runs in the supervisor or the command line.
+Owns `spawn_confined` (`vsm sandbox run`, tests); the supervisor's side of the launcher process
+is `LauncherLink` in `vsm.launcher_link`, offered here too. Runs in the supervisor or the
+command line.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import atexit
+import os
+import select
+import threading
 
+from vsm.errors import ConfinementError
 from vsm.execution import Plan
+from vsm.forked_worker import ForkedWorker
+from vsm.launcher_link import (
+    ExitReport,
+    LauncherLink,
+    LaunchError,
+    Spawned,
+    failure,
+    kill_confined_orphans,
+)
+from vsm.linux import pidfd, prctl
 
+__all__ = [
+    "ExitReport",
+    "LaunchError",
+    "LauncherLink",
+    "Spawned",
+    "spawn_confined",
+    "wait_confined",
+]
 
-@dataclass(frozen=True, slots=True)
-class Spawned:
-    """A worker whose server has been exec'ed: every layer below is in force.
-
-    Args:
-        pid: the mini-init's pid, in our pid namespace.
-        pidfd: owned by the caller.
-        layers: one `{"name", "state", "detail"}` each: what really happened.
-    """
-
-    pid: int
-    pidfd: int
-    layers: list[dict[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class ExitReport:
-    """How a worker's server ended.
-
-    Args:
-        status: its exit status, or None when a signal ended it.
-        signal: that signal, or None.
-        cause: "server", "mini-init" (which was killed itself) or "launcher" (which was lost).
-        cpu_s: user and system time of the server and its reaped descendants.
-        peak_bytes: the largest resident set of one process among them.
-    """
-
-    status: int | None
-    signal: int | None
-    cause: str = "server"
-    cpu_s: float = 0.0
-    peak_bytes: int = 0
-
-
-class LaunchError(RuntimeError):
-    """The server could not be exec'ed; see also ConfinementError."""
+_START_TIMEOUT_S = 30.0
+_workers: dict[int, ForkedWorker] = {}
 
 
 def spawn_confined(
@@ -54,7 +42,8 @@ def spawn_confined(
     """Fork, confine and exec in this process; single-threaded callers only.
 
     The mini-init exits with the server's status, or 128 + n after signal n; signals sent to
-    it are forwarded. It dies when the calling process does.
+    it are forwarded. It dies when the calling process does. Collect it by `wait_confined`, or
+    by waitpid: then what is left (fds, a private directory) goes at the exit of this process.
 
     Args:
         plan: from `compile_plan`.
@@ -62,46 +51,69 @@ def spawn_confined(
         stdout: fd, kept by the caller.
         stderr: fd, kept by the caller.
         tty: stay in the caller's session and process group, so that the terminal works.
+
+    Raises:
+        ConfinementError: a layer could not be applied.
+        LaunchError: the program could not be exec'ed.
     """
-    raise NotImplementedError
+    if threading.active_count() > 1:
+        raise RuntimeError("spawn_confined forks: it needs a single-threaded process")
+    if not plan.clone_flags:
+        prctl.become_subreaper()  # where the descendants of a killed mini-init end up
+    try:
+        worker = ForkedWorker(plan, (stdin, stdout, stderr), tty=tty)
+    except OSError as error:
+        raise ConfinementError(plan.name, f"cannot fork: {error}", layer="namespaces") from error
+    layers = _wait_started(worker)
+    _workers[worker.pid] = worker
+    return Spawned(worker.pid, os.dup(worker.pidfd), layers)
 
 
-class LauncherLink:
-    """The supervisor's end of the launcher: asyncio, one task reads.
+def wait_confined(spawned: Spawned, timeout_s: float | None = None) -> ExitReport:
+    """Wait for the end of a worker of `spawn_confined`, and clean up after it.
 
     Args:
-        on_exit: called with worker id and report, once per spawned worker.
-        on_lost: called once when the launcher died.
+        spawned: its pidfd is closed.
+        timeout_s: None waits for ever.
+
+    Raises:
+        TimeoutError: it runs still; nothing has changed.
     """
+    if not pidfd.wait(spawned.pidfd, timeout_s):
+        raise TimeoutError(f"worker {spawned.pid} runs still")
+    worker = _workers.pop(spawned.pid)
+    os.close(spawned.pidfd)
+    return _finish(worker)
 
-    pid: int
-    pidfd: int
 
-    def __init__(
-        self,
-        on_exit: Callable[[str, ExitReport], None],
-        on_lost: Callable[[], None] = lambda: None,
-    ) -> None:
-        raise NotImplementedError
+def _wait_started(worker: ForkedWorker) -> list[dict[str, str]]:
+    poll = select.poll()
+    poll.register(worker.status_fd, select.POLLIN)
+    poll.poll(_START_TIMEOUT_S * 1000)
+    event = next(iter(worker.events()), None)
+    if event and event["event"] == "started":
+        layers: list[dict[str, str]] = event["layers"]
+        return layers
+    worker.kill()
+    pidfd.wait(worker.pidfd)
+    plan = worker.plan
+    _finish(worker)
+    raise failure(plan.name, event)
 
-    async def start(self) -> None:
-        """Start the launcher process and wait for its READY."""
 
-    async def spawn(
-        self, worker_id: str, plan: Plan, stdin: int, stdout: int, stderr: int
-    ) -> Spawned:
-        """Start a worker; raises ConfinementError or LaunchError. The fds stay the caller's."""
-        raise NotImplementedError
+def _finish(worker: ForkedWorker) -> ExitReport:
+    """Reap the mini-init and what it left, close its fds, remove its directory."""
+    events = worker.events()
+    pidfd.reap(worker.pidfd)
+    if not worker.plan.clone_flags:
+        kill_confined_orphans(frozenset(other.pid for other in _workers.values()))
+    worker.close()
+    return ExitReport.of(events)
 
-    async def signal(self, worker_id: str, signo: int) -> None:
-        """Send a signal to the server (not to its whole tree)."""
 
-    async def kill(self, worker_id: str) -> None:
-        """Kill the worker's whole process tree at once."""
-
-    async def close(self) -> None:
-        """Kill every worker, end the launcher and wait for it."""
-
-    def describe(self) -> dict[str, Any]:
-        """For status."""
-        raise NotImplementedError
+@atexit.register
+def _clean_up() -> None:
+    for worker in _workers.values():
+        worker.kill()
+        pidfd.wait(worker.pidfd, 5.0)
+        worker.remove_scratch()

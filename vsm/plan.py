@@ -1,18 +1,48 @@
 """Profile and request → plan: validated, resolved and compiled before anything is started.
 
 Owns the decision which operations confine a worker on this host, and the refusal when a layer
-that the profile requires cannot be had. Runs in the supervisor and the command line; executes
-nothing itself: `vsm.execution` does, in the launcher's child.
+that the profile requires cannot be had. How the worker's files are laid out is decided in
+`vsm.layout`. Runs in the supervisor and the command line; executes nothing itself:
+`vsm.execution` does, in the launcher's child.
 """
 
-from typing import Literal, Protocol
+import base64
+import os
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from vsm.execution import Plan
+from vsm import layout
+from vsm.core.seccomp import Action, compile_filter, rules_for
+from vsm.errors import ConfinementError
+from vsm.execution import ABSENT, IN_FORCE, NOT_REQUIRED, LayerState, Plan
+from vsm.linux import namespaces
+from vsm.operations import (
+    DropPrivileges,
+    EnterNamespaces,
+    FilterSystemCalls,
+    ForbidUserNamespaces,
+    JoinCgroups,
+    Operation,
+    Restrict,
+    SetLimits,
+)
 from vsm.profile import Profile
 
 Tier = Literal["namespaced", "landlocked"]
+
+_BASE_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+_TCP_ABI = 4
+_REMEDIES = {
+    "user": "Start vsm as root, or list user in the profile's may_lack.",
+    "landlock": "Boot with landlock in the kernel's lsm= list (CONFIG_SECURITY_LANDLOCK).",
+    "seccomp": "Run a kernel with CONFIG_SECCOMP_FILTER.",
+}
+_CGROUP_REMEDY = (
+    "Run vsm where it may make control groups (a systemd unit with Delegate=yes), "
+    "or list {layer} in the profile's may_lack."
+)
 
 
 class Host(Protocol):
@@ -29,6 +59,10 @@ class Host(Protocol):
     @property
     def landlock_abi(self) -> int:
         """0 where there is none."""
+
+    @property
+    def seccomp(self) -> bool:
+        """Whether a filter can be installed."""
 
     @property
     def idmapped_mounts(self) -> bool:
@@ -68,10 +102,250 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     scratch_dir: str | None = None
 
 
+class _Case(NamedTuple):
+    """One compilation: the inputs and the tier decided on."""
+
+    profile: Profile
+    request: WorkerRequest
+    host: Host
+    namespaced: bool
+
+    @property
+    def itself(self) -> bool:
+        return self.profile.confine == "self"
+
+    @property
+    def uid(self) -> int:
+        return os.geteuid() if self.request.uid is None else self.request.uid
+
+    @property
+    def own_user_namespace(self) -> bool:
+        return self.namespaced and not self.host.root
+
+    def refuse(self, layer: str, what: str, remedy: str = "") -> ConfinementError:
+        return ConfinementError(self.request.name, what, remedy, layer=layer)
+
+
 def compile_plan(profile: Profile, request: WorkerRequest, host: Host) -> Plan:
     """Decide every operation that confines this worker here.
 
     Raises:
         ConfinementError: a required layer cannot be applied; names layer and remedy.
     """
-    raise NotImplementedError
+    case = _Case(profile, request, host, _choose_tier(profile, request, host) == "namespaced")
+    _check_request(case)
+    expected = tuple(_layers(case))
+    _check_layers(case, expected)
+    files = layout.Grants.collect(profile, request, case.uid if host.root else None, host)
+    if not case.namespaced and not case.itself:
+        files.check_reachable()
+    scratch = "" if case.namespaced or case.itself else layout.scratch_dir(request)
+    return Plan(
+        name=request.name,
+        tier="namespaced" if case.namespaced else "landlocked",
+        clone_flags=_clone_flags(case),
+        operations=tuple(_operations(case, files, scratch)),
+        argv=request.argv,
+        env=_environment(case, scratch),
+        cwd=request.cwd or request.state_dir or scratch or "/tmp",  # noqa: S108 - inside
+        uid=case.uid,
+        expected=expected,
+        scratch_dir=scratch,
+    )
+
+
+# -- decisions -------------------------------------------------------------------------------------
+
+
+def _choose_tier(profile: Profile, request: WorkerRequest, host: Host) -> Tier:
+    if profile.confine == "self":
+        return "landlocked"
+    tier = request.tier or host.tier
+    if tier == "namespaced" and host.tier != "namespaced":
+        raise ConfinementError(
+            request.name,
+            "namespaces do not work for this user on this host",
+            "See `vsm sandbox probe` for the reason.",
+            layer="namespaces",
+        )
+    if tier == "landlocked" and profile.tier == "namespaced":
+        raise ConfinementError(
+            request.name,
+            f"the profile {profile.name} accepts no less than the namespaced tier",
+            'See `vsm sandbox probe`, or write tier = "landlocked" in the profile.',
+            layer="namespaces",
+        )
+    return tier
+
+
+def _check_request(case: _Case) -> None:
+    request, profile = case.request, case.profile
+    if profile.network.mode == "proxy":
+        raise case.refuse(
+            "network",
+            'network mode "proxy" is not built yet',
+            'Use mode = "none" or "host" in the profile.',
+        )
+    if case.itself:
+        return
+    if not request.argv or not request.argv[0].startswith("/"):
+        raise case.refuse("", f"expected an absolute program, found {request.argv[:1]}")
+    if case.host.root and not request.uid:
+        raise case.refuse("user", "a worker started by root needs a uid of its own")
+    if not case.host.root and request.uid not in (None, os.geteuid()):
+        raise case.refuse("user", "only root can give a worker another uid", _REMEDIES["user"])
+
+
+def _layers(case: _Case) -> Iterator[LayerState]:
+    own_uid = case.request.uid is not None and case.host.root
+    if own_uid:
+        yield LayerState("user", IN_FORCE, f"uid {case.uid}")
+    else:
+        yield LayerState("user", ABSENT, f"runs as uid {case.uid}, as vsm does")
+    if case.itself:
+        reason = "a system confines itself after its fork"
+        yield LayerState("root_filesystem", NOT_REQUIRED, reason)
+        yield LayerState("namespaces", NOT_REQUIRED, reason)
+    elif case.namespaced:
+        yield LayerState("root_filesystem", IN_FORCE)
+        yield LayerState("namespaces", IN_FORCE)
+    else:
+        yield LayerState("root_filesystem", ABSENT, "Landlock rules on the host's instead")
+        yield LayerState("namespaces", ABSENT)
+    yield _network_layer(case)
+    yield LayerState("privileges", IN_FORCE)
+    yield LayerState("landlock", IN_FORCE if case.host.landlock_abi else ABSENT)
+    yield LayerState("seccomp", IN_FORCE if case.host.seccomp else ABSENT)
+    yield from _resource_layers(case)
+
+
+def _network_layer(case: _Case) -> LayerState:
+    if case.profile.network.mode == "host":
+        return LayerState("network", NOT_REQUIRED, "THE HOST'S OWN NETWORK, nothing is filtered")
+    if case.namespaced:
+        return LayerState("network", IN_FORCE, "own network namespace, loopback only")
+    landlock = " and TCP by Landlock" if case.host.landlock_abi >= _TCP_ABI else ""
+    if not case.host.seccomp:
+        return LayerState("network", ABSENT, f"nothing refuses sockets{landlock and ' but TCP'}")
+    return LayerState("network", IN_FORCE, f"inet sockets denied by seccomp{landlock}")
+
+
+def _resource_layers(case: _Case) -> Iterator[LayerState]:
+    limits, enforced = case.profile.limits, case.request.cgroup_layers
+    wanted = {
+        "memory": limits.memory_bytes and f"{limits.memory_bytes >> 20} MiB",
+        "processes": limits.processes and str(limits.processes),
+        "cpu": limits.cpu_cores and f"{limits.cpu_cores:g} cores",
+    }
+    for layer, amount in wanted.items():
+        if not amount:
+            yield LayerState(layer, NOT_REQUIRED, "no limit in the profile")
+        elif layer in enforced:
+            yield LayerState(layer, IN_FORCE, f"{amount}, by cgroup")
+        elif layer == "processes" and _counts_processes(case):
+            yield LayerState(layer, IN_FORCE, f"{amount}, by RLIMIT_NPROC")
+        else:
+            yield LayerState(layer, ABSENT, f"{amount} asked for, no cgroup enforces it")
+
+
+def _counts_processes(case: _Case) -> bool:
+    """RLIMIT_NPROC counts per uid and user namespace: it serves where either is the worker's."""
+    return (case.host.root and case.request.uid is not None) or case.own_user_namespace
+
+
+def _check_layers(case: _Case, expected: tuple[LayerState, ...]) -> None:
+    accepted = set(case.profile.may_lack)
+    if case.profile.tier == "landlocked":
+        accepted |= {"root_filesystem", "namespaces"}
+    for layer in expected:
+        if layer.state == ABSENT and layer.name not in accepted:
+            remedy = _REMEDIES.get(layer.name) or _CGROUP_REMEDY.format(layer=layer.name)
+            what = f"the layer {layer.name} cannot be applied" + (
+                f": {layer.detail}" if layer.detail else ""
+            )
+            raise case.refuse(layer.name, what, remedy)
+    files_guarded = case.namespaced or case.host.landlock_abi
+    if not files_guarded:
+        # Whatever may_lack says: this would be a worker with the user's whole file system.
+        raise case.refuse(
+            "landlock",
+            "without namespaces, Landlock is all that guards files",
+            _REMEDIES["landlock"],
+        )
+
+
+# -- operations ------------------------------------------------------------------------------------
+
+
+def _clone_flags(case: _Case) -> int:
+    if not case.namespaced:
+        return 0
+    flags = namespaces.NEWNS | namespaces.NEWPID | namespaces.NEWIPC | namespaces.NEWUTS
+    if case.profile.network.mode != "host":
+        flags |= namespaces.NEWNET
+    return flags | (namespaces.NEWUSER if case.own_user_namespace else 0)
+
+
+def _operations(case: _Case, files: layout.Grants, scratch: str) -> Iterator[Operation]:
+    request, flags = case.request, _clone_flags(case)
+    if request.cgroups:
+        yield JoinCgroups(request.cgroups)
+    if case.namespaced:
+        ids = (os.geteuid(), os.getegid()) if case.own_user_namespace else ()
+        yield EnterNamespaces(flags, loopback=bool(flags & namespaces.NEWNET), own_ids=ids)
+        if case.own_user_namespace:
+            yield ForbidUserNamespaces()
+        yield from files.root_operations()
+    yield SetLimits(tuple(_limits(case)))
+    uid = request.uid if case.host.root else None
+    yield DropPrivileges(uid, uid)
+    if case.host.landlock_abi:
+        rules = files.namespaced_rules() if case.namespaced else files.host_rules(scratch)
+        tcp = case.profile.network.mode == "host" or case.namespaced
+        yield Restrict(tuple(rules), tcp=tcp, least_abi=case.host.landlock_abi)
+    if case.host.seccomp:
+        yield _filter(case)
+
+
+def _limits(case: _Case) -> Iterator[tuple[str, int]]:
+    limits = case.profile.limits
+    yield "core", 0
+    if limits.open_files is not None:
+        yield "open_files", limits.open_files
+    if limits.file_size_bytes is not None:
+        yield "file_size", limits.file_size_bytes
+    if limits.cpu_time_s is not None:
+        yield "cpu", limits.cpu_time_s
+    if limits.processes is not None and _counts_processes(case):
+        yield "processes", limits.processes + (0 if case.itself else 1)  # the mini-init
+
+
+def _filter(case: _Case) -> FilterSystemCalls:
+    calls = case.profile.syscalls
+    try:
+        rules = rules_for(
+            calls.allow,
+            calls.deny,
+            unix_sockets=calls.unix_sockets,
+            # A network namespace of its own makes 127.0.0.1 harmless, and servers use it.
+            inet=case.namespaced or case.profile.network.mode == "host",
+            tier="namespaced" if case.namespaced else "landlocked",
+        )
+    except KeyError as error:
+        where = f"{case.profile.path}: syscalls"
+        raise ConfinementError(
+            where, f"unknown entry {error}", "See `vsm profile check`.", layer="seccomp"
+        ) from error
+    refused = (Action.EPERM, Action.ENOSYS, Action.KILL_PROCESS)
+    allowed = sum(decision not in refused for decision in rules.decisions.values())
+    program = compile_filter(rules, os.uname().machine)
+    return FilterSystemCalls(base64.b64encode(program).decode(), allowed)
+
+
+def _environment(case: _Case, scratch: str) -> dict[str, str]:
+    request = case.request
+    private = scratch or "/tmp"  # noqa: S108 - inside
+    own = {"HOME": request.state_dir or private, "TMPDIR": private}
+    if request.state_dir:
+        own["STATE_DIRECTORY"] = request.state_dir
+    return {**_BASE_ENVIRONMENT, **own, **case.profile.environment, **request.env}

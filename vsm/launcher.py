@@ -1,0 +1,216 @@
+"""The launcher: forks, confines and execs every integration worker, and leaves none behind.
+
+A process of its own, started by `vsm.launcher_link` as `python -SI`, with the privileges of the
+supervisor but without its secrets, sockets and libraries; standard library only, one thread.
+It is a subreaper: its only legitimate children are mini-inits, so any other child is the orphan
+of a killed one and is killed at once. When the link to the supervisor closes, all workers go.
+"""
+
+import array
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from vsm.execution import Plan
+from vsm.forked_worker import ForkedWorker
+from vsm.linux import pidfd, prctl
+
+MOST_MESSAGE_BYTES = 131072
+MOST_FDS = 16
+_END_TIMEOUT_S = 5.0
+_ORPHAN_TIMEOUT_S = 1.0
+
+
+class Launcher:
+    """The process's state: the link and the workers."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._workers: dict[str, ForkedWorker] = {}
+        self._started: set[str] = set()
+        self._by_fd: dict[int, str] = {}
+        self._poll = select.poll()
+        self._wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda _signo, _frame: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._children = pidfd.children_file()
+        for fd in (link.fileno(), self._wakeup):
+            self._poll.register(fd, select.POLLIN)
+
+    def serve(self) -> None:
+        """Until the supervisor closes the link, or is gone."""
+        self._send({"kind": "ready", "pid": os.getpid()})
+        try:
+            while True:
+                for fd, _ in self._poll.poll():
+                    if fd == self._link.fileno():
+                        if not self._receive():
+                            return
+                    elif fd == self._wakeup:
+                        with suppress(BlockingIOError):
+                            os.read(fd, 4096)
+                        self._kill_orphans()
+                    elif fd in self._by_fd:
+                        self._hear(self._by_fd[fd], fd)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        finally:
+            self._end()
+
+    # -- orders ------------------------------------------------------------------------------------
+
+    def _receive(self) -> bool:
+        data, fds = receive(self._link)
+        if not data:
+            return False
+        try:
+            order = json.loads(data)
+            self._obey(order, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _obey(self, order: dict[str, Any], fds: list[int]) -> None:
+        name, kind = order["worker"], order["kind"]
+        if kind == "spawn":
+            self._spawn(name, order["plan"], fds)
+        elif worker := self._workers.get(name):
+            if kind == "kill":
+                worker.kill()
+            elif kind == "signal" and name in self._started:
+                worker.signal(order["signo"])
+
+    def _spawn(self, name: str, table: dict[str, Any], fds: list[int]) -> None:
+        if name in self._workers or len(fds) != 3:  # noqa: PLR2004 - stdin, stdout, stderr
+            self._refuse(name, "", "expected a new worker and three fds")
+            return
+        try:
+            worker = ForkedWorker(Plan.from_json(table), (fds[0], fds[1], fds[2]))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            self._refuse(name, "namespaces", f"cannot fork: {error}")
+            return
+        self._workers[name] = worker
+        for fd in (worker.status_fd, worker.pidfd):
+            self._by_fd[fd] = name
+            self._poll.register(fd, select.POLLIN)
+
+    # -- reports -----------------------------------------------------------------------------------
+
+    def _hear(self, name: str, fd: int) -> None:
+        worker = self._workers[name]
+        dead = fd == worker.pidfd
+        for event in worker.events():
+            if event["event"] == "started":
+                self._started.add(name)
+                told = {"kind": "spawned", "worker": name, "pid": worker.pid}
+                self._send({**told, "layers": event["layers"]}, [worker.pidfd])
+            else:
+                worker.last_event = event
+        if dead:
+            self._bury(name, worker)
+        elif worker.hung_up:
+            self._forget(worker.status_fd)
+
+    def _bury(self, name: str, worker: ForkedWorker) -> None:
+        """Reap a mini-init and what it left; tell the supervisor once nothing is there."""
+        self._forget(worker.status_fd)
+        self._forget(worker.pidfd)
+        del self._workers[name]
+        pidfd.reap(worker.pidfd)
+        self._kill_orphans()
+        worker.close()
+        last = worker.last_event or {}
+        if name not in self._started:
+            what = last.get("what", "it was killed while it started")
+            self._refuse(name, last.get("layer", ""), what)
+            return
+        self._started.discard(name)
+        cause = "server" if last.get("event") == "exited" else "mini-init"
+        self._send({**last, "kind": "exited", "worker": name, "cause": cause})
+
+    def _forget(self, fd: int) -> None:
+        if self._by_fd.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def _refuse(self, name: str, layer: str, what: str) -> None:
+        self._send({"kind": "refused", "worker": name, "layer": layer, "what": what})
+
+    def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        send(self._link, json.dumps(message).encode(), fds or [])
+
+    # -- ends --------------------------------------------------------------------------------------
+
+    def _kill_orphans(self) -> None:
+        """Kill and reap every child that is no mini-init, and what their deaths hand over."""
+        known = {worker.pid for worker in self._workers.values()}
+        while orphans := [p for p in pidfd.read_children(self._children) if p not in known]:
+            for pid in orphans:
+                if not _kill_and_reap(pid):
+                    return  # it does not die yet; its SIGCHLD calls again
+
+    def _end(self) -> None:
+        """Kill everything; nothing here waits for the supervisor."""
+        for worker in self._workers.values():
+            worker.kill()
+        for worker in self._workers.values():
+            if pidfd.wait(worker.pidfd, _END_TIMEOUT_S):
+                pidfd.reap(worker.pidfd)
+        workers, self._workers = list(self._workers.values()), {}
+        self._kill_orphans()
+        for worker in workers:
+            worker.close()
+
+
+def send(link: socket.socket, data: bytes, fds: list[int]) -> None:
+    """One message, with fds."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    link.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+
+
+def receive(link: socket.socket) -> tuple[bytes, list[int]]:
+    """One message and its fds (close-on-exec, the caller's); b"" at the end of the link."""
+    size = socket.CMSG_SPACE(MOST_FDS * array.array("i").itemsize)
+    data, ancillary, flags, _ = link.recvmsg(MOST_MESSAGE_BYTES, size, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        for fd in fds:
+            os.close(fd)
+        raise ValueError("a message was too long for the link")
+    return data, list(fds)
+
+
+def _kill_and_reap(pid: int) -> bool:
+    with suppress(ProcessLookupError, ChildProcessError):
+        fd = pidfd.open_pidfd(pid)
+        try:
+            pidfd.send_signal(fd, signal.SIGKILL)
+            if not pidfd.wait(fd, _ORPHAN_TIMEOUT_S):
+                return False
+            pidfd.reap(fd)
+        finally:
+            os.close(fd)
+    return True
+
+
+def main(link_fd: int, parent: int) -> NoReturn:
+    """Run the launcher on an inherited link."""
+    prctl.set_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    prctl.set_name("vsm-launcher")
+    prctl.become_subreaper()
+    prctl.forbid_dumps()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.set_inheritable(link_fd, False)  # noqa: FBT003 - the function takes no keyword
+    Launcher(socket.socket(fileno=link_fd)).serve()
+    sys.stderr.flush()
+    os._exit(0)

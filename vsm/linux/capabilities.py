@@ -1,0 +1,56 @@
+"""Capabilities: giving all of them up, in every set, for good."""
+
+import ctypes
+import errno
+
+from vsm.linux.syscall import call, prctl
+
+# include/uapi/linux/prctl.h, capability.h, securebits.h
+_CAPBSET_DROP = 24
+_SET_SECUREBITS = 28
+_CAP_AMBIENT = 47
+_CAP_AMBIENT_CLEAR_ALL = 4
+_VERSION_3 = 0x20080522
+_MOST_CAPABILITIES = 64
+# noroot, noroot locked, no_setuid_fixup locked (off), keep_caps locked (off),
+# no_cap_ambient_raise and its lock.
+_LOCKED_DOWN = 0x01 | 0x02 | 0x08 | 0x20 | 0x40 | 0x80
+SETPCAP = 8
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Sets(ctypes.Structure):
+    """Low words of the three sets, then the high words."""
+
+    _fields_ = tuple((f"word{index}", ctypes.c_uint32) for index in range(6))
+
+
+def effective() -> int:
+    """The effective set as a bit mask."""
+    sets = _Sets()
+    call("capget", _Header(_VERSION_3, 0), sets)
+    return int(sets.word0) | int(sets.word3) << 32
+
+
+def clear_bounding_set() -> bool:
+    """Empty the bounding set and lock uid 0's powers; False where that needs CAP_SETPCAP."""
+    if not effective() >> SETPCAP & 1:
+        return False
+    for capability in range(_MOST_CAPABILITIES):
+        try:
+            prctl("PR_CAPBSET_DROP", _CAPBSET_DROP, capability)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # past the kernel's last one
+                break
+            raise
+    prctl("PR_SET_SECUREBITS", _SET_SECUREBITS, _LOCKED_DOWN)
+    return True
+
+
+def clear() -> None:
+    """Empty the ambient, effective, permitted and inheritable sets."""
+    prctl("PR_CAP_AMBIENT", _CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL)
+    call("capset", _Header(_VERSION_3, 0), _Sets())

@@ -1,0 +1,138 @@
+"""Landlock: what a process may do to files, TCP ports, abstract sockets and other processes.
+
+Every right that the running ABI knows is handled, so what no rule allows is denied. What the
+ABI lacks is reported by `missing`. Needs no privilege beside no_new_privs.
+"""
+
+import ctypes
+import os
+import stat
+from collections.abc import Iterable
+
+from vsm.linux.syscall import call
+
+# include/uapi/linux/landlock.h
+EXECUTE = 1 << 0
+WRITE_FILE = 1 << 1
+READ_FILE = 1 << 2
+READ_DIR = 1 << 3
+REMOVE_DIR = 1 << 4
+REMOVE_FILE = 1 << 5
+MAKE_CHAR = 1 << 6
+MAKE_DIR = 1 << 7
+MAKE_REG = 1 << 8
+MAKE_SOCK = 1 << 9
+MAKE_FIFO = 1 << 10
+MAKE_BLOCK = 1 << 11
+MAKE_SYM = 1 << 12
+REFER = 1 << 13
+TRUNCATE = 1 << 14
+IOCTL_DEV = 1 << 15
+
+READ = READ_FILE | READ_DIR
+READ_EXECUTE = READ | EXECUTE
+USE_DEVICE = READ_FILE | WRITE_FILE
+CHANGE = (
+    READ_EXECUTE
+    | WRITE_FILE
+    | REMOVE_DIR
+    | REMOVE_FILE
+    | MAKE_DIR
+    | MAKE_REG
+    | MAKE_SOCK
+    | MAKE_FIFO
+    | MAKE_SYM
+    | REFER
+    | TRUNCATE
+)
+_FILE_ONLY = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+
+_BIND_TCP = 1 << 0
+_CONNECT_TCP = 1 << 1
+_SCOPE_ABSTRACT_SOCKET = 1 << 0
+_SCOPE_SIGNAL = 1 << 1
+
+_RULE_PATH_BENEATH = 1
+_CREATE_RULESET_VERSION = 1 << 0
+KNOWN_ABI = 7
+
+# The file rights each ABI added.
+_FILE_RIGHTS = {1: (1 << 13) - 1, 2: REFER, 3: TRUNCATE, 5: IOCTL_DEV}
+NETWORK_ABI = 4
+SCOPE_ABI = 6
+_LACKS = {2: "rename across folders", 3: "truncate", 4: "TCP", 5: "ioctl", 6: "scopes"}
+_NEVER = ("chmod", "chown", "utime", "stat", "UDP", "unix sockets by path")
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (
+        ("files", ctypes.c_uint64),
+        ("network", ctypes.c_uint64),
+        ("scoped", ctypes.c_uint64),
+    )
+
+
+class _PathBeneath(ctypes.Structure):
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (("allowed", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+def abi() -> int:
+    """The running kernel's Landlock ABI; 0 where Landlock is absent or disabled."""
+    try:
+        return call("landlock_create_ruleset", None, 0, _CREATE_RULESET_VERSION)
+    except OSError:
+        return 0
+
+
+def file_rights(version: int) -> int:
+    """Every file right that an ABI knows."""
+    return sum(rights for since, rights in _FILE_RIGHTS.items() if since <= version)
+
+
+def missing(version: int) -> tuple[str, ...]:
+    """What an ABI does not cover: the younger rights, and what no ABI covers yet."""
+    return (*(what for since, what in _LACKS.items() if version < since), *_NEVER)
+
+
+def restrict(rules: Iterable[tuple[str, int]], *, tcp: bool) -> int:
+    """Confine the calling thread and its descendants, for good.
+
+    Args:
+        rules: (path, rights) pairs; the path and all beneath it.
+        tcp: False denies bind and connect on every TCP port.
+
+    Returns:
+        The ABI in force.
+
+    Raises:
+        OSError: a path cannot be opened, or no_new_privs is not set.
+    """
+    version = abi()
+    handled = file_rights(version)
+    attributes = _Ruleset(handled, 0, 0)
+    if version >= NETWORK_ABI and not tcp:
+        attributes.network = _BIND_TCP | _CONNECT_TCP
+    if version >= SCOPE_ABI:
+        attributes.scoped = _SCOPE_ABSTRACT_SOCKET | _SCOPE_SIGNAL
+    size = 8 if version < NETWORK_ABI else 16 if version < SCOPE_ABI else 24
+    ruleset = call("landlock_create_ruleset", attributes, size, 0)
+    try:
+        for path, rights in rules:
+            _allow(ruleset, path, rights & handled)
+        call("landlock_restrict_self", ruleset, 0)
+    finally:
+        os.close(ruleset)
+    return version
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            rights &= _FILE_ONLY
+        rule = _PathBeneath(rights, fd)
+        call("landlock_add_rule", ruleset, _RULE_PATH_BENEATH, rule, 0, path=path)
+    finally:
+        os.close(fd)

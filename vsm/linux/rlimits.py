@@ -1,0 +1,28 @@
+"""Resource limits: both values lowered at once; a hard limit is never raised."""
+
+import resource
+
+KINDS = {
+    "core": resource.RLIMIT_CORE,
+    "cpu": resource.RLIMIT_CPU,
+    "file_size": resource.RLIMIT_FSIZE,
+    "open_files": resource.RLIMIT_NOFILE,
+    "processes": resource.RLIMIT_NPROC,
+}
+
+
+def lower(kind: str, value: int) -> int:
+    """Set the soft and hard limit to `value`, or to the hard limit where that is lower.
+
+    Args:
+        kind: a key of KINDS.
+        value: in the limit's own unit (bytes, seconds, a count).
+
+    Returns:
+        What is in force now.
+    """
+    number = KINDS[kind]
+    hard = resource.getrlimit(number)[1]
+    limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(number, (limit, limit))
+    return limit

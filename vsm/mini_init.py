@@ -1,0 +1,255 @@
+"""The first process of every worker: confines itself, starts the server, reaps, and kills.
+
+Runs in the child of the launcher (or of `vsm sandbox run`), forked, never exec'ed. As pid 1 of
+a pid namespace the kernel kills the rest when it ends; without one it is a subreaper and does
+that itself. It runs under the same Landlock domain and seccomp filter as the server, not
+dumpable, and holds two fds: the liveness pipe (its end means: kill everything) and the status
+pipe (one JSON line each for "started", "failed", "exited"). Standard library only.
+"""
+
+import errno
+import json
+import os
+import select
+import signal
+import sys
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from vsm.execution import OperationError, Plan, execute
+from vsm.linux import namespaces, pidfd, prctl
+from vsm.operations import Site
+
+LIVENESS_FD = 3
+STATUS_FD = 4
+EXIT_FAILED = 125  # the server was never started
+EXIT_KILLED = 137  # the liveness pipe closed
+_FIRST_FREE_FD = 5
+_PARKING = 64  # above every fd that is given its final number below
+_FORWARDED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGABRT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGCONT,
+)
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+
+
+def run(
+    plan: Plan,
+    site: Site,
+    *,
+    stdio: tuple[int, int, int],
+    liveness: int,
+    status: int,
+    tty: bool,
+) -> NoReturn:
+    """Confine, start the server, and stay until it ends.
+
+    Args:
+        plan: what to do.
+        site: with the id maps that the parent opened.
+        stdio: the server's three fds.
+        liveness: read end; bytes are signal numbers for the server, the end of file kills.
+        status: write end for the JSON lines.
+        tty: stay in the session and process group of the terminal.
+    """
+    code = EXIT_FAILED
+    try:
+        _arrange_fds(stdio, liveness, status, site)
+        code = _Init(plan, site, tty=tty).run()
+    except BaseException as error:  # noqa: BLE001 - the boundary: a forked child must not return
+        with suppress(OSError):
+            _report("failed", {"layer": "", "what": f"{type(error).__name__}: {error}"})
+    finally:
+        os._exit(code)
+
+
+class _Init:
+    """One worker's first process."""
+
+    def __init__(self, plan: Plan, site: Site, *, tty: bool) -> None:
+        self._plan = plan
+        self._site = site
+        self._tty = tty
+        self._namespaced = bool(plan.clone_flags & namespaces.NEWPID)
+        self._server = 0
+        self._children = -1
+        self._wakeup = (-1, -1)
+
+    def run(self) -> int:
+        prctl.set_death_signal(signal.SIGKILL)
+        os.umask(0o022)
+        self._listen()
+        if not self._tty:
+            os.setsid()
+        if not self._namespaced:
+            prctl.become_subreaper()
+            self._children = pidfd.children_file()
+        nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            layers = execute(self._plan, self._site)
+        except OperationError as error:
+            what = f"{error.step}: {error.reason}"
+            _report("failed", {"layer": error.layer, "what": what})
+            return EXIT_FAILED
+        os.umask(0o077)
+        if not self._start(layers):
+            return EXIT_FAILED
+        for fd in (0, 1, 2):
+            os.dup2(nothing, fd)
+        return self._serve()
+
+    def _start(self, layers: list[dict[str, str]]) -> bool:
+        try:
+            os.chdir(self._plan.cwd)
+            self._server = _spawn(self._plan, setsid=not self._tty)
+        except OSError as error:
+            _report("failed", {"layer": "", "what": _exec_failure(error, self._plan)})
+            return False
+        if not self._namespaced:
+            # The launcher's death is seen by the liveness pipe; dying with it would leave the
+            # server to nobody, for without a pid namespace only this process can find it.
+            prctl.set_death_signal(0)
+        _report("started", {"layers": layers})
+        return True
+
+    def _listen(self) -> None:
+        """Signals only wake the loop up, which then forwards them."""
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wakeup = (reader, writer)
+        for signo in (*_FORWARDED, signal.SIGCHLD):
+            signal.signal(signo, _wake)
+        if self._tty:
+            for signo in _FROM_TERMINAL:  # the server gets them from the terminal itself
+                signal.signal(signo, signal.SIG_IGN)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def _serve(self) -> int:
+        poll = select.poll()
+        poll.register(LIVENESS_FD, select.POLLIN)
+        poll.register(self._wakeup[0], select.POLLIN)
+        while True:
+            ended = self._reap()
+            if ended is not None:
+                self._sweep()
+                _report("exited", ended)
+                return _exit_code(ended)
+            for fd, _ in poll.poll():
+                if fd == self._wakeup[0]:
+                    self._forward(_read(fd))
+                elif orders := _read(fd):
+                    self._forward(orders)
+                else:
+                    self._sweep()
+                    return EXIT_KILLED
+
+    def _forward(self, signals: bytes) -> None:
+        for signo in signals:
+            if signo != signal.SIGCHLD:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(self._server, signo)
+
+    def _reap(self) -> dict[str, Any] | None:
+        """Collect the dead; the server's end, if it is among them."""
+        ended = None
+        while True:
+            try:
+                # An init reaps whoever is handed to it, so it cannot wait for known pids only.
+                pid, status, usage = os.wait3(os.WNOHANG)
+            except ChildProcessError:
+                return ended
+            if pid == 0:
+                return ended
+            if pid == self._server:
+                self._server = 0
+                ended = _describe_end(status, usage)
+
+    def _sweep(self) -> None:
+        """Kill every descendant: orphans become children of this process, one layer at a time."""
+        if self._namespaced:
+            return  # the kernel does it when pid 1 ends
+        while children := pidfd.read_children(self._children):
+            for pid in children:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            os.wait3(0)
+
+
+def _arrange_fds(stdio: tuple[int, int, int], liveness: int, status: int, site: Site) -> None:
+    """Give each fd its number and close all others but the id maps."""
+    import fcntl
+
+    kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKING) for fd in (*stdio, liveness, status)]
+    maps = {
+        key: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKING) for key, fd in site.id_maps.items()
+    }
+    for number, fd in enumerate(kept):
+        os.dup2(fd, number, inheritable=number < LIVENESS_FD)
+    for index, key in enumerate(maps):
+        os.dup2(maps[key], _FIRST_FREE_FD + index, inheritable=False)
+        site.id_maps[key] = _FIRST_FREE_FD + index
+    os.closerange(_FIRST_FREE_FD + len(maps), 1 << 30)
+
+
+def _spawn(plan: Plan, *, setsid: bool) -> int:
+    """Start the server by posix_spawn, which shares the address space until the exec."""
+    return os.posix_spawn(
+        plan.argv[0],
+        list(plan.argv),
+        plan.env,
+        setsid=setsid,
+        setsigmask=(),
+        setsigdef=[s for s in signal.valid_signals() if s not in (signal.SIGKILL, signal.SIGSTOP)],
+    )
+
+
+def _exec_failure(error: OSError, plan: Plan) -> str:
+    reason = error.strerror or str(error)
+    if error.filename == plan.cwd:
+        return f"cannot enter {plan.cwd}: {reason}"
+    if error.errno == errno.ENOENT:
+        reason += " (the file itself, or the interpreter that it names)"
+    return f"cannot exec {plan.argv[0]}: {reason}"
+
+
+def _describe_end(status: int, usage: Any) -> dict[str, Any]:  # noqa: ANN401 - struct_rusage
+    code = os.waitstatus_to_exitcode(status)
+    return {
+        "status": code if code >= 0 else None,
+        "signal": -code if code < 0 else None,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
+
+
+def _exit_code(ended: dict[str, Any]) -> int:
+    status: int | None = ended["status"]
+    return 128 + int(ended["signal"]) if status is None else status
+
+
+def _report(event: str, content: dict[str, Any]) -> None:
+    os.write(STATUS_FD, json.dumps({"event": event, **content}).encode() + b"\n")
+
+
+def _read(fd: int) -> bytes:
+    with suppress(BlockingIOError):
+        return os.read(fd, 512)
+    return b"\x11"  # SIGCHLD: nothing to forward
+
+
+def _wake(signo: int, frame: Any) -> None:  # noqa: ANN401 - a frame object
+    """Do nothing: the wake-up fd carries the signal's number."""
+    del signo, frame
+
+
+def main_thread_only() -> None:
+    """Refuse to fork where another thread could hold a lock."""
+    if "threading" in sys.modules and sys.modules["threading"].active_count() > 1:
+        raise RuntimeError("forking a confined worker needs a single-threaded process")

@@ -1,0 +1,236 @@
+"""The steps that confine a process: privileges, limits, Landlock, seccomp, cgroups.
+
+Each has `execute()`, run once in the process that it confines, and `describe()`. They travel
+to the launcher as JSON, so this module is standard library only. Those that build a root file
+system are in `vsm.root_operations`; their order is decided in `vsm.plan`.
+"""
+
+import base64
+import os
+import sys
+from typing import Any, NamedTuple, Protocol
+
+from vsm.linux import capabilities, landlock, namespaces, prctl, rlimits, seccomp
+
+_RIGHTS = {
+    "read": landlock.READ_EXECUTE,
+    "write": landlock.CHANGE,
+    "device": landlock.USE_DEVICE,
+}
+
+
+class Site:
+    """What the operations of one execution share: the root being built, fds opened before."""
+
+    def __init__(self) -> None:
+        self.root_fd = -1
+        self.id_maps: dict[tuple[int, int, int, int], int] = {}
+
+
+class Operation(Protocol):
+    """One step; NamedTuples below, so that they are immutable and JSON-able."""
+
+    @property
+    def layer(self) -> str:
+        """Which layer it is part of, "" for none."""
+
+    def execute(self, site: Site) -> str:
+        """Do it; returns what is worth reporting beside "in force", else ""."""
+
+    def describe(self) -> str:
+        """One line for a person."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+class JoinCgroups(NamedTuple):
+    """Enter cgroups before anything else, so that all that follows is accounted."""
+
+    paths: tuple[str, ...]
+    layer: str = ""
+
+    def execute(self, site: Site) -> str:
+        """Write "0" (this process) to each cgroup.procs."""
+        del site
+        for path in self.paths:
+            fd = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"0")
+            finally:
+                os.close(fd)
+        return ""
+
+    def describe(self) -> str:
+        """The folders."""
+        return f"join the cgroups {', '.join(self.paths)}"
+
+
+class EnterNamespaces(NamedTuple):
+    """Finish what the fork into new namespaces began.
+
+    Args:
+        flags: the namespaces that the fork made.
+        loopback: bring `lo` up.
+        own_ids: (uid, gid) to map in the new user namespace, or ().
+    """
+
+    flags: int
+    loopback: bool
+    own_ids: tuple[int, ...] = ()
+    layer: str = "namespaces"
+
+    def execute(self, site: Site) -> str:
+        """Map ids, name the host, raise the loopback, hide the cgroup path."""
+        del site
+        if self.own_ids:
+            namespaces.map_own_ids(*self.own_ids)
+        # After the cgroups were joined: the namespace's root is the cgroup of this moment.
+        namespaces.unshare(namespaces.NEWCGROUP)
+        if self.flags & namespaces.NEWUTS:
+            _set_host_name("sandbox")
+        if self.loopback:
+            namespaces.raise_loopback()
+        return namespaces.describe(self.flags | namespaces.NEWCGROUP)
+
+    def describe(self) -> str:
+        """The kinds."""
+        kinds = namespaces.describe(self.flags | namespaces.NEWCGROUP)
+        mapped = f", own uid {self.own_ids[0]} mapped" if self.own_ids else ""
+        loopback = ", loopback up" if self.loopback else ""
+        return f"new namespaces: {kinds}{mapped}{loopback}"
+
+
+class ForbidUserNamespaces(NamedTuple):
+    """Nobody inside makes a user namespace in which he has all capabilities."""
+
+    layer: str = "namespaces"
+
+    def execute(self, site: Site) -> str:
+        """Set max_user_namespaces of the own user namespace to 0."""
+        del site
+        try:
+            namespaces.forbid_user_namespaces()
+        except OSError:
+            return "further user namespaces refused by seccomp alone"
+        return ""
+
+    def describe(self) -> str:
+        """What."""
+        return "no further user namespaces"
+
+
+class SetLimits(NamedTuple):
+    """Resource limits of the process, inherited by all that it starts."""
+
+    values: tuple[tuple[str, int], ...]
+    layer: str = ""
+
+    def execute(self, site: Site) -> str:
+        """Lower each limit; a hard limit that is lower already stays."""
+        del site
+        for kind, value in self.values:
+            rlimits.lower(kind, value)
+        return ""
+
+    def describe(self) -> str:
+        """Kinds and values."""
+        return "limits: " + ", ".join(f"{kind} {value}" for kind, value in self.values)
+
+
+class DropPrivileges(NamedTuple):
+    """Own uid and gid, no supplementary group, no capability in any set, no_new_privs.
+
+    Args:
+        uid: to change to, None keeps it.
+        gid: the same.
+    """
+
+    uid: int | None
+    gid: int | None
+    layer: str = "privileges"
+
+    def execute(self, site: Site) -> str:
+        """Bounding set first (it needs a capability), then ids, then the rest."""
+        del site
+        death_signal = prctl.death_signal()
+        bounded = capabilities.clear_bounding_set()
+        if self.uid is not None and self.gid is not None:
+            os.setgroups([])
+            os.setresgid(self.gid, self.gid, self.gid)
+            os.setresuid(self.uid, self.uid, self.uid)
+            if death_signal:  # a change of uid clears it
+                prctl.set_death_signal(death_signal)
+        capabilities.clear()
+        prctl.set_no_new_privileges()
+        prctl.forbid_dumps()
+        if capabilities.effective():
+            raise OSError(1, "capset: capabilities are left")
+        bounding = "" if bounded else ", bounding set as the user's"
+        return f"no capabilities, no_new_privs{bounding}"
+
+    def describe(self) -> str:
+        """Ids and what is dropped."""
+        ids = "" if self.uid is None else f"uid {self.uid}, gid {self.gid}, no other group, "
+        return f"{ids}no capabilities in any set, no_new_privs, not dumpable"
+
+
+class Restrict(NamedTuple):
+    """Landlock.
+
+    Args:
+        rules: (kind, path) pairs, kind "read" (and execute), "write" or "device"; a path that
+            is absent is skipped, for a rule only ever allows.
+        tcp: whether TCP stays allowed.
+        least_abi: what was there when the plan was compiled; less now is an error.
+    """
+
+    rules: tuple[tuple[str, str], ...]
+    tcp: bool
+    least_abi: int
+    layer: str = "landlock"
+
+    def execute(self, site: Site) -> str:
+        """Restrict this process and all that it starts."""
+        del site
+        rules = [(path, _RIGHTS[kind]) for kind, path in self.rules if os.path.exists(path)]
+        version = landlock.restrict(rules, tcp=self.tcp)
+        if version < self.least_abi:
+            raise OSError(38, f"landlock: ABI {version}, expected {self.least_abi}")
+        return f"ABI {version}; not covered: {', '.join(landlock.missing(version))}"
+
+    def describe(self) -> str:
+        """The rules by kind."""
+        kinds = {kind: [path for k, path in self.rules if k == kind] for kind in _RIGHTS}
+        listed = "; ".join(f"{kind} {' '.join(paths)}" for kind, paths in kinds.items() if paths)
+        tcp = "TCP allowed" if self.tcp else "no TCP"
+        return f"Landlock: {listed}; {tcp}; signals and abstract sockets stay inside"
+
+
+class FilterSystemCalls(NamedTuple):
+    """seccomp; always the last one.
+
+    Args:
+        program: the BPF program in base64.
+        allowed: how many calls it allows, for describe().
+    """
+
+    program: str
+    allowed: int
+    layer: str = "seccomp"
+
+    def execute(self, site: Site) -> str:
+        """Install the filter."""
+        del site
+        seccomp.install(base64.b64decode(self.program))
+        return f"{self.allowed} system calls allowed"
+
+    def describe(self) -> str:
+        """How many are allowed."""
+        return f"seccomp: {self.allowed} system calls allowed, all others denied"
+
+
+def _set_host_name(name: str) -> None:
+    if sys.platform == "linux":
+        import socket
+
+        socket.sethostname(name)
