@@ -394,6 +394,11 @@ class SystemGroup:
         """What waits in a channel."""
         return _queued(self.pairs[channel.name][1])
 
+    def capacity_bytes(self, channel: channels.Channel) -> int:
+        """What a channel can hold."""
+        sender = self.pairs[channel.name][0]
+        return sender.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
 
 def _queued(sock: socket.socket) -> int:
     import fcntl

@@ -1,0 +1,499 @@
+"""The integrations: started through the launcher, attached to S1, restarted or quarantined.
+
+Runs in the supervisor. Owns the launcher's link and a duplicate of every worker's pipes, so that
+a new S1 gets them, with the record that resuming a session needs.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vsm import provision
+from vsm.config import Integration
+from vsm.core import restart
+from vsm.errors import VsmError
+from vsm.group import GroupRunner
+from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
+from vsm.link import close_fds
+from vsm.messages import (
+    Attach,
+    AvailabilityChanged,
+    Body,
+    Detach,
+    Drain,
+    Idle,
+    IntegrationRow,
+    Message,
+    Session,
+    Unfit,
+)
+from vsm.output import OutputReader, OutputRing
+
+LAUNCHER: Final = "launcher"
+DRAIN_TIMEOUT_S: Final = 30.0
+_REMOVE_ATTEMPTS: Final = 40
+_REMOVE_RETRY_S: Final = 0.05
+_AVAILABILITY: Final = {
+    "starting": "starting",
+    "ready": "ready",
+    "backing_off": "backing_off",
+    "quarantined": "quarantined",
+    "draining": "stopped",
+    "stopping": "stopped",
+    "stopped": "stopped",
+}
+
+
+@dataclass(frozen=True)
+class IntegrationHooks:
+    """What the rest of the supervisor does for this group.
+
+    Args:
+        tell_operations: send to S1, False if there is none; the descriptors stay the sender's.
+        operations_ready: S1 serves.
+        changed: a worker changed.
+        ring: the output ring of a worker.
+    """
+
+    tell_operations: Callable[[Message, list[int]], bool]
+    operations_ready: Callable[[], bool]
+    changed: Callable[[restart.Changed], None]
+    ring: Callable[[str], OutputRing]
+
+
+@dataclass
+class RunningWorker:
+    """One incarnation of an integration; owns its descriptors."""
+
+    name: str
+    incarnation: int
+    started_at: float
+    stdin: int = -1
+    stdout: int = -1
+    output: OutputReader | None = None
+    spawned: Spawned | None = None
+    provided: provision.Provision | None = None
+    record: Body | None = None
+    doomed: bool = False
+    attached: bool = False
+    report: ExitReport | None = None
+    tier: str = ""
+    cleanup: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def worker_id(self) -> str:
+        """The id that launcher and S1 know it by."""
+        return f"{self.name}-{self.incarnation}"
+
+    def close_pipes(self) -> None:
+        """Close our ends."""
+        close_fds([fd for fd in (self.stdin, self.stdout) if fd >= 0])
+        self.stdin = self.stdout = -1
+
+
+def _spec(integration: Integration) -> restart.WorkerSpec:
+    policy = integration.restart
+    return restart.WorkerSpec(
+        name=integration.name,
+        intensity=policy.intensity,
+        period_s=policy.period_s,
+        backoff_initial_s=policy.backoff_initial_s,
+        backoff_max_s=policy.backoff_max_s,
+        stable_s=policy.stable_s,
+        start_timeout_s=integration.start_timeout_s,
+        drain_timeout_s=min(DRAIN_TIMEOUT_S, integration.call_timeout_s),
+        stop_timeout_s=integration.stop_timeout_s,
+        stack_grace_s=0.5,
+    )
+
+
+class IntegrationGroup:
+    """The launcher and the integrations."""
+
+    def __init__(
+        self, host: provision.Host, integrations: dict[str, Integration], hooks: IntegrationHooks
+    ) -> None:
+        self.host = host
+        self.integrations = integrations
+        self.hooks = hooks
+        self.workers = GroupRunner([_spec(one) for one in integrations.values()], self)
+        self.launcher_actor = LauncherActor(self)
+        self.launcher = GroupRunner([_launcher_spec()], self.launcher_actor)
+        self.running: dict[str, RunningWorker] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- commands --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the launcher and, through it, every enabled integration."""
+        self.launcher.send(restart.Start(LAUNCHER))
+        for integration in self.integrations.values():
+            if integration.enabled:
+                self.workers.send(restart.Start(integration.name))
+
+    async def stop(self, *, drain_s: float) -> None:
+        """Drain what is in flight for `drain_s` at most, then stop every integration."""
+        for name in self.integrations:
+            self.stop_one(name, drain=True, reason="vsm is shutting down")
+        try:
+            await asyncio.wait_for(self.workers.wait_all_dead(), drain_s)
+        except TimeoutError:
+            for name in self.integrations:
+                self.stop_one(name, drain=False, reason="vsm is shutting down")
+            await self.workers.wait_all_dead()
+
+    def stop_one(
+        self, name: str, *, drain: bool, restart_it: bool = False, reason: str = "stopped"
+    ) -> None:
+        """Stop an integration; draining needs an S1 that serves."""
+        gentle = drain and self.hooks.operations_ready()
+        self.workers.send(restart.Stop(name, drain=gentle, restart=restart_it, reason=reason))
+
+    async def stop_launcher(self) -> None:
+        """End the launcher, last of all."""
+        self.launcher.send(restart.Stop(LAUNCHER, drain=False, reason="shutting down"))
+        await self.launcher.wait_all_dead()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self.workers.close()
+        self.launcher.close()
+
+    def rows(self) -> tuple[IntegrationRow, ...]:
+        """What S1 must know of each integration."""
+        return tuple(
+            IntegrationRow(
+                name=one.name,
+                prefix=one.prefix,
+                start_timeout_s=one.start_timeout_s,
+                call_timeout_s=one.call_timeout_s,
+                concurrency=one.concurrency,
+                max_frame_bytes=one.max_frame_bytes,
+            )
+            for one in self.integrations.values()
+        )
+
+    # ---- S1 --------------------------------------------------------------------------------
+
+    def on_operations_started(self) -> None:
+        """A new S1: give it every worker and say how each integration stands."""
+        for name in self.integrations:
+            self._tell_availability(name)
+        for running in self.running.values():
+            if running.spawned is not None and not running.doomed:
+                self._attach(running)
+
+    def on_operations_lost(self) -> None:
+        """S1 is gone: a half-initialised server cannot be resumed, and nothing is in flight."""
+        for name, running in list(self.running.items()):
+            phase = self.workers.phase(name)
+            if phase == "draining":
+                self.workers.send(restart.Drained(name))
+            elif phase == "starting" and running.attached:
+                running.attached = False
+                reason = "the gateway restarted while it was initialising"
+                self.workers.send(restart.Stop(name, drain=False, restart=True, reason=reason))
+
+    def on_operations_message(self, message: Any) -> None:  # noqa: ANN401 - a model of FromSystem
+        """What S1 reports about a worker."""
+        match message:
+            case Session():
+                self._on_session(message)
+            case Unfit():
+                running = self._by_id(message.worker)
+                if running is not None:
+                    reason = f"unfit: {message.reason}"
+                    event = restart.Failed(running.name, running.incarnation, reason)
+                    self.workers.send(event)
+            case Idle() if message.integration in self.integrations:
+                self.workers.send(restart.Drained(message.integration))
+
+    def _on_session(self, message: Session) -> None:
+        running = self._by_id(message.worker)
+        if running is not None:
+            running.record = message.record
+            self.workers.send(restart.Ready(running.name, running.incarnation))
+
+    def _by_id(self, worker_id: str) -> RunningWorker | None:
+        return next((r for r in self.running.values() if r.worker_id == worker_id), None)
+
+    def _attach(self, running: RunningWorker) -> None:
+        message = Attach(
+            worker=running.worker_id,
+            integration=running.name,
+            record=running.record,
+            fds=("stdin", "stdout"),
+        )
+        running.attached = self.hooks.tell_operations(message, [running.stdin, running.stdout])
+
+    def _tell_availability(self, name: str) -> None:
+        worker = self.workers.worker(name)
+        message = AvailabilityChanged(
+            integration=name,
+            state=_AVAILABILITY[worker.phase],  # type: ignore[arg-type]
+            reason=worker.reason[:4096],
+        )
+        self.hooks.tell_operations(message, [])
+
+    # ---- what the restart decisions do -----------------------------------------------------
+
+    def spawn(self, name: str, incarnation: int) -> None:
+        """Note the incarnation; start it now or when the launcher can."""
+        loop = asyncio.get_running_loop()
+        self.running[name] = RunningWorker(name, incarnation, loop.time())
+        if self.launcher_actor.link is not None:
+            self._do(self._spawn(self.running[name], self.launcher_actor.link))
+
+    def spawn_waiting(self, link: LauncherLink) -> None:
+        """The launcher can spawn now."""
+        for running in list(self.running.values()):
+            if running.provided is None and running.output is None:
+                self._do(self._spawn(running, link))
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _spawn(self, running: RunningWorker, link: LauncherLink) -> None:
+        integration = self.integrations[running.name]
+        try:
+            running.provided = provision.provide(self.host, integration, running.worker_id)
+            running.tier = running.provided.plan.tier
+            running.spawned = await self._launch(running, link)
+        except VsmError as error:
+            self._gone(running, str(error), hopeless=True)
+            return
+        except (LaunchError, OSError) as error:
+            lost = self.launcher_actor.link is not link
+            self._gone(running, str(error), collateral=lost)
+            return
+        if running.report is not None:  # it ended before we were told that it had begun
+            self._gone(running, _describe(running, running.report), clean=_clean(running.report))
+        elif running.doomed:
+            await link.kill(running.worker_id)
+        elif self.workers.phase(running.name) == "starting":
+            self._attach(running)
+        else:
+            self.terminate(running.name)
+
+    async def _launch(self, running: RunningWorker, link: LauncherLink) -> Spawned:
+        stdin_read, running.stdin = os.pipe2(os.O_CLOEXEC)
+        running.stdout, stdout_write = os.pipe2(os.O_CLOEXEC)
+        stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC)
+        running.output = OutputReader(stderr_read, self.hooks.ring(running.name))
+        if running.provided is None:
+            raise LaunchError("nothing was provided")
+        try:
+            return await link.spawn(
+                running.worker_id, running.provided.plan, stdin_read, stdout_write, stderr_write
+            )
+        finally:
+            close_fds([stdin_read, stdout_write, stderr_write])
+
+    def drain(self, name: str) -> None:
+        """S1 finishes what is in flight."""
+        self.hooks.tell_operations(Drain(integration=name), [])
+
+    def terminate(self, name: str) -> None:
+        """As MCP asks for: close its stdin; SIGTERM as well, since many wait for that only."""
+        running = self.running[name]
+        if running.spawned is None:
+            if running.provided is None:
+                self._gone(running, "stopped before it was started")
+            return
+        self._detach(running, self.workers.worker(name).reason or "stopping")
+        running.close_pipes()
+        self._signal(running, signal.SIGTERM)
+
+    def ask_stack(self, name: str) -> None:
+        """A foreign server owes no stack; SIGTERM is the most that it may understand."""
+        self.terminate(name)
+
+    def kill(self, name: str) -> None:
+        """Kill its whole tree, or the spawn to come."""
+        running = self.running[name]
+        running.doomed = True
+        link = self.launcher_actor.link
+        if running.spawned is not None and link is not None:
+            self._detach(running, self.workers.worker(name).reason or "killed")
+            self._do(link.kill(running.worker_id))
+        elif running.provided is None:
+            self._gone(running, "stopped before it was started")
+
+    def _signal(self, running: RunningWorker, signo: int) -> None:
+        link = self.launcher_actor.link
+        if link is not None:
+            self._do(link.signal(running.worker_id, signo))
+
+    def _detach(self, running: RunningWorker, reason: str) -> None:
+        message = Detach(worker=running.worker_id, integration=running.name, reason=reason[:4096])
+        self.hooks.tell_operations(message, [])
+
+    def changed(self, change: restart.Changed) -> None:
+        """Tell S1 and pass on."""
+        self._tell_availability(change.name)
+        self.hooks.changed(change)
+
+    # ---- what the processes report ---------------------------------------------------------
+
+    def on_exit(self, worker_id: str, report: ExitReport) -> None:
+        """The launcher reaped a worker, or lost it."""
+        running = self._by_id(worker_id)
+        if running is None:
+            return
+        running.report = report
+        if running.spawned is not None:
+            self._gone(running, _describe(running, report), clean=_clean(report))
+
+    def _gone(
+        self,
+        running: RunningWorker,
+        reason: str,
+        *,
+        clean: bool = False,
+        hopeless: bool = False,
+        collateral: bool = False,
+    ) -> None:
+        if self.running.get(running.name) is not running:
+            return
+        del self.running[running.name]
+        if running.spawned is not None:
+            self._detach(running, reason)
+            os.close(running.spawned.pidfd)
+        running.close_pipes()
+        if running.output is not None:
+            running.output.finish()
+        self._remove_group(running)
+        report = running.report
+        lost = collateral or (report is not None and report.cause == "launcher")
+        self.workers.send(
+            restart.Exited(
+                running.name,
+                running.incarnation,
+                "the launcher died" if lost else reason,
+                clean=clean,
+                collateral=lost,
+                hopeless=hopeless,
+            )
+        )
+
+    def _remove_group(self, running: RunningWorker, attempt: int = 0) -> None:
+        """The kernel lets go of a group a moment after the last process: ask again."""
+        group = running.provided.group if running.provided else None
+        if group is None or group.try_remove():
+            return
+        if attempt < _REMOVE_ATTEMPTS:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_REMOVE_RETRY_S, self._remove_group, running, attempt + 1)
+
+
+def _clean(report: ExitReport) -> bool:
+    return report.status is not None and report.status == 0
+
+
+def _describe(running: RunningWorker, report: ExitReport) -> str:
+    usage = None
+    if running.provided is not None and running.provided.group is not None:
+        usage = running.provided.group.usage()
+    if usage is not None and usage.oom_kills:
+        peak = f", peak {usage.memory_peak_bytes >> 20} MiB" if usage.memory_peak_bytes else ""
+        limit = running.provided.memory_bytes if running.provided else None
+        of = f" of {limit >> 20} MiB" if limit else ""
+        return f"out of memory: the kernel killed it at its limit{of}{peak}"
+    if report.signal is not None:
+        return f"killed by {signal.Signals(report.signal).name}"
+    if report.cause != "server":
+        return f"its {report.cause} was killed"
+    return f"exited with status {report.status}"
+
+
+def _launcher_spec() -> restart.WorkerSpec:
+    return restart.WorkerSpec(
+        name=LAUNCHER,
+        intensity=5,
+        backoff_initial_s=0.1,
+        backoff_max_s=10.0,
+        start_timeout_s=10.0,
+        escalates=True,
+    )
+
+
+class LauncherActor:
+    """Starts and ends the launcher for its restart group."""
+
+    def __init__(self, group: IntegrationGroup) -> None:
+        self._group = group
+        self.link: LauncherLink | None = None
+        self.starting: LauncherLink | None = None
+        self.incarnation = 0
+        self.started_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """The launcher's pid, while there is one."""
+        link = self.link or self.starting
+        return link.pid if link is not None and hasattr(link, "pid") else None
+
+    def spawn(self, name: str, incarnation: int) -> None:
+        """Exec it."""
+        del name
+        self.incarnation = incarnation
+        self.started_at = asyncio.get_running_loop().time()
+        self._group._do(self._start())  # noqa: SLF001 - one unit in two classes
+
+    async def _start(self) -> None:
+        link = LauncherLink(self._group.on_exit, self._lost)
+        self.starting = link
+        try:
+            await link.start()
+        except (OSError, LaunchError) as error:
+            self.starting = None
+            self._exited(f"could not be started: {error}")
+            return
+        self.starting = None
+        if self._group.launcher.phase(LAUNCHER) == "stopping":
+            await self._close(link)
+            return
+        self.link = link
+        self._group.launcher.send(restart.Ready(LAUNCHER, self.incarnation))
+        self._group.spawn_waiting(link)
+
+    def _lost(self) -> None:
+        self.link = None
+        self._exited("died")
+
+    def _exited(self, reason: str) -> None:
+        self._group.launcher.send(restart.Exited(LAUNCHER, self.incarnation, reason))
+
+    def drain(self, name: str) -> None:
+        """Nothing to drain."""
+        self._group.launcher.send(restart.Drained(name))
+
+    def terminate(self, name: str) -> None:
+        """Let it kill what is left and end."""
+        del name
+        if self.link is not None:
+            link, self.link = self.link, None
+            self._group._do(self._close(link))  # noqa: SLF001 - as above
+
+    async def _close(self, link: LauncherLink) -> None:
+        await link.close()
+        self._exited("closed")
+
+    def ask_stack(self, name: str) -> None:
+        """It has no stack dump worth a wait."""
+        self.kill(name)
+
+    def kill(self, name: str) -> None:
+        """Kill it; its workers die with it."""
+        del name
+        link = self.link or self.starting
+        if link is not None and hasattr(link, "pidfd"):
+            signal.pidfd_send_signal(link.pidfd, signal.SIGKILL)
+
+    def changed(self, change: restart.Changed) -> None:
+        """Pass on."""
+        self._group.hooks.changed(change)

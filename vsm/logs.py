@@ -1,0 +1,44 @@
+"""How the supervisor logs: for people on a terminal, as JSON lines for a journal.
+
+Runs in the supervisor. Foreign text arrives as values, already printable, never as a format.
+"""
+
+import logging
+import os
+import sys
+from typing import Any, Literal
+
+import structlog
+
+Style = Literal["auto", "console", "json"]
+
+
+def configure(style: Style = "auto") -> None:
+    """Set structlog up once; logs go to stderr.
+
+    Args:
+        style: "auto" is JSON under a journal, else the console's form.
+    """
+    as_json = style == "json" or (style == "auto" and "JOURNAL_STREAM" in os.environ)
+    colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=as_json),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def logger() -> Any:  # noqa: ANN401 - structlog's loggers are made at run time
+    """The supervisor's logger."""
+    return structlog.get_logger()

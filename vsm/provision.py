@@ -1,0 +1,157 @@
+"""What a worker needs before it can be started: profile, closure, uid, directories, cgroup, plan.
+
+Runs in the supervisor, once per start, so that an edited profile or a repaired command counts
+from the next start on. Secrets are read here, into the plan's environment, and nowhere else.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vsm import cgroup, paths, uids
+from vsm.closure import closure
+from vsm.config import Config, Integration, read_secret
+from vsm.errors import VsmError
+from vsm.execution import Plan
+from vsm.plan import WorkerRequest, compile_plan
+from vsm.probe import HostFacts
+from vsm.profile import Limits, load_profile
+
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass
+class Host:
+    """What the trials found, and the cgroups of this run.
+
+    `uids` is empty for an ordinary user, whose workers run under the user's own.
+    """
+
+    facts: HostFacts
+    cgroups: cgroup.Cgroups
+    uids: dict[str, int] = field(default_factory=dict)
+
+
+def survey(config: Config) -> Host:
+    """Try what this host gives, remove what dead runs left, give each integration its uid."""
+    groups = cgroup.detect(claim=True)
+    host = Host(facts=_probe(groups), cgroups=cgroup.Cgroups(groups))
+    host.cgroups.sweep()
+    if host.facts.root:
+        host.uids = uids.integration_uids(list(config.integrations))
+    return host
+
+
+def _probe(groups: cgroup.CgroupFacts) -> HostFacts:
+    from vsm.probe import probe_host
+
+    return probe_host(groups=groups)
+
+
+def _group(host: Host, worker: str, limits: Limits) -> cgroup.Group | None:
+    if host.cgroups.facts.kind == "none":
+        return None
+    return host.cgroups.create(
+        worker,
+        cgroup.CgroupLimits(
+            memory_bytes=limits.memory_bytes,
+            swap_bytes=limits.swap_bytes,
+            processes=limits.processes,
+            cpu_cores=limits.cpu_cores,
+        ),
+    )
+
+
+def system_plan(host: Host, config: Config, system: str) -> Plan:
+    """The plan by which a system confines itself.
+
+    Raises:
+        VsmError: its profile is wrong, or needs what this host lacks.
+    """
+    profile = load_profile(getattr(config.systems, system))
+    group = _group(host, system, profile.limits)
+    uid = uids.system_uid(system) if host.facts.root else None
+    if uid is not None:
+        uids.check_mapped(uid, where=system)
+    request = WorkerRequest(
+        name=system,
+        argv=(),
+        uid=uid,
+        cgroups=group.paths if group else (),
+        cgroup_layers=group.layers if group else (),
+    )
+    return compile_plan(profile, request, host.facts)
+
+
+@dataclass
+class Provision:
+    """One start of one integration."""
+
+    plan: Plan
+    group: cgroup.Group | None
+    memory_bytes: int | None
+
+
+def provide(host: Host, integration: Integration, worker: str) -> Provision:
+    """Everything that one start needs.
+
+    Raises:
+        VsmError: the command, the profile, a path or a secret is wrong, or a layer is missing.
+    """
+    profile = load_profile(integration.profile)
+    env = {**integration.env, **_secrets(integration)}
+    search = {"PATH": os.environ.get("PATH", DEFAULT_PATH), **profile.environment, **env}
+    needed = closure(integration.command, env=search, cwd=integration.cwd)
+    uid = host.uids.get(integration.name)
+    if uid is not None:
+        uids.check_mapped(uid, where=integration.name)
+    group = _group(host, worker, profile.limits)
+    try:
+        request = WorkerRequest(
+            name=integration.name,
+            argv=(needed.executable, *integration.command[1:]),
+            cwd=integration.cwd,
+            env=env,
+            read=(*needed.read, *integration.read),
+            write=integration.write,
+            state_dir=_state_dir(integration.name, uid) if integration.state else None,
+            uid=uid,
+            cgroups=group.paths if group else (),
+            cgroup_layers=group.layers if group else (),
+        )
+        plan = compile_plan(profile, request, host.facts)
+    except BaseException:
+        if group is not None:
+            group.remove()
+        raise
+    return Provision(plan, group, profile.limits.memory_bytes)
+
+
+def _secrets(integration: Integration) -> dict[str, str]:
+    return {
+        name: read_secret(source, where=f"integrations.{integration.name}.secrets.{name}")
+        for name, source in integration.secrets.items()
+    }
+
+
+def _state_dir(name: str, uid: int | None) -> str:
+    """The integration's own directory, 0700 and the worker's; it survives restarts."""
+    folder = paths.ensure_state_dir() / "integrations"
+    folder.mkdir(mode=0o711, exist_ok=True)
+    own = folder / name
+    own.mkdir(mode=0o700, exist_ok=True)
+    _give(own, uid)
+    return str(own)
+
+
+def _give(directory: Path, uid: int | None) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        owner = os.fstat(fd).st_uid
+        if uid is not None and owner != uid:
+            os.fchown(fd, uid, uid)
+        elif uid is None and owner != os.geteuid():
+            what = f"belongs to uid {owner}"
+            raise VsmError(str(directory), what, "Remove it or give it to the user of vsm.")
+    finally:
+        os.close(fd)

@@ -1,0 +1,296 @@
+"""The supervisor: wires endpoint, systems and integrations together, and ends them in order.
+
+The parent of every process, single-threaded on asyncio, with the privilege that `vsm up` was
+given. Runs no foreign code, parses no MCP and holds no secret longer than a spawn takes. Signals
+only enqueue.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from vsm import endpoint, logs, provision
+from vsm.config import Config
+from vsm.control import ControlServer, NotFoundError
+from vsm.core import restart
+from vsm.errors import VsmError
+from vsm.integration_group import IntegrationGroup, IntegrationHooks
+from vsm.linux.prctl import become_subreaper
+from vsm.messages import Message, Start
+from vsm.output import OutputRing
+from vsm.system_group import SystemGroup, SystemHooks
+
+DRAIN_S: Final = 5.0
+MOVE_TIMEOUT_S: Final = 120.0
+
+
+class Supervisor:
+    """One running vsm.
+
+    Args:
+        config: what to run.
+        on_ready: called once, when the five systems serve.
+    """
+
+    def __init__(self, config: Config, *, on_ready: Callable[[], None] = lambda: None) -> None:
+        self.config = config
+        self.on_ready = on_ready
+        self.log = logs.logger()
+        self.began = time.monotonic()
+        self.rings: dict[str, OutputRing] = {}
+        self.endpoint: endpoint.Endpoint
+        self.host: provision.Host
+        self.systems: SystemGroup
+        self.integrations: IntegrationGroup
+        self.control: ControlServer
+        self._announced = False
+        self._shutdown = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._plans: dict[str, str] = {}
+        self._foreign = set(_children())
+
+    @property
+    def ready(self) -> bool:
+        """The five systems serve."""
+        return self.systems.ready
+
+    @property
+    def uptime_s(self) -> float:
+        """Since the supervisor began."""
+        return time.monotonic() - self.began
+
+    async def run(self) -> int:
+        """Start everything, run until told to stop, stop everything in order.
+
+        Raises:
+            VsmError: it cannot start here.
+        """
+        become_subreaper()
+        self.endpoint = endpoint.claim(self.config.gateway.http)
+        try:
+            await self._run()
+        finally:
+            self.endpoint.release()
+        return 0
+
+    async def _run(self) -> None:
+        self._build_systems()
+        self._watch_signals()
+        self.systems.start()  # the slowest: its imports go on while we look at the host
+        try:
+            self.host = provision.survey(self.config)
+            self._build_integrations()
+            await self._serve()
+        finally:
+            self._unwatch_signals()
+
+    async def _serve(self) -> None:
+        self.integrations.start()
+        self.control = ControlServer(self)
+        if self.endpoint.control is not None:
+            await self.control.start(self.endpoint.control)
+        await self._shutdown.wait()
+        await self._stop()
+
+    def _build_systems(self) -> None:
+        hooks = SystemHooks(
+            plan=self._system_plan,
+            start=self._start_message,
+            from_operations=lambda message: self.integrations.on_operations_message(message),  # noqa: PLW0108 - built later
+            changed=self._changed,
+            operations_started=lambda: self.integrations.on_operations_started(),  # noqa: PLW0108 - built later
+            operations_lost=lambda: self.integrations.on_operations_lost(),  # noqa: PLW0108 - built later
+            ring=self._ring,
+        )
+        self.systems = SystemGroup(hooks)
+
+    def _build_integrations(self) -> None:
+        hooks = IntegrationHooks(
+            tell_operations=self._tell_operations,
+            operations_ready=lambda: self.systems.operations_ready,
+            changed=self._changed,
+            ring=self._ring,
+        )
+        self.integrations = IntegrationGroup(self.host, self.config.integrations, hooks)
+
+    # ---- hooks -----------------------------------------------------------------------------
+
+    def _system_plan(self, system: str) -> str:
+        import json
+
+        if system not in self._plans:
+            plan = provision.system_plan(self.host, self.config, system)
+            self._plans[system] = json.dumps(plan.to_json())
+        return self._plans[system]
+
+    def _start_message(self, system: str, epoch: int) -> tuple[Start, list[int]]:
+        if system != "system1":
+            return Start(epoch=epoch, integrations=self.integrations.rows()), []
+        listeners = self.endpoint.listeners() if not self._shutdown.is_set() else {}
+        message = Start(
+            epoch=epoch,
+            token=self.endpoint.token,
+            auth=self.config.gateway.auth,
+            integrations=self.integrations.rows(),
+            snapshots=self.systems.snapshots,
+            fds=tuple(listeners),
+        )
+        return message, [sock.fileno() for sock in listeners.values()]
+
+    def _tell_operations(self, message: Message, fds: list[int]) -> bool:
+        link = self.systems.operations_link()
+        return link is not None and link.send(message, fds)
+
+    def _ring(self, name: str) -> OutputRing:
+        if name not in self.rings:
+            self.rings[name] = OutputRing(name, self._on_line)
+        return self.rings[name]
+
+    def _on_line(self, name: str, line: str) -> None:
+        self.log.info("output", worker=name, line=line)
+
+    def _changed(self, change: restart.Changed) -> None:
+        told = {"worker": change.name, "reason": change.reason}
+        if change.escalated:
+            self.log.error("keeps failing, retried at the longest back-off", **told)
+        elif change.phase == "quarantined":
+            self.log.error("quarantined", **told)
+        elif change.phase == "backing_off" or (change.phase == "starting" and change.reason):
+            self.log.warning("restarting", **told)
+        else:
+            self.log.info(change.phase, **told)
+        if self.ready and not self._announced:
+            self._announced = True
+            self.log.info("ready", after_s=round(self.uptime_s, 3))
+            self.on_ready()
+
+    # ---- commands --------------------------------------------------------------------------
+
+    async def move(self, command: str, name: str) -> None:
+        """Start, stop, restart or drain an integration and wait until it is so, bounded.
+
+        Raises:
+            VsmError: there is no such integration, or panic forbids a start.
+        """
+        workers = self.integrations.workers
+        if name not in self.integrations.integrations:
+            known = ", ".join(self.integrations.integrations) or "none"
+            raise NotFoundError(command, f"no integration {name!r}", f"Known: {known}.")
+        if command in {"start", "restart"} and workers.group.panic:
+            raise VsmError(name, "panic: nothing is started", "End it by `vsm resume`.")
+        if command == "start":
+            workers.send(restart.Start(name))
+        else:
+            self.integrations.stop_one(
+                name, drain=command != "stop", restart_it=command == "restart",
+                reason=f"{command} by command",
+            )  # fmt: skip
+        await self._settled(name, ("stopped",) if command in {"stop", "drain"} else _RUNS)
+
+    async def _settled(self, name: str, phases: tuple[restart.Phase, ...]) -> None:
+        if phases is _RUNS:
+            await asyncio.sleep(0)
+        try:
+            wait = self.integrations.workers.wait_phase(name, *phases)
+            await asyncio.wait_for(wait, MOVE_TIMEOUT_S)
+        except TimeoutError:
+            what = f"is still {self.integrations.workers.phase(name)}"
+            raise VsmError(name, what, "See `vsm status`.") from None
+
+    async def panic(self) -> None:
+        """Stop every integration now; nothing starts before `resume`."""
+        self.log.error("panic: every integration is killed")
+        self.integrations.workers.send(restart.Panic())
+        await self.integrations.workers.wait_all_dead()
+
+    def resume(self) -> None:
+        """End a panic."""
+        self.log.info("resumed")
+        self.integrations.workers.send(restart.Resume())
+
+    def request_shutdown(self, why: str) -> None:
+        """Begin to shut down; asked again, do not wait for what is in flight."""
+        if self._shutdown.is_set():
+            self._hurry.set()
+            return
+        self.log.info("shutting down", reason=why)
+        self._shutdown.set()
+
+    # ---- the end ---------------------------------------------------------------------------
+
+    async def _stop(self) -> None:
+        """Clients, integrations, systems, template, launcher: what needs the next goes first."""
+        self.endpoint.stop_accepting()
+        hurry = asyncio.create_task(self._panic_on_hurry())
+        await self.integrations.stop(drain_s=DRAIN_S)
+        await self.systems.stop()
+        await self.integrations.stop_launcher()
+        hurry.cancel()
+        await self.control.close()
+        self.host.cgroups.close()
+        self._sweep()
+        self.log.info("stopped", after_s=round(self.uptime_s, 3))
+
+    async def _panic_on_hurry(self) -> None:
+        await self._hurry.wait()
+        await self.panic()
+
+    # ---- signals and orphans ---------------------------------------------------------------
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(signo, self.request_shutdown, signo.name)
+        loop.add_signal_handler(signal.SIGCHLD, self._sweep)
+
+    def _unwatch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            loop.remove_signal_handler(signo)
+
+    def _sweep(self) -> None:
+        """Kill and reap what a killed launcher or template left: it was reparented to us."""
+        template = self.systems.template_actor.process
+        own = {template.pid} if template is not None else set()
+        if hasattr(self, "integrations"):
+            own.add(self.integrations.launcher_actor.pid or 0)
+        for pid in set(_children()) - own - self._foreign:
+            _kill_and_reap(pid)
+
+
+_RUNS: Final[tuple[restart.Phase, ...]] = ("ready", "quarantined", "stopped")
+
+
+def _children() -> list[int]:
+    pid = os.getpid()
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    return [int(word) for word in text.split()]
+
+
+def _kill_and_reap(pid: int) -> None:
+    """Our own child, so its pid cannot be reused before we reap it; SIGCHLD brings us back."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, os.WNOHANG)
+    except (ProcessLookupError, ChildProcessError):
+        return
+
+
+def run_supervisor(
+    config: Config, *, on_ready: Callable[[], Any] = lambda: None, log: logs.Style = "auto"
+) -> int:
+    """Run vsm until it is told to stop; the exit code.
+
+    Raises:
+        VsmError: it cannot start here.
+    """
+    logs.configure(log)
+
+    async def main() -> int:
+        return await Supervisor(config, on_ready=on_ready).run()
+
+    return asyncio.run(main())
