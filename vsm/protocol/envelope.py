@@ -49,11 +49,14 @@ def is_modern(meta: Object) -> bool:
     return META_VERSION in meta
 
 
-def check_envelope(meta: Object) -> None:
-    """Judge a modern request's `_meta`.
+def check(
+    method: str, params: Object, meta: Object, headers: Mapping[str, str] | None = None
+) -> None:
+    """Judge a modern request by its `_meta` and, over HTTP, by its headers.
 
     Raises:
-        EnvelopeError: a key is missing or of a wrong type, or the version is not served.
+        EnvelopeError: a key is missing or of a wrong type, a header contradicts the body, or
+            the version is not served; judged in this order.
     """
     missing = [key for key in (META_VERSION, META_CAPABILITIES) if key not in meta]
     if missing:
@@ -63,6 +66,8 @@ def check_envelope(meta: Object) -> None:
         raise EnvelopeError(jsonrpc.INVALID_PARAMS, f"{META_VERSION} is a string")
     if not bytes(meta[META_CAPABILITIES]).startswith(b"{"):
         raise EnvelopeError(jsonrpc.INVALID_PARAMS, f"{META_CAPABILITIES} is an object")
+    if headers is not None:
+        check_headers(method, params, meta, headers)
     if version not in MODERN_VERSIONS:
         raise unsupported_version(version)
 

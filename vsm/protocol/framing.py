@@ -79,12 +79,6 @@ class LineSplitter:
         if rest:
             self._hold(rest)
 
-    def resynchronise(self) -> None:
-        """Forget what is held and skip to the next line end, reporting nothing."""
-        self._parts.clear()
-        self._size = 0
-        self.skipping = False
-
     def _hold(self, part: bytes) -> None:
         self._size += len(part)
         if self.skipping:

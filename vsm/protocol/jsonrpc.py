@@ -217,3 +217,11 @@ def failure(request_id: bytes, code: int, message: str, data: object = None) -> 
     if data is not None:
         body["data"] = data
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (request_id, encode(body))
+
+
+def strings(raw: Raw) -> list[str]:
+    """A raw array of strings; empty where it is none."""
+    try:
+        return msgspec.json.decode(raw, type=list[str])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []

@@ -1,0 +1,190 @@
+"""One client request on its way: who asked, under which id, and where the answer goes.
+
+Runs in S1. A call is answered exactly once: by the server, by a failure, or, when the client
+cancelled it or left, not at all.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import UNSET, Raw
+
+from vsm.protocol import envelope, jsonrpc
+from vsm.protocol.jsonrpc import DecodeError, Id, Message
+from vsm.protocol.tables import CACHEABLE
+
+if TYPE_CHECKING:
+    from vsm.gateway.client import Client
+    from vsm.gateway.upstream import Upstream
+
+
+class Sink(Protocol):
+    """Where the answer to one request goes, and what belongs to that request."""
+
+    def answer(self, frame: bytes) -> None:
+        """Send the one answer; `frame` has no line end."""
+
+    def notify(self, frame: bytes) -> None:
+        """Send a notification or a question that belongs to the request."""
+
+
+class Waiting(Protocol):
+    """What waits for a server's answer: a client's call or a question of the gateway's own."""
+
+    deadline: float | None
+    timeout_s: float | None
+    sent: bool
+
+    def answered(self, message: Message) -> None:
+        """The server answered."""
+
+    def failed(self, code: int, text: str) -> None:
+        """No answer will come; `text` says why and what to do."""
+
+
+class Call:
+    """A client's request that a server answers.
+
+    Args:
+        client: who asked. sink: where the answer goes.
+        id_bytes: the client's id as JSON. method: what was asked.
+        same_era: client and server speak the same era, so the result goes on as it is.
+    """
+
+    __slots__ = (
+        "client",
+        "deadline",
+        "id_bytes",
+        "integration",
+        "method",
+        "params",
+        "progress",
+        "same_era",
+        "sent",
+        "sink",
+        "timeout_s",
+        "to_modern",
+        "upstream",
+        "upstream_id",
+    )
+
+    def __init__(
+        self, client: "Client", sink: Sink, id_bytes: bytes, method: str, integration: str
+    ) -> None:
+        self.client = client
+        self.sink = sink
+        self.id_bytes = id_bytes
+        self.method = method
+        self.integration = integration
+        self.params: jsonrpc.Object = {}
+        self.progress: Raw | None = None
+        self.same_era = True
+        self.to_modern = False
+        self.sent = False
+        self.deadline: float | None = None
+        self.timeout_s: float | None = None
+        self.upstream: Upstream | None = None
+        self.upstream_id = 0
+
+    def answered(self, message: Message) -> None:
+        """Pass the server's answer on, under the client's id."""
+        self.client.in_flight.pop(self.id_bytes, None)
+        result = message.result
+        if result is UNSET:
+            self._answered_with_error(message)
+        elif self.same_era:
+            self.sink.answer(jsonrpc.answer(self.id_bytes, result))
+        else:
+            self._translated(result)
+
+    def _translated(self, result: Raw) -> None:
+        try:
+            if self.to_modern:
+                cacheable = self.method in CACHEABLE
+                body = envelope.result_for_modern(result, cacheable=cacheable)
+            else:
+                body = envelope.result_for_legacy(result)
+        except envelope.QuestionError:
+            self._fail(
+                jsonrpc.INTERNAL_ERROR,
+                f"{self.integration} asks the client something, and speaks a newer revision of "
+                "MCP than this client. Connect a client of revision 2026-07-28.",
+            )
+        except DecodeError:
+            self._fail(jsonrpc.INTERNAL_ERROR, f"{self.integration} sent a malformed result.")
+        else:
+            self.sink.answer(jsonrpc.answer(self.id_bytes, body))
+
+    def _answered_with_error(self, message: Message) -> None:
+        error = message.error
+        if error is UNSET or jsonrpc.error_of(error) is None:
+            self._fail(jsonrpc.INTERNAL_ERROR, f"{self.integration} sent a malformed error.")
+        else:
+            self.sink.answer(jsonrpc.forwarded_error(self.id_bytes, error))
+
+    def failed(self, code: int, text: str) -> None:
+        """Answer with an error of the gateway's own."""
+        self.client.in_flight.pop(self.id_bytes, None)
+        self._fail(code, text)
+
+    def _fail(self, code: int, text: str) -> None:
+        data = {"integration": self.integration, "sent": self.sent}
+        self.sink.answer(jsonrpc.failure(self.id_bytes, code, text, data))
+
+    def progressed(self, params: jsonrpc.Object) -> None:
+        """Pass a progress notification on, under the client's token."""
+        if self.progress is not None:
+            params["progressToken"] = self.progress
+            body = jsonrpc.encode(params)
+            self.sink.notify(jsonrpc.notification("notifications/progress", body))
+
+    def cancel(self, reason: str) -> None:
+        """The client no longer wants the answer: forget it and tell the server."""
+        self.client.in_flight.pop(self.id_bytes, None)
+        if self.upstream is not None:
+            self.upstream.cancel(self, reason)
+
+
+class Inquiry:
+    """A question of the gateway's own; the answer goes to a callback."""
+
+    __slots__ = ("deadline", "on_answer", "on_failure", "sent", "timeout_s")
+
+    def __init__(
+        self,
+        on_answer: "AnswerCallback",
+        on_failure: "FailureCallback",
+        *,
+        timeout_s: float | None,
+    ) -> None:
+        self.on_answer = on_answer
+        self.on_failure = on_failure
+        self.timeout_s = timeout_s
+        self.deadline: float | None = None
+        self.sent = False
+
+    def answered(self, message: Message) -> None:
+        """The server answered."""
+        self.on_answer(message)
+
+    def failed(self, code: int, text: str) -> None:
+        """No answer will come."""
+        self.on_failure(code, text)
+
+
+class AnswerCallback(Protocol):
+    """Takes a server's answer."""
+
+    def __call__(self, message: Message, /) -> None:
+        """The server answered."""
+
+
+class FailureCallback(Protocol):
+    """Takes the reason why there is none."""
+
+    def __call__(self, code: int, text: str, /) -> None:
+        """No answer will come."""
+
+
+def id_json(value: Id) -> bytes:
+    """An id as JSON."""
+    return b"%d" % value if type(value) is int else jsonrpc.encode(value)

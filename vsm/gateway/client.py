@@ -1,0 +1,104 @@
+"""One downstream client: what it speaks, what it has in flight, what it wants to hear.
+
+Owns the state of a session; the transports (unix socket, HTTP) subclass it for how bytes
+leave. Runs in S1's event loop.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from msgspec import Raw
+
+from vsm.gateway.call import Call, Sink
+from vsm.gateway.upstream import Upstream
+from vsm.protocol import jsonrpc
+from vsm.protocol.jsonrpc import Object
+from vsm.protocol.tables import LEGACY_VERSION, LISTEN_FILTERS, META_SUBSCRIPTION
+
+MAX_IN_FLIGHT = 256
+MAX_ASKED = 16
+MAX_LISTENS = 64
+MAX_SUBSCRIBED_URIS = 1024
+
+
+@dataclass(eq=False)
+class Question:
+    """A server's request that was passed to a client: where the answer goes back to."""
+
+    upstream: Upstream
+    id_bytes: bytes
+    call: Call
+
+
+@dataclass(eq=False)
+class Listen:
+    """A modern client's open subscription: one request whose answer is its end.
+
+    Args:
+        wanted: the notification methods that it asked for. uris: the resources it watches.
+    """
+
+    client: "Client"
+    sink: Sink
+    id_bytes: bytes
+    wanted: frozenset[str]
+    uris: frozenset[str]
+
+    def hears(self, method: str, uri: str | None) -> bool:
+        """Whether it asked for this notification."""
+        return uri in self.uris if uri is not None else method in self.wanted
+
+    def notify(self, method: str, params: Object) -> None:
+        """Send a notification, marked as this subscription's."""
+        meta = {**jsonrpc.nested(params, "_meta"), META_SUBSCRIPTION: Raw(self.id_bytes)}
+        body = jsonrpc.encode({**params, "_meta": meta})
+        self.sink.notify(jsonrpc.notification(method, body))
+
+    def acknowledge(self) -> None:
+        """The first frame: what will be heard."""
+        honoured: dict[str, object] = {
+            LISTEN_FILTERS[method]: True for method in sorted(self.wanted)
+        }
+        if self.uris:
+            honoured["resourceSubscriptions"] = sorted(self.uris)
+        params = {"notifications": jsonrpc.raw_of(honoured)}
+        self.notify("notifications/subscriptions/acknowledged", params)
+
+    def end(self) -> None:
+        """The last frame: the subscription ended on purpose."""
+        result = b'{"resultType":"complete","_meta":{"%b":%b}}'
+        body = result % (META_SUBSCRIPTION.encode(), self.id_bytes)
+        self.sink.answer(jsonrpc.answer(self.id_bytes, body))
+
+
+@dataclass(eq=False)
+class Client(ABC):
+    """A client's session.
+
+    Args:
+        capabilities: what a legacy client declared at its handshake.
+        log_level: the index in LOG_LEVELS below which it wants no log messages, if it said so.
+    """
+
+    version: str = LEGACY_VERSION
+    initialized: bool = False
+    closed: bool = False
+    log_level: int | None = None
+    capabilities: Object = field(default_factory=dict)
+    in_flight: dict[bytes, Call] = field(default_factory=dict)
+    asked: dict[str, Question] = field(default_factory=dict)
+    listens: dict[bytes, Listen] = field(default_factory=dict)
+    subscribed: set[tuple[str, str]] = field(default_factory=set)
+
+    @abstractmethod
+    def notify(self, frame: bytes) -> None:
+        """Send a notification that belongs to no request; dropped where nobody listens."""
+
+    def end(self, reason: str) -> None:
+        """The client is gone: cancel what it has in flight and forget what it wanted."""
+        if self.closed:
+            return
+        self.closed = True
+        for call in list(self.in_flight.values()):
+            call.cancel(reason)
+        self.in_flight.clear()

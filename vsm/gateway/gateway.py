@@ -1,0 +1,57 @@
+"""The gateway as one object: fleet, router and listeners, without the processes around it.
+
+Owns what it is given: server pipes and listening sockets. The system worker wires it to the
+supervisor; tests and embedders can run it on any asyncio loop.
+"""
+
+import asyncio
+import socket
+from typing import Any
+
+from vsm.gateway.fleet import Fleet, Reports
+from vsm.gateway.http import HttpListener
+from vsm.gateway.integration import Settings
+from vsm.gateway.router import Router
+from vsm.gateway.unix import UnixListener
+
+
+class Gateway:
+    """One endpoint in front of many servers.
+
+    Args:
+        epoch: distinguishes this gateway's request ids from a predecessor's on the same pipes.
+        reports: hears which sessions stand and which servers are unfit.
+    """
+
+    def __init__(self, epoch: int, reports: Reports) -> None:
+        self.fleet = Fleet(epoch, reports)
+        self.router = Router(self.fleet)
+        self._listeners: list[UnixListener | HttpListener] = []
+
+    def add(self, settings: Settings) -> None:
+        """Know an integration."""
+        self.fleet.add(settings)
+
+    async def listen_unix(self, sock: socket.socket) -> None:
+        """Serve local clients on a listening unix socket."""
+        await self._listen(UnixListener(self.router, sock))
+
+    async def listen_http(self, sock: socket.socket, *, token: str) -> None:
+        """Serve streamable HTTP on a listening TCP socket; "" for `token` lets everybody in."""
+        await self._listen(HttpListener(self.router, sock, token=token))
+
+    async def _listen(self, listener: UnixListener | HttpListener) -> None:
+        self._listeners.append(listener)
+        await listener.start()
+
+    def status(self) -> dict[str, Any]:
+        """What the gateway knows of itself, for `vsm status`."""
+        return {**self.fleet.status(), "clients": len(self.router.clients)}
+
+    async def stop(self, reason: str = "the gateway stops") -> None:
+        """Answer what is in flight with `reason`, end every stream and close everything."""
+        self.fleet.close(reason)
+        self.router.stop()
+        for listener in self._listeners:
+            listener.stop()
+        await asyncio.sleep(0)

@@ -1,0 +1,259 @@
+"""One integration as S1 sees it: its settings, why it can or cannot be called, its server.
+
+Owns the server's handshake and the fetching of its lists; reports when the session stands and
+when a list changed. Runs in S1's event loop.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from msgspec import UNSET
+
+import vsm
+from vsm.gateway.call import Inquiry
+from vsm.gateway.upstream import Upstream
+from vsm.protocol import catalogue, era, jsonrpc
+from vsm.protocol.catalogue import Surface
+from vsm.protocol.jsonrpc import DecodeError, Message, Object
+from vsm.protocol.tables import CHANGE_OF_LIST, LISTEN_FILTERS, LISTS, Era
+
+GATEWAY: Final[dict[str, Any]] = {"name": "vsm", "version": vsm.__version__}
+CAPABILITY_OF_LIST: Final = {
+    "tools/list": "tools",
+    "prompts/list": "prompts",
+    "resources/list": "resources",
+    "resources/templates/list": "resources",
+}
+MAX_SURFACE_BYTES: Final = 16 * 1024 * 1024
+LIST_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the configuration says of an integration, as far as the gateway needs it."""
+
+    name: str
+    prefix: str
+    start_timeout_s: float = 30.0
+    call_timeout_s: float = 60.0
+    concurrency: int = 64
+    max_frame_bytes: int = 8 * 1024 * 1024
+
+
+@dataclass(eq=False)
+class Integration:
+    """An integration's state.
+
+    Args:
+        state: what the supervisor said last; `reason` is its explanation.
+        upstream: the server that takes calls, once its session stands and its lists are here.
+        draining: takes no new calls.
+    """
+
+    settings: Settings
+    state: str = "starting"
+    reason: str = ""
+    draining: bool = False
+    upstream: Upstream | None = None
+    starting: "Startup | None" = None
+    session: era.PeerSession | None = None
+    surface: Surface = field(init=False)
+    listen_id: int | None = None
+    watched: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.surface = Surface(self.settings.prefix)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether waiting for it makes no sense: it serves, or it failed."""
+        return self.upstream is not None or (self.state != "starting" and self.starting is None)
+
+    @property
+    def unavailable(self) -> str:
+        """Why a call cannot be served now, and what to do."""
+        name, reason = self.settings.name, f" ({self.reason})" if self.reason else ""
+        if self.draining:
+            return f"{name} is draining and takes no calls. `vsm start {name}` opens it again."
+        texts = {
+            "starting": f"{name} is still starting{reason}. Try again shortly.",
+            "ready": f"{name} is still starting{reason}. Try again shortly.",
+            "backing_off": f"{name} failed and will be started again{reason}. Try again shortly, "
+            f"or see `vsm logs {name}`.",
+            "quarantined": f"{name} failed too often and is quarantined{reason}. "
+            f"See `vsm logs {name}`, then `vsm start {name}`.",
+            "stopped": f"{name} is stopped{reason}. `vsm start {name}` starts it.",
+        }
+        return texts.get(self.state, f"{name} is {self.state}{reason}.")
+
+
+class Startup:
+    """A server's way from attached pipes to a session with lists.
+
+    Args:
+        on_ready: called once with the session. on_failure: called once with the reason.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        settings: Settings,
+        *,
+        on_ready: Callable[["Startup"], None],
+        on_failure: Callable[["Startup", str], None],
+    ) -> None:
+        self.upstream = upstream
+        self.surface = Surface(settings.prefix)
+        self.session: era.PeerSession | None = None
+        self._settings = settings
+        self._on_ready = on_ready
+        self._on_failure = on_failure
+        self._handshake = era.Handshake(GATEWAY)
+        self._loop = asyncio.get_running_loop()
+        self._probe_timer: asyncio.TimerHandle | None = None
+        self._over = False
+
+    def begin(self, session: era.PeerSession | None) -> None:
+        """Start with the handshake, or with the lists where a session stands already."""
+        if session is not None:
+            self._established(session)
+            return
+        timeout_s = min(era.PROBE_TIMEOUT_S, self._settings.start_timeout_s / 2)
+        self._probe_timer = self._loop.call_later(timeout_s, self._probe_timed_out)
+        self._do(self._handshake.begin())
+
+    def stop(self) -> None:
+        """Whatever comes now is too late."""
+        self._over = True
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+
+    def _probe_timed_out(self) -> None:
+        if not self._over and self.session is None:
+            self._do(self._handshake.probe_timed_out())
+
+    def _do(self, step: era.Step) -> None:
+        if isinstance(step, era.Ask):
+            self._ask(step)
+        elif isinstance(step, era.Established):
+            if step.announce is not None:
+                self.upstream.tell(jsonrpc.notification(step.announce))
+            self._established(step.session)
+        elif isinstance(step, era.Refused):
+            self._fail(step.reason)
+
+    def _ask(self, step: era.Ask) -> None:
+        def answered(message: Message) -> None:
+            if not self._over and self.session is None:
+                self._do(self._handshake.answered(step.method, message))
+
+        def failed(_: int, text: str) -> None:
+            if self.session is None:
+                self._fail(text)
+
+        inquiry = Inquiry(answered, failed, timeout_s=self._settings.start_timeout_s)
+        self.upstream.ask(step.method, step.params, inquiry)
+
+    def _established(self, session: era.PeerSession) -> None:
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+        self.session = session
+        self.upstream.era = Era(session.era)
+        self.surface.serves_resources = session.offers("resources")
+        wanted = [m for m, capability in CAPABILITY_OF_LIST.items() if session.offers(capability)]
+        fetch = Fetch(self.upstream, session, wanted, self._fetched)
+        fetch.begin()
+
+    def _fetched(self, lists: dict[str, list[Object]]) -> None:
+        if self._over:
+            return
+        self.surface.lists = lists
+        self.stop()
+        self._on_ready(self)
+
+    def _fail(self, reason: str) -> None:
+        if not self._over:
+            self.stop()
+            self._on_failure(self, reason)
+
+
+class Fetch:
+    """Fetches some lists, page by page within bounds; a list that fails stays empty.
+
+    Args:
+        on_done: called once with what came.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        session: era.PeerSession,
+        methods: list[str],
+        on_done: Callable[[dict[str, list[Object]]], None],
+    ) -> None:
+        self._upstream = upstream
+        self._session = session
+        self._methods = methods
+        self._on_done = on_done
+        self._lists: dict[str, list[Object]] = {}
+        self._pending = set(methods)
+        self._pages = dict.fromkeys(methods, 0)
+        self._bytes = 0
+
+    def begin(self) -> None:
+        """Ask for the first page of each."""
+        if not self._methods:
+            self._on_done({})
+        for method in self._methods:
+            self._lists[method] = []
+            self._ask(method, None)
+
+    def _ask(self, method: str, cursor: str | None) -> None:
+        params: dict[str, object] = {} if cursor is None else {"cursor": cursor}
+        if self._session.is_modern:
+            params["_meta"] = era.envelope(GATEWAY)
+        inquiry = Inquiry(
+            lambda message: self._answered(method, message),
+            lambda _code, _text: self._finished(method),
+            timeout_s=LIST_TIMEOUT_S,
+        )
+        self._upstream.ask(method, params, inquiry)
+
+    def _answered(self, method: str, message: Message) -> None:
+        if message.result is UNSET:
+            self._finished(method)
+            return
+        try:
+            items, cursor = catalogue.parse_page(method, message.result)
+        except DecodeError:
+            self._finished(method)
+            return
+        kept = self._lists[method]
+        kept.extend(items[: catalogue.MAX_ITEMS - len(kept)])
+        self._pages[method] += 1
+        self._bytes += len(memoryview(message.result))
+        within = self._pages[method] < catalogue.MAX_PAGES and self._bytes < MAX_SURFACE_BYTES
+        if cursor and within and len(kept) < catalogue.MAX_ITEMS:
+            self._ask(method, cursor)
+        else:
+            self._finished(method)
+
+    def _finished(self, method: str) -> None:
+        self._pending.discard(method)
+        if not self._pending:
+            self._pending = {""}
+            self._on_done(self._lists)
+
+
+def listen_params(session: era.PeerSession, uris: list[str]) -> dict[str, Any] | None:
+    """The gateway's own subscription to a modern server; None where there is nothing to hear."""
+    wanted: dict[str, Any] = {
+        LISTEN_FILTERS[CHANGE_OF_LIST[method]]: True
+        for method in LISTS
+        if session.offers(CAPABILITY_OF_LIST[method], "listChanged")
+    }
+    if uris:
+        wanted["resourceSubscriptions"] = uris
+    return {"_meta": era.envelope(GATEWAY), "notifications": wanted} if wanted else None

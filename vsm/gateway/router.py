@@ -1,0 +1,620 @@
+"""From clients to servers by name, and back to the client that it concerns.
+
+Owns the clients and the meaning of each MCP method in both eras; bytes in and out are the
+transports' business, servers are the fleet's. Runs in S1's event loop; a request is handled
+without waiting unless an integration that it needs is still starting.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+
+from msgspec import UNSET, Raw
+
+from vsm.gateway.call import Call, Inquiry, Sink, id_json
+from vsm.gateway.client import (
+    MAX_ASKED,
+    MAX_IN_FLIGHT,
+    MAX_LISTENS,
+    MAX_SUBSCRIBED_URIS,
+    Client,
+    Listen,
+    Question,
+)
+from vsm.gateway.fleet import Fleet
+from vsm.gateway.integration import GATEWAY, Integration
+from vsm.gateway.upstream import Upstream
+from vsm.protocol import envelope, era, jsonrpc
+from vsm.protocol.catalogue import SEPARATOR, Entry
+from vsm.protocol.envelope import EnvelopeError
+from vsm.protocol.jsonrpc import DecodeError, Message, Object
+from vsm.protocol.tables import (
+    ASKED_CAPABILITY,
+    CLIENT_REQUESTS,
+    LEGACY_VERSION,
+    LEGACY_VERSIONS,
+    LISTEN_FILTERS,
+    LISTS,
+    LOG_LEVELS,
+    META_SERVER,
+    META_VERSION,
+    MODERN_VERSIONS,
+    Era,
+)
+
+QUESTION_TIMEOUT_S: Final = 600.0
+TTL_MS: Final = 1000
+MAX_DEFERRED: Final = 1024
+MAX_INSTRUCTIONS_CHARS: Final = 2048
+
+CAPABILITIES: Final = {
+    "tools": {"listChanged": True},
+    "prompts": {"listChanged": True},
+    "resources": {"subscribe": True, "listChanged": True},
+    "completions": {},
+}
+_OWN_ENVELOPE: Final = {k: jsonrpc.raw_of(v) for k, v in era.envelope(GATEWAY).items()}
+_PROGRESS_TOKEN = "progressToken"  # noqa: S105 - the name of a member
+
+
+class RequestError(DecodeError):
+    """A request cannot be served: `code`, `message` and `data` go into the answer."""
+
+    def __init__(self, code: int, message: str, data: object = None) -> None:
+        super().__init__(code, message)
+        self.data = data
+
+
+class StartingError(Exception):
+    """What the request needs is still starting; `names` are the integrations to wait for."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
+class Router:
+    """The gateway's middle: takes clients' messages, finds servers, tells clients."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        fleet.audience = self
+        self.clients: set[Client] = set()
+        self.dropped_messages = 0
+        self._questions = 0
+        self._deferred: dict[tuple[Client, bytes], asyncio.Task[None]] = {}
+        self._legacy: dict[str, Callable[[Client, Sink, bytes, Object], None]] = {
+            "initialize": self._initialize,
+            "ping": self._ping,
+            "logging/setLevel": self._set_level,
+            "resources/subscribe": self._subscribe,
+            "resources/unsubscribe": self._unsubscribe,
+        }
+        self._modern: dict[str, Callable[[Client, Sink, bytes, Object], None]] = {
+            "server/discover": self._discover,
+            "subscriptions/listen": self._listen,
+        }
+
+    # ---- clients ---------------------------------------------------------------------------
+
+    def join(self, client: Client) -> None:
+        """Know a client."""
+        self.clients.add(client)
+
+    def leave(self, client: Client, reason: str) -> None:
+        """A client is gone: cancel what it asked, answer for it what it was asked."""
+        self.clients.discard(client)
+        client.end(reason)
+        for key in [key for key in self._deferred if key[0] is client]:
+            self._deferred.pop(key).cancel()
+        for question in client.asked.values():
+            self._refuse(question.upstream, question.id_bytes, "the client is gone")
+        client.asked.clear()
+        for name, uri in client.subscribed:
+            self._fleet.unwatch(name, uri)
+        client.subscribed.clear()
+        for listen in client.listens.values():
+            self._unwatch_all(listen)
+        client.listens.clear()
+
+    def is_busy(self, client: Client) -> bool:
+        """Whether the client waits for an answer."""
+        return bool(client.in_flight) or any(key[0] is client for key in self._deferred)
+
+    def stop(self) -> None:
+        """End every subscription on purpose and forget what waits."""
+        for client in self.clients:
+            for listen in client.listens.values():
+                listen.end()
+            client.listens.clear()
+        for task in self._deferred.values():
+            task.cancel()
+
+    # ---- messages from clients -------------------------------------------------------------
+
+    def receive(
+        self, client: Client, sink: Sink, message: Message, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Take one decoded message.
+
+        The answer goes to `sink`; `headers` are those of a modern request over HTTP, to be
+        judged against its body.
+        """
+        if message.method is UNSET:
+            self._client_answered(client, message)
+        elif message.id is UNSET:
+            self._client_told(client, message)
+        else:
+            id_bytes = id_json(cast("int | str", message.id))
+            self._request(client, sink, message, id_bytes, headers)
+
+    def _request(
+        self,
+        client: Client,
+        sink: Sink,
+        message: Message,
+        id_bytes: bytes,
+        headers: Mapping[str, str] | None,
+        *,
+        patient: bool = True,
+    ) -> None:
+        try:
+            self._serve(client, sink, message, id_bytes, headers, patient=patient)
+        except StartingError as starting:
+            if patient:
+                self._defer(client, sink, message, id_bytes, starting.names)
+            else:
+                integration = self._fleet.integrations[starting.names[0]]
+                self._fail_unavailable(sink, id_bytes, integration)
+        except (RequestError, EnvelopeError) as error:
+            sink.answer(jsonrpc.failure(id_bytes, error.code, error.message, error.data))
+        except DecodeError as error:
+            sink.answer(jsonrpc.failure(id_bytes, error.code, error.message))
+
+    def _serve(
+        self,
+        client: Client,
+        sink: Sink,
+        message: Message,
+        id_bytes: bytes,
+        headers: Mapping[str, str] | None,
+        *,
+        patient: bool,
+    ) -> None:
+        method = cast("str", message.method)
+        params = jsonrpc.members(message.params)
+        meta = jsonrpc.nested(params, "_meta") if "_meta" in params else {}
+        modern = META_VERSION in meta or headers is not None
+        if modern:
+            envelope.check(method, params, meta, headers)
+        self._check_method(client, method, modern=modern)
+        if id_bytes in client.in_flight or id_bytes in client.listens:
+            raise RequestError(jsonrpc.INVALID_REQUEST, "this id is in flight already")
+        if method == "tools/call":
+            entry = self._entry(method, params, self._fleet.catalogue.tools)
+            params["name"] = entry.raw_name
+            self._route(client, sink, id_bytes, method, params, meta, entry.integration, modern)
+        elif method in LISTS:
+            self._list(sink, id_bytes, method, params, modern=modern, patient=patient)
+        elif method in self._modern or method in self._legacy:
+            own = self._modern if modern else self._legacy
+            own[method](client, sink, id_bytes, params)
+        else:
+            name = self._route_of(method, params)
+            self._route(client, sink, id_bytes, method, params, meta, name, modern)
+
+    def _check_method(self, client: Client, method: str, *, modern: bool) -> None:
+        if method not in CLIENT_REQUESTS[Era.MODERN if modern else Era.LEGACY]:
+            raise RequestError(jsonrpc.METHOD_NOT_FOUND, f"Method not found: {method[:80]}")
+        if not modern and not client.initialized and method not in ("initialize", "ping"):
+            raise RequestError(jsonrpc.INVALID_REQUEST, "send initialize first")
+
+    def _defer(
+        self, client: Client, sink: Sink, message: Message, id_bytes: bytes, names: list[str]
+    ) -> None:
+        """Serve the request once what it needs has started, or failed to; bounded in time."""
+        key = (client, id_bytes)
+        if len(self._deferred) >= MAX_DEFERRED or key in self._deferred:
+            self._fail_unavailable(sink, id_bytes, self._fleet.integrations[names[0]])
+            return
+
+        async def later() -> None:
+            await self._fleet.wait_settled(names)
+            self._deferred.pop(key, None)
+            self._request(client, sink, message, id_bytes, None, patient=False)
+
+        self._deferred[key] = asyncio.get_running_loop().create_task(later())
+
+    # ---- routing ---------------------------------------------------------------------------
+
+    def _entry(self, method: str, params: Object, entries: dict[str, Entry]) -> Entry:
+        name = jsonrpc.text(params, "name")
+        if name is None:
+            raise RequestError(jsonrpc.INVALID_PARAMS, f"{method}: params.name is a string")
+        entry = entries.get(name)
+        if entry is None:
+            self._raise_unknown(method, name)
+        return cast("Entry", entry)
+
+    def _raise_unknown(self, method: str, name: str) -> None:
+        """Say why a name leads nowhere: its integration is away, or there is no such name."""
+        for integration in self._fleet.integrations.values():
+            prefix = integration.settings.prefix
+            if prefix and name.startswith(prefix + SEPARATOR) and integration.upstream is None:
+                self._raise_unavailable(integration)
+        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
+        if unsettled:
+            raise StartingError(unsettled)
+        kind = "prompt" if method.startswith("prompts") else "tool"
+        raise RequestError(jsonrpc.INVALID_PARAMS, f"Unknown {kind}: {name[:200]}")
+
+    def _raise_unavailable(self, integration: Integration) -> None:
+        if not integration.is_settled:
+            raise StartingError([integration.settings.name])
+        raise RequestError(
+            jsonrpc.UNAVAILABLE, integration.unavailable, _availability_data(integration)
+        )
+
+    def _fail_unavailable(self, sink: Sink, id_bytes: bytes, integration: Integration) -> None:
+        text, data = integration.unavailable, _availability_data(integration)
+        sink.answer(jsonrpc.failure(id_bytes, jsonrpc.UNAVAILABLE, text, data))
+
+    def _route_of(self, method: str, params: Object) -> str:
+        """The integration that serves a prompt, a resource or a completion; renames within."""
+        if method == "prompts/get":
+            entry = self._entry(method, params, self._fleet.catalogue.prompts)
+            params["name"] = entry.raw_name
+            return entry.integration
+        if method == "resources/read":
+            return self._resource_owner(jsonrpc.text(params, "uri"))
+        ref = jsonrpc.nested(params, "ref")
+        if jsonrpc.text(ref, "type") == "ref/prompt":
+            entry = self._entry(method, ref, self._fleet.catalogue.prompts)
+            params["ref"] = jsonrpc.raw_of({**ref, "name": entry.raw_name})
+            return entry.integration
+        return self._resource_owner(jsonrpc.text(ref, "uri"))
+
+    def _resource_owner(self, uri: str | None) -> str:
+        if uri is None:
+            raise RequestError(jsonrpc.INVALID_PARAMS, "expected the uri of a resource")
+        owner = self._fleet.catalogue.resource_owner(uri)
+        if isinstance(owner, str):
+            return owner
+        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
+        if unsettled and not owner:
+            raise StartingError(unsettled)
+        if owner:
+            text = f"{uri[:200]}: claimed by {', '.join(owner)}, so served by none"
+        else:
+            text = f"{uri[:200]}: no integration offers this resource"
+        raise RequestError(jsonrpc.RESOURCE_NOT_FOUND, text, {"uri": uri[:200]})
+
+    def _route(  # noqa: PLR0917 - the hot path: keywords cost
+        self,
+        client: Client,
+        sink: Sink,
+        id_bytes: bytes,
+        method: str,
+        params: Object,
+        meta: Object,
+        name: str,
+        modern: bool,  # noqa: FBT001 - the same
+    ) -> None:
+        integration = self._fleet.integrations[name]
+        upstream = integration.upstream
+        if upstream is None or integration.draining:
+            self._raise_unavailable(integration)
+            return
+        if len(client.in_flight) >= MAX_IN_FLIGHT:
+            text = f"this client has {MAX_IN_FLIGHT} requests in flight already"
+            raise RequestError(jsonrpc.UNAVAILABLE, text)
+        call = Call(client, sink, id_bytes, method, name)
+        if modern is not (upstream.era is Era.MODERN):
+            call.same_era = False
+            call.to_modern = modern
+            meta = envelope.for_legacy_server(meta) if modern else {**meta, **_OWN_ENVELOPE}
+            if meta:
+                params["_meta"] = jsonrpc.raw_of(meta)
+            else:
+                params.pop("_meta", None)
+        if _PROGRESS_TOKEN in meta and jsonrpc.identifier(meta, _PROGRESS_TOKEN) is not None:
+            call.progress = meta[_PROGRESS_TOKEN]
+        call.params = params
+        call.timeout_s = integration.settings.call_timeout_s
+        client.in_flight[id_bytes] = call
+        upstream.call(call)
+
+    # ---- what the gateway answers itself ---------------------------------------------------
+
+    def _list(
+        self,
+        sink: Sink,
+        id_bytes: bytes,
+        method: str,
+        params: Object,
+        *,
+        modern: bool,
+        patient: bool,
+    ) -> None:
+        if "cursor" in params and bytes(params["cursor"]) != b"null":
+            raise RequestError(jsonrpc.INVALID_PARAMS, "unknown cursor: this list has one page")
+        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
+        if unsettled and patient:
+            raise StartingError(unsettled)
+        catalogue = self._fleet.catalogue
+        if modern:
+            body = catalogue.modern_page(method, 0 if unsettled else TTL_MS)
+        else:
+            body = catalogue.legacy_page(method)
+        sink.answer(jsonrpc.answer(id_bytes, body))
+
+    def _instructions(self) -> str:
+        """What the servers say of themselves, each marked as theirs and cut to a bound."""
+        texts = []
+        for name, integration in sorted(self._fleet.integrations.items()):
+            session = integration.session
+            if session is not None and session.instructions and integration.upstream is not None:
+                said = session.instructions[:MAX_INSTRUCTIONS_CHARS]
+                texts.append(f"[{name}, in its own words] {said}")
+        return "\n\n".join(texts)
+
+    def _initialize(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
+        wanted = jsonrpc.text(params, "protocolVersion")
+        if wanted is None:
+            raise RequestError(jsonrpc.INVALID_PARAMS, "initialize: protocolVersion is a string")
+        client.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSION
+        client.capabilities = jsonrpc.nested(params, "capabilities")
+        client.initialized = True
+        result: dict[str, Any] = {
+            "protocolVersion": client.version,
+            "capabilities": {**CAPABILITIES, "logging": {}},
+            "serverInfo": GATEWAY,
+        }
+        instructions = self._instructions()
+        if instructions:
+            result["instructions"] = instructions
+        sink.answer(jsonrpc.answer(id_bytes, jsonrpc.encode(result)))
+
+    def _discover(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:  # noqa: ARG002
+        result: dict[str, Any] = {
+            "resultType": "complete",
+            "supportedVersions": list(MODERN_VERSIONS),
+            "capabilities": CAPABILITIES,
+            "ttlMs": 0,
+            "cacheScope": "private",
+            "_meta": {META_SERVER: GATEWAY},
+        }
+        instructions = self._instructions()
+        if instructions:
+            result["instructions"] = instructions
+        sink.answer(jsonrpc.answer(id_bytes, jsonrpc.encode(result)))
+
+    def _ping(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:  # noqa: ARG002
+        sink.answer(jsonrpc.answer(id_bytes, b"{}"))
+
+    def _set_level(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
+        level = jsonrpc.text(params, "level")
+        if level not in LOG_LEVELS:
+            raise RequestError(jsonrpc.INVALID_PARAMS, f"level: one of {', '.join(LOG_LEVELS)}")
+        client.log_level = LOG_LEVELS.index(level)
+        levels = [c.log_level for c in self.clients if c.log_level is not None]
+        self._fleet.set_log_level(min(levels, default=client.log_level))
+        sink.answer(jsonrpc.answer(id_bytes, b"{}"))
+
+    def _subscribe(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
+        uri = jsonrpc.text(params, "uri") or ""
+        name = self._resource_owner(uri)
+        if self._fleet.integrations[name].upstream is None:
+            self._raise_unavailable(self._fleet.integrations[name])
+        key = (name, uri)
+        if key in client.subscribed:
+            sink.answer(jsonrpc.answer(id_bytes, b"{}"))
+            return
+        if len(client.subscribed) >= MAX_SUBSCRIBED_URIS:
+            raise RequestError(jsonrpc.UNAVAILABLE, f"at most {MAX_SUBSCRIBED_URIS} subscriptions")
+        client.subscribed.add(key)
+
+        def answered(message: Message) -> None:
+            if message.result is UNSET:
+                undo()
+                error = cast("Raw", message.error)
+                sink.answer(jsonrpc.forwarded_error(id_bytes, error))
+            else:
+                sink.answer(jsonrpc.answer(id_bytes, b"{}"))
+
+        def failed(code: int, text: str) -> None:
+            undo()
+            sink.answer(jsonrpc.failure(id_bytes, code, text))
+
+        def undo() -> None:
+            if key in client.subscribed:
+                client.subscribed.discard(key)
+                self._fleet.unwatch(name, uri)
+
+        self._fleet.watch(name, uri, Inquiry(answered, failed, timeout_s=30.0))
+
+    def _unsubscribe(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
+        uri = jsonrpc.text(params, "uri")
+        for key in [key for key in client.subscribed if key[1] == uri]:
+            client.subscribed.discard(key)
+            self._fleet.unwatch(*key)
+        sink.answer(jsonrpc.answer(id_bytes, b"{}"))
+
+    def _listen(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
+        wanted = jsonrpc.nested(params, "notifications")
+        if len(client.listens) >= MAX_LISTENS:
+            raise RequestError(jsonrpc.UNAVAILABLE, f"at most {MAX_LISTENS} subscriptions")
+        methods = {m for m, key in LISTEN_FILTERS.items() if bytes(wanted.get(key, b"")) == b"true"}
+        uris = _strings(wanted.get("resourceSubscriptions"))
+        listen = Listen(client, sink, id_bytes, frozenset(methods), frozenset(uris))
+        client.listens[id_bytes] = listen
+        listen.acknowledge()
+        for uri in listen.uris:
+            owner = self._fleet.catalogue.resource_owner(uri)
+            if isinstance(owner, str) and (owner, uri) not in client.subscribed:
+                self._fleet.watch(owner, uri)
+                client.subscribed.add((owner, uri))
+
+    def _unwatch_all(self, listen: Listen) -> None:
+        others = listen.client.listens.values()
+        kept = {uri for other in others if other is not listen for uri in other.uris}
+        gone = listen.uris - kept
+        for key in [key for key in listen.client.subscribed if key[1] in gone]:
+            listen.client.subscribed.discard(key)
+            self._fleet.unwatch(*key)
+
+    # ---- notifications and answers from clients --------------------------------------------
+
+    def _client_told(self, client: Client, message: Message) -> None:
+        if message.method != "notifications/cancelled":
+            return
+        try:
+            params = jsonrpc.members(message.params)
+        except DecodeError:
+            return
+        request_id = jsonrpc.identifier(params, "requestId")
+        if request_id is not None:
+            reason = (jsonrpc.text(params, "reason") or "cancelled by the client")[:200]
+            self.cancel(client, id_json(request_id), reason)
+
+    def cancel(self, client: Client, id_bytes: bytes, reason: str) -> None:
+        """The client wants no answer to its request any more."""
+        call = client.in_flight.get(id_bytes)
+        if call is not None:
+            call.cancel(reason)
+        listen = client.listens.pop(id_bytes, None)
+        if listen is not None:
+            self._unwatch_all(listen)
+        task = self._deferred.pop((client, id_bytes), None)
+        if task is not None:
+            task.cancel()
+
+    def _client_answered(self, client: Client, message: Message) -> None:
+        question = client.asked.pop(str(message.id), None)
+        if question is None:
+            return
+        if message.result is not UNSET:
+            frame = jsonrpc.answer(question.id_bytes, message.result)
+        else:
+            frame = jsonrpc.forwarded_error(question.id_bytes, cast("Raw", message.error))
+        question.upstream.tell(frame)
+        call = question.call
+        if call.timeout_s is not None and call.client.in_flight.get(call.id_bytes) is call:
+            question.upstream.postpone(call, call.timeout_s)
+
+    # ---- what servers say (Audience) -------------------------------------------------------
+
+    def list_changed(self, method: str) -> None:
+        """A merged list changed: tell whoever wants to know."""
+        frame = jsonrpc.notification(method)
+        for client in list(self.clients):
+            if client.initialized:
+                client.notify(frame)
+            for listen in list(client.listens.values()):
+                if listen.hears(method, None):
+                    listen.notify(method, {})
+
+    def asked(self, upstream: Upstream, message: Message) -> None:
+        """A server asks: pass it to the one client that has a call in flight there."""
+        method = cast("str", message.method)
+        id_bytes = id_json(cast("int | str", message.id))
+        calls = upstream.calls()
+        if len({call.client for call in calls}) != 1:
+            who = "several clients have" if calls else "no client has"
+            self._refuse(upstream, id_bytes, f"{who} a call in flight, so none can be asked")
+            return
+        call = calls[-1]
+        client = call.client
+        if call.to_modern or not client.initialized:
+            self._refuse(upstream, id_bytes, "the client's revision of MCP has no such request")
+        elif ASKED_CAPABILITY[method] not in client.capabilities:
+            self._refuse(upstream, id_bytes, f"the client does not offer {method}")
+        elif len(client.asked) >= MAX_ASKED:
+            self._refuse(upstream, id_bytes, "the client has too many questions open")
+        else:
+            self._questions += 1
+            asked_id = f"vsm-{self._questions}"
+            client.asked[asked_id] = Question(upstream, id_bytes, call)
+            upstream.postpone(call, QUESTION_TIMEOUT_S)
+            params = b"{}" if message.params is UNSET else message.params
+            call.sink.notify(jsonrpc.request(asked_id, method, params))
+
+    @staticmethod
+    def _refuse(upstream: Upstream, id_bytes: bytes, text: str) -> None:
+        upstream.tell(jsonrpc.failure(id_bytes, jsonrpc.METHOD_NOT_FOUND, text))
+
+    def told(self, upstream: Upstream, method: str, params: Object) -> None:
+        """A server tells something: only those whom it concerns hear it."""
+        if method == "notifications/resources/updated":
+            self._resource_updated(upstream, params)
+        elif method == "notifications/message":
+            self._logged(upstream, params)
+        elif method == "notifications/cancelled":
+            self._question_withdrawn(upstream, params)
+        elif method == "notifications/elicitation/complete":
+            calls = upstream.calls()
+            if len({call.client for call in calls}) == 1:
+                calls[-1].sink.notify(jsonrpc.notification(method, jsonrpc.encode(params)))
+
+    def _resource_updated(self, upstream: Upstream, params: Object) -> None:
+        uri = jsonrpc.text(params, "uri")
+        if uri is None:
+            return
+        method = "notifications/resources/updated"
+        params.pop("_meta", None)
+        frame = jsonrpc.notification(method, jsonrpc.encode(params))
+        for client in list(self.clients):
+            if (upstream.integration, uri) not in client.subscribed:
+                continue
+            if client.initialized:
+                client.notify(frame)
+            for listen in list(client.listens.values()):
+                if listen.hears(method, uri):
+                    listen.notify(method, params)
+
+    def _logged(self, upstream: Upstream, params: Object) -> None:
+        """A log message goes to the one client that it can belong to; others' is not theirs."""
+        level = jsonrpc.text(params, "level")
+        if level not in LOG_LEVELS:
+            return
+        calls = upstream.calls()
+        clients = {call.client for call in calls}
+        frame = jsonrpc.notification("notifications/message", jsonrpc.encode(params))
+        if len(clients) == 1:
+            call = calls[-1]
+            if call.client.log_level is None or LOG_LEVELS.index(level) >= call.client.log_level:
+                call.sink.notify(frame)
+            return
+        alone = [c for c in self.clients if c.log_level is not None]
+        if not clients and len(alone) == 1 and len(self.clients) == 1:
+            alone[0].notify(frame)
+        else:
+            self.dropped_messages += 1
+
+    def _question_withdrawn(self, upstream: Upstream, params: Object) -> None:
+        request_id = jsonrpc.identifier(params, "requestId")
+        if request_id is None:
+            return
+        id_bytes = id_json(request_id)
+        for client in self.clients:
+            for asked_id, question in list(client.asked.items()):
+                if question.upstream is upstream and question.id_bytes == id_bytes:
+                    del client.asked[asked_id]
+                    body = jsonrpc.encode({"requestId": asked_id})
+                    frame = jsonrpc.notification("notifications/cancelled", body)
+                    question.call.sink.notify(frame)
+
+
+def _availability_data(integration: Integration) -> dict[str, str]:
+    return {
+        "integration": integration.settings.name,
+        "state": "draining" if integration.draining else integration.state,
+        "reason": integration.reason,
+    }
+
+
+def _strings(raw: Raw | None) -> list[str]:
+    if raw is None:
+        return []
+    members = jsonrpc.strings(raw)
+    return members[:MAX_SUBSCRIBED_URIS]

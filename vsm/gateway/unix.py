@@ -1,0 +1,189 @@
+"""The unix socket that local clients connect to: newline-delimited JSON-RPC, both eras.
+
+Owns the listener that it is given and every connection on it. Only the owner's uid and root
+may connect (SO_PEERCRED). Runs in S1's event loop; what it reads is a client's.
+"""
+
+import asyncio
+import os
+import socket
+import struct
+from typing import Final, cast
+
+from vsm.gateway.client import Client
+from vsm.gateway.router import Router
+from vsm.protocol import jsonrpc
+from vsm.protocol.framing import LineSplitter, OversizedFrame
+from vsm.protocol.jsonrpc import DecodeError
+
+MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
+MAX_CONNECTIONS: Final = 256
+HIGH_WATER_BYTES: Final = 1024 * 1024
+MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
+UNREAD_LIMIT_S: Final = 30.0
+_UCRED = struct.Struct("3i")
+
+
+class UnixClient(Client):
+    """A client on the unix socket; its own sink, since one stream carries everything."""
+
+    def __init__(self, protocol: "UnixProtocol") -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def answer(self, frame: bytes) -> None:
+        """Send an answer."""
+        self._protocol.send(frame)
+        if self._protocol.ending:
+            self._protocol.close_when_answered()
+
+    def notify(self, frame: bytes) -> None:
+        """Send a notification; dropped while the client is behind with reading."""
+        if self._protocol.writable:
+            self._protocol.send(frame)
+        else:
+            self._protocol.dropped += 1
+
+
+class UnixProtocol(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, listener: "UnixListener") -> None:
+        self._listener = listener
+        self._router = listener.router
+        self._loop = asyncio.get_running_loop()
+        self._splitter = LineSplitter(MAX_FRAME_BYTES)
+        self._client = UnixClient(self)
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] = []
+        self._behind: asyncio.TimerHandle | None = None
+        self.ending = False
+        self.writable = True
+        self.dropped = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a connection, if its peer may have one."""
+        self._transport = cast("asyncio.Transport", transport)
+        if not self._listener.admit(self):
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
+        self._router.join(self._client)
+
+    @property
+    def peer_uid(self) -> int:
+        """The uid of the process at the other end."""
+        sock = cast("asyncio.Transport", self._transport).get_extra_info("socket")
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return int(_UCRED.unpack(raw)[1])
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the client."""
+        for frame in self._splitter.feed(data):
+            if type(frame) is not bytes:
+                size = cast("OversizedFrame", frame).size_bytes
+                text = f"the message has {size} bytes, more than {MAX_FRAME_BYTES}"
+                self.send(jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text))
+                continue
+            try:
+                message = jsonrpc.decode(frame if b"\r" not in frame else jsonrpc.compact(frame))
+            except DecodeError as error:
+                self.send(jsonrpc.failure(b"null", error.code, error.message))
+                continue
+            self._router.receive(self._client, self._client, message)
+
+    def send(self, frame: bytes) -> None:
+        """Send one frame with what else is sent in this turn of the loop."""
+        out = self._out
+        if not out:
+            self._loop.call_soon(self._flush)
+        out.append(frame)
+
+    def _flush(self) -> None:
+        transport, out = self._transport, self._out
+        if transport is None or transport.is_closing():
+            out.clear()
+            return
+        out.append(b"")
+        transport.write(b"\n".join(out))
+        out.clear()
+        if transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            transport.abort()
+
+    def pause_writing(self) -> None:
+        """The client is behind: take nothing more from it, and not for ever."""
+        self.writable = False
+        transport = cast("asyncio.Transport", self._transport)
+        transport.pause_reading()
+        self._behind = self._loop.call_later(UNREAD_LIMIT_S, transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self.writable = True
+        if self._behind is not None:
+            self._behind.cancel()
+            self._behind = None
+        transport = cast("asyncio.Transport", self._transport)
+        if not transport.is_closing():
+            transport.resume_reading()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; it gets the answers to what it asked, then the end."""
+        self.ending = True
+        self._loop.call_soon(self.close_when_answered)
+        return True
+
+    def close_when_answered(self) -> None:
+        """Close once nothing is owed to a client that sends no more."""
+        if not self._router.is_busy(self._client):
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """The connection is gone."""
+        if self._behind is not None:
+            self._behind.cancel()
+        self._listener.connections.discard(self)
+        self._router.leave(self._client, "the client disconnected")
+
+    def close(self) -> None:
+        """Close the connection once what is queued is written."""
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
+
+
+class UnixListener:
+    """The listener and its connections.
+
+    Args:
+        sock: a listening unix socket, whose ownership goes over.
+    """
+
+    def __init__(self, router: Router, sock: socket.socket) -> None:
+        self.router = router
+        self.connections: set[UnixProtocol] = set()
+        self.refused = 0
+        self._sock = sock
+        self._owners = {0, os.geteuid()}
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self) -> None:
+        """Accept connections."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: UnixProtocol(self), sock=self._sock)
+
+    def admit(self, protocol: UnixProtocol) -> bool:
+        """Whether a connection may stay: the owner's or root's, and not one too many."""
+        allowed = protocol.peer_uid in self._owners and len(self.connections) < MAX_CONNECTIONS
+        if allowed:
+            self.connections.add(protocol)
+        else:
+            self.refused += 1
+        return allowed
+
+    def stop(self) -> None:
+        """Accept nothing more and close what is open."""
+        if self._server is not None:
+            self._server.close()
+        for protocol in list(self.connections):
+            protocol.close()
