@@ -1,0 +1,241 @@
+"""A gateway in this process, in front of servers started plainly: no supervisor, no sandbox."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from mcp import Client
+from mcp.client._transport import TransportStreams
+from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
+
+from vsm.gateway.gateway import Gateway
+from vsm.gateway.integration import Settings
+
+SERVERS = Path(__file__).parent / "servers"
+TOKEN = "test-token-with-no-meaning"
+
+
+def echo_legacy(name: str = "echo", mode: str = "") -> list[str]:
+    return [sys.executable, "-SI", str(SERVERS / "echo_legacy.py"), name, mode]
+
+
+def echo_modern(name: str = "modern") -> list[str]:
+    return [sys.executable, "-SI", str(SERVERS / "echo_modern.py"), name]
+
+
+class Reported:
+    """What the supervisor would hear."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, dict[str, Any]] = {}
+        self.unfit_reasons: dict[str, str] = {}
+        self.idle_names: list[str] = []
+        self.changed = asyncio.Event()
+
+    def session(self, worker: str, record: dict[str, Any]) -> None:
+        self.sessions[worker] = record
+        self.changed.set()
+
+    def unfit(self, worker: str, reason: str) -> None:
+        self.unfit_reasons[worker] = reason
+        self.changed.set()
+
+    def idle(self, integration: str) -> None:
+        self.idle_names.append(integration)
+        self.changed.set()
+
+    async def wait_unfit(self, worker: str) -> str:
+        async with asyncio.timeout(20):
+            while worker not in self.unfit_reasons:
+                self.changed.clear()
+                await self.changed.wait()
+        return self.unfit_reasons[worker]
+
+    async def wait_idle(self, name: str) -> None:
+        async with asyncio.timeout(20):
+            while name not in self.idle_names:
+                self.changed.clear()
+                await self.changed.wait()
+
+
+class Harness:
+    """The gateway, its servers and how clients reach it."""
+
+    def __init__(self, gateway: Gateway, reported: Reported, folder: Path, url: str) -> None:
+        self.gateway = gateway
+        self.reported = reported
+        self.socket_path = str(folder / "mcp.sock")
+        self.url = url
+        self.servers: dict[str, subprocess.Popen[bytes]] = {}
+
+    async def start(self, name: str, argv: Sequence[str], **settings: Any) -> str:
+        """Start a server and hand its pipes to the gateway; returns the worker's name."""
+        prefix = settings.pop("prefix", name)
+        self.gateway.add(Settings(name=name, prefix=prefix, **settings))
+        return await self.attach(name, argv)
+
+    async def attach(self, name: str, argv: Sequence[str]) -> str:
+        worker = f"{name}-{len(self.servers) + 1}"
+        server = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        self.servers[worker] = server
+        assert server.stdin is not None
+        assert server.stdout is not None
+        pipes = (os.dup(server.stdin.fileno()), os.dup(server.stdout.fileno()))
+        server.stdin.close()
+        server.stdout.close()
+        await self.gateway.fleet.attach(worker, name, pipes)
+        return worker
+
+    async def ready(self) -> None:
+        await self.gateway.fleet.wait_settled()
+
+    def kill(self, worker: str) -> None:
+        server = self.servers[worker]
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+    def unix(self) -> Any:
+        return unix_transport(self.socket_path)
+
+    def client(self, transport: str = "unix", **arguments: Any) -> Client:
+        if transport == "unix":
+            return Client(unix_transport(self.socket_path), **arguments)
+        if transport == "stdio":
+            argv = ["-m", "vsm", "connect", "--socket", self.socket_path]
+            parameters = StdioServerParameters(command=sys.executable, args=argv)
+            return Client(stdio_client(parameters), **arguments)
+        http = create_mcp_http_client(headers={"authorization": f"Bearer {TOKEN}"})
+        return Client(streamable_http_client(self.url, http_client=http), **arguments)
+
+
+@asynccontextmanager
+async def unix_transport(path: str) -> AsyncIterator[TransportStreams]:
+    """The SDK's newline-delimited JSON transport over a unix socket."""
+    import anyio  # noqa: PLC0415
+    import mcp_types as types  # noqa: PLC0415
+    from mcp.shared._context_streams import create_context_streams  # noqa: PLC0415
+    from mcp.shared.message import SessionMessage  # noqa: PLC0415
+
+    reader, writer = await asyncio.open_unix_connection(path, limit=64 * 1024 * 1024)
+    to_client, from_server = create_context_streams[SessionMessage | Exception](0)
+    to_server, from_client = create_context_streams[SessionMessage](0)
+
+    async def read() -> None:
+        async with to_client:
+            while line := await reader.readline():
+                try:
+                    message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
+                except ValueError as error:
+                    await to_client.send(error)
+                    continue
+                await to_client.send(SessionMessage(message))
+
+    async def write() -> None:
+        async with from_client:
+            async for message in from_client:
+                body = message.message.model_dump_json(by_alias=True, exclude_unset=True)
+                writer.write(body.encode() + b"\n")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        tasks.start_soon(write)
+        try:
+            yield from_server, to_server
+        finally:
+            tasks.cancel_scope.cancel()
+            writer.close()
+            for stream in (to_client, from_server, to_server, from_client):
+                stream.close()
+
+
+@asynccontextmanager
+async def running(
+    servers: Mapping[str, Sequence[str]] | None = None, *, ready: bool = True, **settings: Any
+) -> AsyncIterator[Harness]:
+    """A gateway with `servers` attached; everything is stopped on the way out."""
+    reported = Reported()
+    with tempfile.TemporaryDirectory() as folder:
+        gateway = Gateway(7, reported)
+        tcp = socket.create_server(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{tcp.getsockname()[1]}/mcp"
+        local = socket.socket(socket.AF_UNIX)
+        local.bind(f"{folder}/mcp.sock")
+        local.listen()
+        harness = Harness(gateway, reported, Path(folder), url)
+        try:
+            await gateway.listen_unix(local)
+            await gateway.listen_http(tcp, token=TOKEN)
+            for name, argv in (servers or {}).items():
+                await harness.start(name, argv, **settings)
+            if ready:
+                await harness.ready()
+            yield harness
+        finally:
+            await gateway.stop()
+            for worker, server in harness.servers.items():
+                if server.poll() is None:
+                    harness.kill(worker)
+            await asyncio.sleep(0.01)
+
+
+class Raw:
+    """A client on the unix socket that writes and reads frames as they are."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def connect(cls, path: str) -> "Raw":
+        return cls(*await asyncio.open_unix_connection(path, limit=128 * 1024 * 1024))
+
+    def send(self, **message: Any) -> None:
+        import json  # noqa: PLC0415
+
+        self.writer.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+    async def receive(self) -> dict[str, Any]:
+        import json  # noqa: PLC0415
+
+        async with asyncio.timeout(20):
+            return dict(json.loads(await self.reader.readline()))
+
+    async def answer(self, request_id: Any) -> dict[str, Any]:
+        """The answer to a request; what comes before it is dropped."""
+        while True:
+            message = await self.receive()
+            if message.get("id") == request_id and "method" not in message:
+                return message
+
+    async def request(self, request_id: Any, method: str, **params: Any) -> dict[str, Any]:
+        self.send(id=request_id, method=method, params=params)
+        return await self.answer(request_id)
+
+    async def initialize(self, **capabilities: Any) -> dict[str, Any]:
+        answer = await self.request(
+            "init",
+            "initialize",
+            protocolVersion="2025-11-25",
+            capabilities=capabilities,
+            clientInfo={"name": "raw", "version": "1"},
+        )
+        self.send(method="notifications/initialized")
+        return answer
+
+    async def call(self, request_id: Any, tool: str, **arguments: Any) -> dict[str, Any]:
+        return await self.request(request_id, "tools/call", name=tool, arguments=arguments)
+
+    async def close(self) -> None:
+        self.writer.close()
+        await self.writer.wait_closed()
