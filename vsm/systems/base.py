@@ -59,6 +59,7 @@ class SystemContext:
         self.stopping = asyncio.Event()
         self.answers: dict[str, Callable[[], Body]] = {"state": self.channel_state}
         self._callbacks: dict[str, MessageCallback] = {}
+        self._held: list[tuple[ToSystem, list[int]]] | None = []
         self._start: asyncio.Future[tuple[Start, dict[str, int]]] = (
             asyncio.get_running_loop().create_future()
         )
@@ -70,8 +71,14 @@ class SystemContext:
             link.start(self._channel_callback(name), lambda: None)
 
     async def started(self) -> tuple[Start, dict[str, int]]:
-        """The `start` message and its descriptors by name, now the caller's."""
-        return await self._start
+        """The `start` message and its descriptors by name, now the caller's.
+
+        What came after it is held until the caller's next await, so that no message is lost
+        before its callback is registered.
+        """
+        started = await self._start
+        asyncio.get_running_loop().call_soon(self._deliver_held)
+        return started
 
     def handle(self, kind: str, callback: MessageCallback) -> None:
         """Call `callback(message, fds)` for a control message; it owns the descriptors.
@@ -123,10 +130,17 @@ class SystemContext:
             self._reply(message)
         elif message.kind == "stop":
             self.stopping.set()
+        elif self._held is not None:
+            self._held.append((message, fds))
         elif message.kind in self._callbacks:
             self._callbacks[message.kind](message, fds)
         else:
             close_fds(fds)
+
+    def _deliver_held(self) -> None:
+        held, self._held = self._held or [], None
+        for message, fds in held:
+            self._on_control(message, fds)
 
     def _reply(self, query: Query) -> None:
         answer = self.answers.get(query.what)
