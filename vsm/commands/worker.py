@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return _shut_down(args)
     answers = {}
     for name in args.names:
-        if not args.json:
+        if sys.stderr.isatty():
             print(f"{clean(name)}: {args.command} ...", file=sys.stderr, flush=True)
         answers[name] = request(args.command, timeout_s=ANSWER_TIMEOUT_S, name=name)
     if args.json:

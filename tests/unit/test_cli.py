@@ -1,0 +1,96 @@
+import argparse
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from vsm import __version__, cli
+from vsm.errors import ConfinementError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A command of the test's own, registered as `odd`."""
+    module = types.ModuleType("odd_command")
+    module.add_parser = lambda subparsers: subparsers.add_parser("odd").add_argument(
+        "--n", type=int
+    )  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "odd_command", module)
+    monkeypatch.setitem(cli.COMMANDS, "odd", ("odd_command", "for a test"))
+    return module
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vsm {__version__}\n"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
+
+
+def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: vsm" in capsys.readouterr().err
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["statsu"]) == 2
+    assert capsys.readouterr().err == "vsm: no command 'statsu'. Did you mean `vsm status`?\n"
+
+
+def test_unknown_option_is_a_usage_error(command: types.ModuleType) -> None:
+    command.run = lambda _: 0  # type: ignore[attr-defined]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["odd", "--nothing"])
+    assert stopped.value.code == 2
+
+
+def test_error_is_one_clean_line_with_its_exit_code(
+    command: types.ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: argparse.Namespace) -> int:
+        raise ConfinementError(
+            "a\x1b[31m\nb", "no seccomp", "Boot another kernel.", layer="seccomp"
+        )
+
+    command.run = run  # type: ignore[attr-defined]
+    assert cli.main(["odd"]) == 3
+    assert capsys.readouterr().err == "vsm: a [31m b: no seccomp. Boot another kernel.\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141)])
+def test_interruptions_have_the_shells_exit_codes(
+    command: types.ModuleType,
+    error: type[BaseException],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(_: argparse.Namespace) -> int:
+        raise error
+
+    command.run = run  # type: ignore[attr-defined]
+    monkeypatch.setattr("os.dup2", lambda *_: 1)
+    monkeypatch.setattr("os.open", lambda *_: 1)
+    assert cli.main(["odd"]) == code
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: vsm {name}" in capsys.readouterr().out
+
+
+def test_documentation_covers_every_command_and_exit_code() -> None:
+    text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    assert [name for name in cli.COMMANDS if f"`vsm {name}" not in text] == []
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert {0, 1, 2, 3, 4, 5, 130, 141} <= documented
