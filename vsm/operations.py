@@ -83,6 +83,7 @@ class EnterNamespaces(NamedTuple):
         """Map ids, name the host, raise the loopback, hide the cgroup path."""
         del site
         if self.own_ids:
+            prctl.allow_dumps()  # else /proc/self belongs to a uid that is not mapped here
             namespaces.map_own_ids(*self.own_ids)
         # After the cgroups were joined: the namespace's root is the cgroup of this moment.
         namespaces.unshare(namespaces.NEWCGROUP)

@@ -35,6 +35,11 @@ def forbid_dumps() -> None:
     prctl("PR_SET_DUMPABLE", _SET_DUMPABLE, 0)
 
 
+def allow_dumps() -> None:
+    """Undo `forbid_dumps` (an exec does so too)."""
+    prctl("PR_SET_DUMPABLE", _SET_DUMPABLE, 1)
+
+
 def set_no_new_privileges() -> None:
     """No exec gains privileges from now on; for ever, descendants included."""
     prctl("PR_SET_NO_NEW_PRIVS", _SET_NO_NEW_PRIVS, 1)
