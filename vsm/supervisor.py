@@ -21,6 +21,7 @@ from vsm.errors import VsmError
 from vsm.integration_group import IntegrationGroup, IntegrationHooks
 from vsm.linux.prctl import become_subreaper
 from vsm.messages import Message, Start
+from vsm.notify import notify, watchdog_interval_s
 from vsm.output import OutputRing
 from vsm.system_group import SystemGroup, SystemHooks
 
@@ -52,6 +53,7 @@ class Supervisor:
         self._hurry = asyncio.Event()
         self._plans: dict[str, str] = {}
         self._foreign = set(_children())
+        self._watchdog: asyncio.TimerHandle | None = None
 
     @property
     def ready(self) -> bool:
@@ -93,6 +95,9 @@ class Supervisor:
         self.control = ControlServer(self)
         if self.endpoint.control is not None:
             await self.control.start(self.endpoint.control)
+        interval_s = watchdog_interval_s()
+        if interval_s is not None:
+            self._feed_watchdog(interval_s)
         await self._shutdown.wait()
         await self._stop()
 
@@ -167,6 +172,13 @@ class Supervisor:
             self._announced = True
             self.log.info("ready", after_s=round(self.uptime_s, 3))
             self.on_ready()
+            notify("READY=1")
+
+    def _feed_watchdog(self, interval_s: float) -> None:
+        notify("WATCHDOG=1")
+        self._watchdog = asyncio.get_running_loop().call_later(
+            interval_s, self._feed_watchdog, interval_s
+        )
 
     # ---- commands --------------------------------------------------------------------------
 
@@ -218,6 +230,7 @@ class Supervisor:
             self._hurry.set()
             return
         self.log.info("shutting down", reason=why)
+        notify("STOPPING=1")
         self._shutdown.set()
 
     # ---- the end ---------------------------------------------------------------------------
@@ -248,6 +261,8 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGCHLD, self._sweep)
 
     def _unwatch_signals(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         loop = asyncio.get_running_loop()
         for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             loop.remove_signal_handler(signo)
