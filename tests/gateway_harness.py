@@ -94,7 +94,7 @@ class Harness:
         pipes = (os.dup(server.stdin.fileno()), os.dup(server.stdout.fileno()))
         server.stdin.close()
         server.stdout.close()
-        await self.gateway.fleet.attach(worker, name, pipes)
+        self.gateway.fleet.attach(worker, name, pipes)
         return worker
 
     async def ready(self) -> None:

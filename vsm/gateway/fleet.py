@@ -13,7 +13,14 @@ import msgspec
 from msgspec import Raw
 
 from vsm.gateway.call import Inquiry
-from vsm.gateway.integration import Fetch, Integration, Settings, Startup, listen_params
+from vsm.gateway.integration import (
+    HIDDEN_STATES,
+    Fetch,
+    Integration,
+    Settings,
+    Startup,
+    listen_params,
+)
 from vsm.gateway.upstream import Upstream
 from vsm.protocol import catalogue, era, jsonrpc
 from vsm.protocol.catalogue import Surface
@@ -22,7 +29,6 @@ from vsm.protocol.tables import CHANGE_OF_LIST, CHANGED, LISTS, LOG_LEVELS
 
 SETTLE_LIMIT_S: Final = 10.0
 REFETCH_DELAY_S: Final = 0.1
-HIDDEN_STATES: Final = frozenset({"quarantined", "stopped"})
 MAX_RECORD_BYTES: Final = 65536
 
 
@@ -68,6 +74,7 @@ class Fleet:
         self.catalogue = catalogue.merge({})
         self.log_level: int | None = None
         self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[None]] = set()
         self._waiters: set[asyncio.Future[None]] = set()
         self._stale: dict[str, set[str]] = {}
 
@@ -81,7 +88,7 @@ class Fleet:
         else:
             existing.settings = settings
 
-    async def attach(
+    def attach(
         self,
         worker: str,
         name: str,
@@ -97,21 +104,34 @@ class Fleet:
             return
         self._let_go(integration, "the server was replaced")
         settings = integration.settings
+        integration.starting = startup = self._startup(worker, settings)
+        integration.draining = False
+        integration.state, integration.reason = "starting", ""
+        task = self._loop.create_task(self._open(integration, startup, pipes, record))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    def _startup(self, worker: str, settings: Settings) -> Startup:
         upstream = Upstream(
             self,
             worker=worker,
-            integration=name,
+            integration=settings.name,
             epoch=self._epoch,
             concurrency=settings.concurrency,
             max_frame_bytes=settings.max_frame_bytes,
         )
-        startup = Startup(upstream, settings, on_ready=self._ready, on_failure=self._not_ready)
-        integration.starting = startup
-        integration.draining = False
-        integration.state, integration.reason = "starting", ""
-        await upstream.open(*pipes, resume=record is not None)
+        return Startup(upstream, settings, on_ready=self._ready, on_failure=self._not_ready)
+
+    async def _open(
+        self,
+        integration: Integration,
+        startup: Startup,
+        pipes: tuple[int, int],
+        record: dict[str, Any] | None,
+    ) -> None:
+        await startup.upstream.open(*pipes, resume=record is not None)
         if integration.starting is startup:
-            self._begin(startup, worker, record)
+            self._begin(startup, startup.upstream.worker, record)
 
     def _begin(self, startup: Startup, worker: str, record: dict[str, Any] | None) -> None:
         try:
@@ -387,6 +407,10 @@ class Fleet:
         inquiry = Inquiry(_ignore_answer, _ignore_failure, timeout_s=30.0)
         upstream.ask("logging/setLevel", {"level": LOG_LEVELS[level]}, inquiry)
 
+    def totals(self) -> dict[str, dict[str, int]]:
+        """What each integration was asked since S1 started, for summaries."""
+        return {name: dict(i.totals) for name, i in self.integrations.items()}
+
     def status(self) -> dict[str, Any]:
         """What a query for "status" is answered with."""
         return {
@@ -394,6 +418,7 @@ class Fleet:
                 name: {
                     "state": i.state,
                     "era": None if i.session is None else i.session.era,
+                    **i.totals,
                     "in_flight": 0 if i.upstream is None else i.upstream.in_flight,
                     "strays": 0 if i.upstream is None else i.upstream.strays,
                     "broken_frames": 0 if i.upstream is None else i.upstream.broken_frames,

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import uvicorn
+import uvicorn.lifespan.off  # uvicorn imports it by name; a confined process could not
 from msgspec import UNSET
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -522,7 +523,7 @@ class HttpListener:
         config = uvicorn.Config(
             self.application,
             loop="none",
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,

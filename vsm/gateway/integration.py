@@ -26,6 +26,7 @@ CAPABILITY_OF_LIST: Final = {
     "resources/list": "resources",
     "resources/templates/list": "resources",
 }
+HIDDEN_STATES: Final = frozenset({"quarantined", "stopped"})
 MAX_SURFACE_BYTES: Final = 16 * 1024 * 1024
 LIST_TIMEOUT_S: Final = 30.0
 
@@ -62,6 +63,7 @@ class Integration:
     surface: Surface = field(init=False)
     listen_id: int | None = None
     watched: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=lambda: {"calls": 0, "refused": 0})
 
     def __post_init__(self) -> None:
         self.surface = Surface(self.settings.prefix)
@@ -69,7 +71,13 @@ class Integration:
     @property
     def is_settled(self) -> bool:
         """Whether waiting for it makes no sense: it serves, or it failed."""
-        return self.upstream is not None or (self.state != "starting" and self.starting is None)
+        failed = self.state not in ("starting", "ready") and self.starting is None
+        return self.upstream is not None or failed
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether a call can be sent now."""
+        return self.upstream is not None and not self.draining and self.state not in HIDDEN_STATES
 
     @property
     def unavailable(self) -> str:

@@ -240,7 +240,7 @@ class Router:
         """Say why a name leads nowhere: its integration is away, or there is no such name."""
         for integration in self._fleet.integrations.values():
             prefix = integration.settings.prefix
-            if prefix and name.startswith(prefix + SEPARATOR) and integration.upstream is None:
+            if prefix and name.startswith(prefix + SEPARATOR) and not integration.takes_calls:
                 self._raise_unavailable(integration)
         unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
         if unsettled:
@@ -251,6 +251,7 @@ class Router:
     def _raise_unavailable(self, integration: Integration) -> None:
         if not integration.is_settled:
             raise StartingError([integration.settings.name])
+        integration.totals["refused"] += 1
         raise RequestError(
             jsonrpc.UNAVAILABLE, integration.unavailable, _availability_data(integration)
         )
@@ -302,9 +303,10 @@ class Router:
     ) -> None:
         integration = self._fleet.integrations[name]
         upstream = integration.upstream
-        if upstream is None or integration.draining:
+        if upstream is None or not integration.takes_calls:
             self._raise_unavailable(integration)
             return
+        integration.totals["calls"] += 1
         if len(client.in_flight) >= MAX_IN_FLIGHT:
             text = f"this client has {MAX_IN_FLIGHT} requests in flight already"
             raise RequestError(jsonrpc.UNAVAILABLE, text)
@@ -404,7 +406,7 @@ class Router:
     def _subscribe(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
         uri = jsonrpc.text(params, "uri") or ""
         name = self._resource_owner(uri)
-        if self._fleet.integrations[name].upstream is None:
+        if not self._fleet.integrations[name].takes_calls:
             self._raise_unavailable(self._fleet.integrations[name])
         key = (name, uri)
         if key in client.subscribed:

@@ -5,7 +5,6 @@ may connect (SO_PEERCRED). Runs in S1's event loop; what it reads is a client's.
 """
 
 import asyncio
-import os
 import socket
 import struct
 from typing import Final, cast
@@ -73,9 +72,7 @@ class UnixProtocol(asyncio.Protocol):
     @property
     def peer_uid(self) -> int:
         """The uid of the process at the other end."""
-        sock = cast("asyncio.Transport", self._transport).get_extra_info("socket")
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        return int(_UCRED.unpack(raw)[1])
+        return _peer_uid(cast("asyncio.Transport", self._transport).get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the client."""
@@ -152,6 +149,11 @@ class UnixProtocol(asyncio.Protocol):
             self._transport.close()
 
 
+def _peer_uid(sock: socket.socket) -> int:
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(raw)[1])
+
+
 class UnixListener:
     """The listener and its connections.
 
@@ -164,7 +166,8 @@ class UnixListener:
         self.connections: set[UnixProtocol] = set()
         self.refused = 0
         self._sock = sock
-        self._owners = {0, os.geteuid()}
+        # Who called listen(2): the supervisor, whatever uid this process has changed to.
+        self._owners = {0, _peer_uid(sock)}
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:

@@ -1,0 +1,169 @@
+"""S1, operations: the gateway, wired to the supervisor.
+
+Owns the gateway and turns control messages into its methods and its reports into messages.
+Runs in its own confined process on uvloop; the only system on the data path, and it decides
+nothing by asking: snapshots of the others are kept as they come. Importing this module starts
+no thread and no loop, because the template does it before it forks.
+"""
+
+import asyncio
+import socket
+from typing import Any, Final
+
+from vsm.gateway.gateway import Gateway
+from vsm.gateway.integration import Settings
+from vsm.link import close_fds
+from vsm.messages import (
+    Algedonic,
+    Attach,
+    AvailabilityChanged,
+    Body,
+    Detach,
+    Drain,
+    Idle,
+    IntegrationRow,
+    Session,
+    SnapshotIn,
+    Start,
+    Summary,
+    Unfit,
+)
+from vsm.systems.base import SystemContext
+
+SUMMARY_INTERVAL_S: Final = 5.0
+MAX_REASON_CHARS: Final = 4000
+
+
+class SupervisorReports:
+    """Tells the supervisor what the gateway found out about servers; S5 hears of pain."""
+
+    def __init__(self, context: SystemContext) -> None:
+        self._context = context
+
+    def session(self, worker: str, record: dict[str, Any]) -> None:
+        """The worker's session stands."""
+        self._context.report(Session(worker=worker, record=record))
+
+    def unfit(self, worker: str, reason: str) -> None:
+        """The worker is to be stopped and started again."""
+        text = reason[:MAX_REASON_CHARS]
+        self._context.report(Unfit(worker=worker, reason=text))
+        self._context.send("system5", Algedonic(severity="pain", subject=worker, detail=text))
+
+    def idle(self, integration: str) -> None:
+        """A draining integration has nothing in flight."""
+        self._context.report(Idle(integration=integration))
+
+
+class Operations:
+    """What S1 knows: the gateway, and the last snapshot of each other system."""
+
+    def __init__(self, context: SystemContext, start: Start) -> None:
+        self.context = context
+        self.gateway = Gateway(start.epoch, SupervisorReports(context))
+        self.snapshots: dict[str, Body] = dict(start.snapshots)
+        self._summarised: dict[str, dict[str, int]] = {}
+        for row in start.integrations:
+            self.gateway.add(_settings(row))
+
+    def register(self) -> None:
+        """Take control messages from now on."""
+        self.context.handle("attach", self._attach)
+        self.context.handle("detach", self._detach)
+        self.context.handle("availability", self._availability)
+        self.context.handle("drain", self._drain)
+        self.context.handle("snapshot", self._snapshot)
+        self.context.answer("state", self.state)
+        self.context.answer("catalogue", self.gateway.fleet.status)
+
+    async def listen(self, start: Start, fds: dict[str, int]) -> None:
+        """Serve on the listeners that came with `start`."""
+        if "unix" in fds:
+            await self.gateway.listen_unix(socket.socket(fileno=fds.pop("unix")))
+        if "http" in fds:
+            token = start.token if start.auth == "token" else ""
+            if start.auth == "token" and not token:
+                raise ValueError("start: auth is by token, and there is none")
+            listener = socket.socket(fileno=fds.pop("http"))
+            await self.gateway.listen_http(listener, token=token)
+        close_fds(list(fds.values()))
+
+    def state(self) -> Body:
+        """What it has and what it lacks."""
+        lacks = [f"no snapshot of {name}" for name in ("system2", "system3", "system5")]
+        return {
+            "role": "operations",
+            **self.gateway.status(),
+            "snapshots": sorted(self.snapshots),
+            "lacks": [text for text in lacks if text.rpartition(" ")[2] not in self.snapshots],
+            **self.context.channel_state(),
+        }
+
+    async def summarise(self) -> None:
+        """Tell S2 and S3, at intervals, what was asked since the last time."""
+        while True:
+            await asyncio.sleep(SUMMARY_INTERVAL_S)
+            totals = self.gateway.fleet.totals()
+            summary = Summary(
+                interval_s=SUMMARY_INTERVAL_S,
+                integrations={name: self._since(name, row) for name, row in totals.items()},
+            )
+            self._summarised = totals
+            for receiver in ("system2", "system3"):
+                self.context.send(receiver, summary)
+
+    def _since(self, name: str, row: dict[str, int]) -> dict[str, int | float]:
+        before = self._summarised.get(name, {})
+        return {key: value - before.get(key, 0) for key, value in row.items()}
+
+    # ---- control messages ------------------------------------------------------------------
+
+    def _attach(self, message: Attach, fds: list[int]) -> None:
+        named = dict(zip(message.fds, fds, strict=True))
+        if set(named) != {"stdin", "stdout"}:
+            close_fds(fds)
+            return
+        pipes = (named["stdin"], named["stdout"])
+        self.gateway.fleet.attach(message.worker, message.integration, pipes, message.record)
+
+    def _detach(self, message: Detach, fds: list[int]) -> None:
+        close_fds(fds)
+        self.gateway.fleet.detach(message.worker, message.reason)
+
+    def _availability(self, message: AvailabilityChanged, fds: list[int]) -> None:
+        close_fds(fds)
+        self.gateway.fleet.availability(message.integration, message.state, message.reason)
+
+    def _drain(self, message: Drain, fds: list[int]) -> None:
+        close_fds(fds)
+        self.gateway.fleet.drain(message.integration)
+
+    def _snapshot(self, message: SnapshotIn, fds: list[int]) -> None:
+        close_fds(fds)
+        self.snapshots[message.sender] = message.body
+
+
+def _settings(row: IntegrationRow) -> Settings:
+    return Settings(
+        name=row.name,
+        prefix=row.name if row.prefix is None else row.prefix,
+        start_timeout_s=row.start_timeout_s,
+        call_timeout_s=row.call_timeout_s,
+        concurrency=row.concurrency,
+        max_frame_bytes=row.max_frame_bytes,
+    )
+
+
+async def main(context: SystemContext) -> None:
+    """Serve until told to stop."""
+    start, fds = await context.started()
+    operations = Operations(context, start)
+    operations.register()
+    await operations.listen(start, fds)
+    context.ready()
+    summaries = asyncio.create_task(operations.summarise())
+    try:
+        await context.stopping.wait()
+    finally:
+        summaries.cancel()
+        await operations.gateway.stop()
