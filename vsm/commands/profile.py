@@ -46,7 +46,7 @@ _REASONS = {
     "FilterSystemCalls": "syscalls: what is not allowed answers EPERM, a foreign entry kills",
     "MakeRoot": "files: a root of its own, so that what is not named does not exist",
     "EnterRoot": "files: the host's root is out of reach",
-    "Link": "files.system: the host's own links",
+    "Link": "names that programs expect",
     "WriteFile": "programs look these up",
 }
 
@@ -63,7 +63,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     explain = _action(actions, "explain", "what would confine a command here, step by step")
     explain.add_argument("profile", metavar="NAME", help="name or file")
     explain.add_argument("--tier", choices=("namespaced", "landlocked"), help="insist on this tier")
-    explain.add_argument("argv", nargs="*", metavar="CMD", help="after --; a command to explain")
+    explain.add_argument(
+        *("--command", "-c"),
+        dest="argv",
+        nargs=argparse.REMAINDER,
+        metavar="CMD",
+        help="explain it for this command; everything after it belongs to the command",
+    )
     diff = _action(actions, "diff", "what differs between two; exit code 1 if anything does")
     diff.add_argument("profile", metavar="NAME", help="name or file")
     diff.add_argument("other", metavar="OTHER", help="name or file")
