@@ -29,19 +29,18 @@ class Running:
     """A supervisor that has said that it is ready.
 
     Args:
-        address: where its HTTP endpoint listens.
         environment: finds this vsm: pass it to `vsm status` and the like.
     """
 
     process: "subprocess.Popen[bytes]"
     folder: Path
-    address: str
     environment: dict[str, str]
 
     @property
     def url(self) -> str:
         """The MCP endpoint over HTTP."""
-        return f"http://{self.address}/mcp"
+        endpoint = json.loads((self.folder / "run/endpoint.json").read_text(encoding="utf-8"))
+        return str(endpoint["http"])
 
     @property
     def token(self) -> str:
@@ -77,12 +76,6 @@ class Running:
         return self.process.wait(STOP_TIMEOUT_S)
 
 
-def free_address() -> str:
-    """Find a loopback port that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
-
-
 @contextlib.contextmanager
 def running(
     config: Path | None, *arguments: str, command: Sequence[str] = (VSM,)
@@ -93,8 +86,7 @@ def running(
         DidNotStartError: it was not ready in time.
     """
     folder = Path(tempfile.mkdtemp(prefix="vsm-r-"))
-    address = free_address()
-    words = [*command, "up", "--http", address, *arguments]
+    words = [*command, "up", "--http", "127.0.0.1:0", *arguments]
     words += ["--config", str(config)] if config else []
     environment = _environment(folder)
     with (
@@ -110,7 +102,7 @@ def running(
             stderr=log,
             cwd="/",
         )
-        vsm = Running(process=process, folder=folder, address=address, environment=environment)
+        vsm = Running(process=process, folder=folder, environment=environment)
         try:
             _wait_ready(vsm, notified)
             yield vsm

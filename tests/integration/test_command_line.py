@@ -93,8 +93,10 @@ def _answer_with(runtime_dir: Path, answer: bytes) -> "subprocess.CompletedProce
         (b"garbage\n", 1, "no JSON"),
         (b'{"ok": true, "result": {"workers": []}}\n', 0, ""),
         (
-            b'{"ok": false, "error": {"where": "w", "what": "x", "remedy": "Do y.",'
-            b'"exit_code": 5}}\n',
+            (
+                b'{"ok": false, "error": {"where": "w", "what": "x", "remedy": "Do y.",'
+                b'"exit_code": 5}}\n'
+            ),
             5,
             "vsm: w: x. Do y.",
         ),

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _kept(args: argparse.Namespace) -> Iterator[str]:
     answer: Any = request("logs", name=args.name, follow=False, lines=args.lines)
-    yield from (str(line) for line in answer["lines"])
+    yield from (str(line) for line in answer)
 
 
 def _followed(args: argparse.Namespace) -> Iterator[str]:

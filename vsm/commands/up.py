@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vsm.config import Config, load_config
 from vsm.errors import ConfigurationError
-from vsm.paths import MCP_SOCKET, TOKEN, runtime_dir
+from vsm.paths import ENDPOINT, MCP_SOCKET, TOKEN, runtime_dir
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -90,13 +90,14 @@ def _counted(config: Config) -> str:
 
 
 def _announce(config: Config) -> None:
-    """Say how to connect; stderr, since stdout belongs to whoever reads the log."""
+    """Say how to connect; on stderr, like the log that it stands in."""
     folder = runtime_dir()
+    endpoint = json.loads((folder / ENDPOINT).read_text(encoding="utf-8"))
     lines = ["vsm: ready", "", "  a desktop client   add this to its mcpServers:"]
     entry = {"vsm": {"command": _own_command(), "args": ["connect"], "env": _environment()}}
     lines += [f"    {line}" for line in json.dumps(entry, indent=2).splitlines()]
-    if config.gateway.http:
-        lines.append(f"  HTTP               http://{config.gateway.http}/mcp")
+    if endpoint.get("http"):
+        lines.append(f"  HTTP               {endpoint['http']}")
         if config.gateway.auth == "token":
             lines.append(f"                     Authorization: Bearer $(cat {folder / TOKEN})")
     lines += [
