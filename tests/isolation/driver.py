@@ -1,0 +1,81 @@
+"""Runs one command confined, or not, as whoever started this process; prints what happened.
+
+`python driver.py SPEC`, where SPEC has: argv, read, write, env, world (folder to start in,
+with a descriptor left open on its secret file) and either "confined": false or profile (a
+file), tier, host (facts to claim instead of those found), limits (whether to make a group).
+Prints {"stdout", "stderr", "exit", "tier", "layers"} or {"refused", "layer", "remedy"}.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from typing import Any
+
+LEAKED_FD = 77
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    os.chdir(spec["world"])
+    # What a careless parent leaks: an inheritable descriptor (the variable is in our environment).
+    os.dup2(os.open("secret.txt", os.O_RDONLY), LEAKED_FD, inheritable=True)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        answer = (_confined if spec["confined"] else _unconfined)(spec, out.fileno(), err.fileno())
+        out.seek(0)
+        err.seek(0)
+        answer |= {"stdout": out.read().decode(), "stderr": err.read().decode(errors="replace")}
+    sys.stdout.write(json.dumps(answer))
+
+
+def _unconfined(spec: dict[str, Any], out: int, err: int) -> dict[str, Any]:
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.execve(spec["argv"][0], spec["argv"], {**os.environ, **spec["env"]})
+    return {"exit": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
+
+
+def _confined(spec: dict[str, Any], out: int, err: int) -> dict[str, Any]:
+    import msgspec
+
+    from vsm.cgroup import detect
+    from vsm.commands.sandbox import FIRST_RUN_UID, _group
+    from vsm.errors import ConfinementError
+    from vsm.launch import spawn_confined
+    from vsm.plan import WorkerRequest, compile_plan
+    from vsm.probe import probe_host
+    from vsm.profile import load_profile
+
+    profile = load_profile(spec["profile"])
+    groups = detect()
+    host = msgspec.structs.replace(probe_host(groups=groups), **spec.get("host", {}))
+    with ExitStack() as stack:
+        group = stack.enter_context(_group(profile, groups)) if spec.get("limits", True) else None
+        null = stack.enter_context(open(os.devnull, "rb"))
+        request = WorkerRequest(
+            name="battery",
+            argv=tuple(spec["argv"]),
+            cwd=spec.get("cwd"),
+            env=spec["env"],
+            read=tuple(spec["read"]),
+            write=tuple(spec["write"]),
+            uid=FIRST_RUN_UID + os.getpid() if host.root else None,
+            tier=spec["tier"],
+            cgroups=group.paths if group else (),
+            cgroup_layers=group.layers if group else (),
+        )
+        try:
+            plan = compile_plan(profile, request, host)
+            spawned = spawn_confined(plan, null.fileno(), out, err)
+        except ConfinementError as error:
+            return {"refused": error.what, "layer": error.layer, "remedy": error.remedy}
+        os.close(spawned.pidfd)
+        code = os.waitstatus_to_exitcode(os.waitpid(spawned.pid, 0)[1])
+        return {"exit": code, "tier": plan.tier, "layers": spawned.layers}
+
+
+if __name__ == "__main__":
+    main()
