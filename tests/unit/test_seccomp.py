@@ -175,6 +175,14 @@ def test_denying_wins_over_allowing(arch: str) -> None:
 
 
 @every_architecture
+def test_who_may_not_fork_may_make_threads(arch: str) -> None:
+    code = program(arch, deny=("fork",))
+    assert answer(code, arch, "clone", THREAD) is ALLOW
+    assert answer(code, arch, "clone", 17) is EPERM
+    assert answer(code, arch, "clone", THREAD | NEWUSER) is EPERM
+
+
+@every_architecture
 def test_clone3_cannot_be_allowed_because_its_flags_cannot_be_seen(arch: str) -> None:
     assert answer(program(arch, allow=("clone3",)), arch, "clone3") is ENOSYS
 

@@ -84,6 +84,7 @@ _SOCK_STREAM, _SOCK_DGRAM, _SOCK_SEQPACKET, _SOCK_TYPE_MASK = 1, 2, 5, 0xF
 _IPPROTO_DEFAULT, _IPPROTO_TCP, _IPPROTO_UDP = 0, 6, 17
 # linux/sched.h: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 _CLONE_NEW = 0x7E02_0000
+_CLONE_THREAD = 0x1_0000
 _CLONE_NEWTIME = 0x80  # of unshare(2) only: in clone(2) the bit belongs to the exit signal
 
 # The options of prctl(2) that concern the caller only.
@@ -122,6 +123,7 @@ def _one_of(index: int, values: Iterable[int]) -> ArgumentFilter:
 
 
 _OWN_PROCESS = _only((Comparison(0, 0),))
+_THREADS_ONLY = _only((Comparison(0, _CLONE_THREAD, _CLONE_NEW | _CLONE_THREAD),))
 _NO_NAMESPACE = _only((Comparison(0, 0, _CLONE_NEW),))
 
 _FILTERS: Mapping[str, ArgumentFilter] = MappingProxyType(
@@ -141,7 +143,7 @@ _SCHEDULING = ("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_se
 
 FILTERED: Mapping[str, str] = MappingProxyType(
     {
-        "clone": "no new namespaces",
+        "clone": "no new namespaces; threads only where fork is denied",
         "unshare": "no new namespaces",
         "prctl": "only options that concern the caller",
         "prlimit64": "its own limits, or reading",
@@ -177,7 +179,8 @@ def rules_for(
         KeyError: an unknown group.
     """
     namespaced = tier == "namespaced"
-    allowed = _expand(syscalls_allow, namespaced=namespaced) - _names(syscalls_deny)
+    denied = _names(syscalls_deny)
+    allowed = _expand(syscalls_allow, namespaced=namespaced) - denied
     decisions: dict[str, Decision] = dict.fromkeys(_FALLS_BACK, Action.ENOSYS)
     decisions.update(dict.fromkeys(allowed, Action.ALLOW))
     filters = dict(_FILTERS)
@@ -186,6 +189,9 @@ def rules_for(
     filters["socketpair"] = _socketpairs(datagrams=unix_sockets and namespaced)
     if not namespaced:
         filters.update(dict.fromkeys(_SCHEDULING, _OWN_PROCESS))
+    if "fork" in denied:
+        # C libraries fork by clone: who may not fork may make threads only.
+        filters["clone"] = _THREADS_ONLY
     decisions.update((name, filters[name]) for name in allowed if name in filters)
     # Its flags are behind a pointer, where no filter can see them.
     decisions["clone3"] = Action.ENOSYS
