@@ -1,6 +1,7 @@
 """A gateway in this process, in front of servers started plainly: no supervisor, no sandbox."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -85,7 +86,7 @@ class Harness:
 
     async def attach(self, name: str, argv: Sequence[str]) -> str:
         worker = f"{name}-{len(self.servers) + 1}"
-        server = subprocess.Popen(
+        server = subprocess.Popen(  # noqa: ASYNC220 - returns at once
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         self.servers[worker] = server
@@ -112,8 +113,9 @@ class Harness:
         if transport == "unix":
             return Client(unix_transport(self.socket_path), **arguments)
         if transport == "stdio":
-            argv = ["-m", "vsm", "connect", "--socket", self.socket_path]
-            parameters = StdioServerParameters(command=sys.executable, args=argv)
+            environment = {"VSM_RUNTIME_DIR": str(Path(self.socket_path).parent)}
+            argv = ["-m", "vsm", "connect"]
+            parameters = StdioServerParameters(command=sys.executable, args=argv, env=environment)
             return Client(stdio_client(parameters), **arguments)
         http = create_mcp_http_client(headers={"authorization": f"Bearer {TOKEN}"})
         return Client(streamable_http_client(self.url, http_client=http), **arguments)
@@ -122,10 +124,10 @@ class Harness:
 @asynccontextmanager
 async def unix_transport(path: str) -> AsyncIterator[TransportStreams]:
     """The SDK's newline-delimited JSON transport over a unix socket."""
-    import anyio  # noqa: PLC0415
-    import mcp_types as types  # noqa: PLC0415
-    from mcp.shared._context_streams import create_context_streams  # noqa: PLC0415
-    from mcp.shared.message import SessionMessage  # noqa: PLC0415
+    import anyio
+    import mcp_types as types
+    from mcp.shared._context_streams import create_context_streams
+    from mcp.shared.message import SessionMessage
 
     reader, writer = await asyncio.open_unix_connection(path, limit=64 * 1024 * 1024)
     to_client, from_server = create_context_streams[SessionMessage | Exception](0)
@@ -201,12 +203,10 @@ class Raw:
         return cls(*await asyncio.open_unix_connection(path, limit=128 * 1024 * 1024))
 
     def send(self, **message: Any) -> None:
-        import json  # noqa: PLC0415
 
         self.writer.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
 
     async def receive(self) -> dict[str, Any]:
-        import json  # noqa: PLC0415
 
         async with asyncio.timeout(20):
             return dict(json.loads(await self.reader.readline()))

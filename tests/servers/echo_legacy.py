@@ -44,7 +44,7 @@ def ask(method: str, params: dict[str, Any]) -> Any:
     return answers.get(request_id)
 
 
-def misbehave(tool: str, request_id: Any) -> bool:
+def misbehave(tool: str, request_id: Any) -> bool:  # noqa: C901 - one branch per broken rule
     """Break one rule; return whether the call still gets its answer."""
     if tool == "bad_utf8":
         body = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\xff"}]}}\n'
@@ -78,7 +78,7 @@ def misbehave(tool: str, request_id: Any) -> bool:
     return True
 
 
-def call(request_id: Any, params: dict[str, Any]) -> None:
+def call(request_id: Any, params: dict[str, Any]) -> None:  # noqa: C901 - one branch per tool
     tool, arguments = params["name"], params.get("arguments") or {}
     token = (params.get("_meta") or {}).get("progressToken")
     result = text(json.dumps({"server": NAME, "arguments": arguments, "pid": os.getpid()}))
@@ -123,7 +123,7 @@ def tools(cursor: str | None) -> dict[str, Any]:
     return {"tools": page, **more}
 
 
-def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:
+def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0911 - one return per method
     if method == "initialize":
         capabilities = {
             "tools": {"listChanged": True},

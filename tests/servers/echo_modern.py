@@ -68,7 +68,7 @@ def call(request_id: Any, params: dict[str, Any]) -> None:
     send(id=request_id, result=result)
 
 
-def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:
+def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0911 - one return per method
     if method == "server/discover":
         capabilities = {
             "tools": {"listChanged": True},

@@ -1,0 +1,212 @@
+"""A legacy MCP server over stdio, standard library only, that misbehaves as its argument says.
+
+    python misbehaving.py MODE
+
+It answers `initialize`, `ping`, `tools/list` and `tools/call`: `echo` returns its text, `slow`
+answers after some seconds, `crash` dies in the middle of the call, `act` does what a mode does.
+Whatever it eats is bounded here too, so that an unconfined run harms nobody.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+LARGEST_EATEN_BYTES = 2 * 2**30
+MOST_PROCESSES = 2000
+FLOOD_BYTES = 256 * 2**20
+TOOLS = [
+    {"name": name, "description": name, "inputSchema": {"type": "object"}}
+    for name in ("echo", "slow", "crash", "act", "pid")
+]
+
+
+def well() -> str:
+    """Nothing bad."""
+    return "well"
+
+
+def exit_at_once() -> str:
+    sys.stderr.write("cannot find my configuration\n")
+    sys.exit(7)
+
+
+def silent() -> str:
+    while True:
+        signal.pause()
+
+
+def garbage() -> str:
+    for _ in range(100):
+        sys.stdout.buffer.write(os.urandom(1024) + b"\n{]\n\xff\xfe\n[1,2\n")
+    sys.stdout.buffer.flush()
+    return "wrote garbage"
+
+
+def flood(stream: int) -> str:
+    block = (b"x" * 100 + b"\n") * 1000
+    written = 0
+    while written < FLOOD_BYTES:
+        written += os.write(stream, block)
+    return f"{written} bytes"
+
+
+def ignore_term() -> str:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return "SIGTERM is ignored, and so is the end of stdin"
+
+
+def orphan() -> str:
+    """A grandchild in a session of its own, which ignores what it can and outlives its parent."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            while True:
+                signal.pause()
+        os._exit(0)
+    return "orphaned"
+
+
+def memory() -> str:
+    eaten: list[bytearray] = []
+    while len(eaten) * 2**20 < LARGEST_EATEN_BYTES:
+        eaten.append(bytearray(os.urandom(2**20)))
+    return "ate 2 GiB"
+
+
+def cpu() -> str:
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        pass
+    return "burnt ten minutes"
+
+
+def processes() -> str:
+    made = 0
+    try:
+        while made < MOST_PROCESSES:
+            if os.fork() == 0:
+                while True:
+                    signal.pause()
+            made += 1
+    except OSError as error:
+        return f"{made} processes, then {error.strerror}"
+    return f"{made} processes"
+
+
+def descriptors() -> str:
+    opened: list[int] = []
+    try:
+        while len(opened) < 100_000:
+            opened.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError as error:
+        return f"{len(opened)} descriptors, then {error.strerror}"
+    finally:
+        for fd in opened:
+            os.close(fd)
+    return f"{len(opened)} descriptors"
+
+
+def disk() -> str:
+    written = 0
+    try:
+        with tempfile.TemporaryFile() as file:
+            while written < LARGEST_EATEN_BYTES:
+                written += file.write(b"\0" * 2**20)
+                file.flush()
+    except OSError as error:
+        return f"{written} bytes, then {error.strerror}"
+    return f"{written} bytes"
+
+
+def hang() -> str:
+    """Stop reading for ever, though the process runs."""
+    return silent()
+
+
+MODES: dict[str, Callable[[], str]] = {
+    "well": well,
+    "exit": exit_at_once,
+    "silent": silent,
+    "garbage": garbage,
+    "flood-stdout": lambda: flood(1),
+    "flood-stderr": lambda: flood(2),
+    "ignore-term": ignore_term,
+    "orphan": orphan,
+    "memory": memory,
+    "cpu": cpu,
+    "processes": processes,
+    "descriptors": descriptors,
+    "disk": disk,
+    "hang": hang,
+}
+
+
+def send(message: dict[str, object]) -> None:
+    line = json.dumps({"jsonrpc": "2.0", **message}) + "\n"
+    os.write(1, line.encode())
+
+
+def call(name: str, arguments: dict[str, object]) -> str:
+    if name == "slow":
+        time.sleep(float(str(arguments.get("seconds", 1))))
+        return "slept"
+    if name == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "act":
+        return MODES[str(arguments["mode"])]()
+    if name == "pid":
+        return str(os.getpid())
+    return str(arguments.get("text", ""))
+
+
+def answer(request: dict[str, object]) -> None:
+    method, params = request.get("method"), request.get("params") or {}
+    assert isinstance(params, dict)
+    result: dict[str, object]
+    if method == "initialize":
+        result = {
+            "protocolVersion": params.get("protocolVersion", "2025-11-25"),
+            "capabilities": {"tools": {}},
+            "serverInfo": {"name": "misbehaving", "version": "1"},
+        }
+    elif method == "ping":
+        result = {}
+    elif method == "tools/list":
+        result = {"tools": TOOLS}
+    elif method == "tools/call":
+        text = call(str(params.get("name")), params.get("arguments") or {})
+        result = {"content": [{"type": "text", "text": text}]}
+    else:
+        send({"id": request["id"], "error": {"code": -32601, "message": f"no {method}"}})
+        return
+    send({"id": request["id"], "result": result})
+
+
+def main() -> None:
+    mode = sys.argv[1] if len(sys.argv) > 1 else "well"
+    if mode in {"flood-stdout", "flood-stderr"}:
+        # Beside the protocol: the server answers and floods at the same time.
+        threading.Thread(target=MODES[mode], daemon=True).start()
+    else:
+        MODES[mode]()
+    marker = os.environ.get("MARKER")
+    if marker:
+        Path(marker).write_text("started", encoding="ascii")
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "id" in request:
+            answer(request)
+    if mode == "ignore-term":
+        silent()
+
+
+if __name__ == "__main__":
+    main()
