@@ -57,6 +57,7 @@ CALLS: dict[str, list[tuple[str, dict[str, Any], str]]] = {
             "confined",
         ),
         ("read_graph", {}, "confined"),
+        ("delete_entities", {"entityNames": ["vsm"]}, "deleted"),
     ],
 }
 
