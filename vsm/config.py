@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from vsm.errors import ConfigurationError
-from vsm.toml_file import build, read_toml
+from vsm.toml_file import build, check_trust, read_toml
 from vsm.units import parse_bytes
 
 SECRET_LIMIT_BYTES = 64 * 2**10
@@ -137,6 +137,7 @@ def load_config(path: Path | None) -> Config:
     if path is None:
         return Config()
     file = path.absolute()
+    check_trust(file)
     document = build(read_toml(file), ConfigDocument, file=str(file))
     _check_address(document.gateway.http, f"{file}: gateway.http")
     integrations = {

@@ -7,7 +7,6 @@ profile is enforced is not known here. Runs in the command line and the supervis
 import difflib
 import os
 import re
-import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -17,7 +16,7 @@ import msgspec
 from vsm.core.syscalls import groups, known, unknown
 from vsm.errors import ConfigurationError
 from vsm.paths import profile_search_path, shipped_profiles
-from vsm.toml_file import build, nearest, read_toml
+from vsm.toml_file import build, check_trust, nearest, read_toml
 from vsm.units import parse_bytes
 
 LAYERS = (
@@ -232,7 +231,9 @@ def _inherit(path: Path, folders: tuple[Path, ...], chain: tuple[Path, ...]) -> 
     if path in chain:
         names = " → ".join(str(step) for step in (*chain, path))
         raise ConfigurationError(str(chain[0]), f"extends itself: {names}", "Break the circle.")
-    _check_trust(path)
+    # The shipped ones are as trusted as the code beside them.
+    if path.parent != shipped_profiles():
+        check_trust(path)
     table = read_toml(path)
     document = build(_without_removals(table), ProfileDocument, file=str(path))
     _check(document, str(path))
@@ -290,21 +291,6 @@ def _without_removals(table: dict[str, Any]) -> dict[str, Any]:
         else:
             plain[name] = value
     return plain
-
-
-def _check_trust(path: Path) -> None:
-    """Refuse a profile that somebody else could have written; the shipped ones are our own code."""
-    if path.parent == shipped_profiles():
-        return
-    for item in (path, path.parent):
-        status = item.stat()
-        if status.st_uid not in (0, os.geteuid()):
-            raise ConfigurationError(
-                str(item), f"belongs to uid {status.st_uid}", "chown it to root or to yourself."
-            )
-        sticky_folder = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-        if status.st_mode & stat.S_IWOTH and not sticky_folder:
-            raise ConfigurationError(str(item), "everybody may write it", "chmod o-w it.")
 
 
 def _check(document: ProfileDocument, file: str) -> None:

@@ -46,13 +46,31 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _read_bounded(path: Path) -> bytes:
     # O_NONBLOCK: opening a FIFO must not hang before the type is known.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ConfigurationError(str(path), "expected a regular file")
-        content = file.read(LIMIT_BYTES + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(LIMIT_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > LIMIT_BYTES:
         raise ConfigurationError(str(path), f"larger than {LIMIT_BYTES} bytes")
     return content
+
+
+def check_trust(path: Path) -> None:
+    """Refuse a file that somebody else could have written, or that lies where he could swap it."""
+    for item in (path, path.parent):
+        try:
+            status = item.stat()
+        except OSError as error:
+            raise ConfigurationError(str(item), f"cannot be read: {error.strerror}") from error
+        if status.st_uid not in (0, os.geteuid()):
+            what = f"belongs to uid {status.st_uid}"
+            raise ConfigurationError(str(item), what, "chown it to root or to yourself.")
+        sticky_folder = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+        if status.st_mode & stat.S_IWOTH and not sticky_folder:
+            raise ConfigurationError(str(item), "everybody may write it", "chmod o-w it.")
 
 
 def build(table: Mapping[str, Any], model: type[StructT], *, file: str, key: str = "") -> StructT:

@@ -51,6 +51,7 @@ assert subprocess.run(["/bin/sh", "-c", "exit 3"]).returncode == 3
 assert concurrent.futures.ThreadPoolExecutor(2).submit(len, "abc").result() == 3
 with tempfile.TemporaryDirectory() as d, open(d + "/f", "w+") as f:
     f.write("x"), f.flush(), os.fsync(f.fileno()), os.rename(d + "/f", d + "/g")
+assert os.isatty(os.openpty()[1])
 a, b = socket.socketpair()
 a.sendall(b"x")
 assert b.recv(1) == b"x"

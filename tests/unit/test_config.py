@@ -156,6 +156,16 @@ def test_a_wrong_secret_is_refused_without_its_value(tmp_path: Path, content: by
     assert "xxxx" not in str(caught.value)
 
 
+def test_a_file_that_everybody_may_write_is_refused(write: Write) -> None:
+    path = write("")
+    path.chmod(0o646)
+    assert "everybody may write it" in refusal(path).what
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert "No such file" in refusal(tmp_path / "vsm.toml").what
+
+
 def test_a_missing_secret_says_where_it_should_be(tmp_path: Path) -> None:
     for source in (SecretSource(file=str(tmp_path / "none")), SecretSource(variable="NOT_SET_9")):
         with pytest.raises(ConfigurationError):
@@ -180,5 +190,6 @@ tables = st.recursive(
 def test_any_table_is_a_configuration_or_a_configuration_error(table: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(configuration, "read_toml", lambda _: table)
+        patch.setattr(configuration, "check_trust", lambda _: None)
         with contextlib.suppress(ConfigurationError):
             assert isinstance(load_config(Path(folder) / "vsm.toml"), Config)
