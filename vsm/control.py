@@ -139,7 +139,7 @@ class ControlServer:
         count = max(0, min(lines, KEPT_LINES)) if type(lines) is int else 100
         kept = list(ring.lines)[-count:] if count else []
         if arguments.get("follow") is not True:
-            _write(writer, {"ok": True, "result": {"name": name, "lines": kept}})
+            _write(writer, {"ok": True, "result": kept})
             await writer.drain()
             return
         queue: asyncio.Queue[str] = asyncio.Queue(MAX_FOLLOW_QUEUE)

@@ -159,7 +159,7 @@ class Supervisor:
         self.log.info("output", worker=name, line=line)
 
     def _changed(self, change: restart.Changed) -> None:
-        told = {"worker": change.name, "reason": change.reason}
+        told = {"worker": change.name} | ({"reason": change.reason} if change.reason else {})
         if change.escalated:
             self.log.error("keeps failing, retried at the longest back-off", **told)
         elif change.phase == "quarantined":

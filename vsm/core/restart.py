@@ -389,8 +389,9 @@ def _after_exit(worker: Worker, event: Exited, now: float, jitter: float, *, pan
         return replace(idle, phase="quarantined")
     if worker.after == "restart" or event.collateral:
         return replace(idle, phase="backing_off", deadline=now, reason=event.reason)
-    # What was already said (hung, unfit, not ready) explains more than the signal that ended it.
-    reason = worker.reason if worker.phase == "stopping" and worker.reason else event.reason
+    reason = event.reason
+    if worker.phase == "stopping" and worker.reason:  # why we ended it comes before how it ended
+        reason = f"{worker.reason}; {event.reason}"
     if worker.spec.restart == "temporary" or (worker.spec.restart == "transient" and event.clean):
         return replace(idle, phase="stopped", wanted=False, reason=reason)
     if event.hopeless:

@@ -1,0 +1,106 @@
+"""The heartbeat board: seals, ownership, and rows that are whole under a hot writer."""
+
+import fcntl
+import mmap
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from vsm import board
+
+
+def test_reader_sees_what_the_writer_wrote() -> None:
+    writer = board.BoardWriter(7)
+    reader = board.BoardReader(writer.fileno(), epoch=7, pid=os.getpid())
+    assert reader.read() is None
+    writer.beat(lag_ns=5, received=3, invalid=2, dropped=1)
+    beat = reader.read()
+    assert beat is not None
+    assert (beat.seq, beat.lag_ns, beat.received, beat.invalid, beat.dropped) == (1, 5, 3, 2, 1)
+    reader.close()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda fd: os.ftruncate(fd, board.SIZE_BYTES // 2),
+        lambda fd: os.ftruncate(fd, board.SIZE_BYTES * 2),
+        lambda fd: os.pwrite(fd, b"x", 0),
+        lambda fd: mmap.mmap(fd, board.SIZE_BYTES),
+        lambda fd: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE),
+    ],
+)
+def test_sealed_board_can_neither_shrink_nor_grow_nor_be_written_by_others(make: object) -> None:
+    writer = board.BoardWriter(1)
+    with pytest.raises(OSError, match="Operation not permitted"):
+        make(writer.fileno())  # type: ignore[operator]
+    writer.close()
+
+
+def test_unsealed_memfd_is_refused() -> None:
+    fd = os.memfd_create("x", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, board.SIZE_BYTES)
+    with pytest.raises(board.BoardError, match="seals"):
+        board.BoardReader(fd, epoch=1, pid=os.getpid())
+    os.close(fd)
+
+
+def test_file_that_is_no_memfd_is_refused() -> None:
+    read_end, write_end = os.pipe()
+    with pytest.raises(board.BoardError, match="no memfd"):
+        board.BoardReader(read_end, epoch=1, pid=1)
+    os.close(read_end)
+    os.close(write_end)
+
+
+@pytest.mark.parametrize(("epoch", "pid"), [(2, os.getpid()), (1, 1)])
+def test_board_of_another_epoch_or_process_is_refused(epoch: int, pid: int) -> None:
+    writer = board.BoardWriter(1)
+    with pytest.raises(board.BoardError, match="header"):
+        board.BoardReader(writer.fileno(), epoch=epoch, pid=pid)
+    writer.close()
+
+
+def _write_for_ever(writer: board.BoardWriter) -> None:
+    count = 0
+    while True:
+        count += 1
+        writer.beat(lag_ns=count, received=count, invalid=count, dropped=count)
+
+
+def test_no_torn_row_under_a_hot_writer() -> None:
+    writer = board.BoardWriter(1)
+    reader = board.BoardReader(writer.fileno(), epoch=1, pid=os.getpid())
+    process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(writer,))
+    process.start()
+    last, seen = 0, 0
+    while seen < 2000:
+        beat = reader.read()
+        if beat is None or beat.seq == last:
+            continue
+        assert beat.lag_ns == beat.received == beat.invalid == beat.dropped == beat.seq
+        assert beat.seq > last
+        last, seen = beat.seq, seen + 1
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    process.close()
+    reader.close()
+    writer.close()
+
+
+def test_slots_are_a_numpy_array_too() -> None:
+    writer = board.BoardWriter(1)
+    writer.beat(received=9)
+    reader = board.BoardReader(writer.fileno(), epoch=1, pid=os.getpid())
+    slots = board.slots_as_array(reader)
+    assert slots.dtype.itemsize == 128
+    assert np.sort(slots["received"])[-1] == 9
+    assert not slots.flags.writeable
+    del slots
+    reader.close()
+    writer.close()

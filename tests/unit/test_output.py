@@ -1,0 +1,86 @@
+"""Worker output: bounded lines, no control characters, floods held back; stable uids."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsm import output, uids
+from vsm.errors import ConfinementError
+
+
+@given(st.binary(max_size=300))
+def test_printable_text_has_no_control_character(raw: bytes) -> None:
+    text = output.printable(raw)
+    assert all(c == "\t" or (ord(c) >= 0x20 and not 0x7F <= ord(c) <= 0x9F) for c in text)
+    assert "\u202e" not in text
+
+
+def read_all(written: bytes) -> list[str]:
+    async def scenario() -> list[str]:
+        read_end, write_end = os.pipe()
+        lines: list[str] = []
+        ring = output.OutputRing("w", lambda _, line: lines.append(line))
+        reader = output.OutputReader(read_end, ring)
+        os.write(write_end, written)
+        os.close(write_end)
+        while not reader.closed:  # noqa: ASYNC110 - it reads when the loop runs
+            await asyncio.sleep(0)
+        return lines
+
+    return asyncio.run(scenario())
+
+
+def test_lines_are_split_and_the_last_needs_no_end() -> None:
+    assert read_all(b"one\ntwo\x1b[31m\nthree") == ["one", "two\ufffd[31m", "three"]
+
+
+def test_endless_line_is_kept_once_and_cut() -> None:
+    lines = read_all(b"a" * 50_000 + b"\nafter\n")
+    assert [len(line) for line in lines] == [output.MAX_LINE_BYTES + 2, 5]
+
+
+def test_flood_is_held_back_by_not_reading() -> None:
+    async def scenario() -> tuple[int, int]:
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        ring = output.OutputRing("w", lambda *_: None)
+        reader = output.OutputReader(read_end, ring)
+        written = 0
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 0.5
+        while loop.time() < end:
+            try:
+                written += os.write(write_end, b"x" * 99 + b"\n")
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
+        reader.close()
+        os.close(write_end)
+        return written, len(ring.lines)
+
+    written, kept = asyncio.run(scenario())
+    pipe_bytes = 64 * 1024
+    assert written < output.BURST_BYTES + output.BYTES_PER_S + 2 * pipe_bytes
+    assert kept == output.KEPT_LINES
+
+
+def test_uids_are_stable_distinct_and_outside_the_systems_range() -> None:
+    names = [f"integration-{number}" for number in range(2000)]
+    given_uids = uids.integration_uids(names)
+    assert given_uids == uids.integration_uids(list(reversed(names)))
+    assert len(set(given_uids.values())) == len(names)
+    systems = {uids.system_uid(f"system{n}") for n in range(1, 6)}
+    assert systems.isdisjoint(given_uids.values())
+    assert all(uids.BASE < uid < uids.BASE + 2**27 for uid in given_uids.values())
+
+
+def test_uid_outside_the_namespace_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    uid_map = tmp_path / "uid_map"
+    uid_map.write_text("         0          0      65536\n", encoding="ascii")
+    with pytest.raises(ConfinementError, match="not mapped") as caught:
+        uids.check_mapped(uids.BASE, where="x", uid_map=uid_map)
+    assert caught.value.layer == "user"
+    uids.check_mapped(1000, where="x", uid_map=uid_map)
