@@ -117,8 +117,18 @@ class Harness:
             argv = ["-m", "vsm", "connect"]
             parameters = StdioServerParameters(command=sys.executable, args=argv, env=environment)
             return Client(stdio_client(parameters), **arguments)
-        http = create_mcp_http_client(headers={"authorization": f"Bearer {TOKEN}"})
-        return Client(streamable_http_client(self.url, http_client=http), **arguments)
+        return Client(http_transport(self.url), **arguments)
+
+
+@asynccontextmanager
+async def http_transport(url: str) -> AsyncIterator[TransportStreams]:
+    """The SDK's streamable HTTP transport with our token."""
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    async with (
+        create_mcp_http_client(headers=headers) as http,
+        streamable_http_client(url, http_client=http) as streams,
+    ):
+        yield streams
 
 
 @asynccontextmanager
