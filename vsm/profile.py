@@ -51,6 +51,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Cores = Annotated[float, msgspec.Meta(gt=0, le=4096)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_TOO_MUCH = ("/", "/dev", "/sys")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -296,7 +297,7 @@ def _without_removals(table: dict[str, Any]) -> dict[str, Any]:
 def _check(document: ProfileDocument, file: str) -> None:
     for key in ("system", "read", "write", "devices"):
         for path in getattr(document.files, key):
-            _check_path(path, f"{file}: files.{key}")
+            _check_path(path, f"{file}: files.{key}", device=key == "devices")
     for key in ("allow", "deny"):
         for entry in unknown(getattr(document.syscalls, key)):
             where = f"{file}: syscalls.{key}"
@@ -314,12 +315,18 @@ def _closest(entry: str, everything: Iterable[str]) -> str:
     return f"Did you mean {close[0]!r}?" if close else "See docs/profiles.md for the groups."
 
 
-def _check_path(path: str, where: str) -> None:
+def _check_path(path: str, where: str, *, device: bool) -> None:
     parts = PurePosixPath(path).parts
     if not path.startswith("/") or ".." in parts or "\0" in path:
-        raise ConfigurationError(
-            where, f"expected an absolute path without '..', found {path[:200]!r}"
+        what = f"expected an absolute path without '..', found {path[:200]!r}"
+        raise ConfigurationError(where, what)
+    is_device = path.startswith("/dev/")
+    if str(PurePosixPath(path)) in _TOO_MUCH or parts[1] == "proc" or device != is_device:
+        what = f"{path[:200]!r} would open the kernel's or everybody's files"
+        remedy = (
+            "Devices belong in files.devices, /proc comes with files.proc; name what is needed."
         )
+        raise ConfigurationError(where, what, remedy)
 
 
 def _resolve(document: ProfileDocument, path: Path) -> Profile:

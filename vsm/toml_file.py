@@ -20,6 +20,7 @@ import msgspec
 from vsm.errors import ConfigurationError
 
 LIMIT_BYTES = 2**20
+_LONGEST_SHOWN = 200
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
@@ -82,7 +83,7 @@ def build(table: Mapping[str, Any], model: type[StructT], *, file: str, key: str
     for name in table:
         if name not in fields:
             where = _where(file, key)
-            raise ConfigurationError(where, f"unknown key {name!r}", nearest(name, fields))
+            raise ConfigurationError(where, f"unknown key {name[:60]!r}", nearest(name, fields))
     values = {}
     for name, field in fields.items():
         full_key = f"{key}.{name}" if key else name
@@ -136,4 +137,4 @@ def _kind(value: object) -> str:
 
 
 def _where(file: str, key: str) -> str:
-    return f"{file}: {key}" if key else file
+    return f"{file}: {key[:_LONGEST_SHOWN]}" if key else file

@@ -106,6 +106,12 @@ def test_extends_may_be_a_path_beside_the_file(write: Write) -> None:
     [
         ('[files]\nread = ["relative"]', "files.read"),
         ('[files]\nwrite = ["/a/../b"]', "files.write"),
+        ('[files]\nread = ["/"]', "files.read"),
+        ('[files]\nread = ["/proc/1"]', "files.read"),
+        ('[files]\nwrite = ["/sys"]', "files.write"),
+        ('[files]\nsystem = ["/dev/sda"]', "files.system"),
+        ('[files]\ndevices = ["/etc/shadow"]', "files.devices"),
+        ('[files]\ndevices = ["/dev"]', "files.devices"),
         ('[files]\ntmp = "many"', "files.tmp"),
         ("[limits]\nmemory = -1", "limits.memory"),
         ("[limits]\nmemory = true", "limits.memory"),
