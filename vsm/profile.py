@@ -320,8 +320,9 @@ def _check_path(path: str, where: str, *, device: bool) -> None:
     if not path.startswith("/") or ".." in parts or "\0" in path:
         what = f"expected an absolute path without '..', found {path[:200]!r}"
         raise ConfigurationError(where, what)
-    is_device = path.startswith("/dev/")
-    if str(PurePosixPath(path)) in _TOO_MUCH or parts[1] == "proc" or device != is_device:
+    plain = "/" + os.path.normpath(path).lstrip("/")
+    is_proc, is_device = (plain.split("/")[1] == name for name in ("proc", "dev"))
+    if plain in _TOO_MUCH or is_proc or device != is_device:
         what = f"{path[:200]!r} would open the kernel's or everybody's files"
         remedy = (
             "Devices belong in files.devices, /proc comes with files.proc; name what is needed."

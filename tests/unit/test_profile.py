@@ -107,6 +107,9 @@ def test_extends_may_be_a_path_beside_the_file(write: Write) -> None:
         ('[files]\nread = ["relative"]', "files.read"),
         ('[files]\nwrite = ["/a/../b"]', "files.write"),
         ('[files]\nread = ["/"]', "files.read"),
+        ('[files]\nread = ["//"]', "files.read"),
+        ('[files]\nread = ["//proc"]', "files.read"),
+        ('[files]\nread = ["/./"]', "files.read"),
         ('[files]\nread = ["/proc/1"]', "files.read"),
         ('[files]\nwrite = ["/sys"]', "files.write"),
         ('[files]\nsystem = ["/dev/sda"]', "files.system"),
@@ -228,7 +231,9 @@ values = st.recursive(
         st.integers(-(2**70), 2**70),
         st.floats(),
         st.text(max_size=20),
-        st.sampled_from(["unlimited", "1M", "base", "@aio", "/x", "landlocked", "-"]),
+        st.sampled_from(
+            ["unlimited", "1M", "base", "@aio", "/x", "//", "/proc/.", "landlocked", "-"]
+        ),
     ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=6,
