@@ -117,7 +117,7 @@ def _missing(
     if found.events >= needed and covered >= thresholds.coverage:
         return None
     singletons = round((1 - covered) * found.events)
-    unseen = math.ceil(singletons / max(1 - thresholds.coverage, 1 / found.events))
+    unseen = math.ceil(round(singletons / max(1 - thresholds.coverage, 1 / found.events), 6))
     few = found.events < needed
     return NotEnoughEvidence(
         reason=TOO_FEW_EVENTS if few else TOO_MANY_UNSEEN,
@@ -222,7 +222,7 @@ def _unseen_share(events: int) -> float:
 
     The upper limit of Clopper and Pearson (1934) for zero of N.
     """
-    return 1.0 - _TAIL_95 ** (1 / events)
+    return 1.0 - math.pow(_TAIL_95, 1 / events)
 
 
 def _is_one_sided(cells: Sequence[_Cell]) -> bool:

@@ -5,7 +5,8 @@ the same in any order, and the same to the last bit whether it was kept event by
 over a batch. Only the last step, from sums to bits, is floating point: one conversion and one
 division, which IEEE 754 fixes.
 
-Each logarithm is off by at most 2^-37, an entropy therefore by at most 2^-36 = 1.5e-11 bit.
+A logarithm is off by at most 2^-37 in the table and 2^-36 beyond it, so an entropy is off by at
+most the sum of both, 2.2e-11 bit.
 Inside the limits below no sum leaves int64. Owns no state beyond the table; pure.
 """
 
