@@ -27,15 +27,14 @@ class ForkedWorker:
         pid: its pid here.
         pidfd: owned by this object.
         status_fd: the reading end of its status pipe, non-blocking; owned by this object.
-        last_event: for the owner's use.
         hung_up: the status pipe has ended.
     """
 
     def __init__(self, plan: Plan, stdio: tuple[int, int, int], *, tty: bool = False) -> None:
         """Fork; raises OSError, having undone everything."""
         self.plan = plan
-        self.last_event: dict[str, Any] | None = None
         self.hung_up = False
+        self._heard: list[dict[str, Any]] = []
         self._pending = b""
         liveness, self._liveness = os.pipe2(os.O_CLOEXEC)
         self.status_fd, status = os.pipe2(os.O_CLOEXEC)
@@ -68,7 +67,14 @@ class ForkedWorker:
                     break
                 self._pending += block
         *lines, self._pending = self._pending.split(b"\n")
-        return [event for line in lines if (event := _parse(line))]
+        heard = [event for line in lines if (event := _parse(line))]
+        self._heard += heard
+        return heard
+
+    @property
+    def heard(self) -> list[dict[str, Any]]:
+        """Every status line so far."""
+        return self._heard
 
     def signal(self, signo: int) -> bool:
         """Have the mini-init signal the server; False if that is not possible (any more)."""

@@ -90,7 +90,8 @@ def _wait_started(worker: ForkedWorker) -> list[dict[str, str]]:
     poll = select.poll()
     poll.register(worker.status_fd, select.POLLIN)
     poll.poll(_START_TIMEOUT_S * 1000)
-    event = next(iter(worker.events()), None)
+    worker.events()
+    event = next(iter(worker.heard), None)
     if event and event["event"] == "started":
         layers: list[dict[str, str]] = event["layers"]
         return layers
@@ -103,12 +104,12 @@ def _wait_started(worker: ForkedWorker) -> list[dict[str, str]]:
 
 def _finish(worker: ForkedWorker) -> ExitReport:
     """Reap the mini-init and what it left, close its fds, remove its directory."""
-    events = worker.events()
+    worker.events()
     pidfd.reap(worker.pidfd)
     if not worker.plan.clone_flags:
         kill_confined_orphans(frozenset(other.pid for other in _workers.values()))
     worker.close()
-    return ExitReport.of(events)
+    return ExitReport.of(worker.heard)
 
 
 @atexit.register

@@ -36,7 +36,8 @@ class Launcher:
         self._by_fd: dict[int, str] = {}
         self._poll = select.poll()
         self._wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda _signo, _frame: None)
+        for signo in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(signo, lambda _signo, _frame: None)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._children = pidfd.children_file()
         for fd in (link.fileno(), self._wakeup):
@@ -52,8 +53,8 @@ class Launcher:
                         if not self._receive():
                             return
                     elif fd == self._wakeup:
-                        with suppress(BlockingIOError):
-                            os.read(fd, 4096)
+                        if signal.SIGTERM in os.read(fd, 4096):
+                            return
                         self._kill_orphans()
                     elif fd in self._by_fd:
                         self._hear(self._by_fd[fd], fd)
@@ -110,8 +111,6 @@ class Launcher:
                 self._started.add(name)
                 told = {"kind": "spawned", "worker": name, "pid": worker.pid}
                 self._send({**told, "layers": event["layers"]}, [worker.pidfd])
-            else:
-                worker.last_event = event
         if dead:
             self._bury(name, worker)
         elif worker.hung_up:
@@ -125,7 +124,7 @@ class Launcher:
         pidfd.reap(worker.pidfd)
         self._kill_orphans()
         worker.close()
-        last = worker.last_event or {}
+        last = worker.heard[-1] if worker.heard else {}
         if name not in self._started:
             what = last.get("what", "it was killed while it started")
             self._refuse(name, last.get("layer", ""), what)
@@ -202,8 +201,9 @@ def _kill_and_reap(pid: int) -> bool:
 
 
 def main(link_fd: int, parent: int) -> NoReturn:
-    """Run the launcher on an inherited link."""
-    prctl.set_death_signal(signal.SIGKILL)
+    """Run the launcher on an inherited link; SIGTERM ends it, its workers first."""
+    # Not SIGKILL: the private directories of workers have to be removed.
+    prctl.set_death_signal(signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)
     prctl.set_name("vsm-launcher")

@@ -212,11 +212,8 @@ class LauncherLink:
         if self._ended is None:
             return
         self._closing = True
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._link)
-        loop.remove_writer(self._link)
-        self._link.close()
-        timer = loop.call_later(_CLOSE_TIMEOUT_S, self._kill_launcher)
+        self._disconnect()
+        timer = asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT_S, self._kill_launcher)
         await self._ended
         timer.cancel()
 
@@ -303,8 +300,15 @@ class LauncherLink:
 
     # -- the launcher's own end --------------------------------------------------------------------
 
+    def _disconnect(self) -> None:
+        if self._link.fileno() >= 0:
+            self._watch_writable(wanted=False)
+            asyncio.get_running_loop().remove_reader(self._link)
+            self._link.close()
+
     def _kill_launcher(self) -> None:
-        pidfd.send_signal(self.pidfd, signal.SIGKILL)
+        if self.pidfd >= 0:
+            pidfd.send_signal(self.pidfd, signal.SIGKILL)
 
     def _launcher_ended(self) -> None:
         """Whatever it said last is heard; then its workers, which are ending, are reaped here."""
@@ -312,9 +316,7 @@ class LauncherLink:
         loop.remove_reader(self.pidfd)
         if not self._closing:
             self._readable()
-            loop.remove_reader(self._link)
-            self._watch_writable(wanted=False)
-            self._link.close()
+            self._disconnect()
         pidfd.reap(self.pidfd)
         os.close(self.pidfd)
         self.pidfd = -1

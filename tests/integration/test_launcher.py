@@ -1,0 +1,288 @@
+"""The launcher process: spawning, signalling, and a SIGKILL of every process at every stage."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from confined_worlds import BOUND_S, IS_ROOT, WORKER_UID, host, plan_for
+
+from vsm.errors import ConfinementError
+from vsm.execution import Plan
+from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
+from vsm.linux import pidfd
+
+pytestmark = pytest.mark.isolation
+WHO = "root" if IS_ROOT else "user"
+TIERS = ["namespaced", "landlocked"]
+# Says when it runs, has a descendant that left its session, and ends when stdin does.
+SERVER = ["/bin/sh", "-c", "setsid sleep 1000 >/dev/null & echo ready; cat; exit 3"]
+
+
+class Field:
+    """A launcher and its workers; every fd and process of it is gone after `close`."""
+
+    def __init__(self) -> None:
+        self.exits: dict[str, asyncio.Future[ExitReport]] = {}
+        self.lost = asyncio.Event()
+        self.link = LauncherLink(self._exited, self.lost.set)
+        self.inputs: dict[str, int] = {}
+        self.pidfds: list[int] = []
+
+    def _exited(self, name: str, report: ExitReport) -> None:
+        self.exits[name].set_result(report)
+
+    async def spawn(self, name: str, argv: list[str], tier: str) -> tuple[Spawned, int]:
+        """Start it; its stdout's reading end is the caller's."""
+        self.exits[name] = asyncio.get_running_loop().create_future()
+        plan = plan_for(WHO, tier, argv, uid=WORKER_UID + len(self.exits) if IS_ROOT else None)
+        stdin, self.inputs[name] = os.pipe2(os.O_CLOEXEC)
+        stdout_read, stdout = os.pipe2(os.O_CLOEXEC)
+        try:
+            spawned = await self.link.spawn(name, plan, stdin, stdout, 2)
+        except BaseException:
+            os.close(stdout_read)
+            os.close(self.inputs.pop(name))
+            raise
+        finally:
+            os.close(stdin)
+            os.close(stdout)
+        self.pidfds.append(spawned.pidfd)
+        return spawned, stdout_read
+
+    async def ready(self, name: str, tier: str) -> Spawned:
+        """Start the server above and wait for its word."""
+        spawned, stdout = await self.spawn(name, SERVER, tier)
+        loop = asyncio.get_running_loop()
+        readable = loop.create_future()
+        loop.add_reader(stdout, lambda: readable.done() or readable.set_result(None))
+        await asyncio.wait_for(readable, BOUND_S)
+        loop.remove_reader(stdout)
+        assert os.read(stdout, 100) == b"ready\n"
+        os.close(stdout)
+        return spawned
+
+    async def ended(self, name: str) -> ExitReport:
+        return await asyncio.wait_for(self.exits[name], BOUND_S)
+
+    async def close(self) -> None:
+        await self.link.close()
+        for fd in (*self.inputs.values(), *self.pidfds):
+            os.close(fd)
+
+
+def play(scene: Callable[[Field], Awaitable[None]]) -> None:
+    async def run() -> None:
+        field = Field()
+        await field.link.start()
+        try:
+            await asyncio.wait_for(scene(field), 2 * BOUND_S)
+        finally:
+            await field.close()
+
+    host(WHO)
+    asyncio.run(run())
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def tree(pid: int) -> list[int]:
+    """Pidfds of a process and all below it."""
+    found, queue = [], [pid]
+    while queue:
+        current = queue.pop()
+        found.append(os.pidfd_open(current))
+        queue.extend(children(current))
+    return found
+
+
+def all_gone(pidfds: list[int]) -> bool:
+    gone = [pidfd.wait(fd, BOUND_S) for fd in pidfds]
+    for fd in pidfds:
+        os.close(fd)
+    return all(gone)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_worker_ends_by_itself_and_is_reported(tier: str) -> None:
+    async def scene(field: Field) -> None:
+        spawned = await field.ready("w", tier)
+        processes = tree(spawned.pid)
+        assert len(processes) >= 3
+        os.close(field.inputs.pop("w"))
+        report = await field.ended("w")
+        assert (report.status, report.signal, report.cause) == (3, None, "server")
+        assert report.cpu_s > 0
+        assert all_gone(processes)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("victim", ["server", "mini-init", "launcher"])
+def test_a_killed_process_takes_its_worker_along(tier: str, victim: str) -> None:
+    async def scene(field: Field) -> None:
+        spawned = await field.ready("w", tier)
+        processes = tree(spawned.pid)
+        pids = {
+            "server": children(spawned.pid)[0],
+            "mini-init": spawned.pid,
+            "launcher": field.link.pid,
+        }
+        os.kill(pids[victim], signal.SIGKILL)
+        report = await field.ended("w")
+        assert (report.signal, report.cause) == (signal.SIGKILL, victim)
+        assert all_gone(processes)
+        if victim == "launcher":
+            await asyncio.wait_for(field.lost.wait(), BOUND_S)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_launcher_and_mini_init_killed_at_once_leave_nothing(tier: str) -> None:
+    async def scene(field: Field) -> None:
+        spawned = await field.ready("w", tier)
+        processes = tree(spawned.pid)
+        os.kill(field.link.pid, signal.SIGSTOP)
+        os.kill(spawned.pid, signal.SIGKILL)
+        os.kill(field.link.pid, signal.SIGKILL)
+        assert (await field.ended("w")).cause == "launcher"
+        await asyncio.wait_for(field.lost.wait(), BOUND_S)
+        assert all_gone(processes)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_launcher_killed_while_workers_start_leaves_nothing(tier: str) -> None:
+    async def scene(field: Field) -> None:
+        names = [f"w{number}" for number in range(8)]
+        spawns = [asyncio.ensure_future(field.spawn(name, SERVER, tier)) for name in names]
+        await asyncio.wait(spawns, return_when=asyncio.FIRST_COMPLETED)
+        os.kill(field.link.pid, signal.SIGKILL)
+        results = await asyncio.gather(*spawns, return_exceptions=True)
+        for name, result in zip(names, results, strict=True):
+            if isinstance(result, BaseException):
+                assert isinstance(result, LaunchError)
+            else:
+                os.close(result[1])
+                assert (await field.ended(name)).cause == "launcher"
+        await asyncio.wait_for(field.lost.wait(), BOUND_S)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_signals_reach_the_server_and_kill_reaches_all(tier: str) -> None:
+    async def scene(field: Field) -> None:
+        await field.ready("term", tier)
+        await field.link.signal("term", signal.SIGTERM)
+        assert (await field.ended("term")).signal == signal.SIGTERM
+        spawned = await field.ready("kill", tier)
+        processes = tree(spawned.pid)
+        await field.link.kill("kill")
+        assert (await field.ended("kill")).signal == signal.SIGKILL
+        assert all_gone(processes)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_64_workers_start_at_once_and_no_fd_is_left(tier: str) -> None:
+    async def scene(field: Field) -> None:
+        def fds() -> tuple[int, int]:
+            mine = len(os.listdir("/proc/self/fd"))
+            return mine, len(os.listdir(f"/proc/{field.link.pid}/fd"))
+
+        before = fds()
+        names = [f"w{number}" for number in range(64)]
+        started = await asyncio.gather(*(field.spawn(n, ["/bin/true"], tier) for n in names))
+        for name, (spawned, stdout) in zip(names, started, strict=True):
+            assert (await field.ended(name)).status == 0
+            os.close(stdout)
+            os.close(spawned.pidfd)
+            os.close(field.inputs.pop(name))
+        field.pidfds.clear()
+        assert fds() == before
+
+    play(scene)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_program_that_is_missing_is_reported_and_the_launcher_goes_on(tier: str) -> None:
+    async def scene(field: Field) -> None:
+        with pytest.raises(LaunchError, match="cannot exec /bin/nothing: No such file"):
+            await field.spawn("w", ["/bin/nothing"], tier)
+        await field.ready("w", tier)
+
+    play(scene)
+
+
+def test_a_layer_that_fails_is_named_and_nothing_runs() -> None:
+    async def scene(field: Field) -> None:
+        plan = plan_for(WHO, "namespaced", ["/bin/true"])
+        table = plan.to_json()
+        for step in table["operations"]:
+            if step["operation"] == "Bind" and step["path"] == "/usr":
+                step["path"] = "/no/such/folder"
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            with pytest.raises(ConfinementError, match="/no/such/folder") as refusal:
+                await field.link.spawn("w", Plan.from_json(table), null, null, null)
+        finally:
+            os.close(null)
+        assert refusal.value.layer == "root_filesystem"
+
+    play(scene)
+
+
+def test_a_killed_supervisor_takes_launcher_and_workers_along(tmp_path: Path) -> None:
+    plan = plan_for(WHO, "landlocked", SERVER)
+    program = f"""
+import asyncio, json, os, sys
+from vsm.execution import Plan
+from vsm.launch import LauncherLink
+async def main():
+    link = LauncherLink(lambda *a: None)
+    await link.start()
+    plan = Plan.from_json(json.loads(sys.argv[1]))
+    out, inner = os.pipe()
+    spawned = await link.spawn("w", plan, os.open("/dev/zero", os.O_RDONLY), inner, 2)
+    os.read(out, 100)
+    print(link.pid, spawned.pid, flush=True)
+    await asyncio.sleep({BOUND_S})
+asyncio.run(main())
+"""
+    argv = [sys.executable, "-c", program, json.dumps(plan.to_json())]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=tmp_path) as supervisor:
+        assert supervisor.stdout
+        launcher, mini_init = map(int, supervisor.stdout.readline().split())
+        processes = [*tree(launcher)]
+        assert len(processes) >= 4
+        assert mini_init != launcher
+        supervisor.kill()
+        supervisor.wait(BOUND_S)
+    assert all_gone(processes)
+
+
+def test_the_mini_init_cannot_be_traced_by_its_server() -> None:
+    code = "import os; os.open('/proc/%d/mem' % os.getppid(), os.O_RDWR)"
+
+    async def scene(field: Field) -> None:
+        for tier in TIERS:
+            name = f"w-{tier}"
+            _, stdout = await field.spawn(name, ["/usr/bin/python3", "-c", code], tier)
+            assert (await field.ended(name)).status == 1
+            os.close(stdout)
+
+    play(scene)
