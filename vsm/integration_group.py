@@ -243,8 +243,9 @@ class IntegrationGroup:
         """Note the incarnation; start it now or when the launcher can."""
         loop = asyncio.get_running_loop()
         self.running[name] = RunningWorker(name, incarnation, loop.time())
-        if self.launcher_actor.link is not None:
-            self._do(self._spawn(self.running[name], self.launcher_actor.link))
+        link = self.launcher_actor.usable_link
+        if link is not None:
+            self._do(self._spawn(self.running[name], link))
 
     def spawn_waiting(self, link: LauncherLink) -> None:
         """The launcher can spawn now."""
@@ -267,7 +268,7 @@ class IntegrationGroup:
             self._gone(running, str(error), hopeless=True)
             return
         except (LaunchError, OSError) as error:
-            lost = self.launcher_actor.link is not link
+            lost = self.launcher_actor.usable_link is not link
             self._gone(running, str(error), collateral=lost)
             return
         if running.report is not None:  # it ended before we were told that it had begun
@@ -316,7 +317,7 @@ class IntegrationGroup:
         """Kill its whole tree, or the spawn to come."""
         running = self.running[name]
         running.doomed = True
-        link = self.launcher_actor.link
+        link = self.launcher_actor.usable_link
         if running.spawned is not None and link is not None:
             self._detach(running, self.workers.worker(name).reason or "killed")
             self._do(link.kill(running.worker_id))
@@ -324,7 +325,7 @@ class IntegrationGroup:
             self._gone(running, "stopped before it was started")
 
     def _signal(self, running: RunningWorker, signo: int) -> None:
-        link = self.launcher_actor.link
+        link = self.launcher_actor.usable_link
         if link is not None:
             self._do(link.signal(running.worker_id, signo))
 
@@ -432,10 +433,15 @@ class LauncherActor:
         self.started_at = 0.0
 
     @property
+    def usable_link(self) -> LauncherLink | None:
+        """The link of a launcher that lives: between its death and `on_lost` there is none."""
+        return self.link if self.link is not None and self.link.pidfd >= 0 else None
+
+    @property
     def pid(self) -> int | None:
         """The launcher's pid, while there is one."""
         link = self.link or self.starting
-        return link.pid if link is not None and hasattr(link, "pid") else None
+        return link.pid if link is not None and link.pidfd >= 0 else None
 
     def spawn(self, name: str, incarnation: int) -> None:
         """Exec it."""
@@ -491,7 +497,7 @@ class LauncherActor:
         """Kill it; its workers die with it."""
         del name
         link = self.link or self.starting
-        if link is not None and hasattr(link, "pidfd"):
+        if link is not None and link.pidfd >= 0:
             signal.pidfd_send_signal(link.pidfd, signal.SIGKILL)
 
     def changed(self, change: restart.Changed) -> None:
