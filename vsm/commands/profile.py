@@ -40,7 +40,7 @@ _REASONS = {
     "JoinCgroups": "limits.memory, swap, processes, cpu: counted for the whole process tree",
     "EnterNamespaces": "tier, network.mode: own views of processes, network, host name and ids",
     "ForbidUserNamespaces": "no way back to capabilities",
-    "SetLimits": "limits.open_files, file_size, cpu_time_s: held by the kernel for each process",
+    "SetLimits": "limits.open_files, file_size, cpu_time_s, processes: held by the kernel itself",
     "DropPrivileges": "root must not reach the server, and no set-uid program gives it back",
     "Restrict": "files: a second fence behind the file system, and the first without one",
     "FilterSystemCalls": "syscalls: what is not allowed answers EPERM, a foreign entry kills",
@@ -240,16 +240,15 @@ def _plan(profile: Profile, argv: list[str], tier: "Tier | None") -> "Plan":
     from vsm.probe import probe_host
 
     host = probe_host()
-    if profile.confine == "self":
-        return compile_plan(profile, WorkerRequest(name=profile.name, argv=()), host)
+    itself = profile.confine == "self"
     path = profile.environment.get("PATH") or os.environ.get("PATH") or DEFAULT_PATH
-    needed = closure(argv, env={**profile.environment, "PATH": path})
+    needed = None if itself else closure(argv, env={**profile.environment, "PATH": path})
     request = WorkerRequest(
-        name="example",
-        argv=(needed.executable, *argv[1:]),
-        read=needed.read,
+        name=profile.name,
+        argv=(needed.executable, *argv[1:]) if needed else (),
+        read=needed.read if needed else (),
         uid=EXAMPLE_UID if host.root else None,
-        tier=tier,
+        tier=None if itself else tier,
         # A supervisor makes these; the probe found out which of them work here.
         cgroup_layers=tuple(layer for layer in CGROUP_LAYERS if getattr(host.cgroup, layer)),
     )
