@@ -287,13 +287,17 @@ class Cgroups:
         return group
 
     def sweep(self) -> list[str]:
-        """Kill and remove what dead vsm runs of this pid namespace left; return their names."""
-        swept = []
-        for name in sorted(_run_names(self.facts.folders)):
-            if name != self.run and _owner_is_dead(name):
-                self._remove_all(name)
-                swept.append(name)
-        return swept
+        """Kill and remove what dead vsm runs of this pid namespace left; return their names.
+
+        Their groups may lie elsewhere: a run is below the group that it was started in.
+        """
+        swept = set()
+        for name, groups in _stale_groups(self.facts).items():
+            for group in groups:
+                group.kill()
+                group.remove()
+            swept.add(name)
+        return sorted(swept)
 
     def close(self) -> None:
         """Kill what is left in any group of this run, and remove them all."""
@@ -310,10 +314,11 @@ class Cgroups:
 class Group:
     """One worker's group: the same relative path in every hierarchy in use."""
 
-    def __init__(self, facts: CgroupFacts, relative: str) -> None:
+    def __init__(
+        self, facts: CgroupFacts, relative: str, folders: dict[str, Path] | None = None
+    ) -> None:
         self.facts = facts
-        self.relative = relative
-        self.folders = {name: Path(base, relative) for name, base in facts.folders.items()}
+        self.folders = folders or {n: Path(base, relative) for n, base in facts.folders.items()}
 
     @property
     def procs(self) -> tuple[str, ...]:
@@ -531,13 +536,34 @@ def _folder_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] or "_"
 
 
-def _run_names(folders: dict[str, str]) -> set[str]:
+def _stale_groups(facts: CgroupFacts) -> dict[str, list[Group]]:
+    """Dead runs' names → their groups, wherever they are, innermost first."""
+    found: dict[str, dict[str, dict[str, Path]]] = {}
+    for mounted in _mounts():
+        for path, _, _ in os.walk(mounted, topdown=False):
+            names = [part for part in Path(path).parts if RUN_NAME.match(part)]
+            if names and _owner_is_dead(names[0]):
+                inner = path.partition(names[0])[2]
+                found.setdefault(names[0], {}).setdefault(inner, {})[_role(path)] = Path(path)
     return {
-        entry.name
-        for base in set(folders.values())
-        for entry in Path(base).iterdir()
-        if RUN_NAME.match(entry.name) and entry.is_dir()
+        name: [Group(facts, name, folders) for folders in inner.values()]
+        for name, inner in found.items()
     }
+
+
+def _role(path: str) -> str:
+    """The key under which `Group` looks for a folder that kills or freezes."""
+    for name, file in (("unified", "cgroup.kill"), ("freezer", "freezer.state")):
+        if Path(path, file).exists():
+            return name
+    return path
+
+
+def _mounts() -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        left, _, right = line.partition(" - ")
+        if right.startswith("cgroup"):
+            yield left.split()[4].replace("\\040", " ")
 
 
 def _group_names(folders: dict[str, str], run: str) -> set[str]:

@@ -36,14 +36,13 @@ tmp = "16M"
 [limits]
 memory = "96M"
 processes = 24
-cpu = 0.5
+cpu = 0.3
 open_files = 128
 file_size = "8M"
 """
 LIMITS = {
     "memory_bytes": 96 << 20,
     "processes": 24,
-    "cpu_cores": 0.5,
     "open_files": 128,
     "file_size_bytes": 8 << 20,
     "tmp_bytes": 16 << 20,
@@ -68,8 +67,9 @@ class Arena:
         base = self.folder / "profiles" / "battery.toml"
         if not base.exists():
             base.write_text(PROFILE)
-        if text:
-            path.write_text(f'extends = "{base}"\n{text}')
+        if not text:
+            return str(base)
+        path.write_text(f'extends = "{base}"\n{text}')
         return str(path)
 
     def run(
@@ -132,7 +132,7 @@ def arena(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Arena]:
     uid = NOBODY if request.param == "user" and os.geteuid() == 0 else os.geteuid()
     scratch.chmod(0o711)
     folder = Path(tempfile.mkdtemp(prefix=f"world-{request.param}-", dir=scratch))
-    folder.chmod(0o755)
+    folder.chmod(0o777)  # nothing but the sandbox is in an attacker's way
     made = Arena(request.param, uid, "", {}, folder, {})
     with World(made) as world:
         made.world = world
