@@ -7,6 +7,8 @@ every call answered, every worker was confined, and nothing was left.
 
 import asyncio
 import json
+import os
+import shutil
 import sys
 import tempfile
 import time
@@ -176,16 +178,18 @@ def main() -> int:
     report = Report()
     leaks.become_subreaper()
     arguments = [word for name in skipped for word in ("--without", name)]
-    with tempfile.TemporaryDirectory(prefix="vsm-check-") as scratch:
-        before = leaks.snapshot(Path(scratch))
-        try:
-            with running(ROOT / "demo/vsm.toml", *arguments) as vsm:
-                use_everything(vsm, integrations, report)
-        except Exception as error:  # noqa: BLE001 - the boundary: whatever failed, look for remains
-            traceback.print_exc()
-            report.line(good=False, text=f"{type(error).__name__}: {error}")
-        left = leaks.leaks_since(before, Path(scratch))
-        report.line(not left, f"nothing is left behind {left or ''}".rstrip())
+    scratch = leaks.make_scratch()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+    before = leaks.snapshot(scratch)
+    try:
+        with running(ROOT / "demo/vsm.toml", *arguments) as vsm:
+            use_everything(vsm, integrations, report)
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever failed, look for remains
+        traceback.print_exc()
+        report.line(good=False, text=f"{type(error).__name__}: {error}")
+    left = leaks.leaks_since(before, scratch)
+    report.line(not left, f"nothing is left behind {left or ''}".rstrip())
+    shutil.rmtree(scratch)
     print("all is well" if not report.failures else f"{report.failures} failures")
     return 1 if report.failures else 0
 

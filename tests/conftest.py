@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     leaks.become_subreaper()
     # pytest's own folders are kept for a few runs by design: leave them where they were.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
-    scratch = Path(tempfile.mkdtemp(prefix="vsm-t-"))
+    scratch = leaks.make_scratch()
     config.stash[STARTED] = scratch
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
 

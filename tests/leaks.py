@@ -2,8 +2,8 @@
 
 Attribution is by kinship, so that other work on the machine is never blamed: the test process
 is a subreaper, hence whatever a test starts stays its descendant however often it forks, and
-TMPDIR is a directory of the session's own. Mounts, cgroups and segments are compared by name and
-reported only when they persist past a deadline.
+TMPDIR is a directory of the session's own. What has no kin (segments, control groups of a dead
+owner, files elsewhere in /tmp) is compared by name, and only while no other session runs.
 """
 
 import ctypes
@@ -11,12 +11,14 @@ import dataclasses
 import gc
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
 SETTLE_TIMEOUT_S = 5.0
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+SESSION_NAME = re.compile(r"vsm-t-(\d+)-")
 CGROUP_NAME = re.compile(r"/vsm-(\d+)-")  # the owner's pid: see vsm.cgroup
 
 Pid = tuple[int, int]  # the number and the start time: numbers are used again
@@ -30,14 +32,18 @@ def become_subreaper() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traces:
-    """All that is there at one moment."""
+    """All that is there at one moment.
+
+    Args:
+        strangers: what has no kin and may be another session's; None while one runs.
+    """
 
     processes: frozenset[Pid]
     fds: frozenset[tuple[int, str]]
-    segments: frozenset[str]
     mounts: frozenset[str]
     cgroups: frozenset[str]
     files: frozenset[str]
+    strangers: frozenset[str] | None
 
 
 def _stat_fields(pid: int) -> tuple[str, int, int] | None:
@@ -102,32 +108,46 @@ def _mounts() -> frozenset[str]:
     return frozenset(line.split()[4] for line in lines)
 
 
-def _cgroups() -> frozenset[str]:
-    """vsm's own groups, without those of another test session's supervisor that still runs."""
+def _cgroups() -> tuple[frozenset[str], frozenset[str]]:
+    """vsm's groups: those of our own processes, and those whose owner is dead."""
     ours = {os.getpid(), *(pid for pid, _ in descendants(os.getpid()))}
-    found = set()
+    own, orphaned = set(), set()
     for folder, _, _ in os.walk(CGROUP_ROOT):
         name = CGROUP_NAME.search(folder)
-        if name and (int(name[1]) in ours or is_gone(int(name[1]))):
-            found.add(folder)
-    return frozenset(found)
+        if name and int(name[1]) in ours:
+            own.add(f"cgroup {folder}")
+        elif name and is_gone(int(name[1])):
+            orphaned.add(f"cgroup {folder}")
+    return frozenset(own), frozenset(orphaned)
 
 
-def _files(scratch: Path) -> frozenset[str]:
-    inside = {str(path) for path in scratch.rglob("*")}
-    outside = {str(path) for path in Path("/tmp").glob("vsm*") if path != scratch}
-    return frozenset(inside | outside)
+def _elsewhere() -> frozenset[str]:
+    files = {str(p) for p in Path("/tmp").glob("vsm*") if not SESSION_NAME.match(p.name)}
+    return frozenset(files | {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")})
+
+
+def make_scratch() -> Path:
+    """Make this session's TMPDIR; its name tells other sessions who owns it."""
+    return Path(tempfile.mkdtemp(prefix=f"vsm-t-{os.getpid()}-"))
+
+
+def alone() -> bool:
+    """Whether no other session of these checks runs on this machine."""
+    names = [SESSION_NAME.match(path.name) for path in Path("/tmp").glob("vsm-t-*")]
+    owners = {int(name[1]) for name in names if name} - {os.getpid()}
+    return all(is_gone(pid) for pid in owners)
 
 
 def snapshot(scratch: Path, *, skip: frozenset[Pid] = frozenset()) -> Traces:
     """Record what is there now; processes in `skip` and below are somebody else's."""
+    cgroups, orphaned = _cgroups()
     return Traces(
         processes=descendants(os.getpid(), skip=skip),
         fds=_open_fds(),
-        segments=frozenset(os.listdir("/dev/shm")),
         mounts=_mounts(),
-        cgroups=_cgroups(),
-        files=_files(scratch),
+        cgroups=cgroups,
+        files=frozenset(f"file {path}" for path in scratch.iterdir()),
+        strangers=orphaned | _elsewhere() if alone() else None,
     )
 
 
@@ -145,10 +165,10 @@ def _difference(before: Traces, now: Traces) -> list[str]:
     _reap_zombies(new)
     lines = [f"process {_name(pid)}" for pid, _ in new if not is_gone(pid)]
     lines += [f"descriptor {number} -> {target}" for number, target in now.fds - before.fds]
-    lines += [f"segment /dev/shm/{name}" for name in now.segments - before.segments]
     lines += [f"mount {path}" for path in now.mounts - before.mounts]
-    lines += [f"cgroup {path}" for path in now.cgroups - before.cgroups]
-    lines += [f"file {path}" for path in now.files - before.files]
+    lines += [*(now.cgroups - before.cgroups), *(now.files - before.files)]
+    if before.strangers is not None and now.strangers is not None:
+        lines += now.strangers - before.strangers
     return sorted(lines)
 
 

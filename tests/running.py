@@ -11,12 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 VSM = str(Path(sys.executable).with_name("vsm"))
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
 
 
@@ -77,22 +77,24 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(
-    config: Path | None, *arguments: str, command: Sequence[str] = (VSM,)
-) -> Iterator[Running]:
+def running(config: Path | None, *arguments: str, again: Path | None = None) -> Iterator[Running]:
     """Run `vsm up` until the block ends; a supervisor that still runs then is killed.
+
+    Args:
+        again: the folder of an earlier one, to start where it ended.
 
     Raises:
         DidNotStartError: it was not ready in time.
     """
-    folder = Path(tempfile.mkdtemp(prefix="vsm-r-"))
-    words = [*command, "up", "--http", "127.0.0.1:0", *arguments]
+    folder = again or Path(tempfile.mkdtemp(prefix="vsm-r-"))
+    words = [VSM, "up", "--http", "127.0.0.1:0", *arguments]
     words += ["--config", str(config)] if config else []
     environment = _environment(folder)
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified,
         (folder / "log").open("wb") as log,
     ):
+        (folder / "notify").unlink(missing_ok=True)
         notified.bind(str(folder / "notify"))
         process = subprocess.Popen(
             words,
@@ -110,7 +112,8 @@ def running(
             if process.poll() is None:
                 process.kill()
                 process.wait()
-            shutil.rmtree(folder)
+            if again is None:
+                shutil.rmtree(folder)
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -125,8 +128,8 @@ def _wait_ready(vsm: Running, notified: socket.socket) -> None:
     pidfd = os.pidfd_open(vsm.process.pid)
     try:
         while True:
-            readable = select.select([notified, pidfd], [], [], START_TIMEOUT_S)[0]
-            if notified not in readable:
+            readable = select.select([notified.fileno(), pidfd], [], [], START_TIMEOUT_S)[0]
+            if notified.fileno() not in readable:
                 raise DidNotStartError(f"vsm up is not ready:\n{vsm.log()}")
             if b"READY=1" in notified.recv(4096):
                 return

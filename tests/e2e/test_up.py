@@ -1,0 +1,158 @@
+"""The life of `vsm up`: start, commands that change it, end."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from mcp import Client, StdioServerParameters
+from running import DidNotStartError, Running, running
+
+CALL = ("call", "time", "get_current_time", '{"timezone": "UTC"}')
+
+
+def _state(vsm: Running, name: str = "time") -> str:
+    return next(str(w["state"]) for w in vsm.status()["workers"] if w["name"] == name)
+
+
+def _left(vsm: Running) -> set[str]:
+    return {path.name for path in (vsm.folder / "run").iterdir()}
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_in_order_and_removes_its_files(signal_number: int) -> None:
+    with running(None) as vsm:
+        assert {"control.sock", "mcp.sock", "token", "endpoint.json"} <= _left(vsm)
+        assert vsm.stop(signal_number) == 0
+        assert _left(vsm) <= {"lock"}
+
+
+def test_stop_all_ends_it(time_config: Path) -> None:
+    with running(time_config) as vsm:
+        assert vsm.vsm("stop", "--all").returncode == 0
+        assert vsm.process.wait(60) == 0
+        assert vsm.vsm("status").returncode == 4
+
+
+def test_integration_is_stopped_started_restarted_and_drained(time_config: Path) -> None:
+    with running(time_config) as vsm:
+        assert vsm.vsm(*CALL).returncode == 0
+        for command, state in (
+            ("stop", "stopped"),
+            ("start", "ready"),
+            ("restart", "ready"),
+            ("drain", "stopped"),
+            ("start", "ready"),
+        ):
+            done = vsm.vsm(command, "time")
+            assert (done.returncode, done.stdout) == (0, f"time: {state}\n"), (command, done)
+            assert _state(vsm) == state
+            assert (vsm.vsm(*CALL).returncode == 0) == (state == "ready")
+        assert vsm.stop() == 0
+
+
+def test_panic_stops_integrations_and_refuses_calls_until_resumed(time_config: Path) -> None:
+    with running(time_config) as vsm:
+        assert vsm.vsm(*CALL).returncode == 0
+        assert vsm.vsm("panic").returncode == 0
+        assert vsm.status()["panic"] is True
+        assert "PANIC" in vsm.vsm("status").stdout
+        assert vsm.vsm(*CALL).returncode != 0
+        assert vsm.vsm("start", "time").returncode == 1
+        assert vsm.vsm("resume").returncode == 0
+        assert vsm.vsm(*CALL).returncode == 0
+        assert vsm.stop() == 0
+
+
+def test_second_one_in_the_same_directory_is_refused(time_config: Path) -> None:
+    with running(None) as vsm:
+        second = vsm.vsm("up", "--config", str(time_config), "--http", "")
+        assert second.returncode == 1
+        assert "another vsm runs here" in second.stderr
+        assert vsm.status()["ready"] is True
+        assert vsm.stop() == 0
+
+
+def test_taken_port_is_a_clear_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with (
+            pytest.raises(DidNotStartError, match="is taken") as caught,
+            running(None, "--http", address),
+        ):
+            pass
+    assert address in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_missing_command_quarantines_that_integration_alone(time_config: Path) -> None:
+    with time_config.open("a", encoding="utf-8") as file:
+        file.write('[integrations.broken]\ncommand = ["/nowhere/server"]\n')
+    with running(time_config) as vsm:
+        assert vsm.vsm(*CALL).returncode == 0
+        broken = next(w for w in vsm.status()["workers"] if w["name"] == "broken")
+        assert broken["state"] == "quarantined"
+        assert "/nowhere/server" in broken["detail"]
+        assert _state(vsm) == "ready"
+        assert vsm.stop() == 0
+
+
+def test_unknown_integration_cannot_be_left_out(time_config: Path) -> None:
+    with (
+        pytest.raises(DidNotStartError, match="no integration 'tmie'"),
+        running(time_config, "--without", "tmie"),
+    ):
+        pass
+
+
+async def _tools(entry: dict[str, object]) -> set[str]:
+    server = StdioServerParameters(
+        command=str(entry["command"]),
+        args=list(entry["args"]),  # type: ignore[call-overload]
+        env={**os.environ, **entry["env"]},  # type: ignore[dict-item]
+    )
+    async with Client(server) as client:
+        return {tool.name for tool in (await client.list_tools()).tools}
+
+
+def test_announced_entry_for_a_desktop_client_works_as_printed(time_config: Path) -> None:
+    with running(time_config) as vsm:
+        printed = re.search(r"^    \{\n.*?^    \}\n", vsm.log(), re.MULTILINE | re.DOTALL)
+        assert printed
+        entry = json.loads(printed[0])["vsm"]
+        assert "time__get_current_time" in asyncio.run(_tools(entry))
+        assert vsm.url in vsm.log()
+        assert vsm.token not in vsm.log()
+        assert vsm.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "victim", ["launcher", "template", *(f"system{n}" for n in range(1, 6)), "time"]
+)
+def test_calls_answer_again_after_a_process_was_killed(time_config: Path, victim: str) -> None:
+    with running(time_config) as vsm:
+        assert vsm.vsm(*CALL).returncode == 0
+        pid = next(w["pid"] for w in vsm.status()["workers"] if w["name"] == victim)
+        pidfd = os.pidfd_open(pid)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+        done = vsm.vsm("call", "--timeout", "30", *CALL[1:])
+        if done.returncode != 0:  # it may have been in flight; the next one is not
+            done = vsm.vsm("call", "--timeout", "30", *CALL[1:])
+        assert done.returncode == 0, done.stderr + vsm.log()
+        assert vsm.stop() == 0
+
+
+def test_killed_supervisor_leaves_no_process_and_the_next_one_tidies_up(time_config: Path) -> None:
+    with running(time_config) as vsm:
+        assert vsm.vsm(*CALL).returncode == 0
+        vsm.process.kill()
+        vsm.process.wait()
+        with running(time_config, again=vsm.folder) as successor:
+            assert successor.vsm(*CALL).returncode == 0
+            assert successor.stop() == 0
+            assert _left(successor) <= {"lock"}
