@@ -15,6 +15,7 @@ import msgspec
 
 from vsm import layout
 from vsm.core.seccomp import Action, compile_filter, rules_for
+from vsm.core.set_id import refuse_set_id
 from vsm.errors import ConfinementError
 from vsm.execution import ABSENT, IN_FORCE, NOT_REQUIRED, LayerState, Plan
 from vsm.linux import namespaces
@@ -336,6 +337,7 @@ def _filter(case: _Case) -> FilterSystemCalls:
         raise ConfinementError(
             where, f"unknown entry {error}", "See `vsm profile check`.", layer="seccomp"
         ) from error
+    rules = refuse_set_id(rules)
     refused = (Action.EPERM, Action.ENOSYS, Action.KILL_PROCESS)
     allowed = sum(decision not in refused for decision in rules.decisions.values())
     program = compile_filter(rules, os.uname().machine)

@@ -161,3 +161,24 @@ def test_loopback_works_inside_a_network_namespace() -> None:
         if tier == host(who).tier:
             result = run_confined(who, tier, ["/usr/bin/python3", "-c", code])
             assert result["output"] == "b'x'\n"
+
+
+@every_world
+def test_no_set_id_program_can_be_planted_on_the_host(who: str, tier: str) -> None:
+    folder = Path("/tmp") / f"vsm-test-{os.getpid()}"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    target = folder / "planted"
+    uid = {"root": 0x7000_1234, "user": 65534}[who] if IS_ROOT else os.geteuid()
+    if IS_ROOT and (who, tier) != ("root", "namespaced"):
+        os.chown(folder, uid, uid)
+    try:
+        script = f"cp /bin/true {target}; chmod 4755 {target}; ls -l {target}"
+        result = run_confined(who, tier, ["/bin/sh", "-c", script], write=(str(folder),))
+        assert "Operation not permitted" in result["output"]
+        assert target.exists()
+        assert not target.stat().st_mode & 0o6000
+        target.chmod(0o4755)
+        assert target.stat().st_mode & 0o4000  # the control: unconfined it works
+    finally:
+        shutil.rmtree(folder)
