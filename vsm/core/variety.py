@@ -13,7 +13,6 @@ from typing import Final
 import msgspec
 
 from vsm.core.variety_fixed import (
-    COUNT_LIMIT,
     ONE,
     TOTAL_LIMIT,
     log2_fixed,
@@ -212,8 +211,11 @@ def _logs(counts: Sequence[int], events: int) -> list[int]:
     Where counts are so large that their logarithms differ by less than the fixed point's unit,
     rounding could place a class above the total: min() keeps every -log2 p at 0 or more.
     """
-    if events <= TOTAL_LIMIT and max(counts, default=0) < COUNT_LIMIT:
+    if events <= TOTAL_LIMIT:
         table = log2_table()
-        return [table[count] for count in counts]
+        try:
+            return [table[count] for count in counts]
+        except IndexError:
+            pass  # a count of 65,536 or more
     ceiling = log2_fixed(events)
     return [min(log2_fixed(count), ceiling) for count in counts]
