@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -203,26 +203,27 @@ def _spawn_and_wait(plan: "Plan", *, verbose: bool) -> int:
         spawned = spawn_confined(plan, 0, 1, 2, tty=tty)
         if verbose:
             _print_layers(plan, spawned)
-        return _wait(spawned.pid, tty=tty)
+        return _wait(spawned, tty=tty)
     except LaunchError as error:
         raise VsmError("sandbox run", str(error), "") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _wait(pid: int, *, tty: bool) -> int:
+def _wait(spawned: "Spawned", *, tty: bool) -> int:
     """Hand signals on until the command's init ends; its status, or 128 + n."""
+    from vsm.launch import wait_confined
+
     while True:
         info = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})
         if info.si_signo == signal.SIGCHLD:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
+            with suppress(TimeoutError):  # another child, or stopped: not the end
+                report = wait_confined(spawned, 0)
+                return 128 + (report.signal or 0) if report.status is None else report.status
             continue
         # What a terminal sends has reached the command as well: it is in our process group.
         if not (tty and info.si_code == SI_KERNEL):
-            os.kill(pid, info.si_signo)
+            os.kill(spawned.pid, info.si_signo)
         if info.si_signo == signal.SIGTSTP:
             os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -1,0 +1,43 @@
+"""What the filter and the rules cost a running worker: nanoseconds a call, bare and confined."""
+
+import json
+import os
+from typing import Any
+
+from confined import Bench, row
+
+PROBE = """
+import json, os, time
+def cost(call, count):
+    for _ in range(count // 10):
+        call()
+    start = time.perf_counter_ns()
+    for _ in range(count):
+        call()
+    return (time.perf_counter_ns() - start) / count
+path = os.path.realpath("/usr/bin/env")
+fd = os.open(path, os.O_RDONLY)
+def open_close():
+    os.close(os.open(path, os.O_RDONLY))
+print(json.dumps({
+    "getppid": cost(os.getppid, 50000),
+    "stat": cost(lambda: os.stat(path), 20000),
+    "open+close": cost(open_close, 20000),
+    "read 4 KiB": cost(lambda: os.pread(fd, 4096, 0), 20000),
+}))
+"""
+
+
+def run(rounds: int) -> list[dict[str, Any]]:
+    """Median cost of four calls in each variant, processes of the variants interleaved."""
+    bench = Bench([os.path.realpath("/usr/bin/python3"), "-SI", "-c", PROBE])
+    found: dict[str, dict[str, list[float]]] = {variant: {} for variant in bench.variants}
+    for _ in range(rounds):
+        for variant, costs in found.items():
+            for call, cost in json.loads(bench.output(variant)).items():
+                costs.setdefault(call, []).append(cost)
+    return [
+        row("syscalls", variant, call, values=values, unit="ns", bare=found["bare"][call])
+        for variant, costs in found.items()
+        for call, values in costs.items()
+    ]
