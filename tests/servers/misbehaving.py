@@ -201,7 +201,7 @@ def main() -> None:
     if marker:
         Path(marker).write_text("started", encoding="ascii")
     for line in sys.stdin:
-        request = json.loads(line)
+        request = json.loads(line) if line.strip() else {}
         if "id" in request:
             answer(request)
     if mode == "ignore-term":
