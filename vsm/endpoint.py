@@ -100,7 +100,7 @@ def _lock(path: Path) -> int:
             owner = os.read(fd, 32).decode(errors="replace").strip()
             os.close(fd)
             what = f"another vsm runs here (pid {owner or 'unknown'})"
-            remedy = "Stop it by `vsm shutdown`, or set $VSM_RUNTIME_DIR for a second one."
+            remedy = "Stop it by `vsm stop --all`, or set $VSM_RUNTIME_DIR for a second one."
             raise VsmError(str(path.parent), what, remedy) from None
         if _is_at(fd, path):
             os.ftruncate(fd, 0)

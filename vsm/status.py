@@ -105,6 +105,7 @@ def _integrations(supervisor: "Supervisor") -> list[dict[str, Any]]:
         pid = spawned.pid if spawned else None
         row = _row("integration", worker, pid, running.started_at if running else 0.0)
         row["integration"] = name
+        row["prefix"] = supervisor.integrations.integrations[name].prefix
         if running is not None and spawned is not None:
             row["tier"] = running.tier
             row["layers"] = spawned.layers
