@@ -1,12 +1,16 @@
 """What confining costs: starting /bin/true, and work that only computes."""
 
+import json
 import os
 import statistics
-import time
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from confined import Bench, row
 
+HERE = Path(__file__).resolve().parent
 WORK = (
     "import time\n"
     "def work(n):\n"
@@ -26,14 +30,17 @@ def run(rounds: int) -> list[dict[str, Any]]:
 
 
 def _starts(rounds: int) -> list[dict[str, Any]]:
-    bench = Bench(["/bin/true"])
-    taken: dict[str, list[float]] = {variant: [] for variant in bench.variants}
-    for number in range(rounds + 2):
-        for variant, times in taken.items():
-            start = time.perf_counter()
-            bench.run(variant, 1)
-            if number >= 2:  # the first two fill caches
-                times.append((time.perf_counter() - start) * 1e3)
+    """In a process as small as the launcher: forking a large one costs more, bare or not."""
+    argv = ["/bin/true"]
+    plans = {variant: plan.to_json() for variant, plan in Bench(argv).plans.items()}
+    done = subprocess.run(
+        [sys.executable, "-SI", str(HERE / "starter.py"), str(HERE.parent), str(rounds)],
+        input=json.dumps({"argv": argv, "plans": plans}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    taken: dict[str, list[float]] = json.loads(done.stdout)
     bare = taken["bare"]
     rows = [
         row("spawn", v, "start to exit", values=t, unit="ms", bare=bare) for v, t in taken.items()
