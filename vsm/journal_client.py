@@ -275,7 +275,7 @@ class JournalClient:
     def _read_last_answers(self) -> None:
         """Take what the process still said; what it did not acknowledge is sent again."""
         link, self._link, self._socket = self._link, None, None
-        if link is not None:
+        if link is not None and not link.closed:
             while (received := link.receive(0)) is not None:
                 self._heard(*received)
             link.close()

@@ -55,6 +55,7 @@ class Outcome(NamedTuple):
 
 Record: TypeAlias = Event | Decision | Outcome
 
+_DUMPS: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=str).encode
 _TAGS: Final[dict[str, type[Record]]] = {"e": Event, "d": Decision, "o": Outcome}
 _LETTERS: Final = {kind: tag for tag, kind in _TAGS.items()}
 _INTEGERS: Final = frozenset({"at_ns", "monotonic_ns", "severity"})
@@ -139,7 +140,7 @@ def json_text(value: object) -> str:
     What JSON does not know is written as text: a record is never lost for its detail.
     """
     try:
-        text = json.dumps(value, separators=(",", ":"), default=str, allow_nan=False)
+        text = _DUMPS(value)
     except (ValueError, TypeError, RecursionError) as error:
         text = json.dumps({"unrepresentable": str(error)[:MAX_TEXT]})
     if len(text) <= MAX_JSON_BYTES:
@@ -151,6 +152,8 @@ def json_text(value: object) -> str:
 
 def short(text: str) -> str:
     """A name as a column takes it: bounded, valid UTF-8, without NUL."""
+    if len(text) <= MAX_TEXT and text.isascii() and "\0" not in text:
+        return text
     return text[:MAX_TEXT].encode("utf-8", "replace").decode().replace("\0", "")
 
 
@@ -163,7 +166,7 @@ def severity_index(name: str) -> int:
 
 def encode(record: Record) -> str:
     """The record as a JSON array."""
-    return json.dumps([_LETTERS[type(record)], *record], separators=(",", ":"))
+    return _DUMPS((_LETTERS[type(record)], *record))
 
 
 def records_message(first: int, encoded: Iterable[str]) -> bytes:

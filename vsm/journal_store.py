@@ -40,7 +40,6 @@ _PRAGMAS: Final = (
     "PRAGMA journal_size_limit = 8388608",
     "PRAGMA cache_size = -1024",
     "PRAGMA temp_store = MEMORY",
-    "PRAGMA trusted_schema = OFF",
     "PRAGMA cell_size_check = ON",
     "PRAGMA foreign_keys = ON",
 )
