@@ -75,6 +75,7 @@ def test_call_takes_the_public_name_and_arguments_from_stdin(demo: Running) -> N
         (("call", "nobody", "x"), 5, "no such integration"),
         (("call", "time", "get_current_time", "{"), 2, "no JSON"),
         (("status", "nobody"), 5, "no such worker"),
+        (("tools", "nobody"), 5, "no such integration"),
         (("logs", "nobody"), 5, "no worker"),
         (("restart", "nobody"), 5, "no integration"),
         (("stop",), 2, "names or --all"),

@@ -101,6 +101,15 @@ def test_missing_command_quarantines_that_integration_alone(time_config: Path) -
         assert vsm.stop() == 0
 
 
+def test_bare_tool_names_are_found(time_config: Path) -> None:
+    with time_config.open("a", encoding="utf-8") as file:
+        file.write('prefix = ""\n')
+    with running(time_config) as vsm:
+        assert "\nconvert_time " in vsm.vsm("tools", "time").stdout
+        assert vsm.vsm(*CALL).returncode == 0
+        assert vsm.stop() == 0
+
+
 def test_unknown_integration_cannot_be_left_out(time_config: Path) -> None:
     with (
         pytest.raises(DidNotStartError, match="no integration 'tmie'"),

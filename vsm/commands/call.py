@@ -5,13 +5,12 @@ import json
 import sys
 from typing import Any
 
-from vsm.commands.control_client import RefusedError, request
-from vsm.commands.mcp_client import Client
+from vsm.commands.control_client import NotFoundError
+from vsm.commands.mcp_client import Client, tool_prefixes
 from vsm.commands.terminal import foreign, print_json
 from vsm.errors import ConfigurationError, VsmError
 
 EXIT_TOOL_ERROR = 1
-EXIT_NOT_FOUND = 5
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,7 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Call it; a tool's own error is exit code 1."""
     arguments = _parse_arguments(args.arguments)
-    prefix = _prefix(args.integration)
+    prefix = tool_prefixes(args.integration)[args.integration]
     with Client(args.timeout) as client:
         name = _public_name(client, args.integration, prefix, args.tool)
         result = client.request("tools/call", {"name": name, "arguments": arguments})
@@ -57,15 +56,6 @@ def _parse_arguments(text: str) -> dict[str, Any]:
     return value
 
 
-def _prefix(integration: str) -> str:
-    """Ask the supervisor what the tools of an integration start with."""
-    for worker in request("status")["workers"]:
-        if worker.get("integration") == integration:
-            prefix = worker.get("prefix")
-            return integration if prefix is None else str(prefix)
-    raise RefusedError(integration, "no such integration", "See `vsm status`.", EXIT_NOT_FOUND)
-
-
 def _public_name(client: Client, integration: str, prefix: str, tool: str) -> str:
     from vsm.protocol.catalogue import public_name
 
@@ -74,7 +64,7 @@ def _public_name(client: Client, integration: str, prefix: str, tool: str) -> st
         if name in listed:
             return name
     remedy = f"See `vsm tools {integration}` and `vsm status {integration}`."
-    raise RefusedError(integration, f"no tool {tool!r}", remedy, EXIT_NOT_FOUND)
+    raise NotFoundError(integration, f"no tool {tool!r}", remedy)
 
 
 def _print_result(result: dict[str, Any]) -> None:

@@ -23,6 +23,12 @@ class NotRunningError(VsmError):
     exit_code = 4
 
 
+class NotFoundError(VsmError):
+    """There is no integration, worker or tool of that name."""
+
+    exit_code = 5
+
+
 class RefusedError(VsmError):
     """The supervisor answered with an error; the exit code is its own."""
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vsm import __version__
-from vsm.commands.control_client import connect
+from vsm.commands.control_client import NotFoundError, connect, request
 from vsm.errors import VsmError
 from vsm.paths import MCP_SOCKET
 
@@ -97,3 +97,19 @@ class Client:
             cursor = result.get("nextCursor")
             if not cursor:
                 return
+
+
+def tool_prefixes(integration: str) -> dict[str, str]:
+    """What the tools of every integration start with ("" where the names are bare).
+
+    Raises:
+        NotFoundError: `integration` is none of them.
+    """
+    found: dict[str, str] = {}
+    for worker in request("status")["workers"]:
+        name, prefix = worker.get("integration"), worker.get("prefix")
+        if name:
+            found[name] = name if prefix is None else prefix
+    if integration not in found:
+        raise NotFoundError(integration, "no such integration", "See `vsm status`.")
+    return found

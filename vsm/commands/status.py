@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from vsm.commands.control_client import RefusedError, request
+from vsm.commands.control_client import NotFoundError, request
 from vsm.commands.terminal import (
     BOLD,
     RED,
@@ -14,7 +14,6 @@ from vsm.commands.terminal import (
     seconds_text,
 )
 
-EXIT_NOT_FOUND = 5
 HEADINGS = ("NAME", "KIND", "STATE", "PID", "TIER", "LACKS", "UP", "MEMORY", "CPU", "RESTARTS")
 
 
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.name:
         status["workers"] = [w for w in status["workers"] if args.name in _names(w)]
         if not status["workers"]:
-            raise RefusedError(args.name, "no such worker", "See `vsm status`.", EXIT_NOT_FOUND)
+            raise NotFoundError(args.name, "no such worker", "See `vsm status`.")
     if args.json:
         print_json(status)
     elif args.name:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from vsm.commands.mcp_client import Client
+from vsm.commands.mcp_client import Client, tool_prefixes
 from vsm.commands.terminal import BOLD, clean, coloured, foreign, print_json
 
 ANSWER_TIMEOUT_S = 60.0
@@ -18,7 +18,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="List the tools behind the endpoint. Lines that start with '>' are a "
         "server's own words: vsm did not write them and nobody has checked them.",
     )
-    parser.add_argument("name", nargs="?", help="only this integration's (its prefix)")
+    parser.add_argument("name", nargs="?", help="only this integration's")
     parser.add_argument("-l", "--long", action="store_true", help="whole descriptions, arguments")
     parser.add_argument("--json", action="store_true", help="the tools as the gateway lists them")
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     with Client(ANSWER_TIMEOUT_S) as client:
         tools = list(client.items("tools/list", "tools"))
     if args.name:
-        tools = [tool for tool in tools if tool["name"].startswith(f"{args.name}__")]
+        tools = _of(args.name, tools)
     if args.json:
         print_json({"tools": tools})
         return 0
@@ -36,6 +36,16 @@ def run(args: argparse.Namespace) -> int:
         _print_tool(tool, long=args.long)
     print(f"{len(tools)} tools. Lines after '>' are the servers' own words.")
     return 0
+
+
+def _of(integration: str, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep the tools of one integration; bare names are those that nobody's prefix explains."""
+    prefixes = tool_prefixes(integration)
+    own = prefixes.pop(integration)
+    if own:
+        return [tool for tool in tools if tool["name"].startswith(f"{own}__")]
+    others = tuple(f"{prefix}__" for prefix in prefixes.values() if prefix)
+    return [tool for tool in tools if not tool["name"].startswith(others)]
 
 
 def _print_tool(tool: dict[str, Any], *, long: bool) -> None:
