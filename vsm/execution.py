@@ -20,6 +20,7 @@ _OPERATIONS: dict[str, Any] = {
     for kind in (
         process_operations.JoinCgroups,
         process_operations.EnterNamespaces,
+        process_operations.EnterCgroupNamespace,
         process_operations.ForbidUserNamespaces,
         process_operations.SetLimits,
         process_operations.DropPrivileges,
@@ -82,6 +83,8 @@ class Plan(NamedTuple):
         uid: the uid that the server runs as.
         expected: every layer, as decided when the plan was compiled.
         scratch_dir: a directory to make before and to remove afterwards, or "".
+        shared: how many of the first operations every worker of the profile has in common, so
+            that a process may execute them before its worker is known.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Plan(NamedTuple):
     uid: int
     expected: tuple[LayerState, ...]
     scratch_dir: str = ""
+    shared: int = 0
 
     @property
     def layers(self) -> list[dict[str, str]]:
@@ -129,7 +133,7 @@ class Plan(NamedTuple):
 
 
 def execute(plan: Plan, site: Site) -> list[dict[str, str]]:
-    """Run every operation in this process.
+    """Run every operation in this process that has not been run ahead at this site.
 
     Returns:
         The layers in force: what happened, not what was planned.
@@ -137,16 +141,23 @@ def execute(plan: Plan, site: Site) -> list[dict[str, str]]:
     Raises:
         OperationError: at the first step that fails.
     """
-    done: dict[str, list[str]] = {}
-    for step in plan.operations:
+    ahead = plan.operations[: len(site.executed)]
+    if tuple(site.executed) != ahead:
+        raise OperationError("", plan.name, "this process was prepared for another plan")
+    execute_steps(plan.operations[len(ahead) :], site)
+    return [_confirm(layer, plan, site) for layer in plan.expected]
+
+
+def execute_steps(steps: tuple[Operation, ...], site: Site) -> None:
+    """Run some operations and keep what they report; OperationError at the first that fails."""
+    for step in steps:
         try:
             detail = step.execute(site)
         except OSError as error:
             raise OperationError(step.layer, step.describe(), _reason(error)) from error
-        found = done.setdefault(step.layer, [])
+        site.executed.append(step)
         if detail:
-            found.append(detail)
-    return [_confirm(layer, plan, done) for layer in plan.expected]
+            site.reports.append((step.layer, detail))
 
 
 def confine_self(plan: Plan) -> list[dict[str, str]]:
@@ -154,11 +165,12 @@ def confine_self(plan: Plan) -> list[dict[str, str]]:
     return execute(plan, Site())
 
 
-def _confirm(layer: LayerState, plan: Plan, done: dict[str, list[str]]) -> dict[str, str]:
+def _confirm(layer: LayerState, plan: Plan, site: Site) -> dict[str, str]:
     """Join the plan's word and what the steps of the layer reported."""
     if layer.state != IN_FORCE:
         return layer.to_json()
-    parts = [part for part in (layer.detail, *done.get(layer.name, [])) if part]
+    reports = [detail for name, detail in site.reports if name == layer.name]
+    parts = [part for part in (layer.detail, *reports) if part]
     if not parts:
         raise OperationError(layer.name, plan.name, "no step applied this layer")
     return LayerState(layer.name, IN_FORCE, "; ".join(parts)).to_json()

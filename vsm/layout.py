@@ -75,6 +75,8 @@ class Grants(NamedTuple):
         name: the worker's.
         uid: the worker's own uid when root starts it, else None.
         links: symbolic links passed on the way, path → target.
+        system_links: those of them on the way to `system`.
+        system: real paths of the profile's files.system; in `read` too.
         read: real paths, read-only and executable.
         write: real paths.
         devices: device nodes.
@@ -88,6 +90,8 @@ class Grants(NamedTuple):
     name: str
     uid: int | None
     links: dict[str, str]
+    system_links: dict[str, str]
+    system: tuple[str, ...]
     read: tuple[str, ...]
     write: tuple[str, ...]
     devices: tuple[str, ...]
@@ -100,11 +104,14 @@ class Grants(NamedTuple):
     @classmethod
     def collect(cls, profile: Profile, request: Request, uid: int | None, host: IdMaps) -> "Grants":
         """Resolve what profile and request name; a missing path of theirs is an error."""
-        files, links = profile.files, dict[str, str]()
+        files, system_links = profile.files, dict[str, str]()
         resolver = _RESOLVER if profile.network.mode == "host" else ()
         system = [
-            real for path in (*files.system, *resolver) if (real := _resolve(path, links, ""))
+            real
+            for path in (*files.system, *resolver)
+            if (real := _resolve(path, system_links, ""))
         ]
+        links = dict(system_links)
         state = (request.state_dir,) if request.state_dir else ()
         read = [_resolve(path, links, request.name) for path in (*files.read, *request.read)]
         write = [
@@ -117,6 +124,8 @@ class Grants(NamedTuple):
             name=request.name,
             uid=uid,
             links=links,
+            system_links=system_links,
+            system=tuple(system),
             read=_topmost([*system, *read]),
             write=_topmost(write),
             devices=tuple(dict.fromkeys(devices)),
@@ -129,23 +138,43 @@ class Grants(NamedTuple):
 
     # -- namespaced --------------------------------------------------------------------------------
 
-    def root_operations(self) -> Iterator[Operation]:
-        """Build the root: what is in memory first, then the binds from the top down."""
+    def shared_root_operations(self) -> Iterator[Operation]:
+        """The part of the root that the profile alone decides: in memory first, then binds."""
         yield MakeRoot()
         yield Mount("tmpfs", "/tmp", self.tmp_bytes, "1777")  # noqa: S108 - inside
         yield Mount("tmpfs", "/dev/shm", self.shm_bytes, "1777")  # noqa: S108 - inside
         if self.proc:
             yield Mount("proc", "/proc")
-        for path, target in self._outer_links():
+            for path, target in _DEVICE_LINKS:
+                yield Link(path, target)
+        for path in self.devices:
+            yield Bind(path, write=True, device=True)
+        for path, target in self._outer_links(self.system_links):
+            yield Link(path, target)
+        for path in _by_depth(self._shared()):
+            yield self._bind(path, write=False)
+
+    def own_root_operations(self) -> Iterator[Operation]:
+        """The part of the root that is this worker's, from the top down; then enter it."""
+        links = {p: t for p, t in self.links.items() if p not in self.system_links}
+        for path, target in self._outer_links(links):
             yield Link(path, target)
         for path, content in self._etc():
             if not self._covered(path):
                 yield WriteFile(path, content)
-        for path in self.devices:
-            yield Bind(path, write=True, device=True)
-        for path in sorted({*self.read, *self.write}, key=lambda path: path.count("/")):
+        shared = self._shared()
+        for path in _by_depth({*self.read, *self.write} - shared):
             yield self._bind(path, write=path in self.write)
         yield EnterRoot()
+
+    def _shared(self) -> set[str]:
+        """System paths with nothing of the worker's above them, which would have to come first."""
+        own = {*self.read, *self.write} - set(self.system)
+        return {
+            path
+            for path in set(self.system) & set(self.read) - set(self.write)
+            if not any(_is_beneath(path, other) for other in own)
+        }
 
     def namespaced_rules(self) -> Iterator[tuple[str, str]]:
         """Landlock inside the new root, where what is not granted does not exist anyway."""
@@ -175,14 +204,12 @@ class Grants(NamedTuple):
             )
         return (status.st_uid, self.uid, status.st_gid, self.uid)
 
-    def _outer_links(self) -> Iterator[tuple[str, str]]:
-        """Links that no bound tree brings; the kernel's and the shell's in /dev."""
+    def _outer_links(self, links: dict[str, str]) -> Iterator[tuple[str, str]]:
+        """Links that no bound tree brings."""
         bound = {*self.read, *self.write}
-        for path, target in self.links.items():
+        for path, target in links.items():
             if not any(_is_beneath(path, parent) for parent in bound):
                 yield path, target
-        if self.proc:
-            yield from _DEVICE_LINKS
 
     def _covered(self, path: str) -> bool:
         bound = {*self.read, *self.write}
@@ -292,6 +319,10 @@ def _topmost(paths: list[str]) -> tuple[str, ...]:
     """Drop what another path of the list brings along."""
     unique = dict.fromkeys(paths)
     return tuple(p for p in unique if not any(_is_beneath(p, other) for other in unique))
+
+
+def _by_depth(paths: set[str]) -> list[str]:
+    return sorted(paths, key=lambda path: (path.count("/"), path))
 
 
 def _is_beneath(path: str, folder: str) -> bool:

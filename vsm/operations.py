@@ -20,11 +20,20 @@ _RIGHTS = {
 
 
 class Site:
-    """What the operations of one execution share: the root being built, fds opened before."""
+    """What the operations of one execution share.
+
+    Attributes:
+        root_fd: the root being built, or -1.
+        id_maps: fds that the parent opened.
+        executed: the steps done so far.
+        reports: (layer, detail) of those that had something to say.
+    """
 
     def __init__(self) -> None:
         self.root_fd = -1
         self.id_maps: dict[tuple[int, int, int, int], int] = {}
+        self.executed: list[Operation] = []
+        self.reports: list[tuple[str, str]] = []
 
 
 class Operation(Protocol):
@@ -44,7 +53,7 @@ class Operation(Protocol):
 
 
 class JoinCgroups(NamedTuple):
-    """Enter cgroups before anything else, so that all that follows is accounted."""
+    """Enter cgroups before anything that the worker decides, so that all of it is accounted."""
 
     paths: tuple[str, ...]
     layer: str = ""
@@ -80,25 +89,39 @@ class EnterNamespaces(NamedTuple):
     layer: str = "namespaces"
 
     def execute(self, site: Site) -> str:
-        """Map ids, name the host, raise the loopback, hide the cgroup path."""
+        """Map ids, name the host, raise the loopback."""
         del site
         if self.own_ids:
             prctl.allow_dumps()  # else /proc/self belongs to a uid that is not mapped here
             namespaces.map_own_ids(*self.own_ids)
-        # After the cgroups were joined: the namespace's root is the cgroup of this moment.
-        namespaces.unshare(namespaces.NEWCGROUP)
         if self.flags & namespaces.NEWUTS:
             _set_host_name("sandbox")
         if self.loopback:
             namespaces.raise_loopback()
-        return namespaces.describe(self.flags | namespaces.NEWCGROUP)
+        return namespaces.describe(self.flags)
 
     def describe(self) -> str:
         """The kinds."""
-        kinds = namespaces.describe(self.flags | namespaces.NEWCGROUP)
+        kinds = namespaces.describe(self.flags)
         mapped = f", own uid {self.own_ids[0]} mapped" if self.own_ids else ""
         loopback = ", loopback up" if self.loopback else ""
         return f"new namespaces: {kinds}{mapped}{loopback}"
+
+
+class EnterCgroupNamespace(NamedTuple):
+    """Hide where the worker's cgroups are: its root is the cgroup of this moment, so join first."""
+
+    layer: str = "namespaces"
+
+    def execute(self, site: Site) -> str:
+        """Unshare it."""
+        del site
+        namespaces.unshare(namespaces.NEWCGROUP)
+        return namespaces.describe(namespaces.NEWCGROUP)
+
+    def describe(self) -> str:
+        """What."""
+        return "new cgroup namespace"
 
 
 class ForbidUserNamespaces(NamedTuple):

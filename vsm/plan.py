@@ -21,6 +21,7 @@ from vsm.execution import ABSENT, IN_FORCE, NOT_REQUIRED, LayerState, Plan
 from vsm.linux import namespaces
 from vsm.operations import (
     DropPrivileges,
+    EnterCgroupNamespace,
     EnterNamespaces,
     FilterSystemCalls,
     ForbidUserNamespaces,
@@ -141,17 +142,19 @@ def compile_plan(profile: Profile, request: WorkerRequest, host: Host) -> Plan:
     if not case.namespaced and not case.itself:
         files.check_reachable()
     scratch = "" if case.namespaced or case.itself else layout.scratch_dir(request)
+    shared = tuple(_shared_operations(case, files))
     return Plan(
         name=request.name,
         tier="namespaced" if case.namespaced else "landlocked",
         clone_flags=_clone_flags(case),
-        operations=tuple(_operations(case, files, scratch)),
+        operations=(*shared, *_own_operations(case, files, scratch)),
         argv=request.argv,
         env=_environment(case, scratch),
         cwd=request.cwd or request.state_dir or scratch or "/tmp",  # noqa: S108 - inside
         uid=case.uid,
         expected=expected,
         scratch_dir=scratch,
+        shared=len(shared),
     )
 
 
@@ -287,18 +290,25 @@ def _clone_flags(case: _Case) -> int:
     return flags | (namespaces.NEWUSER if case.own_user_namespace else 0)
 
 
-def _operations(case: _Case, files: layout.Grants, scratch: str) -> Iterator[Operation]:
-    request, flags = case.request, _clone_flags(case)
-    if request.cgroups:
-        yield JoinCgroups(request.cgroups)
+def _shared_operations(case: _Case, files: layout.Grants) -> Iterator[Operation]:
+    """What every worker of this profile starts with; the launcher may do it ahead."""
+    flags = _clone_flags(case)
     if case.namespaced:
         ids = (os.geteuid(), os.getegid()) if case.own_user_namespace else ()
         yield EnterNamespaces(flags, loopback=bool(flags & namespaces.NEWNET), own_ids=ids)
         if case.own_user_namespace:
             yield ForbidUserNamespaces()
-        yield from files.root_operations()
+        yield from files.shared_root_operations()
+
+
+def _own_operations(case: _Case, files: layout.Grants, scratch: str) -> Iterator[Operation]:
+    if case.request.cgroups:
+        yield JoinCgroups(case.request.cgroups)
+    if case.namespaced:
+        yield EnterCgroupNamespace()
+        yield from files.own_root_operations()
     yield SetLimits(tuple(_limits(case)))
-    uid = request.uid if case.host.root else None
+    uid = case.request.uid if case.host.root else None
     yield DropPrivileges(uid, uid)
     if case.host.landlock_abi:
         rules = files.namespaced_rules() if case.namespaced else files.host_rules(scratch)

@@ -67,9 +67,24 @@ def test_the_filter_comes_last_and_privileges_go_before_it(profile: Profile) -> 
             assert ("EnterRoot" in order) == (tier == "namespaced")
 
 
-def test_cgroups_are_joined_before_anything_else(profile: Profile) -> None:
-    plan = compile_plan(profile, request_for(ROOT, cgroups=("/sys/fs/cgroup/x",)), ROOT)
-    assert steps(plan)[0] == "JoinCgroups"
+@pytest.mark.parametrize("tier", ["namespaced", "landlocked"])
+def test_cgroups_are_joined_before_anything_of_the_workers_own(profile: Profile, tier: str) -> None:
+    plan = compile_plan(profile, request_for(ROOT, tier=tier, cgroups=("/sys/fs/cgroup/x",)), ROOT)
+    assert steps(plan)[plan.shared] == "JoinCgroups"
+
+
+def test_what_is_done_ahead_is_the_same_for_every_worker_of_a_profile(
+    profile: Profile, tmp_path: Path
+) -> None:
+    one = compile_plan(profile, request_for(ROOT, name="a", uid=UID, env={"A": "1"}), ROOT)
+    other = compile_plan(
+        profile,
+        request_for(ROOT, name="b", uid=UID + 1, write=(str(tmp_path),), read=("/var/lib",)),
+        ROOT,
+    )
+    assert one.shared > 10
+    assert one.operations[: one.shared] == other.operations[: other.shared]
+    assert "EnterRoot" not in steps(one)[: one.shared]
 
 
 def test_a_plan_survives_json(profile: Profile, tmp_path: Path) -> None:
