@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from mcp import Client
 from mcp.client._transport import TransportStreams
 from mcp.client.stdio import StdioServerParameters, stdio_client
@@ -20,6 +21,8 @@ from mcp.client.streamable_http import create_mcp_http_client, streamable_http_c
 
 from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
+
+uvloop.new_event_loop().close()  # the first one opens descriptors for the process's life
 
 SERVERS = Path(__file__).parent / "servers"
 TOKEN = "test-token-with-no-meaning"
@@ -77,6 +80,7 @@ class Harness:
         self.socket_path = str(folder / "mcp.sock")
         self.url = url
         self.servers: dict[str, subprocess.Popen[bytes]] = {}
+        self.raws: list[Raw] = []
 
     async def start(self, name: str, argv: Sequence[str], **settings: Any) -> str:
         """Start a server and hand its pipes to the gateway; returns the worker's name."""
@@ -106,8 +110,12 @@ class Harness:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
-    def unix(self) -> Any:
-        return unix_transport(self.socket_path)
+    async def raw(self, **capabilities: Any) -> "Raw":
+        """A legacy client that reads and writes frames as they are; closed with the harness."""
+        client = await Raw.connect(self.socket_path)
+        self.raws.append(client)
+        await client.initialize(**capabilities)
+        return client
 
     def client(self, transport: str = "unix", **arguments: Any) -> Client:
         if transport == "unix":
@@ -194,6 +202,8 @@ async def running(
                 await harness.ready()
             yield harness
         finally:
+            for client in harness.raws:
+                await client.close()
             await gateway.stop()
             for worker, server in harness.servers.items():
                 if server.poll() is None:
@@ -207,6 +217,7 @@ class Raw:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.early: list[dict[str, Any]] = []
 
     @classmethod
     async def connect(cls, path: str) -> "Raw":
@@ -217,16 +228,21 @@ class Raw:
         self.writer.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
 
     async def receive(self) -> dict[str, Any]:
-
+        """The next message that nobody took yet."""
+        if self.early:
+            return self.early.pop(0)
         async with asyncio.timeout(20):
             return dict(json.loads(await self.reader.readline()))
 
     async def answer(self, request_id: Any) -> dict[str, Any]:
-        """The answer to a request; what comes before it is dropped."""
+        """The answer to a request; what else comes waits for `receive`."""
+        others: list[dict[str, Any]] = []
         while True:
             message = await self.receive()
             if message.get("id") == request_id and "method" not in message:
+                self.early = others + self.early
                 return message
+            others.append(message)
 
     async def request(self, request_id: Any, method: str, **params: Any) -> dict[str, Any]:
         self.send(id=request_id, method=method, params=params)
@@ -247,5 +263,6 @@ class Raw:
         return await self.request(request_id, "tools/call", name=tool, arguments=arguments)
 
     async def close(self) -> None:
-        self.writer.close()
-        await self.writer.wait_closed()
+        self.writer.transport.abort()
+        with suppress(ConnectionError):
+            await self.writer.wait_closed()

@@ -175,6 +175,7 @@ def test_a_question_that_no_client_can_be_asked_is_refused_at_once(mode: str) ->
     asyncio.run(main())
 
 
+@pytest.mark.filterwarnings("ignore:resources/subscribe is removed")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_legacy_client_hears_of_changed_tools_logs_and_resources(transport: str) -> None:
     async def main() -> None:

@@ -161,13 +161,16 @@ def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR09
     raise KeyError(method)
 
 
-def main() -> None:
+def main() -> None:  # noqa: C901 - the whole loop in one place
     if MODE == "exit":
         sys.exit(3)
     for line in sys.stdin.buffer:
         if not line.strip() or MODE == "mute":
             continue
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue
         if "method" not in message:
             with answered:
                 answers[message["id"]] = message.get("result", message.get("error"))

@@ -8,6 +8,7 @@ event loop; every byte it reads was written by an untrusted server.
 import asyncio
 import os
 from collections import deque
+from math import inf
 from typing import Protocol, cast
 
 from msgspec import UNSET
@@ -107,6 +108,7 @@ class Upstream:
         self._writer: asyncio.WriteTransport | None = None
         self._out: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
         self._grace: asyncio.TimerHandle | None = None
         self._noise = 0
         self._noise_since = 0.0
@@ -145,7 +147,7 @@ class Upstream:
     def _close_pipes(self) -> None:
         if self._reader is not None:
             self._reader.close()
-        if self._writer is not None:
+        if self._writer is not None and not self._writer.is_closing():
             self._writer.abort()
 
     def _fail_all(self, reason: str) -> None:
@@ -210,7 +212,7 @@ class Upstream:
             call.failed(jsonrpc.UNAVAILABLE, f"{self.integration}: the server is gone.")
         else:
             self._enqueue(call)
-        if self._timer is None:
+        if call.deadline is not None and call.deadline < self._timer_at:
             self._arm()
 
     def _enqueue(self, call: Call) -> None:
@@ -309,12 +311,13 @@ class Upstream:
         deadlines = [item.deadline for item in waiting if item.deadline is not None]
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._timer_at = None, inf
         if deadlines and not self.closed:
-            self._timer = self._loop.call_at(min(deadlines), self._expire)
+            self._timer_at = min(deadlines)
+            self._timer = self._loop.call_at(self._timer_at, self._expire)
 
     def _expire(self) -> None:
-        self._timer = None
+        self._timer, self._timer_at = None, inf
         now = self._loop.time()
         late = [i for i, w in self._in_flight.waiting.items() if _is_late(w, now)]
         for request_id in late:

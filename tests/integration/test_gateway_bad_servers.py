@@ -1,0 +1,235 @@
+"""One server misbehaves; its calls end, its neighbours notice nothing, nothing hangs."""
+
+import asyncio
+import json
+import os
+import time
+from typing import Any
+
+import gateway_harness as harness
+import pytest
+import uvloop
+
+from vsm.gateway import upstream as upstream_module
+from vsm.gateway.integration import Settings
+
+
+async def neighbours_and(*bad: str, **settings: Any) -> Any:
+    return harness.running(
+        {"good": harness.echo_legacy("good"), "bad": harness.echo_legacy("bad", *bad)}, **settings
+    )
+
+
+def echoed(answer: dict[str, Any]) -> str:
+    return str(json.loads(answer["result"]["content"][0]["text"])["server"])
+
+
+@pytest.mark.parametrize(
+    ("tool", "says"),
+    [
+        ("bad_utf8", "invalid UTF-8"),
+        ("endless", "Raise max_frame_bytes"),
+        ("deep", "nested too deeply"),
+        ("silence", "did not answer within 1 s"),
+    ],
+)
+def test_a_broken_answer_ends_its_call_with_the_reason_and_harms_no_other(
+    tool: str, says: str
+) -> None:
+    async def main() -> None:
+        async with await neighbours_and(call_timeout_s=1.0) as gateway:
+            client = await gateway.raw()
+            client.send(id=1, method="tools/call", params={"name": f"bad__{tool}"})
+            assert echoed(await client.call(2, "good__echo")) == "good"
+            error = (await client.answer(1))["error"]
+            assert says in error["message"]
+            assert error["message"].startswith("bad ")
+            assert error["data"] == {"integration": "bad", "sent": True}
+            assert echoed(await client.call(3, "bad__echo")) == "bad"
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("tool", ["garbage", "unknown_id", "duplicate"])
+def test_noise_between_answers_is_counted_and_passed_to_nobody(tool: str) -> None:
+    async def main() -> None:
+        async with await neighbours_and() as gateway:
+            client = await gateway.raw()
+            client.send(id=1, method="tools/call", params={"name": f"bad__{tool}"})
+            assert "result" in await client.receive()
+            assert echoed(await client.call(2, "bad__echo")) == "bad"
+            upstream = gateway.gateway.fleet.integrations["bad"].upstream
+            assert upstream is not None
+            async with asyncio.timeout(20):
+                while not upstream.strays + upstream.broken_frames:
+                    await client.call(3, "bad__echo")
+
+    uvloop.run(main())
+
+
+def test_a_flood_of_notifications_is_read_slowly_and_neighbours_stay_quick() -> None:
+    async def main() -> None:
+        async with await neighbours_and() as gateway:
+            client = await gateway.raw()
+            await client.call(1, "bad__flood")
+            cpu_s, began_s = time.process_time(), time.monotonic()
+            for number in range(200):
+                assert echoed(await client.call(f"g{number}", "good__echo")) == "good"
+                await asyncio.sleep(0.005)  # a paced client: the share of the CPU is what counts
+            busy = (time.process_time() - cpu_s) / (time.monotonic() - began_s)
+            assert busy < 0.5
+
+    uvloop.run(main())
+
+
+def test_a_server_that_dies_fails_its_calls_at_once_and_says_that_they_may_have_run() -> None:
+    async def main() -> None:
+        async with await neighbours_and(concurrency=1) as gateway:
+            client = await gateway.raw()
+            for number, name in enumerate(("bad__slow", "bad__echo")):
+                params = {"name": name, "arguments": {"seconds": 600}}
+                client.send(id=number, method="tools/call", params=params)
+            assert echoed(await client.call(2, "good__echo")) == "good"
+            gateway.kill("bad-2")
+            running, waiting = await client.receive(), await client.receive()
+            assert "it may have run" in running["error"]["message"]
+            assert running["error"]["data"]["sent"] is True
+            assert "it did not run" in waiting["error"]["message"]
+            assert waiting["error"]["data"]["sent"] is False
+            assert "closed its" in await gateway.reported.wait_unfit("bad-2")
+            gateway.gateway.fleet.detach("bad-2", "killed by signal 9")
+            gateway.gateway.fleet.availability("bad", "quarantined", "3 deaths in 60 s")
+            error = (await client.call(4, "bad__echo"))["error"]
+            assert "quarantined (3 deaths in 60 s)" in error["message"]
+            assert "vsm start bad" in error["message"]
+            assert error["data"]["state"] == "quarantined"
+            worker = await gateway.attach("bad", harness.echo_legacy("bad"))
+            assert echoed(await client.call(5, "bad__echo")) == "bad"
+            assert worker in gateway.reported.sessions
+
+    uvloop.run(main())
+
+
+def test_a_server_that_exits_at_once_or_never_answers_is_reported_unfit() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            exits = await gateway.start("exits", harness.echo_legacy("x", "exit"))
+            mute = await gateway.start(
+                "mute", harness.echo_legacy("x", "mute"), start_timeout_s=0.5
+            )
+            assert "closed its" in await gateway.reported.wait_unfit(exits)
+            assert "did not answer within 0.5 s" in await gateway.reported.wait_unfit(mute)
+            client = await gateway.raw()
+            assert (await client.request(1, "tools/list"))["result"]["tools"] == []
+
+    uvloop.run(main())
+
+
+def test_a_server_of_nothing_but_garbage_is_given_up() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            argv = ["/bin/sh", "-c", "while :; do echo garbage; done"]
+            worker = await gateway.start("bad", argv)
+            reason = await gateway.reported.wait_unfit(worker)
+            assert f"sent {upstream_module.MAX_BROKEN_FRAMES} invalid messages" in reason
+
+    uvloop.run(main())
+
+
+def test_a_big_result_passes_whole_and_quickly_where_it_is_allowed() -> None:
+    async def main() -> None:
+        async with await neighbours_and(max_frame_bytes=64 * 2**20) as gateway:
+            client = await gateway.raw()
+            began_s = time.monotonic()
+            answer = await client.call(1, "bad__big", bytes=50_000_000)
+            assert len(answer["result"]["content"][0]["text"]) == 50_000_000
+            assert time.monotonic() - began_s < 6
+
+    uvloop.run(main())
+
+
+def test_a_client_that_never_reads_is_cut_off_and_the_others_are_served() -> None:
+    async def main() -> None:
+        async with await neighbours_and(max_frame_bytes=64 * 2**20) as gateway:
+            greedy = await gateway.raw()
+            patient = await gateway.raw()
+            greedy.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            for number in range(8):
+                params = {"name": "bad__big", "arguments": {"bytes": 20_000_000}}
+                greedy.send(id=number, method="tools/call", params=params)
+            async with asyncio.timeout(30):
+                while gateway.gateway.status()["clients"] == 2:
+                    assert echoed(await patient.call("p", "good__echo")) == "good"
+
+    uvloop.run(main())
+
+
+def test_a_saturated_server_refuses_what_it_cannot_hold() -> None:
+    async def main() -> None:
+        async with await neighbours_and(concurrency=1) as gateway:
+            flooding = await gateway.raw()
+            clients = [flooding, await gateway.raw()]
+            for client in clients:
+                for number in range(250):
+                    params = {"name": "bad__slow", "arguments": {"seconds": 600}}
+                    client.send(id=number, method="tools/call", params=params)
+                await client.request("all are taken", "ping")
+            assert "saturated" in (await clients[1].receive())["error"]["message"]
+            assert echoed(await flooding.call("g", "good__echo")) == "good"
+
+    uvloop.run(main())
+
+
+def test_a_draining_integration_finishes_its_calls_and_takes_no_more() -> None:
+    async def main() -> None:
+        async with await neighbours_and() as gateway:
+            client = await gateway.raw()
+            params = {"name": "bad__slow", "arguments": {"seconds": 0.3}}
+            client.send(id=1, method="tools/call", params=params)
+            assert echoed(await client.call(2, "good__echo")) == "good"
+            gateway.gateway.fleet.drain("bad")
+            assert "draining" in (await client.call(3, "bad__echo"))["error"]["message"]
+            assert gateway.reported.idle_names == []
+            assert echoed(await client.answer(1)) == "bad"
+            await gateway.reported.wait_idle("bad")
+
+    uvloop.run(main())
+
+
+def test_a_successor_resumes_a_running_server_in_the_middle_of_its_line() -> None:
+    async def main() -> None:
+        async with harness.running({"old": harness.echo_legacy("old")}) as first:
+            record = first.reported.sessions["old-1"]
+            upstream = first.gateway.fleet.integrations["old"].upstream
+            assert upstream is not None
+            assert upstream._writer is not None
+            assert upstream._reader is not None
+            pipes = [
+                t.get_extra_info("pipe").fileno() for t in (upstream._writer, upstream._reader)
+            ]
+            # What the first gateway wrote and read last: half a line each way.
+            kept = [os.dup(fd) for fd in pipes]
+            os.write(kept[0], b'{"jsonrpc":"2.0","id":1,"method":"tools/ca')
+            upstream._reader.pause_reading()
+            async with harness.running({}) as second:
+                second.gateway.add(Settings(name="old", prefix="old"))
+                second.gateway.fleet.attach("old-1", "old", (kept[0], kept[1]), record)
+                await second.ready()
+                client = await second.raw()
+                assert echoed(await client.call(1, "old__echo")) == "old"
+
+    uvloop.run(main())
+
+
+def test_an_oscillating_list_is_fetched_at_a_bounded_rate() -> None:
+    async def main() -> None:
+        async with await neighbours_and() as gateway:
+            client = await gateway.raw()
+            for number in range(20):
+                await client.call(number, "bad__change")
+            changed = await client.receive()
+            assert changed["method"] == "notifications/tools/list_changed"
+            tools = (await client.request("list", "tools/list"))["result"]["tools"]
+            assert "bad__extra0" in {tool["name"] for tool in tools}
+
+    uvloop.run(main())
