@@ -1,0 +1,201 @@
+"""`vsm sandbox run` hands on streams, the terminal, signals and the exit status."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.isolation
+VSM = [sys.executable, "-m", "vsm"]
+RUN = [*VSM, "sandbox", "run", "--profile", "integration"]
+TIERS = ("namespaced", "landlocked")
+READY = "import sys, signal, time; print('READY', flush=True);"
+
+
+def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    options = {"capture_output": True, "text": True, "timeout": 60, "check": False, **options}
+    return subprocess.run([*RUN, *words], **options)  # noqa: PLW1510  # among the options
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_streams_and_status_pass_through_and_nothing_is_added(tier: str) -> None:
+    script = "cat; echo to-stderr >&2; exit 7"
+    done = run("--tier", tier, "--", "/bin/sh", "-c", script, input="from stdin")
+    assert (done.stdout, done.stderr, done.returncode) == ("from stdin", "to-stderr\n", 7)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_death_by_a_signal_is_128_and_its_number(tier: str) -> None:
+    done = run("--tier", tier, "--", "/bin/sh", "-c", "kill -9 $$")
+    assert done.returncode == 128 + signal.SIGKILL, done.stderr
+
+
+def test_verbose_prints_every_layer() -> None:
+    done = run("-v", "--", "/bin/true")
+    for layer in ("user", "root_filesystem", "network", "landlock", "seccomp", "memory"):
+        assert f"vsm: {layer}: " in done.stderr
+
+
+def test_missing_command_is_named_with_where_it_was_looked_for() -> None:
+    done = run("--", "no-such-program")
+    assert done.returncode != 0
+    assert "no-such-program" in done.stderr
+    assert "PATH" in done.stderr
+
+
+def test_required_layer_that_is_missing_stops_the_command(tmp_path: Path) -> None:
+    profile = tmp_path / "proxy.toml"
+    profile.write_text('extends = "integration"\n[network]\nmode = "proxy"\nallow = ["a.org"]\n')
+    done = run("--profile", str(profile), "--", "/bin/echo", "it ran")
+    assert done.returncode == 3
+    assert "it ran" not in done.stdout
+    assert "proxy" in done.stderr
+
+
+def test_environment_has_what_was_given_and_nothing_else() -> None:
+    env = {**os.environ, "SECRET": "1", "PASSED": "2"}
+    done = run("--env", "A=b=c", "--env", "PASSED", "--", "/usr/bin/env", env=env)
+    lines = set(done.stdout.splitlines())
+    assert {"A=b=c", "PASSED=2"} <= lines
+    assert not any(line.startswith(("SECRET=", "PYTEST")) for line in lines)
+
+
+def test_read_paths_are_readable_and_write_paths_keep_what_is_written(tmp_path: Path) -> None:
+    folder = tmp_path
+    (folder / "out").mkdir()
+    (folder / "in.txt").write_text("input")
+    script = f"cat {folder}/in.txt > {folder}/out/copy && ! touch {folder}/in.txt 2>/dev/null"
+    paths = ("--read", str(folder / "in.txt"), "--write", str(folder / "out"))
+    done = run("--tier", "namespaced", *paths, "--", "/bin/sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    copy = folder / "out" / "copy"
+    assert copy.read_text() == "input"
+    assert copy.stat().st_uid == os.geteuid()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_reach_the_command(tier: str, signo: signal.Signals) -> None:
+    script = f"signal.signal({int(signo)}, lambda *_: sys.exit(42)); {READY} time.sleep(60)"
+    script = f"import sys, signal, time; {script}"
+    with _started("--tier", tier, "--", "/usr/bin/python3", "-c", script) as process:
+        process.send_signal(signo)
+        assert process.wait(30) == 42
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_nothing_survives_when_the_command_line_is_killed(tier: str, wait_gone: Any) -> None:
+    script = f"import os; {READY} print(os.getpid(), flush=True); time.sleep(600)"
+    with _started("--tier", tier, "--", "/usr/bin/python3", "-c", script) as process:
+        children = _descendants(process.pid)
+        assert children
+        process.kill()
+        process.wait(30)
+        for pid in children:
+            wait_gone(pid)
+    # What the killed one could not remove, the next run does.
+    _sweep()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_terminal_passes_through(tier: str) -> None:
+    script = "test -t 0 && test -t 1 && test -t 2 && stty size"
+    output, status = _in_terminal(["--tier", tier, "--", "/bin/sh", "-c", script], keys=b"")
+    assert (output, status) == (b"0 0\r\n", 0)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_interrupt_key_interrupts_the_command_once(tier: str) -> None:
+    script = (
+        "import signal, sys, time\n"
+        "count = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: count.append(1))\n"
+        "print('READY', flush=True)\n"
+        "while not count: time.sleep(0.01)\n"
+        "time.sleep(0.2)\n"
+        "sys.exit(len(count))\n"
+    )
+    words = ["--tier", tier, "--", "/usr/bin/python3", "-c", script]
+    output, status = _in_terminal(words, keys=b"\x03")
+    assert status == 1, output
+
+
+def test_probe_prints_a_row_for_every_layer() -> None:
+    done = subprocess.run(
+        [*VSM, "sandbox", "probe", "--json"], capture_output=True, timeout=60, check=True
+    )
+    answer = json.loads(done.stdout)
+    from vsm.profile import LAYERS
+
+    assert [row["layer"] for row in answer["layers"]] == list(LAYERS)
+    assert all(row["remedy"] for row in answer["layers"] if row["state"] != "works")
+
+
+class _started:  # noqa: N801  # reads as a verb
+    """A sandboxed command that has printed READY."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen([*RUN, *words], stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> subprocess.Popen[str]:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "READY\n"
+        return self.process
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+
+
+def _descendants(pid: int) -> list[int]:
+    found, queue = [], [pid]
+    while queue:
+        current = queue.pop()
+        children = Path(f"/proc/{current}/task/{current}/children").read_text().split()
+        found += map(int, children)
+        queue += map(int, children)
+    return found
+
+
+def _sweep() -> None:
+    from vsm.cgroup import Cgroups, detect
+
+    Cgroups(detect()).sweep()
+
+
+def _in_terminal(words: list[str], *, keys: bytes) -> tuple[bytes, int]:
+    """Run in a terminal of its own; type `keys` after READY; all output and the status."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(RUN[0], [*RUN, *words])
+    output = b""
+    try:
+        for block in _blocks(terminal):
+            output += block
+            if keys and b"READY" in output:
+                os.write(terminal, keys)
+                keys = b""
+    finally:
+        os.close(terminal)
+    return output, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _blocks(terminal: int) -> Iterator[bytes]:
+    while select.select([terminal], [], [], 30)[0]:
+        try:
+            block = os.read(terminal, 4096)
+        except OSError:  # EIO: the last process of the terminal has ended
+            return
+        if not block:
+            return
+        yield block
