@@ -1,0 +1,148 @@
+"""Control groups really hold processes; what a dead run left is swept, a living one's is not."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vsm.cgroup import CgroupFacts, CgroupLimits, Cgroups, Group, detect
+
+Require = Callable[[str, bool, str], None]
+LIMITS = CgroupLimits(memory_bytes=48 << 20, swap_bytes=0, processes=8, cpu_cores=0.5)
+
+
+@pytest.fixture(scope="module")
+def facts() -> CgroupFacts:
+    return detect()
+
+
+@pytest.fixture
+def group(facts: CgroupFacts, require: Require) -> Iterator[Group]:
+    require("control groups", facts.kind in {"v1", "v2"}, facts.reason)
+    cgroups = Cgroups(facts)
+    yield cgroups.create("worker", LIMITS)
+    cgroups.close()
+
+
+def inside(group: Group, code: str) -> subprocess.Popen[str]:
+    """Python that joins the group before it runs `code`."""
+    join = "".join(f"open({path!r}, 'w').write('0');" for path in group.procs)
+    return subprocess.Popen(
+        [sys.executable, "-SI", "-c", f"{join}\n{code}"], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_limits_are_what_the_kernel_reports(group: Group) -> None:
+    assert group.limits() == LIMITS
+
+
+def test_limits_change_on_a_running_group(group: Group) -> None:
+    smaller = CgroupLimits(memory_bytes=24 << 20, swap_bytes=0, processes=4, cpu_cores=0.25)
+    group.set_limits(smaller)
+    assert group.limits() == smaller
+    group.set_limits(LIMITS)
+    assert group.limits() == LIMITS
+    group.set_limits(CgroupLimits())
+    lifted = group.limits()
+    assert (lifted.memory_bytes, lifted.processes, lifted.cpu_cores) == (None, None, None)
+
+
+def test_memory_above_the_limit_is_killed_and_counted(facts: CgroupFacts, group: Group) -> None:
+    if not facts.memory:
+        pytest.skip(facts.reason)
+    with inside(group, "block = bytearray(200 << 20)") as process:
+        assert process.wait(30) == -signal.SIGKILL
+    usage = group.usage()
+    assert usage.oom_kills is not None
+    assert usage.oom_kills >= 1
+    assert usage.memory_peak_bytes is not None
+    assert 24 << 20 < usage.memory_peak_bytes <= 48 << 20
+    assert usage.cpu_s is None or usage.cpu_s > 0
+
+
+def test_kill_ends_a_tree_that_left_its_session_and_keeps_forking(group: Group) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "os.setsid()\n"
+        "print('READY', flush=True)\n"
+        "while True:\n"
+        "    try:\n"
+        "        os.fork()\n"
+        "    except OSError:\n"
+        "        signal.sigtimedwait([], 0.01)\n"
+    )
+    with inside(group, code) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "READY\n"
+        group.kill()
+        assert group.pids() == set()
+        assert process.wait(30) == -signal.SIGKILL
+    assert group.try_remove()
+    assert not any(Path(path).exists() for path in group.paths)
+
+
+def test_frozen_processes_do_not_run(facts: CgroupFacts, group: Group) -> None:
+    if not facts.freeze:
+        pytest.skip(facts.reason)
+    process = inside(group, "import signal; print('READY', flush=True); signal.pause()")
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "READY\n"
+        assert group.freeze()
+        before = group.usage().cpu_s
+        os.kill(process.pid, signal.SIGUSR1)  # would end it at once
+        assert process.poll() is None
+        assert group.usage().cpu_s == before
+        assert group.thaw()
+        assert process.wait(30) == -signal.SIGUSR1
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_remove_refuses_nothing_and_leaves_nothing(group: Group) -> None:
+    with inside(group, "import signal; print('READY', flush=True); signal.pause()") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert not group.try_remove()
+        assert group.remove()
+        assert process.wait(30) == -signal.SIGKILL
+
+
+def test_groups_of_a_killed_run_are_swept_and_those_of_a_living_one_are_not(
+    facts: CgroupFacts, group: Group
+) -> None:
+    code = (
+        "import signal\n"
+        "from vsm.cgroup import *\n"
+        "group = Cgroups(detect()).create('left', CgroupLimits())\n"
+        "import subprocess\n"
+        "join = ''.join(f\"open({p!r}, 'w').write('0');\" for p in group.procs)\n"
+        "join_group = lambda: exec(join)\n"
+        "subprocess.Popen(['sleep', '600'], preexec_fn=join_group, start_new_session=True)\n"
+        "print(group.paths[0], flush=True)\n"
+        "signal.pause()\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    left = Path(owner.stdout.readline().strip())
+    run = left.parent.name
+    cgroups = Cgroups(facts)
+    assert run not in cgroups.sweep()
+    assert left.exists()
+    (sleeper,) = map(int, (left / "cgroup.procs").read_text().split())
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    assert run in cgroups.sweep()
+    assert not left.exists()
+    assert not left.parent.exists()
+    os.waitpid(sleeper, 0)  # ours to reap: the tests are a subreaper
+    assert all(Path(path).exists() for path in group.paths)
