@@ -38,31 +38,27 @@ def run(rounds: int) -> list[dict[str, Any]]:
 
 def _measure(vsm: Running, variant: str, window_s: float) -> list[dict[str, Any]]:
     own = _own_processes(vsm)
-    before_s = sum(map(_cpu_s, own.values()))
+    pids = [pid for group in own.values() for pid in group]
+    before_s = sum(map(_cpu_s, pids))
     time.sleep(window_s)
-    idle = (sum(map(_cpu_s, own.values())) - before_s) / window_s * 100
-    sizes = {name: _pss_bytes(pid) / MIB for name, pid in own.items()}
+    idle = (sum(map(_cpu_s, pids)) - before_s) / window_s * 100
+    sizes = {name: sum(map(_pss_bytes, group)) / MIB for name, group in own.items()}
     rows = [_row(variant, f"PSS {name}", size, "MiB") for name, size in sizes.items()]
     total = _row(variant, "PSS of all", sum(sizes.values()), "MiB")
     return [*rows, total, _row(variant, "CPU while idle", idle, "% core")]
 
 
-def _own_processes(vsm: Running) -> dict[str, int]:
-    """The supervisor and what it started, without what runs below a mini-init."""
-    found = {"supervisor": vsm.process.pid}
-    for worker in vsm.status()["workers"]:
-        name = f"mini-init {worker['name']}" if worker["kind"] == "integration" else worker["name"]
-        found[name] = worker["pid"]
-    known = set(found.values())
-    servers = {
-        pid
-        for worker in vsm.status()["workers"]
-        if worker["kind"] == "integration"
-        for pid, _ in leaks.descendants(worker["pid"])
-    }
-    for pid, _ in leaks.descendants(vsm.process.pid):
-        if pid not in known | servers:
-            found[f"process {pid}"] = pid
+def _own_processes(vsm: Running) -> dict[str, list[int]]:
+    """The supervisor and what it started, by name, without what runs below a mini-init."""
+    workers = vsm.status()["workers"]
+    inits = [worker["pid"] for worker in workers if worker["kind"] == "integration"]
+    servers = {pid for init in inits for pid, _ in leaks.descendants(init)}
+    found = {"supervisor": [vsm.process.pid]}
+    found |= {w["name"]: [w["pid"]] for w in workers if w["kind"] != "integration"}
+    found["mini-inits"] = inits
+    known = {pid for group in found.values() for pid in group} | servers
+    below = {pid for pid, _ in leaks.descendants(vsm.process.pid)}
+    found["spares"] = sorted(below - known)
     return found
 
 
