@@ -7,55 +7,130 @@ only. Standard library only.
 import json
 import os
 import signal
+import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from vsm import mini_init
 from vsm.execution import Plan
 from vsm.linux import namespaces, pidfd
-from vsm.operations import Site
+from vsm.operations import IdMap, Site
 from vsm.root_operations import open_id_maps
 
 _MOST_STATUS_BYTES = 65536
 
 
+class Spare:
+    """A mini-init forked ahead of need: namespaces made, the profile's part of the root built.
+
+    Args:
+        plan: of a worker; the spare serves any plan that begins alike.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.flags = plan.clone_flags
+        self.steps = plan.operations[: plan.shared]
+        self.process = _Process.fork(
+            self.flags,
+            lambda control, status: mini_init.run_ahead(
+                self.flags, self.steps, control=control, status=status
+            ),
+        )
+
+    def serves(self, plan: Plan) -> bool:
+        """Whether this is the beginning of that plan."""
+        return (plan.clone_flags, plan.operations[: plan.shared]) == (self.flags, self.steps)
+
+    def discard(self) -> None:
+        """Kill and reap it."""
+        pidfd.send_signal(self.process.pidfd, signal.SIGKILL)
+        pidfd.reap(self.process.pidfd)
+        self.process.close()
+
+
+class _Process(NamedTuple):
+    """A forked mini-init and the parent's ends of its two channels; owns the fds."""
+
+    pid: int
+    pidfd: int
+    control: int
+    status: int
+
+    @classmethod
+    def fork(cls, flags: int, child: Callable[[int, int], NoReturn]) -> "_Process":
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        status_read, status = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid, fd = namespaces.fork_into(flags)
+            if pid == 0:
+                child(theirs.fileno(), status)
+        except OSError:
+            ours.close()
+            os.close(status_read)
+            raise
+        finally:
+            theirs.close()
+            os.close(status)
+        os.set_blocking(status_read, False)
+        return cls(pid, fd, ours.detach(), status_read)
+
+    def close(self) -> None:
+        for fd in (self.control, self.status, self.pidfd):
+            os.close(fd)
+
+
 class ForkedWorker:
-    """A mini-init that was forked.
+    """A mini-init with its plan.
+
+    Args:
+        plan: what it does.
+        stdio: the server's fds; stay the caller's.
+        tty: keep the terminal's session.
+        spare: one that serves the plan; from now on this object's.
 
     Attributes:
         pid: its pid here.
         pidfd: owned by this object.
         status_fd: the reading end of its status pipe, non-blocking; owned by this object.
         hung_up: the status pipe has ended.
+        heard: every status line so far.
     """
 
-    def __init__(self, plan: Plan, stdio: tuple[int, int, int], *, tty: bool = False) -> None:
-        """Fork; raises OSError, having undone everything."""
+    def __init__(
+        self,
+        plan: Plan,
+        stdio: tuple[int, int, int],
+        *,
+        tty: bool = False,
+        spare: Spare | None = None,
+    ) -> None:
+        """Start; raises OSError, having undone everything (but for the spare)."""
         self.plan = plan
         self.hung_up = False
-        self._heard: list[dict[str, Any]] = []
+        self.heard: list[dict[str, Any]] = []
         self._pending = b""
-        liveness, self._liveness = os.pipe2(os.O_CLOEXEC)
-        self.status_fd, status = os.pipe2(os.O_CLOEXEC)
-        site = Site()
+        if plan.scratch_dir:
+            make_scratch(plan.scratch_dir, plan.uid)
+        id_maps: dict[IdMap, int] = {}
         try:
-            if plan.scratch_dir:
-                make_scratch(plan.scratch_dir, plan.uid)
-            site.id_maps = open_id_maps(plan.operations)
-            self.pid, self.pidfd = namespaces.fork_into(plan.clone_flags)
-            if self.pid == 0:
-                mini_init.run(plan, site, stdio=stdio, liveness=liveness, status=status, tty=tty)
+            id_maps = open_id_maps(plan.operations)
+            if spare:
+                self._process = spare.process
+                fds = [*stdio, *id_maps.values()]
+                mini_init.send_plan(self._process.control, plan.to_json(), fds)
+            else:
+                self._process = _fork_for(plan, stdio, id_maps, tty=tty)
         except BaseException:
-            os.close(self._liveness)
-            os.close(self.status_fd)
             self.remove_scratch()
             raise
         finally:
-            for fd in (liveness, status, *site.id_maps.values()):
+            for fd in id_maps.values():
                 os.close(fd)
-        os.set_blocking(self._liveness, False)
-        os.set_blocking(self.status_fd, False)
+        self.pid, self.pidfd = self._process.pid, self._process.pidfd
+        self.status_fd = self._process.status
+        os.set_blocking(self._process.control, False)
 
     def events(self) -> list[dict[str, Any]]:
         """The status lines that have arrived; never blocks, bounded."""
@@ -68,18 +143,13 @@ class ForkedWorker:
                 self._pending += block
         *lines, self._pending = self._pending.split(b"\n")
         heard = [event for line in lines if (event := _parse(line))]
-        self._heard += heard
+        self.heard += heard
         return heard
-
-    @property
-    def heard(self) -> list[dict[str, Any]]:
-        """Every status line so far."""
-        return self._heard
 
     def signal(self, signo: int) -> bool:
         """Have the mini-init signal the server; False if that is not possible (any more)."""
         with suppress(BlockingIOError, BrokenPipeError):
-            return os.write(self._liveness, bytes([signo])) == 1
+            return os.write(self._process.control, bytes([signo])) == 1
         return False
 
     def kill(self) -> None:
@@ -88,13 +158,25 @@ class ForkedWorker:
 
     def close(self) -> None:
         """After it was reaped: close the fds, remove the private directory."""
-        for fd in (self._liveness, self.status_fd, self.pidfd):
-            os.close(fd)
+        self._process.close()
         self.remove_scratch()
 
     def remove_scratch(self) -> None:
         """Remove the private directory, whatever the worker made of it."""
         remove_tree(self.plan.scratch_dir)
+
+
+def _fork_for(
+    plan: Plan, stdio: tuple[int, int, int], id_maps: dict[IdMap, int], *, tty: bool
+) -> _Process:
+    site = Site()
+    site.id_maps = id_maps
+    return _Process.fork(
+        plan.clone_flags,
+        lambda control, status: mini_init.run(
+            plan, site, stdio=stdio, control=control, status=status, tty=tty
+        ),
+    )
 
 
 def make_scratch(path: str, uid: int) -> None:

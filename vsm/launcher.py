@@ -13,17 +13,21 @@ import select
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from vsm.execution import Plan
-from vsm.forked_worker import ForkedWorker
+from vsm.forked_worker import ForkedWorker, Spare
 from vsm.linux import pidfd, prctl
 
 MOST_MESSAGE_BYTES = 131072
 MOST_FDS = 16
 _END_TIMEOUT_S = 5.0
 _ORPHAN_TIMEOUT_S = 1.0
+_SPARE_LIFE_S = 30.0
+_MOST_SPARES = 2
+_QUIET_S = 0.01  # after a start, so that a spare is never made while somebody waits
 
 
 class Launcher:
@@ -33,6 +37,9 @@ class Launcher:
         self._link = link
         self._workers: dict[str, ForkedWorker] = {}
         self._started: set[str] = set()
+        self._spares: list[Spare] = []
+        self._spare_for: Plan | None = None
+        self._last_start_s = self._spare_deadline_s = 0.0
         self._by_fd: dict[int, str] = {}
         self._poll = select.poll()
         self._wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -48,7 +55,7 @@ class Launcher:
         self._send({"kind": "ready", "pid": os.getpid()})
         try:
             while True:
-                for fd, _ in self._poll.poll():
+                for fd, _ in self._wait():
                     if fd == self._link.fileno():
                         if not self._receive():
                             return
@@ -62,6 +69,48 @@ class Launcher:
             return
         finally:
             self._end()
+
+    # -- spares ------------------------------------------------------------------------------------
+
+    def _wait(self) -> list[tuple[int, int]]:
+        """Poll; in a quiet moment make the spare, after a long one let the spares go."""
+        if self._spare_for is None and not self._spares:
+            return self._poll.poll()
+        due_s = self._spare_deadline_s if self._spare_for is None else self._last_start_s + _QUIET_S
+        events = self._poll.poll(max(0.0, due_s - time.monotonic()) * 1000 + 1)
+        if not events and time.monotonic() > due_s:
+            if self._spare_for is None:
+                self._discard_spares(0)
+            else:
+                self._make_spare(self._spare_for)
+        return events
+
+    def _take_spare(self, plan: Plan) -> Spare | None:
+        for spare in self._spares:
+            if spare.serves(plan):
+                self._spares.remove(spare)
+                if not pidfd.wait(spare.process.pidfd, 0):
+                    return spare
+                spare.discard()
+                return None
+        return None
+
+    def _want_spare(self, plan: Plan) -> None:
+        """Whoever started one worker probably starts another: a restart, or the next one."""
+        self._last_start_s = time.monotonic()
+        self._spare_deadline_s = self._last_start_s + _SPARE_LIFE_S
+        self._spare_for = plan
+
+    def _make_spare(self, plan: Plan) -> None:
+        self._spare_for = None
+        if not any(spare.serves(plan) for spare in self._spares):
+            self._discard_spares(_MOST_SPARES - 1)
+            with suppress(OSError):  # the next worker is forked when it comes, and says why not
+                self._spares.append(Spare(plan))
+
+    def _discard_spares(self, kept: int) -> None:
+        while len(self._spares) > kept:
+            self._spares.pop(0).discard()
 
     # -- orders ------------------------------------------------------------------------------------
 
@@ -92,7 +141,9 @@ class Launcher:
             self._refuse(name, "", "expected a new worker and three fds")
             return
         try:
-            worker = ForkedWorker(Plan.from_json(table), (fds[0], fds[1], fds[2]))
+            plan = Plan.from_json(table)
+            stdio = (fds[0], fds[1], fds[2])
+            worker = ForkedWorker(plan, stdio, spare=self._take_spare(plan))
         except (OSError, KeyError, TypeError, ValueError) as error:
             self._refuse(name, "namespaces", f"cannot fork: {error}")
             return
@@ -111,6 +162,7 @@ class Launcher:
                 self._started.add(name)
                 told = {"kind": "spawned", "worker": name, "pid": worker.pid}
                 self._send({**told, "layers": event["layers"]}, [worker.pidfd])
+                self._want_spare(worker.plan)
         if dead:
             self._bury(name, worker)
         elif worker.hung_up:
@@ -148,6 +200,7 @@ class Launcher:
     def _kill_orphans(self) -> None:
         """Kill and reap every child that is no mini-init, and what their deaths hand over."""
         known = {worker.pid for worker in self._workers.values()}
+        known |= {spare.process.pid for spare in self._spares}
         while orphans := [p for p in pidfd.read_children(self._children) if p not in known]:
             for pid in orphans:
                 if not _kill_and_reap(pid):
@@ -155,6 +208,7 @@ class Launcher:
 
     def _end(self) -> None:
         """Kill everything; nothing here waits for the supervisor."""
+        self._discard_spares(0)
         for worker in self._workers.values():
             worker.kill()
         for worker in self._workers.values():

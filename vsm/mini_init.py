@@ -3,27 +3,32 @@
 Runs in the child of the launcher (or of `vsm sandbox run`), forked, never exec'ed. As pid 1 of
 a pid namespace the kernel kills the rest when it ends; without one it is a subreaper and does
 that itself. It runs under the same Landlock domain and seccomp filter as the server, not
-dumpable, and holds two fds: the liveness pipe (its end means: kill everything) and the status
+dumpable, and holds two fds: the control socket (its end means: kill everything) and the status
 pipe (one JSON line each for "started", "failed", "exited"). Standard library only.
 """
 
 import errno
+import fcntl
 import json
 import os
 import select
 import signal
-import sys
+import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from vsm.execution import OperationError, Plan, execute
+from vsm.execution import OperationError, Plan, execute, execute_steps
 from vsm.linux import namespaces, pidfd, prctl
-from vsm.operations import Site
+from vsm.operations import Operation, Site
+from vsm.root_operations import id_map_keys
 
-LIVENESS_FD = 3
+CONTROL_FD = 3
 STATUS_FD = 4
 EXIT_FAILED = 125  # the server was never started
-EXIT_KILLED = 137  # the liveness pipe closed
+EXIT_KILLED = 137  # the control socket closed
+_MOST_PLAN_BYTES = 131072
+_MOST_FDS = 16
 _FIRST_FREE_FD = 5
 _PARKING = 64  # above every fd that is given its final number below
 _FORWARDED = (
@@ -41,13 +46,7 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN,
 
 
 def run(
-    plan: Plan,
-    site: Site,
-    *,
-    stdio: tuple[int, int, int],
-    liveness: int,
-    status: int,
-    tty: bool,
+    plan: Plan, site: Site, *, stdio: tuple[int, int, int], control: int, status: int, tty: bool
 ) -> NoReturn:
     """Confine, start the server, and stay until it ends.
 
@@ -55,34 +54,100 @@ def run(
         plan: what to do.
         site: with the id maps that the parent opened.
         stdio: the server's three fds.
-        liveness: read end; bytes are signal numbers for the server, the end of file kills.
+        control: a message holds signal numbers for the server, the end of file kills.
         status: write end for the JSON lines.
         tty: stay in the session and process group of the terminal.
     """
+
+    def work() -> int:
+        _arrange_fds(control, status, stdio, site)
+        init = _Init(site, namespaced=bool(plan.clone_flags & namespaces.NEWPID), tty=tty)
+        init.prepare()
+        return init.run(plan)
+
+    _contain(work)
+
+
+def run_ahead(flags: int, steps: tuple[Operation, ...], *, control: int, status: int) -> NoReturn:
+    """The same for a worker that is not known yet: its plan comes by `control` later.
+
+    Args:
+        flags: the namespaces that the fork made.
+        steps: the first operations of any plan to come.
+        control: the first message is the plan in JSON, with stdio and id maps as fds.
+        status: as for `run`.
+    """
+
+    def work() -> int:
+        site = Site()
+        _arrange_fds(control, status, (), site)
+        init = _Init(site, namespaced=bool(flags & namespaces.NEWPID), tty=False)
+        init.prepare()
+        failed = None
+        try:
+            execute_steps(steps, site)
+        except OperationError as error:
+            failed = error  # said when somebody asks
+        plan = _receive_plan(site)
+        if plan is None:
+            return 0
+        return _refuse(failed) if failed else init.run(plan)
+
+    _contain(work)
+
+
+def send_plan(control: int, table: dict[str, Any], fds: list[int]) -> None:
+    """The parent's side of `run_ahead`."""
+    with socket.socket(fileno=os.dup(control)) as link:
+        socket.send_fds(link, [json.dumps(table).encode()], fds)
+
+
+def _receive_plan(site: Site) -> Plan | None:
+    with socket.socket(fileno=os.dup(CONTROL_FD)) as link:
+        data, fds, _, _ = socket.recv_fds(link, _MOST_PLAN_BYTES, _MOST_FDS)
+    if not data:
+        return None
+    plan = Plan.from_json(json.loads(data))
+    for number, fd in enumerate(fds[:3]):
+        os.dup2(fd, number)
+        os.close(fd)
+    site.id_maps = dict(zip(id_map_keys(plan.operations), fds[3:], strict=True))
+    for fd in fds[3:]:
+        os.set_inheritable(fd, False)  # noqa: FBT003 - the function takes no keyword
+    return plan
+
+
+def _contain(work: Callable[[], int]) -> NoReturn:
+    """A forked child never returns into its parent's code."""
     code = EXIT_FAILED
     try:
-        _arrange_fds(stdio, liveness, status, site)
-        code = _Init(plan, site, tty=tty).run()
-    except BaseException as error:  # noqa: BLE001 - the boundary: a forked child must not return
+        code = work()
+    except BaseException as error:  # noqa: BLE001 - the boundary
         with suppress(OSError):
             _report("failed", {"layer": "", "what": f"{type(error).__name__}: {error}"})
     finally:
         os._exit(code)
 
 
+def _refuse(error: OperationError) -> int:
+    _report("failed", {"layer": error.layer, "what": f"{error.step}: {error.reason}"})
+    return EXIT_FAILED
+
+
 class _Init:
     """One worker's first process."""
 
-    def __init__(self, plan: Plan, site: Site, *, tty: bool) -> None:
-        self._plan = plan
+    def __init__(self, site: Site, *, namespaced: bool, tty: bool) -> None:
         self._site = site
         self._tty = tty
-        self._namespaced = bool(plan.clone_flags & namespaces.NEWPID)
+        self._namespaced = namespaced
         self._server = 0
         self._children = -1
+        self._nothing = -1
         self._wakeup = (-1, -1)
 
-    def run(self) -> int:
+    def prepare(self) -> None:
+        """All that does not depend on the plan."""
         prctl.set_death_signal(signal.SIGKILL)
         os.umask(0o022)
         self._listen()
@@ -91,29 +156,29 @@ class _Init:
         if not self._namespaced:
             prctl.become_subreaper()
             self._children = pidfd.children_file()
-        nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+    def run(self, plan: Plan) -> int:
         try:
-            layers = execute(self._plan, self._site)
+            layers = execute(plan, self._site)
         except OperationError as error:
-            what = f"{error.step}: {error.reason}"
-            _report("failed", {"layer": error.layer, "what": what})
-            return EXIT_FAILED
+            return _refuse(error)
         os.umask(0o077)
-        if not self._start(layers):
+        if not self._start(plan, layers):
             return EXIT_FAILED
         for fd in (0, 1, 2):
-            os.dup2(nothing, fd)
+            os.dup2(self._nothing, fd)
         return self._serve()
 
-    def _start(self, layers: list[dict[str, str]]) -> bool:
+    def _start(self, plan: Plan, layers: list[dict[str, str]]) -> bool:
         try:
-            os.chdir(self._plan.cwd)
-            self._server = _spawn(self._plan, setsid=not self._tty)
+            os.chdir(plan.cwd)
+            self._server = _spawn(plan, setsid=not self._tty)
         except OSError as error:
-            _report("failed", {"layer": "", "what": _exec_failure(error, self._plan)})
+            _report("failed", {"layer": "", "what": _exec_failure(error, plan)})
             return False
         if not self._namespaced:
-            # The launcher's death is seen by the liveness pipe; dying with it would leave the
+            # The launcher's death is seen by the control socket; dying with it would leave the
             # server to nobody, for without a pid namespace only this process can find it.
             prctl.set_death_signal(0)
         _report("started", {"layers": layers})
@@ -133,7 +198,7 @@ class _Init:
 
     def _serve(self) -> int:
         poll = select.poll()
-        poll.register(LIVENESS_FD, select.POLLIN)
+        poll.register(CONTROL_FD, select.POLLIN)
         poll.register(self._wakeup[0], select.POLLIN)
         while True:
             ended = self._reap()
@@ -182,16 +247,16 @@ class _Init:
             os.wait3(0)
 
 
-def _arrange_fds(stdio: tuple[int, int, int], liveness: int, status: int, site: Site) -> None:
+def _arrange_fds(control: int, status: int, stdio: tuple[int, ...], site: Site) -> None:
     """Give each fd its number and close all others but the id maps."""
-    import fcntl
-
-    kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKING) for fd in (*stdio, liveness, status)]
+    parked = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKING) for fd in (control, status, *stdio)]
     maps = {
         key: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKING) for key, fd in site.id_maps.items()
     }
-    for number, fd in enumerate(kept):
-        os.dup2(fd, number, inheritable=number < LIVENESS_FD)
+    for number, fd in zip((CONTROL_FD, STATUS_FD), parked[:2], strict=True):
+        os.dup2(fd, number, inheritable=False)
+    for number, fd in enumerate(parked[2:]):
+        os.dup2(fd, number)
     for index, key in enumerate(maps):
         os.dup2(maps[key], _FIRST_FREE_FD + index, inheritable=False)
         site.id_maps[key] = _FIRST_FREE_FD + index
@@ -247,9 +312,3 @@ def _read(fd: int) -> bytes:
 def _wake(signo: int, frame: Any) -> None:  # noqa: ANN401 - a frame object
     """Do nothing: the wake-up fd carries the signal's number."""
     del signo, frame
-
-
-def main_thread_only() -> None:
-    """Refuse to fork where another thread could hold a lock."""
-    if "threading" in sys.modules and sys.modules["threading"].active_count() > 1:
-        raise RuntimeError("forking a confined worker needs a single-threaded process")

@@ -19,6 +19,9 @@ _RIGHTS = {
 }
 
 
+IdMap = tuple[int, int, int, int]  # stored uid, seen uid, stored gid, seen gid
+
+
 class Site:
     """What the operations of one execution share.
 
@@ -31,7 +34,7 @@ class Site:
 
     def __init__(self) -> None:
         self.root_fd = -1
-        self.id_maps: dict[tuple[int, int, int, int], int] = {}
+        self.id_maps: dict[IdMap, int] = {}
         self.executed: list[Operation] = []
         self.reports: list[tuple[str, str]] = []
 

@@ -11,7 +11,7 @@ import stat
 from typing import NamedTuple
 
 from vsm.linux import mounts, namespaces
-from vsm.operations import Site
+from vsm.operations import IdMap, Operation, Site
 
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _INSIDE = mounts.RESOLVE_BENEATH | mounts.RESOLVE_NO_SYMLINKS
@@ -222,13 +222,16 @@ def _make_directory(root_fd: int, path: str) -> None:
             raise
 
 
-def open_id_maps(operations: object) -> dict[tuple[int, int, int, int], int]:
+def id_map_keys(operations: tuple[Operation, ...]) -> list[IdMap]:
+    """The id maps that the steps need, each once, in order."""
+    found: dict[IdMap, None] = {}
+    for step in operations:
+        if isinstance(step, Bind) and step.id_map:
+            stored_uid, seen_uid, stored_gid, seen_gid = step.id_map
+            found[stored_uid, seen_uid, stored_gid, seen_gid] = None
+    return list(found)
+
+
+def open_id_maps(operations: tuple[Operation, ...]) -> dict[IdMap, int]:
     """In the parent, before the fork: the user namespaces that serve as id maps."""
-    maps: dict[tuple[int, int, int, int], int] = {}
-    for operation in operations if isinstance(operations, tuple) else ():
-        if isinstance(operation, Bind) and operation.id_map:
-            stored_uid, seen_uid, stored_gid, seen_gid = operation.id_map
-            key = (stored_uid, seen_uid, stored_gid, seen_gid)
-            if key not in maps:
-                maps[key] = namespaces.id_map_namespace(*key)
-    return maps
+    return {key: namespaces.id_map_namespace(*key) for key in id_map_keys(operations)}
