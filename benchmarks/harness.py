@@ -15,9 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = ("spawn", "syscalls", "route", "start", "memory")
 HERE = Path(__file__).resolve().parent
-ROUNDS = {"spawn": 40, "syscalls": 9, "route": 5, "start": 9, "memory": 1}
+BENCHMARKS = sorted(
+    path.stem for path in HERE.glob("*.py") if "\ndef run(" in path.read_text(encoding="utf-8")
+)
+ROUNDS = {"spawn": 40, "start": 9, "memory": 1}
+OTHERWISE = 5
 
 Row = dict[str, Any]
 Run = Callable[[int], list[Row]]
@@ -33,7 +36,7 @@ def main() -> int:
         print(f"{name} ...", file=sys.stderr, flush=True)
         started = time.monotonic()
         run: Run = importlib.import_module(name).run
-        rows += run(args.rounds or ROUNDS[name])
+        rows += run(args.rounds or ROUNDS.get(name, OTHERWISE))
         print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
     earlier = json.loads(args.compare.read_text(encoding="utf-8")) if args.compare else []
     _print(rows, earlier)
