@@ -21,7 +21,7 @@ needs_numba = pytest.mark.skipif(
     not variety_fast.is_installed(), reason="numba is not installed: pip install 'vsm[fast]'"
 )
 ENGINES = ["numpy", pytest.param("numba", marks=needs_numba)]
-DTYPES = [np.uint16, np.int32, np.uint32, np.int64, np.uint64]
+DTYPES = [np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
 
 
 def random_pair(rows: int, classes: int, top: int, dtype: type = np.int64, seed: int = 1) -> Pair:
@@ -142,14 +142,24 @@ def test_no_rows_or_no_classes_are_an_empty_answer(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
 @pytest.mark.parametrize(
-    ("asked", "answered"), [([[1, 2]], [[2, 2]]), ([[1, 2]], [[-1, 2]]), ([[-2, 2]], [[-2, 2]])]
+    ("asked", "answered"), [([[1, 2]], [[2, 2]]), ([[99, 2]], [[-1, 2]]), ([[-2, 2]], [[-2, 2]])]
 )
 def test_counts_that_cannot_be_are_refused(
-    engine: vb.Engine, asked: list[list[int]], answered: list[list[int]]
+    engine: vb.Engine, dtype: type, asked: list[list[int]], answered: list[list[int]]
 ) -> None:
     with pytest.raises(ValueError, match="0 <= answered <= asked"):
-        vb.measure(np.array(asked), np.array(answered), engine=engine)
+        vb.measure(np.array(asked, dtype), np.array(answered, dtype), engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
+def test_negative_counts_of_any_width_are_refused(engine: vb.Engine, dtype: type) -> None:
+    with pytest.raises(ValueError, match="0 <= answered <= asked"):
+        vb.measure(np.array([[60_000, 2]]), np.array([[-1, 2]], dtype), engine=engine)
+    with pytest.raises(ValueError, match="0 <= answered <= asked"):
+        vb.entropy_bits(np.array([[-2, 5]], dtype), engine=engine)
 
 
 @pytest.mark.parametrize(

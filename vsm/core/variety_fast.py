@@ -30,6 +30,7 @@ Int: TypeAlias = npt.NDArray[np.int64]
 Bits: TypeAlias = npt.NDArray[np.float64]
 
 _MASK: Final = COUNT_LIMIT - 1
+_WIDE_BYTES: Final = 4
 
 
 @functools.cache
@@ -62,8 +63,12 @@ def entropy_rows(counts: Counts) -> Bits | None:
 
 
 def _plain(counts: Counts) -> Counts:
-    """Contiguous, and unsigned: numba would test every signed index for a wrap-around."""
-    contiguous = np.ascontiguousarray(counts)
+    """Contiguous, and unsigned: numba would test every signed index for a wrap-around.
+
+    A negative count must read as 2^16 or more, so signed ones are at least 32 bits wide.
+    """
+    narrow = np.issubdtype(counts.dtype, np.signedinteger) and counts.dtype.itemsize < _WIDE_BYTES
+    contiguous = np.ascontiguousarray(counts, np.int32 if narrow else None)
     return contiguous.view(np.dtype(f"u{contiguous.dtype.itemsize}"))
 
 

@@ -85,12 +85,12 @@ class Window:
         Raises:
             IndexError: no such class.
         """
+        if demand < 0:
+            raise IndexError(demand)
         asked = self._asked[demand]
         if asked + 1 >= COUNT_LIMIT or self._events >= TOTAL_LIMIT:
             self._halve(1)
             asked = self._asked[demand]
-        if demand < 0:
-            raise IndexError(demand)
         table = log2_table()
         before, after = table[asked], table[asked + 1]
         answered = self._answered[demand]
