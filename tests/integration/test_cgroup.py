@@ -91,9 +91,9 @@ def test_frozen_processes_do_not_run(facts: CgroupFacts, group: Group) -> None:
     if not facts.freeze:
         pytest.skip(facts.reason)
     code = (
-        "import signal\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: print('HEARD', flush=True))\n"
-        "print('READY', flush=True)\n"
+        "import os, signal\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b'HEARD\\n'))\n"
+        "os.write(1, b'READY\\n')\n"
         "while True: signal.pause()\n"
     )
     process = inside(group, code)
