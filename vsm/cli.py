@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("vsm.commands.logs", "show what an integration wrote to stderr"),
     "panic": ("vsm.commands.panic", "stop every integration now and refuse calls"),
     "resume": ("vsm.commands.panic", "end a panic"),
+    "events": ("vsm.commands.events", "show what happened, from the journal"),
+    "decisions": ("vsm.commands.events", "show what vsm decided, and by which rule"),
     "doctor": ("vsm.commands.doctor", "check this host and this installation"),
     "profile": ("vsm.commands.profile", "list, show, check or explain sandbox profiles"),
     "sandbox": ("vsm.commands.sandbox", "confine any command, or probe what this host gives"),

@@ -7,8 +7,8 @@ who really starts and kills is the actor.
 import asyncio
 import random
 from collections import deque
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeAlias
 
 from vsm.core import restart
 
@@ -35,12 +35,21 @@ class Actor(Protocol):
         """A worker's phase or reason changed."""
 
 
+# Told of every step: the group before it, the event, the group after it.
+Observer: TypeAlias = Callable[[restart.Group, restart.Event, restart.Group], None]
+
+
+def _ignore(_before: restart.Group, _event: restart.Event, _after: restart.Group) -> None:
+    """Nobody keeps a record."""
+
+
 class GroupRunner:
     """One restart group on the event loop."""
 
     def __init__(self, specs: Iterable[restart.WorkerSpec], actor: Actor) -> None:
         self.group = restart.new_group(specs)
         self._actor = actor
+        self.observe: Observer = _ignore
         self._events: deque[restart.Event] = deque()
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
@@ -70,7 +79,9 @@ class GroupRunner:
     def _step(self, event: restart.Event) -> None:
         now = asyncio.get_running_loop().time()
         jitter = random.random()  # noqa: S311 - spreads restarts, guards nothing
-        self.group, actions = restart.step(self.group, event, now, jitter)
+        before = self.group
+        self.group, actions = restart.step(before, event, now, jitter)
+        self.observe(before, event, self.group)
         for action in actions:
             self._perform(action)
         self._wake()

@@ -56,12 +56,14 @@ class IntegrationHooks:
         operations_ready: S1 serves.
         changed: a worker changed.
         ring: the output ring of a worker.
+        refused: an integration was not started, and why.
     """
 
     tell_operations: Callable[[Message, list[int]], bool]
     operations_ready: Callable[[], bool]
     changed: Callable[[restart.Changed], None]
     ring: Callable[[str], OutputRing]
+    refused: Callable[[str, VsmError], None] = lambda _name, _error: None
 
 
 @dataclass
@@ -265,6 +267,7 @@ class IntegrationGroup:
             running.tier = running.provided.plan.tier
             running.spawned = await self._launch(running, link)
         except VsmError as error:
+            self.hooks.refused(running.name, error)
             self._gone(running, str(error), hopeless=True)
             return
         except (LaunchError, OSError) as error:

@@ -18,7 +18,6 @@ from vsm.errors import ConfigurationError, VsmError
 from vsm.journal_records import SEVERITIES, severity_index
 from vsm.journal_schema import VERSION, SchemaError, check_owner
 
-FILE_NAME: Final = "journal.db"
 FOLLOW_S: Final = 0.2  # SQLite has no notification across processes: a follower looks this often
 MAX_LIMIT: Final = 2**31 - 1
 _BATCH: Final = 1000  # rows of one short read transaction, so that a follower never holds the WAL

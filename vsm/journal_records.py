@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 SEVERITIES: Final = ("debug", "info", "notice", "warning", "error", "critical")
+JOURNAL_FILE: Final = "journal.db"  # in the state directory
 MAX_TEXT: Final = 256  # characters of a name: kind, source, worker, rule, choice …
 MAX_JSON_BYTES: Final = 16 * 1024  # of one JSON column; a longer one is cut, and says so
 MAX_RECORDS: Final = 100  # of one message, and of one commit unless messages are larger

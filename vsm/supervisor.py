@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,10 +19,12 @@ from vsm.control import ControlServer, NotFoundError
 from vsm.core import restart
 from vsm.errors import VsmError
 from vsm.integration_group import IntegrationGroup, IntegrationHooks
+from vsm.link import LinkStatistics
 from vsm.linux.prctl import become_subreaper
 from vsm.messages import Message, Start
 from vsm.notify import notify, watchdog_interval_s
 from vsm.output import OutputRing
+from vsm.recorder import Recorder
 from vsm.system_group import SystemGroup, SystemHooks
 
 DRAIN_S: Final = 5.0
@@ -48,6 +50,7 @@ class Supervisor:
         self.systems: SystemGroup
         self.integrations: IntegrationGroup
         self.control: ControlServer
+        self.recorder = Recorder(self.log, self._links)
         self._announced = False
         self._shutdown = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -82,6 +85,7 @@ class Supervisor:
     async def _run(self) -> None:
         self._build_systems()
         self._watch_signals()
+        self.recorder.start()
         self.systems.start()  # the slowest: its imports go on while we look at the host
         try:
             self.host = provision.survey(self.config)
@@ -89,6 +93,7 @@ class Supervisor:
             await self._serve()
         finally:
             self._unwatch_signals()
+            await self.recorder.close(uptime_s=self.uptime_s)
 
     async def _serve(self) -> None:
         self.integrations.start()
@@ -112,6 +117,8 @@ class Supervisor:
             ring=self._ring,
         )
         self.systems = SystemGroup(hooks)
+        for runner in (self.systems.systems, self.systems.template):
+            self.recorder.watch(runner, integrations=False)
 
     def _build_integrations(self) -> None:
         hooks = IntegrationHooks(
@@ -119,8 +126,11 @@ class Supervisor:
             operations_ready=lambda: self.systems.operations_ready,
             changed=self._changed,
             ring=self._ring,
+            refused=self.recorder.refused,
         )
         self.integrations = IntegrationGroup(self.host, self.config.integrations, hooks)
+        self.recorder.watch(self.integrations.workers, integrations=True)
+        self.recorder.watch(self.integrations.launcher, integrations=False)
 
     # ---- hooks -----------------------------------------------------------------------------
 
@@ -174,6 +184,11 @@ class Supervisor:
             self.on_ready()
             notify("READY=1")
 
+    def _links(self) -> Iterator[tuple[str, int, LinkStatistics]]:
+        for name, running in self.systems.running.items():
+            if running.link is not None:
+                yield name, running.epoch, running.link.statistics()
+
     def _feed_watchdog(self, interval_s: float) -> None:
         notify("WATCHDOG=1")
         self._watchdog = asyncio.get_running_loop().call_later(
@@ -216,12 +231,14 @@ class Supervisor:
     async def panic(self) -> None:
         """Stop every integration now; nothing starts before `resume`."""
         self.log.error("panic: every integration is killed")
+        self.recorder.panic()
         self.integrations.workers.send(restart.Panic())
         await self.integrations.workers.wait_all_dead()
 
     def resume(self) -> None:
         """End a panic."""
         self.log.info("resumed")
+        self.recorder.resume()
         self.integrations.workers.send(restart.Resume())
 
     def request_shutdown(self, why: str) -> None:
@@ -230,6 +247,7 @@ class Supervisor:
             self._hurry.set()
             return
         self.log.info("shutting down", reason=why)
+        self.recorder.shutting_down(why)
         notify("STOPPING=1")
         self._shutdown.set()
 
@@ -271,6 +289,7 @@ class Supervisor:
         """Kill and reap what a killed launcher or template left: it was reparented to us."""
         template = self.systems.template_actor.process
         own = {template.pid} if template is not None else set()
+        own.add(self.recorder.pid or 0)
         if hasattr(self, "integrations"):
             own.add(self.integrations.launcher_actor.pid or 0)
         for pid in set(_children()) - own - self._foreign:

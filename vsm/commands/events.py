@@ -14,7 +14,6 @@ from typing import Any
 from vsm.commands.terminal import DIM, RED, YELLOW, clean, coloured, print_json
 from vsm.errors import ConfigurationError
 from vsm.journal_reader import (
-    FILE_NAME,
     MAX_LIMIT,
     Filter,
     JournalReader,
@@ -24,7 +23,7 @@ from vsm.journal_reader import (
     parse_severity,
     parse_since,
 )
-from vsm.journal_records import SEVERITIES
+from vsm.journal_records import JOURNAL_FILE, SEVERITIES
 from vsm.paths import state_dir
 
 DEFAULT_LIMIT = 100
@@ -51,7 +50,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Print the newest records, oldest first, and with --follow what comes after them."""
     chosen, table = _filter(args), _table(args)
-    path = state_dir() / FILE_NAME
+    path = state_dir() / JOURNAL_FILE
     with JournalReader(path) as reader:
         last_id = reader.last_id(table)
         rows = reader.newest(table, chosen, args.limit)

@@ -1,0 +1,225 @@
+"""What of the supervisor's life goes into the journal, and under which name.
+
+Runs in the supervisor. Turns each step of a restart group into events and decisions; owns the
+journal's client. Recording never stops or delays what it records.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from vsm import __version__, paths
+from vsm.core import restart
+from vsm.errors import ConfinementError, VsmError
+from vsm.group import GroupRunner
+from vsm.journal_client import JournalClient, JournalStatistics
+from vsm.journal_records import JOURNAL_FILE
+from vsm.link import LinkStatistics
+
+OPERATIONS: Final = "system1"
+_LOOK_S: Final = 10.0  # how often links are asked what they dropped
+_RETRY_S: Final = 30.0  # for a state directory that is not there or not private
+_PHASE_SEVERITY: Final = {"backing_off": "warning", "quarantined": "error"}
+_LOST: Final = ("dropped", "invalid")
+
+Links = Callable[[], Iterator[tuple[str, int, LinkStatistics]]]
+
+
+class Recorder:
+    """The supervisor's record of itself.
+
+    Args:
+        log: the supervisor's logger.
+        links: name, epoch and statistics of every link to be watched for losses.
+    """
+
+    def __init__(self, log: Any, links: Links = lambda: iter(())) -> None:  # noqa: ANN401 - structlog
+        self._log = log
+        self._links = links
+        self._seen: dict[tuple[str, int, str], int] = {}
+        self._pending: dict[str, str] = {}  # worker → the decision whose outcome is not known
+        self._timer: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._reason = ""
+        self.journal = JournalClient(
+            paths.state_dir() / JOURNAL_FILE, on_trouble=self._on_trouble
+        )  # fmt: skip
+
+    @property
+    def pid(self) -> int | None:
+        """The journal process's, while there is one."""
+        return self.journal.statistics().pid
+
+    def statistics(self) -> JournalStatistics:
+        """How the journal does."""
+        return self.journal.statistics()
+
+    def start(self) -> None:
+        """Start the journal process; what is recorded before it is ready waits for it."""
+        self.journal.event("vsm.started", severity="notice", detail={"version": __version__})
+        self._start_journal()
+        self._look()
+
+    def _start_journal(self) -> None:
+        try:
+            paths.ensure_state_dir()
+        except VsmError as error:
+            self._on_trouble(str(error))
+            self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._start_journal)
+            return
+        self.journal.start()
+
+    async def close(self, *, uptime_s: float) -> None:
+        """Write the last event and end the journal process, bounded."""
+        for timer in (self._timer, self._retry):
+            if timer is not None:
+                timer.cancel()
+        self._look_at_links()
+        detail = {"uptime_s": round(uptime_s, 3)}
+        self.journal.event("vsm.stopped", severity="notice", detail=detail)
+        lost = await self.journal.close()
+        if lost:
+            self._log.error("journal: records lost", count=lost, reason=self._reason)
+
+    def _on_trouble(self, reason: str) -> None:
+        if reason:
+            self._log.error("journal: cannot write", reason=reason)
+        elif self._reason:
+            self._log.info("journal: writes again")
+        self._reason = reason
+
+    # ---- commands and refusals --------------------------------------------------------------
+
+    def panic(self) -> None:
+        """An operator pressed it."""
+        self.journal.event("vsm.panic", severity="critical")
+
+    def resume(self) -> None:
+        """The panic is over."""
+        self.journal.event("vsm.resumed", severity="notice")
+
+    def shutting_down(self, why: str) -> None:
+        """The end begins."""
+        self.journal.event("vsm.stopping", severity="notice", detail={"reason": why})
+
+    def refused(self, name: str, error: VsmError) -> None:
+        """A worker was not started: a layer, its files or its configuration forbid it."""
+        detail: dict[str, object] = {"what": error.what, "remedy": error.remedy}
+        if isinstance(error, ConfinementError):
+            detail["layer"] = error.layer
+        self.journal.event(
+            "worker.refused", worker=name, integration=name, severity="error", detail=detail
+        )
+
+    # ---- restart groups ---------------------------------------------------------------------
+
+    def watch(self, runner: GroupRunner, *, integrations: bool) -> None:
+        """Record every step of a group from now on."""
+
+        def observe(before: restart.Group, event: restart.Event, after: restart.Group) -> None:
+            self._on_event(before, event, after, integrations=integrations)
+            for name, worker in after.workers.items():
+                if worker.phase != before.workers[name].phase:
+                    self._on_phase(worker, integrations=integrations)
+
+        runner.observe = observe
+
+    def _on_event(
+        self, before: restart.Group, event: restart.Event, after: restart.Group, *,
+        integrations: bool,
+    ) -> None:  # fmt: skip
+        if not isinstance(event, restart.Exited | restart.Hung | restart.Failed):
+            return
+        old = before.workers.get(event.name)
+        if old is None or not old.alive or old.incarnation != event.incarnation:
+            return
+        kind, severity = _named(event, old)
+        detail: dict[str, object] = {"reason": event.reason, "incarnation": event.incarnation}
+        if isinstance(event, restart.Hung):
+            detail["stack"] = f"asked for; see `vsm logs {event.name}`"
+        self._tell(kind, event.name, severity, detail, integrations=integrations)
+        if isinstance(event, restart.Exited):
+            self._settle(event.name, {"state": "exited", "reason": event.reason})
+            self._on_crash(event, after.workers[event.name])
+
+    def _on_phase(self, worker: restart.Worker, *, integrations: bool) -> None:
+        name, phase = worker.spec.name, worker.phase
+        detail: dict[str, object] = {"incarnation": worker.incarnation}
+        if worker.reason:
+            detail["reason"] = worker.reason
+        severity = _PHASE_SEVERITY.get(phase, "info")
+        self._tell(f"worker.{phase}", name, severity, detail, integrations=integrations)
+        if phase in {"ready", "stopped"}:
+            self._settle(name, {"state": phase})
+        if phase == "ready" and name == OPERATIONS and worker.incarnation > 1:
+            self._tell("gateway.replaced", name, "warning", detail, integrations=False)
+
+    def _on_crash(self, event: restart.Exited, worker: restart.Worker) -> None:
+        """A restart or a quarantine is a decision: the rule and what it was made of."""
+        if event.collateral or worker.phase not in {"backing_off", "quarantined", "starting"}:
+            return
+        spec, quarantined = worker.spec, worker.phase == "quarantined"
+        rule = "restart.hopeless" if event.hopeless else "restart.intensity"
+        self._pending[worker.spec.name] = self.journal.decide(
+            spec.name,
+            rule=rule,
+            inputs={
+                "reason": event.reason,
+                "crashes": len(worker.crashes),
+                "streak": worker.streak,
+                "intensity": spec.intensity,
+                "period_s": spec.period_s,
+                "backoff_max_s": spec.backoff_max_s,
+            },
+            alternatives=["restart"] if quarantined else ["quarantine"],
+            choice="quarantine" if quarantined else "restart",
+        )
+
+    def _settle(self, name: str, outcome: dict[str, object]) -> None:
+        key = self._pending.pop(name, None)
+        if key is not None:
+            self.journal.outcome(key, outcome)
+
+    def _tell(
+        self, kind: str, name: str, severity: str, detail: dict[str, object], *, integrations: bool
+    ) -> None:
+        self.journal.event(
+            kind,
+            worker=name,
+            integration=name if integrations else None,
+            severity=severity,
+            detail=detail,
+        )
+
+    # ---- links ------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        self._look_at_links()
+        self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look_at_links(self) -> None:
+        """Record what links lost since the last look."""
+        for name, epoch, statistics in self._links():
+            for what in _LOST:
+                total = getattr(statistics, what)
+                key = (name, epoch, what)
+                lost, self._seen[key] = total - self._seen.get(key, 0), total
+                if lost > 0:
+                    detail = {"count": lost, "epoch": epoch}
+                    self.journal.event(
+                        f"link.{what}", worker=name, severity="warning", detail=detail
+                    )
+
+
+def _named(
+    event: restart.Exited | restart.Hung | restart.Failed, old: restart.Worker
+) -> tuple[str, str]:
+    """Kind and severity."""
+    if isinstance(event, restart.Hung):
+        return "worker.hung", "error"
+    if isinstance(event, restart.Failed):
+        return "worker.unfit", "error"
+    if event.reason.startswith("out of memory"):
+        return "worker.out_of_memory", "error"
+    commanded = old.after in {"stop", "restart"} or not old.wanted
+    return "worker.exited", "info" if commanded or event.clean else "warning"
