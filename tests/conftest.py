@@ -17,8 +17,13 @@ from pathlib import Path
 
 import leaks
 import pytest
+from hypothesis import HealthCheck, settings
 
 CHECKED_FOLDERS = {"integration", "isolation", "e2e"}
+# How fast examples come says something about the machine's other work, not about the code.
+settings.register_profile("vsm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vsm")
+
 STARTED = pytest.StashKey[Path]()
 
 Require = Callable[[str, bool, str], None]
