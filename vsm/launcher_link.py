@@ -94,11 +94,20 @@ def failure(name: str, event: dict[str, Any] | None) -> ConfinementError | Launc
 
 
 def is_confined(pid: int) -> bool:
-    """Whether a child of ours runs under a system call filter, as only workers do."""
+    """Whether a child of ours has a system call filter more than we do, as only workers have.
+
+    Not simply one: a container runtime may have given a filter to everything in it.
+    """
+    return _filters(str(pid)) > _filters("self")
+
+
+def _filters(process: str) -> int:
     with suppress(OSError):
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-        return "\nSeccomp:\t2\n" in text
-    return False
+        text = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            if line.startswith("Seccomp_filters:"):
+                return int(line.split()[1])
+    return 0
 
 
 @dataclass(slots=True)

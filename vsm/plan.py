@@ -303,7 +303,8 @@ def _shared_operations(case: _Case, files: layout.Grants) -> Iterator[Operation]
 
 def _own_operations(case: _Case, files: layout.Grants, scratch: str) -> Iterator[Operation]:
     if case.request.cgroups:
-        yield JoinCgroups(case.request.cgroups)
+        enforced = case.request.cgroup_layers or ("memory",)
+        yield JoinCgroups(case.request.cgroups, layer=enforced[0])
     if case.namespaced:
         yield EnterCgroupNamespace()
         yield from files.own_root_operations()

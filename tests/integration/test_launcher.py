@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,12 +13,13 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from confined_worlds import BOUND_S, IS_ROOT, WORKER_UID, host, plan_for
+from confined_worlds import BOUND_S, IS_ROOT, WORKER_UID, as_user, host, plan_for
 
 from vsm.errors import ConfinementError
 from vsm.execution import Plan
 from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
-from vsm.linux import pidfd
+from vsm.launcher_link import is_confined
+from vsm.linux import pidfd, prctl, seccomp
 
 pytestmark = pytest.mark.isolation
 WHO = "root" if IS_ROOT else "user"
@@ -272,8 +274,10 @@ def test_a_killed_spare_is_replaced_and_does_no_harm(tier: str) -> None:
     async def scene(field: Field) -> None:
         first = await field.ready("first", tier)
         spares = await spares_of(field, {first.pid})
+        sentinels = [os.pidfd_open(pid) for pid in spares]
         for pid in spares:
             os.kill(pid, signal.SIGKILL)
+        assert all_gone(sentinels)
         second = await field.ready("second", tier)
         assert second.pid not in spares
 
@@ -338,3 +342,35 @@ def test_the_mini_init_cannot_be_traced_by_its_server() -> None:
             os.close(stdout)
 
     play(scene)
+
+
+def test_inside_a_filtered_container_only_workers_count_as_confined() -> None:
+    allow_all = struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
+
+    def child(*, filtered: bool) -> int:
+        ready, told = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                if filtered:
+                    seccomp.install(allow_all)
+                os.write(told, b"x")
+                signal.pause()
+            finally:
+                os._exit(1)
+        os.read(ready, 1)
+        os.close(ready)
+        os.close(told)
+        return pid
+
+    def work() -> list[bool]:
+        prctl.set_no_new_privileges()
+        seccomp.install(allow_all)  # what a container runtime does to everything in it
+        pids = [child(filtered=False), child(filtered=True)]
+        answers = [is_confined(pid) for pid in pids]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        return answers
+
+    assert as_user("root", work) == [False, True]
