@@ -32,6 +32,7 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
+MAX_DISCARDED_BYTES: Final = 4 * MAX_BODY_BYTES
 MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 512
 MAX_SESSIONS: Final = 1024
@@ -457,8 +458,8 @@ def _status(frame: bytes) -> int:
 
 async def _body(request: Request, receive: Receive) -> bytes:
     declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > MAX_BODY_BYTES:
-        raise RefusedError(413, f"A body has at most {MAX_BODY_BYTES} bytes.\n", [_CLOSE])
+    if not declared.isdigit() or int(declared) > MAX_DISCARDED_BYTES:
+        raise RefusedError(413, _TOO_LARGE, [_CLOSE])
     parts: list[bytes] = []
     size = 0
     while True:
@@ -467,14 +468,20 @@ async def _body(request: Request, receive: Receive) -> bytes:
             raise RefusedError(400, "The body ended early.\n", [_CLOSE])
         part = event.get("body", b"")
         size += len(part)
+        # A client that is still sending would not read the refusal: discard a bounded rest.
         if size > MAX_BODY_BYTES:
-            raise RefusedError(413, f"A body has at most {MAX_BODY_BYTES} bytes.\n", [_CLOSE])
-        parts.append(part)
-        if not event.get("more_body", False):
+            parts.clear()
+        else:
+            parts.append(part)
+        ended = not event.get("more_body", False)
+        if size > (MAX_BODY_BYTES if ended else MAX_DISCARDED_BYTES):
+            raise RefusedError(413, _TOO_LARGE, [_CLOSE])
+        if ended:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 _CLOSE: Final = (b"connection", b"close")
+_TOO_LARGE: Final = f"A body has at most {MAX_BODY_BYTES} bytes.\n"
 
 
 async def _start(send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:

@@ -1,0 +1,190 @@
+"""The unix socket and `vsm connect`: who may connect, both ends' ends, names and errors."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gateway_harness as harness
+import pytest
+import uvloop
+from gateway_harness import Raw
+
+CONNECT = [sys.executable, "-m", "vsm", "connect"]
+
+
+def environment(folder: str | Path) -> dict[str, str]:
+    return {**os.environ, "VSM_RUNTIME_DIR": str(folder)}
+
+
+def line(method: str, request_id: Any = None, **params: Any) -> bytes:
+    message = {"jsonrpc": "2.0", "method": method, "params": params}
+    if request_id is not None:
+        message["id"] = request_id
+    return json.dumps(message).encode() + b"\n"
+
+
+INITIALIZE = line("initialize", 0, protocolVersion="2025-11-25", capabilities={})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_user_is_turned_away() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            folder, name = os.path.split(gateway.socket_path)
+            os.chmod(folder, 0o711)
+            os.chmod(gateway.socket_path, 0o666)
+            code = (
+                "import os, socket, sys\n"
+                "os.chdir(sys.argv[1])\n"
+                "if len(sys.argv) > 3: os.setgroups([]); os.setuid(int(sys.argv[3]))\n"
+                "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[2]); s.settimeout(20)\n"
+                'try: s.send(b\'{"jsonrpc":"2.0","id":1,"method":"ping"}\\n\')\n'
+                "except BrokenPipeError: pass\n"
+                "try: print(s.recv(100))\n"
+                "except ConnectionResetError: print(b'')\n"
+            )
+            for uid, expected in (((), b'"result":{}'), (("65534",), b"b''")):
+                argv = ["/usr/bin/python3", "-c", code, folder, name, *uid]
+                process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
+                out, _ = await asyncio.wait_for(process.communicate(), 20)
+                assert expected in out
+
+    uvloop.run(main())
+
+
+def test_broken_frames_of_a_client_are_answered_and_the_next_is_served() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            client = await gateway.raw()
+            for broken in (b"{\n", b"\xff\n", b"[]\n", b'{"jsonrpc":"2.0","id":1}\n'):
+                client.writer.write(broken)
+                answer = await client.receive()
+                assert answer["id"] is None
+                assert answer["error"]["code"] in (-32700, -32600)
+            client.writer.write(b"x" * 9_000_000 + b"\n")
+            assert "more than" in (await client.receive())["error"]["message"]
+            assert (await client.request(2, "ping"))["result"] == {}
+
+    uvloop.run(main())
+
+
+def test_a_request_before_initialize_and_an_id_in_flight_are_refused() -> None:
+    async def main() -> None:
+        async with harness.running({"old": harness.echo_legacy("old")}) as gateway:
+            client = await Raw.connect(gateway.socket_path)
+            gateway.raws.append(client)
+            refused = await client.request(1, "tools/list")
+            assert "initialize first" in refused["error"]["message"]
+            await client.initialize()
+            params = {"name": "old__slow", "arguments": {"seconds": 0.3}}
+            client.send(id=5, method="tools/call", params=params)
+            client.send(id=5, method="tools/call", params=params)
+            assert "in flight already" in (await client.receive())["error"]["message"]
+            assert "result" in await client.receive()
+
+    uvloop.run(main())
+
+
+def test_clashing_bare_names_are_served_by_none_and_a_prefix_helps() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            await gateway.start("one", harness.echo_legacy("one"), prefix="")
+            await gateway.start("two", harness.echo_legacy("two"), prefix="two")
+            await gateway.ready()
+            client = await gateway.raw()
+            assert "result" in await client.call(1, "echo")
+            await gateway.start("three", harness.echo_legacy("three"), prefix="")
+            await gateway.ready()
+            error = (await client.call(2, "echo"))["error"]
+            assert "Unknown tool" in error["message"]
+            assert "result" in await client.call(3, "two__echo")
+            notes = gateway.gateway.status()["notes"]
+            assert "echo: claimed by one, three, served by none; give them a prefix" in notes
+            shared = await client.request(4, "resources/read", uri="mem://shared")
+            assert "claimed by one, three, two" in shared["error"]["message"]
+
+    uvloop.run(main())
+
+
+def test_connect_without_a_running_vsm_says_what_to_do(tmp_path: Path) -> None:
+    done = subprocess.run(
+        CONNECT, env=environment(tmp_path), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 4
+    assert "vsm up" in done.stderr
+    assert done.stdout == ""
+
+
+def test_connect_answers_all_that_was_sent_before_its_input_ended() -> None:
+    async def main() -> None:
+        async with harness.running({"old": harness.echo_legacy("old")}) as gateway:
+            calls = b"".join(
+                line("tools/call", n, name="old__slow", arguments={"seconds": 0.2})
+                for n in range(1, 9)
+            )
+            folder = Path(gateway.socket_path).parent
+            process = await asyncio.create_subprocess_exec(
+                *CONNECT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment(folder),
+            )
+            sent = INITIALIZE + calls
+            out, _ = await asyncio.wait_for(process.communicate(sent), 30)
+            answers = [json.loads(one) for one in out.splitlines()]
+            assert sorted(a["id"] for a in answers) == list(range(9))
+            assert all("result" in a for a in answers)
+            assert process.returncode == 0
+
+    uvloop.run(main())
+
+
+def test_connect_waits_for_vsm_and_ends_with_an_error_when_vsm_ends(tmp_path: Path) -> None:
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        subprocess.Popen(
+            [*CONNECT, "--wait", "20"],
+            env=environment(tmp_path),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+    ):
+        listener.bind(str(tmp_path / "mcp.sock"))
+        listener.listen()
+        listener.settimeout(20)
+        connection, _ = listener.accept()
+        assert process.stdin is not None
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        assert connection.recv(100) == b"hello\n"
+        connection.close()
+        assert process.wait(20) == 1
+        assert process.stderr is not None
+        assert b"vsm closed the connection" in process.stderr.read()
+
+
+def test_connect_starts_quickly(tmp_path: Path) -> None:
+    # CPU time, since other work on the machine is not its doing.
+    used_s = []
+    for _ in range(5):
+        process = subprocess.Popen(CONNECT, env=environment(tmp_path), stderr=subprocess.DEVNULL)
+        _, _, usage = os.wait4(process.pid, 0)
+        process.returncode = 4
+        used_s.append(usage.ru_utime + usage.ru_stime)
+    assert min(used_s) < 0.09
+
+
+def test_importing_the_gateway_starts_no_thread_and_no_loop() -> None:
+    code = (
+        "import asyncio, threading, vsm.systems.operations\n"
+        "assert threading.active_count() == 1\n"
+        "assert asyncio.events._get_running_loop() is None\n"
+        "assert 'mcp' not in __import__('sys').modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
