@@ -231,7 +231,11 @@ class JournalProcess:
             return
         written = len(self._batch)
         sender = "" if self._hello is None else self._hello.sender
-        store.append(sender, self._received, [*self._batch, *self._notes])
+        try:
+            store.append(sender, self._received, [*self._batch, *self._notes])
+        except sqlite3.IntegrityError:
+            self._batch = store.sift(self._batch)
+            store.append(sender, self._received, [*self._batch, *self._notes])
         self._batch.clear()
         self._notes.clear()
         self._trouble = ""

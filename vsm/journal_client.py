@@ -364,7 +364,7 @@ class JournalClient:
         process = self._process
         if process is None:
             return
-        if self._socket is not None:
+        if self._socket is not None and self._link is not None and not self._link.closed:
             self._socket.shutdown(socket.SHUT_WR)  # it still answers for what it has received
         try:
             await asyncio.wait_for(self._gone.wait(), timeout_s)

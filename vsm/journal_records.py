@@ -226,9 +226,10 @@ def decode(row: object) -> Record:
     Raises:
         ValueError: an unknown tag, a missing column, a wrong type or a bound exceeded.
     """
-    if not isinstance(row, list) or not row or row[0] not in _TAGS:
+    tag = row[0] if isinstance(row, list) and row else None
+    kind = _TAGS.get(tag) if isinstance(tag, str) else None
+    if not isinstance(row, list) or kind is None:
         raise ValueError("expected a tagged array")
-    kind = _TAGS[row[0]]
     if len(row) != len(kind._fields) + 1:
         raise ValueError(f"expected {len(kind._fields)} columns, found {len(row) - 1}")
     for name, value in zip(kind._fields, row[1:], strict=True):

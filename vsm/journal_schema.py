@@ -42,7 +42,7 @@ _VERSION_1: Final = (
         inputs TEXT NOT NULL CHECK (json_valid(inputs)),
         alternatives TEXT NOT NULL CHECK (json_valid(alternatives)),
         choice TEXT NOT NULL,
-        outcome TEXT CHECK (json_valid(outcome)),
+        outcome TEXT CHECK (outcome IS NULL OR json_valid(outcome)),
         outcome_at_ns INTEGER
     ) STRICT""",
     "CREATE INDEX decisions_at ON decisions (at_ns)",

@@ -48,8 +48,9 @@ _INSERT_EVENT: Final = (
     " detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _INSERT_DECISION: Final = (
-    "INSERT OR IGNORE INTO decisions (boot, at_ns, monotonic_ns, source, key, subject, rule,"
+    "INSERT INTO decisions (boot, at_ns, monotonic_ns, source, key, subject, rule,"
     " inputs, alternatives, choice) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (key) DO NOTHING"
 )
 _ATTACH_OUTCOME: Final = "UPDATE decisions SET outcome_at_ns = ?2, outcome = ?1 WHERE key = ?3"
 _UPSERT_SENDER: Final = (
@@ -224,6 +225,25 @@ class JournalStore:
         except BaseException:
             self._roll_back()
             raise
+
+    def sift(self, records: Sequence[Record]) -> list[Record]:
+        """Replace each record that the tables refuse by an event that says so; writes nothing.
+
+        One such record must not keep all the others from the disk for ever.
+        """
+        sifted: list[Record] = []
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for record in records:
+                try:
+                    self._insert([record])
+                except sqlite3.IntegrityError as error:
+                    sifted.append(own_event("journal.refused_record", "error", reason=str(error)))
+                else:
+                    sifted.append(record)
+        finally:
+            self._roll_back()
+        return sifted
 
     def _insert(self, records: Sequence[Record]) -> None:
         boot, many = self._boot, self._connection.executemany

@@ -1,0 +1,425 @@
+"""The journal process and its client: durable when acknowledged, whatever happens to either.
+
+`VSM_JOURNAL_KILLS=100 pytest tests/integration/test_journal_process.py` kills it a hundred times.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from vsm import journal_records as records
+from vsm.journal_client import JournalClient, JournalStatistics
+from vsm.journal_queue import JournalQueue
+from vsm.journal_reader import Filter, JournalReader
+from vsm.journal_records import Event, Retention
+
+KILLS = int(os.environ.get("VSM_JOURNAL_KILLS", "25"))
+BOUND_S = 30.0
+MS_RDONLY, MS_REMOUNT = 1, 32  # linux/mount.h
+MNT_DETACH = 2
+
+
+def rows(path: Path, table: Any = "events") -> list[dict[str, Any]]:
+    with JournalReader(path) as reader:
+        return reader.newest(table, Filter(), 10**6)
+
+
+class Raw:
+    """A journal process on a bare socket, driven without an event loop."""
+
+    def __init__(self, path: Path) -> None:
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(BOUND_S)
+        retention = Retention()
+        numbers = (theirs.fileno(), path, retention.age_ns // 10**9, retention.size_bytes)
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-m", "vsm.journal", *map(str, numbers)],
+            pass_fds=(theirs.fileno(),),
+            stderr=subprocess.PIPE,
+        )
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+        self.process.kill()
+        self.process.communicate()
+
+    def hello(self, sender: str = "me", acknowledged: int = 0) -> int:
+        """Greet; returns how far this sender is on disk."""
+        self.sock.send(records.hello_message(sender, acknowledged))
+        return int(self.expect(records.Ready).sequence)
+
+    def send(self, first: int, count: int = 1) -> None:
+        events = (event(number) for number in range(first, first + count))
+        self.sock.send(records.records_message(first, map(records.encode, events)))
+
+    def receive(self) -> Any:
+        return records.parse_from_journal(self.sock.recv(65536))
+
+    def expect(self, kind: type) -> Any:
+        while True:
+            answer = self.receive()
+            if type(answer) is kind:
+                return answer
+
+    def wait_committed(self, sequence: int) -> None:
+        while self.expect(records.Committed).sequence < sequence:
+            pass
+
+    def wait(self) -> tuple[int, str]:
+        """Wait for its end: the status and what it wrote."""
+        _, stderr = self.process.communicate(timeout=BOUND_S)
+        return self.process.returncode, stderr.decode()
+
+
+def event(number: int) -> Event:
+    detail = records.event_fields({"n": number, "padding": "x" * 150})
+    return Event(time.time_ns(), time.monotonic_ns(), "test", "k", "w", "i", 1, detail)
+
+
+def written(path: Path) -> list[int]:
+    return [row["detail"]["n"] for row in rows(path) if row["source"] == "test"]
+
+
+def test_nothing_acknowledged_is_lost_by_random_kills(tmp_path: Path) -> None:
+    path, rng = tmp_path / "journal.db", random.Random(7)
+    acknowledged = sent = 0
+    for _ in range(KILLS):
+        with Raw(path) as raw:
+            resumed = raw.hello()
+            assert resumed >= acknowledged, "an acknowledged record is not on disk"
+            sent = acknowledged = resumed
+            deadline_s = time.monotonic() + rng.uniform(0.0, 0.06)
+            while time.monotonic() < deadline_s:
+                count = rng.randint(1, 40)
+                raw.send(sent + 1, count)
+                sent += count
+                while select.select([raw.sock], [], [], 0)[0]:
+                    answer = raw.receive()
+                    assert isinstance(answer, records.Committed)
+                    acknowledged = answer.sequence
+            raw.process.kill()
+    assert acknowledged > KILLS
+    with Raw(path) as raw:
+        on_disk = raw.hello()
+    assert on_disk >= acknowledged
+    assert written(path) == list(range(1, on_disk + 1))  # each once, in order
+
+
+def test_the_end_of_the_link_loses_nothing_that_was_sent(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with Raw(path) as raw:
+        raw.hello()
+        for first in range(1, 2001, 20):
+            raw.send(first, 20)
+        raw.sock.close()  # with answers unread, as when the supervisor is killed
+        assert raw.wait() == (0, "")
+    assert written(path) == list(range(1, 2001))
+    assert sorted(p.name for p in tmp_path.iterdir() if "wal" in p.name) in ([], ["journal.db-wal"])
+
+
+def test_signals_to_everybody_do_not_end_it_before_its_link(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with Raw(path) as raw:
+        raw.hello()
+        for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            raw.process.send_signal(signo)
+        raw.send(1)
+        raw.wait_committed(1)
+        raw.sock.close()
+        assert raw.wait()[0] == 0
+
+
+def test_what_is_sent_twice_is_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with Raw(path) as raw:
+        raw.hello()
+        raw.send(1, 5)
+        raw.send(3, 5)
+        raw.wait_committed(7)
+    with Raw(path) as raw:
+        assert raw.hello() == 7
+        assert raw.hello("another") == 0
+    assert written(path) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_missed_message_is_asked_for_again(tmp_path: Path) -> None:
+    with Raw(tmp_path / "journal.db") as raw:
+        raw.hello()
+        raw.send(1, 2)
+        raw.send(5, 2)
+        assert raw.expect(records.Resend).sequence == 2
+        raw.send(3, 4)
+        raw.wait_committed(6)
+    assert written(tmp_path / "journal.db") == [1, 2, 3, 4, 5, 6]
+
+
+def test_garbage_is_recorded_and_stops_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with Raw(path) as raw:
+        raw.hello()
+        raw.sock.send(b"\xff{")
+        row = ["e", 1, 1, "test", "k", None, None, 1, "no json"]
+        raw.sock.send(records.records_message(1, ['["e",1]', records.json_text(row)]))
+        raw.send(3)
+        raw.wait_committed(3)
+    kinds = [row["kind"] for row in rows(path)]
+    assert sorted(set(kinds)) == [
+        "journal.invalid_message",
+        "journal.invalid_record",
+        "journal.refused_record",
+        "k",
+    ]
+
+
+def test_a_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with Raw(path) as first:
+        first.hello()
+        with Raw(path) as second:
+            assert "another process" in second.expect(records.Refused).reason
+            status, stderr = second.wait()
+            assert status == 4
+            assert "another process" in stderr
+        first.send(1)
+        first.wait_committed(1)
+
+
+def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    import sqlite3
+
+    path = tmp_path / "journal.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with Raw(path) as raw:
+        assert "newer than this vsm" in raw.expect(records.Refused).reason
+        assert raw.wait()[0] == 4
+
+
+def test_a_damaged_file_is_moved_aside_and_reported(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    path.write_bytes(b"damaged " * 1000)
+    with Raw(path) as raw:
+        assert "moved aside" in raw.expect(records.Trouble).reason
+        assert raw.hello("me", 41) == 41  # what the old file acknowledged is not asked for again
+        raw.send(42)
+        raw.wait_committed(42)
+    assert written(path) == [42]
+    assert rows(path)[0]["kind"] == "journal.moved_aside"
+    assert len(list(tmp_path.glob("journal.db.damaged-*"))) == 1
+
+
+def test_a_deleted_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with Raw(path) as raw:
+        raw.hello()
+        raw.send(1)
+        raw.wait_committed(1)
+        path.unlink()
+        raw.send(2)
+        raw.wait_committed(2)
+    assert written(path) == [2]
+    assert "journal.replaced" in [row["kind"] for row in rows(path)]
+
+
+def test_it_stays_small(tmp_path: Path) -> None:
+    with Raw(tmp_path / "journal.db") as raw:
+        raw.hello()
+        raw.send(1, 100)
+        raw.wait_committed(100)
+        text = Path(f"/proc/{raw.process.pid}/smaps_rollup").read_text(encoding="ascii")
+    pss_kib = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    assert pss_kib < 15 * 1024
+
+
+# ---- full and read-only file systems --------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, require: Callable[[str, bool, str], None]) -> Iterator[Path]:
+    """A tmpfs of 1 MiB."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=1m,mode=700") == 0
+    require("mounting a tmpfs", made, os.strerror(ctypes.get_errno()))
+    yield folder
+    libc.umount2(str(folder).encode(), MNT_DETACH)
+
+
+def test_a_full_disk_is_reported_survived_and_recorded(small_disk: Path) -> None:
+    path = small_disk / "journal.db"
+    ballast = small_disk / "ballast"
+    with Raw(path) as raw:
+        raw.hello()
+        raw.send(1, 10)
+        raw.wait_committed(10)
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        raw.send(11, 100)
+        assert "full" in raw.expect(records.Trouble).reason
+        ballast.unlink()
+        raw.wait_committed(110)
+    assert written(path) == list(range(1, 111))
+    (over,) = [row for row in rows(path) if row["kind"] == "journal.trouble_over"]
+    assert "full" in over["detail"]["reason"]
+
+
+def test_records_that_a_full_disk_swallows_at_the_end_are_counted(small_disk: Path) -> None:
+    path = small_disk / "journal.db"
+    with Raw(path) as raw:
+        raw.hello()
+        raw.send(1, 10)
+        raw.wait_committed(10)
+        with contextlib.suppress(OSError), (small_disk / "b").open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        raw.send(11, 100)
+        raw.expect(records.Trouble)
+        raw.send(111, 50)
+        raw.sock.close()
+        status, stderr = raw.wait()
+    assert status == 1
+    assert "150 records lost" in stderr
+    assert "full" in stderr
+
+
+def test_a_read_only_disk_is_waited_out(small_disk: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    target = str(small_disk).encode()
+    assert libc.mount(None, target, None, MS_REMOUNT | MS_RDONLY, None) == 0
+    with Raw(small_disk / "journal.db") as raw:
+        assert "ead-only" in raw.expect(records.Trouble).reason
+        assert libc.mount(None, target, None, MS_REMOUNT, None) == 0
+        raw.hello()
+        raw.send(1)
+        raw.wait_committed(1)
+    assert written(small_disk / "journal.db") == [1]
+
+
+# ---- the client -----------------------------------------------------------------------------
+
+
+def run_client(path: Path, body: Callable[[JournalClient], Any], **options: Any) -> Any:
+    """Run `body` with a started client in an event loop of its own, then close it."""
+
+    async def main() -> Any:
+        client = JournalClient(path, **options)
+        client.start()
+        try:
+            return await asyncio.wait_for(body(client), BOUND_S)
+        finally:
+            await client.close()
+
+    return asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what no event announces; the caller is bounded."""
+    while not condition():  # noqa: ASYNC110 - a client announces nothing to outsiders
+        await asyncio.sleep(0.005)
+
+
+def test_what_the_client_waited_for_is_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+
+    async def body(client: JournalClient) -> None:
+        assert await client.wait_durable(client.event("one", worker="w", detail={"a": 1}))
+        assert [row["kind"] for row in rows(path)] == ["one"]
+        key = client.decide("w", rule="r", inputs={}, alternatives=["b"], choice="a")
+        await client.wait_durable(client.outcome(key, {"state": "ready"}))
+        (decided,) = rows(path, "decisions")
+        assert (decided["choice"], decided["outcome"]) == ("a", {"state": "ready"})
+
+    run_client(path, body)
+
+
+def test_the_client_restarts_a_killed_journal_and_loses_nothing(tmp_path: Path) -> None:
+    path, rng = tmp_path / "journal.db", random.Random(11)
+
+    async def body(client: JournalClient) -> JournalStatistics:
+        last = 0
+        for _ in range(6):
+            for _ in range(rng.randint(1, 300)):
+                last += 1
+                assert client.event("k", source="test", detail={"n": last}) == last
+            await until(lambda: client.statistics().state == "ready")
+            pid = client.statistics().pid
+            assert pid is not None
+            restarts = client.statistics().restarts
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: client.statistics().restarts > restarts)  # noqa: B023 - awaited here
+        assert await client.wait_durable(last)
+        return client.statistics()
+
+    statistics = run_client(path, body)
+    assert statistics.restarts == 6
+    assert statistics.dropped == 0
+    assert written(path) == list(range(1, statistics.recorded + 1))
+
+
+def test_recording_goes_on_while_the_journal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    troubles: list[str] = []
+
+    async def body(client: JournalClient) -> None:
+        await until(lambda: client.statistics().state == "refused")
+        for _ in range(50):
+            client.event("k")
+        assert client.statistics().dropped == 35
+
+    with Raw(path) as first:
+        first.hello()
+        queue = JournalQueue(capacity_records=20)
+        run_client(path, body, on_trouble=troubles.append, queue=queue)
+    assert "another process" in troubles[0]
+
+
+def test_a_stopped_journal_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+
+    async def body(client: JournalClient) -> None:
+        await client.wait_durable(client.event("k"))
+        pid = client.statistics().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        began_s = time.monotonic()
+        for _ in range(20_000):
+            client.event("k", detail={"padding": "x" * 100})
+        assert time.monotonic() - began_s < 5.0
+        assert client.statistics().dropped > 10_000
+        os.kill(pid, signal.SIGCONT)
+        await until(lambda: client.statistics().queued == 0)
+        await client.wait_durable(client.event("k"))
+
+    run_client(path, body)
+    (note,) = [row for row in rows(path) if row["kind"] == "journal.dropped"]
+    assert note["detail"]["count"] > 10_000
+
+
+def test_closing_writes_what_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+
+    async def body(client: JournalClient) -> None:
+        for number in range(1000):
+            client.event("k", source="test", detail={"n": number})
+
+    run_client(path, body)
+    assert written(path) == list(range(1000))
