@@ -243,27 +243,29 @@ def test_a_program_that_is_missing_is_reported_and_the_launcher_goes_on(tier: st
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_worker_that_was_prepared_ahead_is_as_confined_as_the_first(tier: str) -> None:
-    code = "import os; print(open('/proc/self/status').read(), os.listdir('/'), os.getcwd())"
+    code = (
+        "import os; print(open('/proc/self/status').read());"
+        "print('FDS', sorted(os.listdir('/proc/self/fd')))"
+    )
 
     async def scene(field: Field) -> None:
         answers, layers = [], []
         for number in range(3):
             spares = children(field.link.pid)
             name = f"w{number}"
-            spawned, stdout = await field.spawn(
-                name, ["/usr/bin/python3", "-c", f"try:\n {code}\nexcept OSError: pass"], tier
-            )
+            spawned, stdout = await field.spawn(name, ["/usr/bin/python3", "-c", code], tier)
             assert (spawned.pid in spares) == (number > 0)
             layers.append([(layer["name"], layer["state"]) for layer in spawned.layers])
             assert (await field.ended(name)).status == 0
             answers.append(os.read(stdout, 65536).decode())
             os.close(stdout)
             await spares_of(field, set())
-        wanted = ("CapEff", "CapBnd", "Seccomp", "NoNewPrivs", "NSpid", "Umask")
+        wanted = ("CapEff", "CapBnd", "Seccomp", "NoNewPrivs", "Umask", "FDS ")
         facts = [
             [line for line in answer.splitlines() if line.startswith(wanted)] for answer in answers
         ]
-        assert len({str(fact) for fact in facts}) == 1
+        assert len(facts[0]) == len(wanted) + 1  # Seccomp_filters too
+        assert facts[0] == facts[1] == facts[2]
         assert layers[0] == layers[1] == layers[2]
 
     play(scene)
