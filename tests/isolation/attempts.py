@@ -212,6 +212,16 @@ def stat_a_file_outside(w: World) -> None:
     os.stat(w["secret"])
 
 
+@attempt("files", "root_filesystem", "user", weaker={"landlocked/user": LANDLOCK_GAP})
+def change_the_mode_of_a_file_outside(w: World) -> None:
+    os.chmod(w["owned"], 0o644)
+
+
+@attempt("files", "root_filesystem", "user", weaker={"landlocked/user": LANDLOCK_GAP})
+def change_the_times_of_a_file_outside(w: World) -> None:
+    os.utime(w["owned"], (1, 1))
+
+
 @attempt("files", "root_filesystem", weaker={"landlocked": LANDLOCK_GAP})
 def watch_a_folder_outside(w: World) -> None:
     fd = _libc.inotify_init1(0)
@@ -330,6 +340,16 @@ def read_the_environment_of_a_process_outside(w: World) -> None:
 @attempt("processes", "namespaces", "landlock")
 def open_the_memory_of_a_process_outside(w: World) -> None:
     os.close(os.open(f"/proc/{w['victim']}/mem", os.O_RDWR))
+
+
+@attempt("processes", "privileges", "landlock", control="root")
+def list_the_descriptors_of_the_first_process(_w: World) -> None:
+    os.listdir("/proc/1/fd")
+
+
+@attempt("processes", "privileges", "landlock", control="root")
+def open_the_memory_of_the_parent(w: World) -> None:
+    os.close(os.open(f"/proc/{w['parent']}/mem", os.O_RDONLY))
 
 
 @attempt("processes", "namespaces", "landlock")
@@ -873,6 +893,11 @@ def fill_the_private_folder(w: World) -> None:
     _fill(_scratch(), w["tmp_bytes"] * 2, w["file_size_bytes"] // 2)
 
 
+@attempt("exhaustion", "root_filesystem", "landlock")
+def fill_the_shared_memory_folder(w: World) -> None:
+    _fill("/dev/shm", w["shm_bytes"] * 2, w["file_size_bytes"] // 2)
+
+
 @attempt("exhaustion", "privileges")
 def write_a_file_above_the_size_limit(w: World) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -880,14 +905,13 @@ def write_a_file_above_the_size_limit(w: World) -> None:
 
 
 @attempt("exhaustion", "cpu")
-def use_half_a_processor(_w: World) -> None:
-    # A process limited to 0.3 never gets 45 % of a second; an unlimited one does, even on a
-    # machine where others work too.
+def use_twice_the_processor_limit(w: World) -> None:
+    # The limit is small, so that an unlimited process gets more even on a crowded machine.
     for _ in range(3):
         start, cpu = time.monotonic(), time.process_time()
         while time.monotonic() - start < 1:
             pass
-        if time.process_time() - cpu > 0.45:
+        if time.process_time() - cpu > 2 * w["cpu_cores"]:
             return
     raise PermissionError(errno.EAGAIN, "throttled")
 
@@ -987,6 +1011,7 @@ def _is_open(fd: int) -> bool:
 
 def main() -> None:
     world: World = json.loads(sys.argv[1])
+    world["parent"] = os.getppid()
     world["open_at_start"] = [fd for fd in range(3, 256) if _is_open(fd)]
     results = {}
     for name in sys.argv[2:] or ATTEMPTS:

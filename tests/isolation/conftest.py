@@ -33,10 +33,11 @@ extends = "integration"
 tier = "landlocked"
 [files]
 tmp = "16M"
+shm = "8M"
 [limits]
 memory = "96M"
 processes = 24
-cpu = 0.3
+cpu = 1
 open_files = 128
 file_size = "8M"
 """
@@ -46,6 +47,8 @@ LIMITS = {
     "open_files": 128,
     "file_size_bytes": 8 << 20,
     "tmp_bytes": 16 << 20,
+    "shm_bytes": 8 << 20,
+    "cpu_cores": 0.1,  # in a run of its own: it would slow all others down
 }
 
 
@@ -59,6 +62,8 @@ class Arena:
     environment: dict[str, str]
     folder: Path
     world: dict[str, Any]
+    require: Callable[[str, bool, str], None]
+    host: dict[str, Any] = field(default_factory=dict)  # what the probe says
     layers: dict[str, str] = field(default_factory=dict)  # of the last confined run
 
     def profile(self, text: str = "", name: str = "battery") -> str:
@@ -97,10 +102,7 @@ class Arena:
         command = [self.python, str(self.visible(HERE / "driver.py")), json.dumps(spec)]
         done = subprocess.run(
             command,
-            user=self.uid or None,
-            group=self.uid or None,
-            extra_groups=[] if self.uid else None,
-            env={**self.environment, SECRET_VARIABLE: "1"},
+            **self.identity(),
             capture_output=True,
             timeout=120,
             check=False,
@@ -118,6 +120,27 @@ class Arena:
         results: dict[str, dict[str, str]] = json.loads(answer["stdout"])
         return results
 
+    def need(self, tier: str) -> None:
+        """Skip, or fail where skipping is forbidden, if this user's host lacks a tier."""
+        if not self.host:
+            probe = [self.python, "-m", "vsm", "sandbox", "probe", "--json"]
+            done = subprocess.run(probe, check=True, capture_output=True, **self.identity())
+            self.host = json.loads(done.stdout)["host"]
+        host = self.host
+        works = host["tier"] == tier if tier == "namespaced" else host["landlock_abi"] > 0
+        self.require(f"the {tier} tier for {self.user}", works, json.dumps(host["reasons"]))
+
+    def identity(self) -> dict[str, Any]:
+        """How subprocess.run becomes this user."""
+        other = self.uid != os.geteuid()
+        return {
+            "user": self.uid if other else None,
+            "group": self.uid if other else None,
+            "extra_groups": [] if other else None,
+            "env": {**self.environment, SECRET_VARIABLE: "1"},
+            "cwd": "/",
+        }
+
     def visible(self, path: str | Path) -> Path:
         """The copy of a test's file that this user may read."""
         path = Path(path)
@@ -125,15 +148,16 @@ class Arena:
 
 
 @pytest.fixture(scope="session", params=["root", "user"])
-def arena(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Arena]:
+def arena(
+    request: pytest.FixtureRequest, scratch: Path, require: Callable[[str, bool, str], None]
+) -> Iterator[Arena]:
     """A world outside, made for root or for an ordinary user; both need root to make."""
-    if os.geteuid() != 0 and request.param == "root":
-        pytest.skip("root's workers: not running as root")
+    require("root's workers", request.param == "user" or os.geteuid() == 0, "not root")
     uid = NOBODY if request.param == "user" and os.geteuid() == 0 else os.geteuid()
     scratch.chmod(0o711)
     folder = Path(tempfile.mkdtemp(prefix=f"world-{request.param}-", dir=scratch))
     folder.chmod(0o777)  # nothing but the sandbox is in an attacker's way
-    made = Arena(request.param, uid, "", {}, folder, {})
+    made = Arena(request.param, uid, "", {}, folder, {}, require)
     with World(made) as world:
         made.world = world
         yield made
@@ -189,10 +213,13 @@ class World:
         shutil.copy("/usr/bin/true", folder / "open" / "tool")
         shutil.copy("/usr/bin/id", folder / "read" / "setuid-id")
         (folder / "read" / "setuid-id").chmod(0o4755)
+        (folder / "open" / "owned.txt").touch(mode=0o644)
+        os.chown(folder / "open" / "owned.txt", self.arena.uid, -1)
         os.mkfifo(folder / "fifo")
         (folder / "fifo").chmod(0o666)
         return {
             "folder": str(folder),
+            "owned": str(opened / "owned.txt"),
             "secret": str(folder / "secret.txt"),
             "open_folder": str(opened),
             "writable": str(opened / "writable.txt"),
@@ -264,9 +291,8 @@ class World:
 
     def victim(self) -> int:
         uid = self.arena.uid
-        process = subprocess.Popen(
-            ["/usr/bin/sleep", "3600"], user=uid or None, group=uid or None, cwd="/"
-        )
+        other = uid if uid != os.geteuid() else None
+        process = subprocess.Popen(["/usr/bin/sleep", "3600"], user=other, group=other, cwd="/")
 
         def end() -> None:
             process.kill()
@@ -310,4 +336,5 @@ def _interpreter(arena: Arena) -> tuple[str, dict[str, str]]:
             continue
         if done.returncode == 0:
             return python, environment
-    pytest.skip(f"no {own} that an ordinary user may run")
+    arena.require(f"a {own} that an ordinary user may run", False, "none was found")
+    raise AssertionError

@@ -5,6 +5,14 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.isolation
+
+
+@pytest.fixture(autouse=True)
+def both_tiers(arena: Any) -> None:
+    arena.need("namespaced")
+    arena.need("landlocked")
+
+
 TRUE = ["/usr/bin/true"]
 
 # layer → what the driver is told: facts of a host without it
