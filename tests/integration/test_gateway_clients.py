@@ -232,3 +232,22 @@ def test_a_client_that_never_lists_can_call_a_server_that_is_still_starting() ->
                 assert "old" in text_of(await c.call_tool("old__echo", {}))
 
     asyncio.run(main())
+
+
+def test_a_modern_client_hears_log_messages_only_where_it_asks_for_them() -> None:
+    async def main() -> None:
+        meta = {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientCapabilities": {},
+        }
+        wish = {**meta, "io.modelcontextprotocol/logLevel": "info"}
+        async with harness.running({"old": harness.echo_legacy("old")}) as gateway:
+            client = await harness.Raw.connect(gateway.socket_path)
+            gateway.raws.append(client)
+            client.send(id=1, method="tools/call", params={"name": "old__log", "_meta": meta})
+            assert (await client.receive())["id"] == 1
+            client.send(id=2, method="tools/call", params={"name": "old__log", "_meta": wish})
+            assert (await client.receive())["params"] == {"level": "error", "data": "logged"}
+            assert (await client.receive())["id"] == 2
+
+    asyncio.run(main())

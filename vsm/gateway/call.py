@@ -24,7 +24,10 @@ class Sink(Protocol):
         """Send the one answer; `frame` has no line end."""
 
     def notify(self, frame: bytes) -> None:
-        """Send a notification or a question that belongs to the request."""
+        """Send a notification that belongs to the request; may be dropped."""
+
+    def ask(self, frame: bytes) -> None:
+        """Send a question that belongs to the request; never dropped silently."""
 
 
 class Waiting(Protocol):
@@ -55,6 +58,7 @@ class Call:
         "deadline",
         "id_bytes",
         "integration",
+        "log_level",
         "method",
         "params",
         "progress",
@@ -77,6 +81,7 @@ class Call:
         self.integration = integration
         self.params: jsonrpc.Object = {}
         self.progress: Raw | None = None
+        self.log_level: int | None = None  # of a modern request; None: no log messages
         self.same_era = True
         self.to_modern = False
         self.sent = False

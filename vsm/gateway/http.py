@@ -137,6 +137,10 @@ class Exchange:
             self.disconnected()
         self._wake()
 
+    def ask(self, frame: bytes) -> None:
+        """A question that comes before it."""
+        self.notify(frame)
+
     def disconnected(self) -> None:
         """Nobody will read the rest."""
         self.gone = True

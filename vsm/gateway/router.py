@@ -36,6 +36,7 @@ from vsm.protocol.tables import (
     LISTEN_FILTERS,
     LISTS,
     LOG_LEVELS,
+    META_LOG_LEVEL,
     META_SERVER,
     META_VERSION,
     MODERN_VERSIONS,
@@ -200,7 +201,7 @@ class Router:
             own = self._modern if modern else self._legacy
             own[method](client, sink, id_bytes, params)
         else:
-            name = self._route_of(method, params)
+            name = self._route_of(method, params, modern=modern)
             self._route(client, sink, id_bytes, method, params, meta, name, modern)
 
     def _check_method(self, client: Client, method: str, *, modern: bool) -> None:
@@ -260,22 +261,22 @@ class Router:
         text, data = integration.unavailable, _availability_data(integration)
         sink.answer(jsonrpc.failure(id_bytes, jsonrpc.UNAVAILABLE, text, data))
 
-    def _route_of(self, method: str, params: Object) -> str:
+    def _route_of(self, method: str, params: Object, *, modern: bool) -> str:
         """The integration that serves a prompt, a resource or a completion; renames within."""
         if method == "prompts/get":
             entry = self._entry(method, params, self._fleet.catalogue.prompts)
             params["name"] = entry.raw_name
             return entry.integration
         if method == "resources/read":
-            return self._resource_owner(jsonrpc.text(params, "uri"))
+            return self._resource_owner(jsonrpc.text(params, "uri"), modern=modern)
         ref = jsonrpc.nested(params, "ref")
         if jsonrpc.text(ref, "type") == "ref/prompt":
             entry = self._entry(method, ref, self._fleet.catalogue.prompts)
             params["ref"] = jsonrpc.raw_of({**ref, "name": entry.raw_name})
             return entry.integration
-        return self._resource_owner(jsonrpc.text(ref, "uri"))
+        return self._resource_owner(jsonrpc.text(ref, "uri"), modern=modern)
 
-    def _resource_owner(self, uri: str | None) -> str:
+    def _resource_owner(self, uri: str | None, *, modern: bool = False) -> str:
         if uri is None:
             raise RequestError(jsonrpc.INVALID_PARAMS, "expected the uri of a resource")
         owner = self._fleet.catalogue.resource_owner(uri)
@@ -288,7 +289,8 @@ class Router:
             text = f"{uri[:200]}: claimed by {', '.join(owner)}, so served by none"
         else:
             text = f"{uri[:200]}: no integration offers this resource"
-        raise RequestError(jsonrpc.RESOURCE_NOT_FOUND, text, {"uri": uri[:200]})
+        code = jsonrpc.INVALID_PARAMS if modern else jsonrpc.RESOURCE_NOT_FOUND
+        raise RequestError(code, text, {"uri": uri[:200]})
 
     def _route(  # noqa: PLR0917 - the hot path: keywords cost
         self,
@@ -311,6 +313,8 @@ class Router:
             text = f"this client has {MAX_IN_FLIGHT} requests in flight already"
             raise RequestError(jsonrpc.UNAVAILABLE, text)
         call = Call(client, sink, id_bytes, method, name)
+        if META_LOG_LEVEL in meta and modern:
+            call.log_level = _level(jsonrpc.text(meta, META_LOG_LEVEL))
         if modern is not (upstream.era is Era.MODERN):
             call.same_era = False
             call.to_modern = modern
@@ -539,7 +543,7 @@ class Router:
             client.asked[asked_id] = Question(upstream, id_bytes, call)
             upstream.postpone(call, QUESTION_TIMEOUT_S)
             params = b"{}" if message.params is UNSET else message.params
-            call.sink.notify(jsonrpc.request(asked_id, method, params))
+            call.sink.ask(jsonrpc.request(asked_id, method, params))
 
     @staticmethod
     def _refuse(upstream: Upstream, id_bytes: bytes, text: str) -> None:
@@ -576,15 +580,17 @@ class Router:
 
     def _logged(self, upstream: Upstream, params: Object) -> None:
         """A log message goes to the one client that it can belong to; others' is not theirs."""
-        level = jsonrpc.text(params, "level")
-        if level not in LOG_LEVELS:
+        level = _level(jsonrpc.text(params, "level"))
+        if level is None:
             return
         calls = upstream.calls()
         clients = {call.client for call in calls}
         frame = jsonrpc.notification("notifications/message", jsonrpc.encode(params))
         if len(clients) == 1:
             call = calls[-1]
-            if call.client.log_level is None or LOG_LEVELS.index(level) >= call.client.log_level:
+            # A legacy client hears all until it says otherwise, a modern request only if it asks.
+            least = call.client.log_level or 0 if call.client.initialized else call.log_level
+            if least is not None and level >= least:
                 call.sink.notify(frame)
             return
         alone = [c for c in self.clients if c.log_level is not None]
@@ -613,6 +619,10 @@ def _availability_data(integration: Integration) -> dict[str, str]:
         "state": "draining" if integration.draining else integration.state,
         "reason": integration.reason,
     }
+
+
+def _level(name: str | None) -> int | None:
+    return LOG_LEVELS.index(name) if name in LOG_LEVELS else None
 
 
 def _strings(raw: Raw | None) -> list[str]:

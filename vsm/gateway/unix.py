@@ -36,6 +36,10 @@ class UnixClient(Client):
         if self._protocol.ending:
             self._protocol.close_when_answered()
 
+    def ask(self, frame: bytes) -> None:
+        """Send a question."""
+        self._protocol.send(frame)
+
     def notify(self, frame: bytes) -> None:
         """Send a notification; dropped while the client is behind with reading."""
         if self._protocol.writable:
