@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vsm import __version__
 from vsm.core import channels, restart
 from vsm.integration_group import LAUNCHER
-from vsm.system_group import TEMPLATE
+from vsm.template_actor import TEMPLATE
 
 if TYPE_CHECKING:
     from vsm.supervisor import Supervisor

@@ -1,5 +1,8 @@
 """The template and the five systems: started, watched by heartbeat, replaced.
 
+Behind each system that serves stands a spare, forked and confined, that has been told nothing
+yet: it takes over within milliseconds.
+
 Runs in the supervisor. Owns the channels (duplicates of both ends, so that a successor gets what
 is queued), the control links, the boards, the kept snapshots and the epochs. What S1 reports
 about integrations is passed on to whoever runs them.
@@ -10,7 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from vsm.board import BoardError, BoardReader
@@ -23,7 +26,6 @@ from vsm.messages import (
     Exited,
     Forked,
     FromSystem,
-    LayerReport,
     Query,
     Ready,
     SnapshotIn,
@@ -33,15 +35,16 @@ from vsm.messages import (
     parse_from_system,
 )
 from vsm.output import OutputReader, OutputRing
-from vsm.systems import entry
-from vsm.template_process import TemplateCallbacks, TemplateProcess, describe_status
+from vsm.running_system import RunningSystem, kill, send_signal
+from vsm.template_actor import TEMPLATE, TemplateActor
+from vsm.template_process import describe_status
 
 LIVENESS_INTERVAL_S: Final = 0.5
 LIVENESS_TIMEOUT_S: Final = 3.0
 FORK_TIMEOUT_S: Final = 5.0
 STATUS_GRACE_S: Final = 0.05  # between a death and the template's word how it died
 QUERY_TIMEOUT_S: Final = 0.5
-TEMPLATE: Final = "template"
+SPARE_DELAY_S: Final = 0.5  # a spare is made when the rush of a start is over
 
 
 def _spec(name: str) -> restart.WorkerSpec:
@@ -79,37 +82,6 @@ class SystemHooks:
     ring: Callable[[str], OutputRing]
 
 
-@dataclass
-class RunningSystem:
-    """One incarnation of a system; owns its descriptors."""
-
-    name: str
-    incarnation: int
-    epoch: int
-    link: Link[FromSystem] | None = None
-    output: OutputReader | None = None
-    pid: int | None = None
-    pidfd: int | None = None
-    board: BoardReader | None = None
-    layers: tuple[LayerReport, ...] = ()
-    started_at: float = 0.0
-    doomed: bool = False
-    queries: dict[int, asyncio.Future[Body]] = field(default_factory=dict)
-
-    def close(self) -> None:
-        """Give everything back; the process is gone."""
-        for closable in (self.link, self.board):
-            if closable is not None:
-                closable.close()
-        if self.output is not None:
-            self.output.finish()
-        if self.pidfd is not None:
-            asyncio.get_running_loop().remove_reader(self.pidfd)
-            os.close(self.pidfd)
-        for future in self.queries.values():
-            future.cancel()
-
-
 class SystemGroup:
     """The template and the five systems."""
 
@@ -119,10 +91,12 @@ class SystemGroup:
         self.template_actor = TemplateActor(self)
         self.template = GroupRunner([_spec(TEMPLATE)], self.template_actor)
         self.running: dict[str, RunningSystem] = {}
+        self.spares: dict[str, RunningSystem] = {}
         self.snapshots: dict[str, Body] = {}
         self.pairs = {channel.name: channel_pair() for channel in channels.CHANNELS}
         self._epoch = 0
         self._query_id = 0
+        self._stopping = False
         self._liveness: asyncio.TimerHandle | None = None
 
     # ---- commands --------------------------------------------------------------------------
@@ -136,8 +110,11 @@ class SystemGroup:
 
     async def stop(self) -> None:
         """Stop the systems, then the template, and close the channels."""
+        self._stopping = True
         for name in channels.SYSTEMS:
             self.systems.send(restart.Stop(name, drain=False, reason="shutting down"))
+        for spare in self.spares.values():
+            kill(spare)
         await self.systems.wait_all_dead()
         self.template.send(restart.Stop(TEMPLATE, drain=False, reason="shutting down"))
         await self.template.wait_all_dead()
@@ -145,6 +122,9 @@ class SystemGroup:
 
     def close(self) -> None:
         """Give back what outlives the processes."""
+        for spare in self.spares.values():
+            spare.close()
+        self.spares.clear()
         if self._liveness is not None:
             self._liveness.cancel()
         self.systems.close()
@@ -187,24 +167,47 @@ class SystemGroup:
     # ---- what the restart decisions do -----------------------------------------------------
 
     def spawn(self, name: str, incarnation: int) -> None:
-        """Note the incarnation; fork it now or when the template can."""
-        self._epoch += 1
-        self.running[name] = RunningSystem(name, incarnation, self._epoch)
+        """Start the spare, or fork one now or when the template can."""
+        spare = self.spares.pop(name, None)
+        if spare is not None and spare.pid is not None and self.template_actor.can_fork:
+            spare.incarnation = incarnation
+            self.running[name] = spare
+            self._send_start(spare)
+            return
+        if spare is not None:
+            kill(spare)
+            spare.close()
+        self.running[name] = self._new(name, incarnation)
         if self.template_actor.can_fork:
-            self._fork(self.running[name])
+            self._fork_running(self.running[name])
+
+    def _new(self, name: str, incarnation: int) -> RunningSystem:
+        self._epoch += 1
+        return RunningSystem(name, incarnation, self._epoch)
 
     def fork_waiting(self) -> None:
         """The template can fork now."""
         for running in list(self.running.values()):
             if running.link is None:
-                self._fork(running)
+                self._fork_running(running)
 
-    def _fork(self, running: RunningSystem) -> None:
+    def _fork_running(self, running: RunningSystem) -> None:
+        if self._fork(running):
+            self._send_start(running)
+
+    def _make_spare(self, name: str) -> None:
+        """Fork a spare for a system that serves, unless there is one."""
+        serves = self.systems.phase(name) == "ready" and self.template_actor.can_fork
+        if serves and name not in self.spares and not self._stopping:
+            self.spares[name] = self._new(name, 0)
+            self._fork(self.spares[name])
+
+    def _fork(self, running: RunningSystem) -> bool:
         try:
             plan = self.hooks.plan(running.name)
         except Exception as error:  # noqa: BLE001 - boundary: any refusal keeps it from running
             self._gone(running, str(error))
-            return
+            return False
         control, theirs = socketpair()
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         running.output = OutputReader(read_end, self.hooks.ring(running.name))
@@ -212,16 +215,16 @@ class SystemGroup:
         self.template_actor.fork(running.name, running.epoch, plan, fds)
         theirs.close()
         os.close(write_end)
-        running.started_at = asyncio.get_running_loop().time()
         running.link = Link(control, parse_from_system)
         running.link.start(
             lambda message, given: self._on_message(running, message, given), lambda: None
         )
-        self._send_start(running)
         asyncio.get_running_loop().call_later(FORK_TIMEOUT_S, self._check_forked, running)
+        return True
 
     def _send_start(self, running: RunningSystem) -> None:
         message, fds = self.hooks.start(running.name, running.epoch)
+        running.started_at = asyncio.get_running_loop().time()
         if running.link is not None:
             running.link.send(message, fds)
         if running.name == "system1":
@@ -234,7 +237,7 @@ class SystemGroup:
 
     def _check_forked(self, running: RunningSystem) -> None:
         """A template that does not fork is hung itself."""
-        if running.pid is None and self.running.get(running.name) is running:
+        if running.pid is None and self._find(running.name, running.epoch) is running:
             self.template.send(self.template_actor.hung())
 
     def drain(self, name: str) -> None:
@@ -264,11 +267,13 @@ class SystemGroup:
 
     def _signal(self, name: str, signo: signal.Signals) -> None:
         running = self.running.get(name)
-        if running is not None and running.pidfd is not None:
-            try:
-                signal.pidfd_send_signal(running.pidfd, signo)
-            except ProcessLookupError:
-                return
+        if running is not None:
+            send_signal(running, signo)
+
+    def _find(self, name: str, epoch: int) -> RunningSystem | None:
+        """The incarnation or spare of that epoch."""
+        both = (self.running.get(name), self.spares.get(name))
+        return next((one for one in both if one is not None and one.epoch == epoch), None)
 
     def changed(self, change: restart.Changed) -> None:
         """Pass on."""
@@ -278,20 +283,20 @@ class SystemGroup:
 
     def on_forked(self, message: Forked, pidfd: int) -> None:
         """A system exists."""
-        running = self.running.get(message.system)
-        if running is None or running.epoch != message.epoch:
+        running = self._find(message.system, message.epoch)
+        if running is None:
             os.close(pidfd)
             return
         running.pid, running.pidfd = message.pid, pidfd
         loop = asyncio.get_running_loop()
         loop.add_reader(pidfd, self._on_death, running)
         if running.doomed:
-            self.kill(running.name)
+            kill(running)
 
     def on_exited(self, message: Exited) -> None:
         """The template reaped a system and says how it ended."""
-        running = self.running.get(message.system)
-        if running is not None and running.epoch == message.epoch:
+        running = self._find(message.system, message.epoch)
+        if running is not None:
             self._gone(running, describe_status(message.status), clean=message.status == 0)
 
     def _on_death(self, running: RunningSystem) -> None:
@@ -304,11 +309,15 @@ class SystemGroup:
     def on_template_lost(self, reason: str) -> None:
         """Every system dies with the template; those that were not forked yet go on waiting."""
         del reason
-        for running in list(self.running.values()):
+        for running in [*self.running.values(), *self.spares.values()]:
             if running.link is not None and running.pid is None:
                 self._gone(running, "the template died")
 
     def _gone(self, running: RunningSystem, reason: str, *, clean: bool = False) -> None:
+        if self.spares.get(running.name) is running:
+            del self.spares[running.name]
+            running.close()
+            return
         if self.running.get(running.name) is not running:
             return
         del self.running[running.name]
@@ -355,6 +364,7 @@ class SystemGroup:
             os.close(board_fd)
         running.layers = message.layers
         self.systems.send(restart.Ready(running.name, running.incarnation))
+        asyncio.get_running_loop().call_later(SPARE_DELAY_S, self._make_spare, running.name)
 
     def _retry_ready(self, running: RunningSystem, message: Ready, board_fd: int) -> None:
         if self.running.get(running.name) is running:
@@ -407,75 +417,3 @@ def _queued(sock: socket.socket) -> int:
 
     answer = fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4)
     return int(struct.unpack("i", answer)[0])
-
-
-class TemplateActor:
-    """Starts and ends the template for its restart group."""
-
-    def __init__(self, group: SystemGroup) -> None:
-        self._group = group
-        self.process: TemplateProcess | None = None
-        self.incarnation = 0
-        self.started_at = 0.0
-        self._output: OutputReader | None = None
-
-    @property
-    def can_fork(self) -> bool:
-        """It runs and has imported everything."""
-        return self.process is not None and self.process.ready
-
-    def fork(self, system: str, epoch: int, plan: str, fds: dict[str, int]) -> None:
-        """Ask for a system."""
-        if self.process is not None:
-            self.process.fork(system, epoch, plan, fds)
-
-    def hung(self) -> restart.Event:
-        """The event that says so."""
-        return restart.Hung(TEMPLATE, self.incarnation, "hung: it does not fork")
-
-    def spawn(self, name: str, incarnation: int) -> None:
-        """Exec it."""
-        self.incarnation = incarnation
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        self._output = OutputReader(read_end, self._group.hooks.ring(name))
-        tell = TemplateCallbacks(
-            self._ready, self._group.on_forked, self._group.on_exited, self._lost
-        )
-        self.process = TemplateProcess(entry.ENTRY, entry.PRELOAD, write_end, tell)
-        self.started_at = asyncio.get_running_loop().time()
-        os.close(write_end)
-
-    def _ready(self) -> None:
-        self._group.template.send(restart.Ready(TEMPLATE, self.incarnation))
-        self._group.fork_waiting()
-
-    def _lost(self, reason: str) -> None:
-        self.process = None
-        if self._output is not None:
-            self._output.finish()
-        self._group.on_template_lost(reason)
-        self._group.template.send(restart.Exited(TEMPLATE, self.incarnation, reason))
-
-    def drain(self, name: str) -> None:
-        """Nothing to drain."""
-        self._group.template.send(restart.Drained(name))
-
-    def terminate(self, name: str) -> None:
-        """Close its link."""
-        del name
-        if self.process is not None:
-            self.process.stop()
-
-    def ask_stack(self, name: str) -> None:
-        """It has no stack dump worth a wait."""
-        self.kill(name)
-
-    def kill(self, name: str) -> None:
-        """Kill it."""
-        del name
-        if self.process is not None:
-            self.process.kill()
-
-    def changed(self, change: restart.Changed) -> None:
-        """Pass on."""
-        self._group.hooks.changed(change)

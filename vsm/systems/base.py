@@ -65,10 +65,23 @@ class SystemContext:
         )
 
     def open(self) -> None:
-        """Begin to receive. The control link's end of file means stop."""
-        self.control.start(self._on_control, self.stopping.set)
+        """Begin to receive orders. The control link's end of file means stop."""
+        self.control.start(self._on_control, self._on_control_closed)
+
+    def _on_control_closed(self) -> None:
+        self.stopping.set()
+        self._start.cancel()
+
+    def _begin(self, message: Start, fds: list[int]) -> None:
+        """Before this a spare must not take what is in its predecessor's channels."""
+        self._start.set_result((message, dict(zip(message.fds, fds, strict=True))))
         for name, link in self.incoming.items():
             link.start(self._channel_callback(name), lambda: None)
+
+    async def wait_start(self) -> bool:
+        """Wait for `start`; False when the link closed instead."""
+        await asyncio.wait({self._start})
+        return not self._start.cancelled()
 
     async def started(self) -> tuple[Start, dict[str, int]]:
         """The `start` message and its descriptors by name, now the caller's.
@@ -125,7 +138,7 @@ class SystemContext:
 
     def _on_control(self, message: ToSystem, fds: list[int]) -> None:
         if isinstance(message, Start) and not self._start.done():
-            self._start.set_result((message, dict(zip(message.fds, fds, strict=True))))
+            self._begin(message, fds)
         elif isinstance(message, Query):
             self._reply(message)
         elif message.kind == "stop":
@@ -178,6 +191,8 @@ async def run_system(make_context: Callable[[], SystemContext], main: SystemMain
     """Run one system until it is told to stop; `main` returns when `context.stopping` is set."""
     context = make_context()
     context.open()
+    if not await context.wait_start():
+        return
     context.beat(0.0)
     heart = asyncio.create_task(_heartbeat(context))
     try:
