@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final
 
 from vsm.journal_records import (
-    MAX_RECORDS,
     Committed,
     Event,
     FromJournal,
@@ -49,6 +48,7 @@ from vsm.journal_store import (
 EXIT_LOST: Final = 1
 EXIT_REFUSED: Final = 4
 GROUP_S: Final = 0.005  # a record waits no longer for company
+GROUP_RECORDS: Final = 1000  # a slow disk takes more at a time
 _MESSAGE_BYTES: Final = 128 * 1024  # the link's bound
 _RETRY_S: Final = 0.25
 _RETRY_MAX_S: Final = 5.0
@@ -123,7 +123,7 @@ class JournalProcess:
     def _gather(self) -> None:
         """Read until there is a group, or nothing more to read."""
         deadline_s = time.monotonic() + GROUP_S
-        while not self._trouble and len(self._batch) < MAX_RECORDS:
+        while not self._trouble and len(self._batch) < GROUP_RECORDS:
             payload = self._receive()
             if payload is None:
                 return

@@ -257,6 +257,8 @@ class JournalClient:
         self._process = None
         self._gone.set()
         if self._state != "closed":
+            detail = {"status": status, "not_on_disk": len(self._queue)}
+            self.event("journal.ended", source="journal", severity="error", detail=detail)
             self._plan_restart(status)
 
     def _plan_restart(self, status: int) -> None:

@@ -9,7 +9,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 from urllib.parse import quote
@@ -177,7 +177,9 @@ class JournalReader:
             raise _unreadable(self.path, error) from error
 
 
-def follow(path: Path, table: Table, chosen: Filter, last_id: int) -> Iterator[list[Row]]:
+def follow(
+    path: Path, table: Table, chosen: Filter, last_id: int
+) -> Generator[list[Row], None, None]:
     """Yield new records as they are committed, for ever; [] when it has looked in vain.
 
     A journal that was moved aside or deleted is followed into its successor.

@@ -133,6 +133,9 @@ class Recorder:
         old = before.workers.get(event.name)
         if old is None or not old.alive or old.incarnation != event.incarnation:
             return
+        if isinstance(event, restart.Exited) and event.hopeless:  # it never ran
+            self._on_crash(event, after.workers[event.name])
+            return
         kind, severity = _named(event, old)
         detail: dict[str, object] = {"reason": event.reason, "incarnation": event.incarnation}
         if isinstance(event, restart.Hung):

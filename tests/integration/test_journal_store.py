@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -38,7 +39,7 @@ def opened(path: Path) -> Iterator[Open]:
         yield open_it
 
 
-def event(number: int, **fields: object) -> Event:
+def event(number: int, **fields: Any) -> Event:
     plain = Event(number, number, "supervisor", "worker.exited", "w", "i", 1, '{"n":1}')
     return plain._replace(**fields)
 
