@@ -22,7 +22,8 @@ def main() -> None:
     # What a careless parent leaks: an inheritable descriptor (the variable is in our environment).
     os.dup2(os.open("secret.txt", os.O_RDONLY), LEAKED_FD, inheritable=True)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        answer = (_confined if spec["confined"] else _unconfined)(spec, out.fileno(), err.fileno())
+        how = _system if "system" in spec else _confined if spec["confined"] else _unconfined
+        answer = how(spec, out.fileno(), err.fileno())
         out.seek(0)
         err.seek(0)
         answer |= {"stdout": out.read().decode(), "stderr": err.read().decode(errors="replace")}
@@ -75,6 +76,38 @@ def _confined(spec: dict[str, Any], out: int, err: int) -> dict[str, Any]:
         os.close(spawned.pidfd)
         code = os.waitstatus_to_exitcode(os.waitpid(spawned.pid, 0)[1])
         return {"exit": code, "tier": plan.tier, "layers": spawned.layers}
+
+
+def _system(spec: dict[str, Any], out: int, _err: int) -> dict[str, Any]:
+    """Children confine themselves as the systems do; argv is that of a run of attempts.py."""
+    from vsm import uids
+    from vsm.execution import confine_self
+    from vsm.plan import WorkerRequest, compile_plan
+    from vsm.probe import probe_host
+    from vsm.profile import load_profile
+
+    sys.path.insert(0, os.path.dirname(spec["argv"][2]))
+    import attempts
+
+    host = probe_host()
+    uid = uids.system_uid(spec["system"]) if host.root else None
+    request = WorkerRequest(name=spec["system"], argv=(), uid=uid)
+    plan = compile_plan(load_profile(spec["system"]), request, host)
+    world, names = json.loads(spec["argv"][3]), spec["argv"][4:]
+    world |= {"parent": os.getpid(), "open_at_start": []}
+
+    def confined(action: Any) -> Any:
+        def run(world: dict[str, Any]) -> None:
+            confine_self(plan)
+            action(world)
+
+        return run
+
+    # A system cannot fork, so each attempt is a fresh child that confines itself first.
+    actions = {name: confined(attempts.ATTEMPTS[name].action) for name in names}
+    results = {name: attempts.outcome_of(action, world) for name, action in actions.items()}
+    os.write(out, json.dumps(results).encode())
+    return {"exit": 0, "tier": plan.tier}
 
 
 if __name__ == "__main__":

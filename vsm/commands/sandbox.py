@@ -35,9 +35,9 @@ FORWARDED = (
     signal.SIGCONT,
 )
 SI_KERNEL = 0x80  # asm-generic/siginfo.h: the terminal sent it, to the whole process group
-# A run of one command has no stable identity: its uid is unique among what lives, and in a range
-# that systemd's list of uids leaves unused.
-FIRST_RUN_UID = 0x7000_0000
+# A run of one command has no stable identity: its uid is unique among what lives, above the range
+# of `vsm.uids`, and where systemd's list of uids has nothing.
+FIRST_RUN_UID = 0x7800_0000
 MARKS = {"works": "yes", "weaker": "weaker", "absent": "no"}
 
 
