@@ -231,6 +231,15 @@ def test_huge_counts_agree_with_scipy_and_stay_in_bounds(asked: list[int]) -> No
     assert found.gap_bits >= 0
 
 
+def test_rounding_of_huge_counts_places_no_class_above_the_total() -> None:
+    asked = [576795003838267391, 1]  # its rounded logarithm is one unit above its successor's
+    assert fixed.log2_fixed(asked[0]) > fixed.log2_fixed(sum(asked))
+    found = v.measure(asked, [asked[0], 0])
+    assert isinstance(found, v.Variety)
+    assert (found.absorbed_bits, found.gap_bits) == (0.0, found.environmental_bits)
+    assert 0 < found.environmental_bits < 1e-15
+
+
 def test_sums_within_the_limits_fit_64_bits() -> None:
     row = [fixed.COUNT_LIMIT - 1] * (fixed.TOTAL_LIMIT // (fixed.COUNT_LIMIT - 1))
     sums = v.sum_counts(row, row)

@@ -114,7 +114,7 @@ def test_counts_beyond_the_limits_fall_back_to_integers_of_any_size(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_total_beyond_the_limit_falls_back_though_every_count_fits(engine: vb.Engine) -> None:
-    asked = np.full((3, 200), COUNT_LIMIT - 1)
+    asked = np.full((3, 700), COUNT_LIMIT - 1)
     pair = (asked, asked // 2)
     assert asked[0].sum() > TOTAL_LIMIT
     assert_each_row_is_the_single_measurement(vb.measure(*pair, engine=engine), pair)

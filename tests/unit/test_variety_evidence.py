@@ -15,6 +15,7 @@ from vsm.core import variety_evidence as ve
 ANY = ve.Thresholds(events=1, events_per_class=0, coverage=0)
 SKEWED = ([0.4, 0.25, 0.15, 0.1, 0.06, 0.04], [0.95, 0.5, 0.9, 0.1, 0.8, 0.3])
 UNIFORM = ([1 / 6] * 6, [0.7] * 6)
+LOPSIDED = ([0.7, 0.1, 0.1, 0.05, 0.05], [0.1, 0.9, 0.5, 0.9, 0.2])
 Truth = tuple[list[float], list[float]]
 
 
@@ -89,6 +90,21 @@ def test_intervals_hold_the_truth_as_often_as_they_say(truth: Truth, field: str)
     held = sum(one.low <= expected <= one.high for one in estimates) / len(estimates)
     # equally frequent classes put H(D) at its upper end, where only the lower side can miss
     assert 0.925 <= held <= (1.0 if (truth, field) == (UNIFORM, "environmental_bits") else 0.975)
+
+
+@pytest.mark.parametrize("truth", [SKEWED, LOPSIDED])
+@pytest.mark.parametrize("field", list(true_bits(SKEWED)))
+def test_intervals_are_as_wide_as_the_figures_scatter(truth: Truth, field: str) -> None:
+    estimates = [getattr(found, field) for found in sample(truth, 1000, 1500)]
+    said = np.mean([(one.high - one.low) / (2 * ve.DEVIATIONS_95) for one in estimates])
+    assert said == pytest.approx(np.std([one.corrected for one in estimates]), rel=0.06)
+
+
+def test_equally_frequent_classes_keep_the_second_term_of_the_scatter() -> None:
+    found = assessed([50, 50], [25, 25]).environmental_bits
+    nats = math.sqrt(1 / (2 * 100**2))
+    assert (found.corrected, found.high) == (1, 1)
+    assert found.low == pytest.approx(1 - ve.DEVIATIONS_95 * nats / math.log(2))
 
 
 @pytest.mark.parametrize("truth", [SKEWED, UNIFORM])

@@ -18,7 +18,6 @@ from vsm.core.variety_fixed import (
     FRACTION_BITS,
     ONE,
     SERIES_SCALE,
-    THIRD,
     TOTAL_LIMIT,
     log2_table,
 )
@@ -239,7 +238,7 @@ def _log2_fixed(counts: _Int) -> _Int:
     head = counts >> shift
     base = head << shift
     ratio = (counts - base).astype(np.float64) / np.maximum(base, 1)
-    series = ratio * (1.0 - ratio * (0.5 - ratio * THIRD))
+    series = ratio * (1.0 - ratio * 0.5)
     table = np.frombuffer(log2_table(), dtype=np.int64)
     tail = np.rint(series * SERIES_SCALE).astype(np.int64)
     fixed: _Int = (shift << FRACTION_BITS) + table[head] + tail

@@ -20,7 +20,6 @@ from vsm.core.variety_fixed import (
     FRACTION_BITS,
     ONE,
     SERIES_SCALE,
-    THIRD,
     TOTAL_LIMIT,
     log2_table,
 )
@@ -149,5 +148,5 @@ def _log2_fixed(count: Any, table: Any) -> Any:  # noqa: ANN401 - compiled
     if count == base:
         return (shift << FRACTION_BITS) + table[head]
     ratio = np.float64(count - base) / np.float64(base)
-    series = ratio * (1.0 - ratio * (0.5 - ratio * THIRD))
+    series = ratio * (1.0 - ratio * 0.5)
     return (shift << FRACTION_BITS) + table[head] + np.int64(np.rint(series * SERIES_SCALE))

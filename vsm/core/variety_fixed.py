@@ -24,7 +24,6 @@ TOTAL_LIMIT: Final = 1 << 22
 
 _HEAD_BITS: Final = 16
 SERIES_SCALE: Final = ONE / math.log(2)
-THIRD: Final = 1.0 / 3.0
 
 
 @functools.cache
@@ -39,8 +38,9 @@ def log2_table() -> "array[int]":
 def log2_fixed(count: int) -> int:
     """Fixed-point log2 of any count: the table, and beyond it head + log2(1 + rest/head).
 
-    The head has 16 bits, so rest/head < 2^-15 and three terms of the series leave less than
-    2^-61. Only +, -, ·, / and round-half-even are used: numpy and numba repeat it bit for bit.
+    The head has 16 bits, so rest/head < 2^-15, and two terms of the series leave less than a
+    1000th of the unit. Only +, -, ·, / and round-half-even are used: numpy and numba repeat it
+    bit for bit.
     """
     if count < COUNT_LIMIT:
         return log2_table()[count]
@@ -48,7 +48,7 @@ def log2_fixed(count: int) -> int:
     head = count >> shift
     base = head << shift
     ratio = float(count - base) / float(base)
-    series = ratio * (1.0 - ratio * (0.5 - ratio * THIRD))
+    series = ratio * (1.0 - ratio * 0.5)
     return (shift << FRACTION_BITS) + log2_table()[head] + round(series * SERIES_SCALE)
 
 
