@@ -21,7 +21,7 @@ TEMPLATE: Final = "template"
 class TemplateActor:
     """Starts and ends the template for its restart group."""
 
-    def __init__(self, group: SystemGroup) -> None:
+    def __init__(self, group: "SystemGroup") -> None:
         self._group = group
         self.process: TemplateProcess | None = None
         self.incarnation = 0
