@@ -17,6 +17,7 @@ from vsm.core import restart
 from vsm.errors import VsmError
 from vsm.group import GroupRunner
 from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
+from vsm.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
 from vsm.link import close_fds
 from vsm.messages import (
     Attach,
@@ -32,7 +33,6 @@ from vsm.messages import (
 )
 from vsm.output import OutputReader, OutputRing
 
-LAUNCHER: Final = "launcher"
 DRAIN_TIMEOUT_S: Final = 30.0
 _REMOVE_ATTEMPTS: Final = 40
 _REMOVE_RETRY_S: Final = 0.05
@@ -123,7 +123,7 @@ class IntegrationGroup:
         self.hooks = hooks
         self.workers = GroupRunner([_spec(one) for one in integrations.values()], self)
         self.launcher_actor = LauncherActor(self)
-        self.launcher = GroupRunner([_launcher_spec()], self.launcher_actor)
+        self.launcher = GroupRunner([launcher_spec()], self.launcher_actor)
         self.running: dict[str, RunningWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -247,15 +247,16 @@ class IntegrationGroup:
         self.running[name] = RunningWorker(name, incarnation, loop.time())
         link = self.launcher_actor.usable_link
         if link is not None:
-            self._do(self._spawn(self.running[name], link))
+            self.run_task(self._spawn(self.running[name], link))
 
     def spawn_waiting(self, link: LauncherLink) -> None:
         """The launcher can spawn now."""
         for running in list(self.running.values()):
             if running.provided is None and running.output is None:
-                self._do(self._spawn(running, link))
+                self.run_task(self._spawn(running, link))
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    def run_task(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it on the loop; the end of vsm waits for it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -323,14 +324,14 @@ class IntegrationGroup:
         link = self.launcher_actor.usable_link
         if running.spawned is not None and link is not None:
             self._detach(running, self.workers.worker(name).reason or "killed")
-            self._do(link.kill(running.worker_id))
+            self.run_task(link.kill(running.worker_id))
         elif running.provided is None:
             self._gone(running, "stopped before it was started")
 
     def _signal(self, running: RunningWorker, signo: int) -> None:
         link = self.launcher_actor.usable_link
         if link is not None:
-            self._do(link.signal(running.worker_id, signo))
+            self.run_task(link.signal(running.worker_id, signo))
 
     def _detach(self, running: RunningWorker, reason: str) -> None:
         message = Detach(worker=running.worker_id, integration=running.name, reason=reason[:4096])
@@ -412,97 +413,3 @@ def _describe(running: RunningWorker, report: ExitReport) -> str:
     if report.cause != "server":
         return f"its {report.cause} was killed"
     return f"exited with status {report.status}"
-
-
-def _launcher_spec() -> restart.WorkerSpec:
-    return restart.WorkerSpec(
-        name=LAUNCHER,
-        intensity=5,
-        backoff_initial_s=0.1,
-        backoff_max_s=10.0,
-        start_timeout_s=10.0,
-        escalates=True,
-    )
-
-
-class LauncherActor:
-    """Starts and ends the launcher for its restart group."""
-
-    def __init__(self, group: IntegrationGroup) -> None:
-        self._group = group
-        self.link: LauncherLink | None = None
-        self.starting: LauncherLink | None = None
-        self.incarnation = 0
-        self.started_at = 0.0
-
-    @property
-    def usable_link(self) -> LauncherLink | None:
-        """The link of a launcher that lives: between its death and `on_lost` there is none."""
-        return self.link if self.link is not None and self.link.pidfd >= 0 else None
-
-    @property
-    def pid(self) -> int | None:
-        """The launcher's pid, while there is one."""
-        link = self.link or self.starting
-        return link.pid if link is not None and link.pidfd >= 0 else None
-
-    def spawn(self, name: str, incarnation: int) -> None:
-        """Exec it."""
-        del name
-        self.incarnation = incarnation
-        self.started_at = asyncio.get_running_loop().time()
-        self._group._do(self._start())  # noqa: SLF001 - one unit in two classes
-
-    async def _start(self) -> None:
-        link = LauncherLink(self._group.on_exit, self._lost)
-        self.starting = link
-        try:
-            await link.start()
-        except (OSError, LaunchError) as error:
-            self.starting = None
-            self._exited(f"could not be started: {error}")
-            return
-        self.starting = None
-        if self._group.launcher.phase(LAUNCHER) == "stopping":
-            await self._close(link)
-            return
-        self.link = link
-        self._group.launcher.send(restart.Ready(LAUNCHER, self.incarnation))
-        self._group.spawn_waiting(link)
-
-    def _lost(self) -> None:
-        self.link = None
-        self._exited("died")
-
-    def _exited(self, reason: str) -> None:
-        self._group.launcher.send(restart.Exited(LAUNCHER, self.incarnation, reason))
-
-    def drain(self, name: str) -> None:
-        """Nothing to drain."""
-        self._group.launcher.send(restart.Drained(name))
-
-    def terminate(self, name: str) -> None:
-        """Let it kill what is left and end."""
-        del name
-        if self.link is not None:
-            link, self.link = self.link, None
-            self._group._do(self._close(link))  # noqa: SLF001 - as above
-
-    async def _close(self, link: LauncherLink) -> None:
-        await link.close()
-        self._exited("closed")
-
-    def ask_stack(self, name: str) -> None:
-        """It has no stack dump worth a wait."""
-        self.kill(name)
-
-    def kill(self, name: str) -> None:
-        """Kill it; its workers die with it."""
-        del name
-        link = self.link or self.starting
-        if link is not None and link.pidfd >= 0:
-            signal.pidfd_send_signal(link.pidfd, signal.SIGKILL)
-
-    def changed(self, change: restart.Changed) -> None:
-        """Pass on."""
-        self._group.hooks.changed(change)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vsm import __version__
 from vsm.core import channels, restart
-from vsm.integration_group import LAUNCHER
+from vsm.launcher_actor import LAUNCHER
 from vsm.template_actor import TEMPLATE
 
 if TYPE_CHECKING:
