@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import uvloop
 
-from vsm.gateway import http as http_module
+from vsm.gateway.http_exchange import MAX_BODY_BYTES
 
 META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -137,7 +137,7 @@ def test_bodies_headers_and_json_are_bounded() -> None:
                 (b"{", 400),
                 (b"\xff", 400),
                 (b"[" * 100_000, 400),
-                (b" " * (http_module.MAX_BODY_BYTES + 1), 413),
+                (b" " * (MAX_BODY_BYTES + 1), 413),
             ):
                 answer = await client.post(url, headers=headers, content=body)
                 assert answer.status_code == status

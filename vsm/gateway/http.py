@@ -9,40 +9,43 @@ import asyncio
 import hmac
 import secrets
 import socket
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final, TypeAlias
+from typing import Final
 from urllib.parse import urlsplit
 
 import uvicorn
 import uvicorn.lifespan.off  # uvicorn imports it by name; a confined process could not
 from msgspec import UNSET
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from vsm.gateway.call import id_json
 from vsm.gateway.client import Client
+from vsm.gateway.http_exchange import (
+    Connection,
+    Exchange,
+    Receive,
+    RefusedError,
+    Request,
+    Scope,
+    Send,
+    event_bytes,
+    last,
+    more,
+    read_body,
+    respond,
+    start,
+    status_of,
+)
 from vsm.gateway.router import Router
 from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.jsonrpc import DecodeError, Message
 from vsm.protocol.tables import LEGACY_VERSIONS, META_VERSION, MODERN_VERSIONS
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-MAX_BODY_BYTES: Final = 8 * 1024 * 1024
-MAX_DISCARDED_BYTES: Final = 4 * MAX_BODY_BYTES
-MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 512
 MAX_SESSIONS: Final = 1024
-MAX_EVENTS: Final = 1024
-MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 SESSION_IDLE_S: Final = 3600.0
 PING_INTERVAL_S: Final = 15.0
 KEEP_ALIVE_S: Final = 75
 HTTP_PORT: Final = 80
-NO_CONTENT: Final = 204
 
 SESSION_HEADER: Final = "mcp-session-id"
 _JSON: Final = (b"content-type", b"application/json")
@@ -51,131 +54,6 @@ _EVENTS: Final = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
-_ROUTING_HEADERS: Final = frozenset(
-    {envelope.VERSION_HEADER, envelope.METHOD_HEADER, envelope.NAME_HEADER}
-)
-# The HTTP status of a modern error; others go with 200.
-_STATUS: Final = {
-    jsonrpc.PARSE_ERROR: 400,
-    jsonrpc.INVALID_REQUEST: 400,
-    jsonrpc.INVALID_PARAMS: 400,
-    jsonrpc.HEADER_MISMATCH: 400,
-    jsonrpc.UNSUPPORTED_VERSION: 400,
-    jsonrpc.METHOD_NOT_FOUND: 404,
-}
-
-
-class RefusedError(Exception):
-    """A request is refused at the HTTP level."""
-
-    def __init__(self, status: int, text: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        super().__init__(status, text)
-        self.status = status
-        self.text = text
-        self.headers = tuple(headers)
-
-
-class Connection(HttpToolsProtocol):
-    """uvicorn's connection with a bound on headers, which tells who waits when it is lost."""
-
-    def __init__(self, *args: Any, **keywords: Any) -> None:  # noqa: ANN401 - uvicorn's own
-        super().__init__(*args, **keywords)
-        self.waiting: set[Exchange] = set()
-        self._header_bytes = 0
-        self._in_headers = True
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
-        self._header_bytes, self._in_headers = 0, True
-        self.scope["vsm.connection"] = self  # type: ignore[typeddict-unknown-key]
-
-    def on_headers_complete(self) -> None:
-        """A request's headers are there."""
-        self._in_headers = False
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes; headers without end are cut off."""
-        super().data_received(data)
-        if self._in_headers:
-            self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES:
-                self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
-        super().connection_lost(exc)
-        for exchange in list(self.waiting):
-            exchange.disconnected()
-
-
-class Exchange:
-    """One HTTP request's answer: a JSON body, or a stream of events that ends with it."""
-
-    __slots__ = ("_bytes", "_waiter", "connection", "events", "final", "gone")
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.events: deque[bytes] = deque()
-        self.final: bytes | None = None
-        self.gone = False
-        self._bytes = 0
-        self._waiter: asyncio.Future[None] | None = None
-
-    def answer(self, frame: bytes) -> None:
-        """The answer."""
-        self.final = frame
-        self._wake()
-
-    def notify(self, frame: bytes) -> None:
-        """Something that comes before it; a client that does not read is cut off."""
-        self.events.append(frame)
-        self._bytes += len(frame)
-        if len(self.events) > MAX_EVENTS or self._bytes > MAX_EVENT_BYTES:
-            self.connection.transport.abort()
-            self.disconnected()
-        self._wake()
-
-    def ask(self, frame: bytes) -> None:
-        """A question that comes before it."""
-        self.notify(frame)
-
-    def disconnected(self) -> None:
-        """Nobody will read the rest."""
-        self.gone = True
-        self.events.clear()
-        self._wake()
-
-    def take(self) -> bytes:
-        """The events so far, as they go over the wire."""
-        body = b"".join(_event(frame) for frame in self.events)
-        self.events.clear()
-        self._bytes = 0
-        return body
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self, timeout_s: float) -> None:
-        """Wait for an event, the answer or the disconnection; at most `timeout_s`."""
-        if self.final is not None or self.events or self.gone:
-            return
-        loop = asyncio.get_running_loop()
-        self._waiter = waiter = loop.create_future()
-        timer = loop.call_later(timeout_s, self._wake)
-        self.connection.waiting.add(self)
-        try:
-            await waiter
-        finally:
-            self.connection.waiting.discard(self)
-            timer.cancel()
-            self._waiter = None
-
-
-def _event(frame: bytes) -> bytes:
-    return b"event: message\r\ndata: %b\r\n\r\n" % frame
 
 
 class RequestClient(Client):
@@ -198,29 +76,6 @@ class HttpSession(Client):
         """Send on the stream that the client keeps open for it, if it does."""
         if self.stream is not None:
             self.stream.notify(frame)
-
-
-class Request:
-    """A request's parts, looked up once."""
-
-    __slots__ = ("connection", "headers", "method", "path", "repeated")
-
-    def __init__(self, scope: Scope) -> None:
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.connection: Connection = scope["vsm.connection"]
-        self.headers: dict[str, str] = {}
-        self.repeated: str | None = None
-        for raw_name, raw_value in scope["headers"]:
-            name = raw_name.decode("latin-1")
-            if name in self.headers and name in _ROUTING_HEADERS:
-                self.repeated = name
-            self.headers[name] = raw_value.decode("latin-1")
-
-    def accepts(self, kind: str) -> bool:
-        """Whether the client takes an answer of this media type."""
-        accept = self.headers.get("accept", "*/*").lower()
-        return kind in accept or "*/*" in accept or kind.partition("/")[0] + "/*" in accept
 
 
 class HttpApplication:
@@ -249,7 +104,7 @@ class HttpApplication:
         except RefusedError as refusal:
             body = refusal.text.encode()
             headers = [(b"content-type", b"text/plain; charset=utf-8"), *refusal.headers]
-            await _respond(send, refusal.status, body, headers)
+            await respond(send, refusal.status, body, headers)
 
     # ---- who may ask -----------------------------------------------------------------------
 
@@ -278,7 +133,7 @@ class HttpApplication:
 
     async def _serve(self, request: Request, receive: Receive, send: Send) -> None:
         if request.path == "/healthz" and request.method == "GET":
-            await _respond(send, 200, b'{"status":"ok"}', [_JSON])
+            await respond(send, 200, b'{"status":"ok"}', [_JSON])
             return
         if request.path != "/mcp":
             raise RefusedError(404, "Nothing is here; the endpoint is /mcp.\n")
@@ -299,11 +154,11 @@ class HttpApplication:
             raise RefusedError(415, "The body is application/json.\n")
         if not request.accepts("application/json"):
             raise RefusedError(406, "Accept application/json and text/event-stream.\n")
-        body = await _body(request, receive)
+        body = await read_body(request, receive)
         try:
             message = jsonrpc.decode(jsonrpc.compact(body))
         except DecodeError as error:
-            await _respond(send, 400, jsonrpc.failure(b"null", error.code, error.message), [_JSON])
+            await respond(send, 400, jsonrpc.failure(b"null", error.code, error.message), [_JSON])
             return
         if self._is_modern(request, message):
             await self._post_modern(request, message, send)
@@ -328,16 +183,16 @@ class HttpApplication:
         if message.method is UNSET:
             text = "the body is one request or one notification"
             failure = jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text)
-            await _respond(send, 400, failure, [_JSON])
+            await respond(send, 400, failure, [_JSON])
             return
         if message.id is UNSET or message.id is None:
-            await _respond(send, 202, b"", [])
+            await respond(send, 202, b"", [])
             return
         id_bytes = id_json(message.id)
         if request.repeated is not None:
             text = f"the header {request.repeated} is there more than once"
             failure = jsonrpc.failure(id_bytes, jsonrpc.HEADER_MISMATCH, text)
-            await _respond(send, 400, failure, [_JSON])
+            await respond(send, 400, failure, [_JSON])
             return
         exchange, client = Exchange(request.connection), RequestClient()
         self._router.join(client)
@@ -357,7 +212,7 @@ class HttpApplication:
         exchange = Exchange(request.connection)
         self._router.receive(session, exchange, message)
         if message.method is UNSET or message.id is UNSET:
-            await _respond(send, 202, b"", headers)
+            await respond(send, 202, b"", headers)
         else:
             await self._finish(exchange, send, modern=False, headers=headers)
 
@@ -374,15 +229,15 @@ class HttpApplication:
         if exchange.gone:
             return
         if exchange.final is not None and not exchange.events:
-            status = _status(exchange.final) if modern else 200
-            await _respond(send, status, exchange.final, [_JSON, *(headers or ())])
+            status = status_of(exchange.final) if modern else 200
+            await respond(send, status, exchange.final, [_JSON, *(headers or ())])
             return
-        await _start(send, 200, [*_EVENTS, *(headers or ())])
+        await start(send, 200, [*_EVENTS, *(headers or ())])
         while exchange.final is None and not exchange.gone:
-            await _more(send, exchange.take() or b": ping\r\n\r\n")
+            await more(send, exchange.take() or b": ping\r\n\r\n")
             await exchange.wait(PING_INTERVAL_S)
         if exchange.final is not None and not exchange.gone:
-            await _last(send, exchange.take() + _event(exchange.final))
+            await last(send, exchange.take() + event_bytes(exchange.final))
 
     # ---- legacy sessions -------------------------------------------------------------------
 
@@ -432,80 +287,24 @@ class HttpApplication:
             raise RefusedError(409, "The session has a stream already.\n")
         session.stream = stream = Exchange(request.connection)
         try:
-            await _start(send, 200, _EVENTS)
-            await _more(send, b": connected\r\n\r\n")
+            await start(send, 200, _EVENTS)
+            await more(send, b": connected\r\n\r\n")
             while not stream.gone:
                 await stream.wait(PING_INTERVAL_S)
                 if not stream.gone:
-                    await _more(send, stream.take() or b": ping\r\n\r\n")
-            await _last(send, b"")
+                    await more(send, stream.take() or b": ping\r\n\r\n")
+            await last(send, b"")
         finally:
             session.stream = None
 
     async def _delete(self, request: Request, send: Send) -> None:
         self._close_session(self._session(request))
-        await _respond(send, 204, b"", [])
+        await respond(send, 204, b"", [])
 
     def stop(self) -> None:
         """End every session and stream."""
         for session in list(self._sessions.values()):
             self._close_session(session)
-
-
-def _status(frame: bytes) -> int:
-    if b',"error":{' not in frame[:512]:
-        return 200
-    error = jsonrpc.decode(frame).error
-    body = None if error is UNSET else jsonrpc.error_of(error)
-    return 200 if body is None else _STATUS.get(body.code, 200)
-
-
-async def _body(request: Request, receive: Receive) -> bytes:
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > MAX_DISCARDED_BYTES:
-        raise RefusedError(413, _TOO_LARGE, [_CLOSE])
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            raise RefusedError(400, "The body ended early.\n", [_CLOSE])
-        part = event.get("body", b"")
-        size += len(part)
-        # A client that is still sending would not read the refusal: discard a bounded rest.
-        if size > MAX_BODY_BYTES:
-            parts.clear()
-        else:
-            parts.append(part)
-        ended = not event.get("more_body", False)
-        if size > (MAX_BODY_BYTES if ended else MAX_DISCARDED_BYTES):
-            raise RefusedError(413, _TOO_LARGE, [_CLOSE])
-        if ended:
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-_CLOSE: Final = (b"connection", b"close")
-_TOO_LARGE: Final = f"A body has at most {MAX_BODY_BYTES} bytes.\n"
-
-
-async def _start(send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-
-
-async def _more(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def _last(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def _respond(
-    send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]
-) -> None:
-    length = (b"content-length", b"%d" % len(body))
-    await _start(send, status, [*headers, length] if status != NO_CONTENT else headers)
-    await _last(send, body)
 
 
 def own_hosts(sock: socket.socket) -> frozenset[str]:

@@ -96,6 +96,15 @@ class Integration:
         }
         return texts.get(self.state, f"{name} is {self.state}{reason}.")
 
+    @property
+    def availability(self) -> dict[str, str]:
+        """The same for a program to read."""
+        return {
+            "integration": self.settings.name,
+            "state": "draining" if self.draining else self.state,
+            "reason": self.reason,
+        }
+
 
 class Startup:
     """A server's way from attached pipes to a session with lists.

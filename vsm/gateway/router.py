@@ -13,23 +13,20 @@ from msgspec import UNSET, Raw
 
 from vsm.gateway.call import Call, Inquiry, Sink, id_json
 from vsm.gateway.client import (
-    MAX_ASKED,
     MAX_IN_FLIGHT,
     MAX_LISTENS,
     MAX_SUBSCRIBED_URIS,
     Client,
     Listen,
-    Question,
 )
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.integration import GATEWAY, Integration
-from vsm.gateway.upstream import Upstream
+from vsm.gateway.relay import Relay, level_index
 from vsm.protocol import envelope, era, jsonrpc
 from vsm.protocol.catalogue import SEPARATOR, Entry
 from vsm.protocol.envelope import EnvelopeError
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
 from vsm.protocol.tables import (
-    ASKED_CAPABILITY,
     CLIENT_REQUESTS,
     LEGACY_VERSION,
     LEGACY_VERSIONS,
@@ -43,7 +40,6 @@ from vsm.protocol.tables import (
     Era,
 )
 
-QUESTION_TIMEOUT_S: Final = 600.0
 TTL_MS: Final = 1000
 MAX_DEFERRED: Final = 1024
 MAX_INSTRUCTIONS_CHARS: Final = 2048
@@ -79,10 +75,8 @@ class Router:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        fleet.audience = self
         self.clients: set[Client] = set()
-        self.dropped_messages = 0
-        self._questions = 0
+        self.relay = fleet.audience = Relay(self.clients)
         self._deferred: dict[tuple[Client, bytes], asyncio.Task[None]] = {}
         self._legacy: dict[str, Callable[[Client, Sink, bytes, Object], None]] = {
             "initialize": self._initialize,
@@ -109,7 +103,7 @@ class Router:
         for key in [key for key in self._deferred if key[0] is client]:
             self._deferred.pop(key).cancel()
         for question in client.asked.values():
-            self._refuse(question.upstream, question.id_bytes, "the client is gone")
+            self.relay.refuse(question.upstream, question.id_bytes, "the client is gone")
         client.asked.clear()
         for name, uri in client.subscribed:
             self._fleet.unwatch(name, uri)
@@ -142,7 +136,7 @@ class Router:
         judged against its body.
         """
         if message.method is UNSET:
-            self._client_answered(client, message)
+            self.relay.client_answered(client, message)
         elif message.id is UNSET:
             self._client_told(client, message)
         else:
@@ -253,12 +247,10 @@ class Router:
         if not integration.is_settled:
             raise StartingError([integration.settings.name])
         integration.totals["refused"] += 1
-        raise RequestError(
-            jsonrpc.UNAVAILABLE, integration.unavailable, _availability_data(integration)
-        )
+        raise RequestError(jsonrpc.UNAVAILABLE, integration.unavailable, integration.availability)
 
     def _fail_unavailable(self, sink: Sink, id_bytes: bytes, integration: Integration) -> None:
-        text, data = integration.unavailable, _availability_data(integration)
+        text, data = integration.unavailable, integration.availability
         sink.answer(jsonrpc.failure(id_bytes, jsonrpc.UNAVAILABLE, text, data))
 
     def _route_of(self, method: str, params: Object, *, modern: bool) -> str:
@@ -314,7 +306,7 @@ class Router:
             raise RequestError(jsonrpc.UNAVAILABLE, text)
         call = Call(client, sink, id_bytes, method, name)
         if META_LOG_LEVEL in meta and modern:
-            call.log_level = _level(jsonrpc.text(meta, META_LOG_LEVEL))
+            call.log_level = level_index(jsonrpc.text(meta, META_LOG_LEVEL))
         if modern is not (upstream.era is Era.MODERN):
             call.same_era = False
             call.to_modern = modern
@@ -494,135 +486,6 @@ class Router:
         task = self._deferred.pop((client, id_bytes), None)
         if task is not None:
             task.cancel()
-
-    def _client_answered(self, client: Client, message: Message) -> None:
-        question = client.asked.pop(str(message.id), None)
-        if question is None:
-            return
-        if message.result is not UNSET:
-            frame = jsonrpc.answer(question.id_bytes, message.result)
-        else:
-            frame = jsonrpc.forwarded_error(question.id_bytes, cast("Raw", message.error))
-        question.upstream.tell(frame)
-        call = question.call
-        if call.timeout_s is not None and call.client.in_flight.get(call.id_bytes) is call:
-            question.upstream.postpone(call, call.timeout_s)
-
-    # ---- what servers say (Audience) -------------------------------------------------------
-
-    def list_changed(self, method: str) -> None:
-        """A merged list changed: tell whoever wants to know."""
-        frame = jsonrpc.notification(method)
-        for client in list(self.clients):
-            if client.initialized:
-                client.notify(frame)
-            for listen in list(client.listens.values()):
-                if listen.hears(method, None):
-                    listen.notify(method, {})
-
-    def asked(self, upstream: Upstream, message: Message) -> None:
-        """A server asks: pass it to the one client that has a call in flight there."""
-        method = cast("str", message.method)
-        id_bytes = id_json(cast("int | str", message.id))
-        calls = upstream.calls()
-        if len({call.client for call in calls}) != 1:
-            who = "several clients have" if calls else "no client has"
-            self._refuse(upstream, id_bytes, f"{who} a call in flight, so none can be asked")
-            return
-        call = calls[-1]
-        client = call.client
-        if call.to_modern or not client.initialized:
-            self._refuse(upstream, id_bytes, "the client's revision of MCP has no such request")
-        elif ASKED_CAPABILITY[method] not in client.capabilities:
-            self._refuse(upstream, id_bytes, f"the client does not offer {method}")
-        elif len(client.asked) >= MAX_ASKED:
-            self._refuse(upstream, id_bytes, "the client has too many questions open")
-        else:
-            self._questions += 1
-            asked_id = f"vsm-{self._questions}"
-            client.asked[asked_id] = Question(upstream, id_bytes, call)
-            upstream.postpone(call, QUESTION_TIMEOUT_S)
-            params = b"{}" if message.params is UNSET else message.params
-            call.sink.ask(jsonrpc.request(asked_id, method, params))
-
-    @staticmethod
-    def _refuse(upstream: Upstream, id_bytes: bytes, text: str) -> None:
-        upstream.tell(jsonrpc.failure(id_bytes, jsonrpc.METHOD_NOT_FOUND, text))
-
-    def told(self, upstream: Upstream, method: str, params: Object) -> None:
-        """A server tells something: only those whom it concerns hear it."""
-        if method == "notifications/resources/updated":
-            self._resource_updated(upstream, params)
-        elif method == "notifications/message":
-            self._logged(upstream, params)
-        elif method == "notifications/cancelled":
-            self._question_withdrawn(upstream, params)
-        elif method == "notifications/elicitation/complete":
-            calls = upstream.calls()
-            if len({call.client for call in calls}) == 1:
-                calls[-1].sink.notify(jsonrpc.notification(method, jsonrpc.encode(params)))
-
-    def _resource_updated(self, upstream: Upstream, params: Object) -> None:
-        uri = jsonrpc.text(params, "uri")
-        if uri is None:
-            return
-        method = "notifications/resources/updated"
-        params.pop("_meta", None)
-        frame = jsonrpc.notification(method, jsonrpc.encode(params))
-        for client in list(self.clients):
-            if (upstream.integration, uri) not in client.subscribed:
-                continue
-            if client.initialized:
-                client.notify(frame)
-            for listen in list(client.listens.values()):
-                if listen.hears(method, uri):
-                    listen.notify(method, params)
-
-    def _logged(self, upstream: Upstream, params: Object) -> None:
-        """A log message goes to the one client that it can belong to; others' is not theirs."""
-        level = _level(jsonrpc.text(params, "level"))
-        if level is None:
-            return
-        calls = upstream.calls()
-        clients = {call.client for call in calls}
-        frame = jsonrpc.notification("notifications/message", jsonrpc.encode(params))
-        if len(clients) == 1:
-            call = calls[-1]
-            # A legacy client hears all until it says otherwise, a modern request only if it asks.
-            least = call.client.log_level or 0 if call.client.initialized else call.log_level
-            if least is not None and level >= least:
-                call.sink.notify(frame)
-            return
-        alone = [c for c in self.clients if c.log_level is not None]
-        if not clients and len(alone) == 1 and len(self.clients) == 1:
-            alone[0].notify(frame)
-        else:
-            self.dropped_messages += 1
-
-    def _question_withdrawn(self, upstream: Upstream, params: Object) -> None:
-        request_id = jsonrpc.identifier(params, "requestId")
-        if request_id is None:
-            return
-        id_bytes = id_json(request_id)
-        for client in self.clients:
-            for asked_id, question in list(client.asked.items()):
-                if question.upstream is upstream and question.id_bytes == id_bytes:
-                    del client.asked[asked_id]
-                    body = jsonrpc.encode({"requestId": asked_id})
-                    frame = jsonrpc.notification("notifications/cancelled", body)
-                    question.call.sink.notify(frame)
-
-
-def _availability_data(integration: Integration) -> dict[str, str]:
-    return {
-        "integration": integration.settings.name,
-        "state": "draining" if integration.draining else integration.state,
-        "reason": integration.reason,
-    }
-
-
-def _level(name: str | None) -> int | None:
-    return LOG_LEVELS.index(name) if name in LOG_LEVELS else None
 
 
 def _strings(raw: Raw | None) -> list[str]:
