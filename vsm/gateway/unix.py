@@ -7,7 +7,8 @@ may connect (SO_PEERCRED). Runs in S1's event loop; what it reads is a client's.
 import asyncio
 import socket
 import struct
-from typing import Final, cast
+import sys
+from typing import Any, Final, cast
 
 from vsm.gateway.client import Client
 from vsm.gateway.router import Router
@@ -177,7 +178,11 @@ class UnixListener:
     async def start(self) -> None:
         """Accept connections."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: UnixProtocol(self), sock=self._sock)
+        # From Python 3.13 on the loop would stat and unlink the file, which is the supervisor's.
+        keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        self._server = await loop.create_unix_server(
+            lambda: UnixProtocol(self), sock=self._sock, **keep
+        )
 
     def admit(self, protocol: UnixProtocol) -> bool:
         """Whether a connection may stay: the owner's or root's, and not one too many."""
