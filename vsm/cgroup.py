@@ -12,34 +12,42 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from vsm.cgroup_files import (
+    RUN_NAME,
+    CgroupLimits,
+    folder_name,
+    group_names,
+    keyed_number,
+    made_folder,
+    mount_points,
+    own_folder,
+    owner_is_dead,
+    read_words,
+    remove_tree,
+    role,
+    run_name,
+    v1_writes,
+    v2_writes,
+    wait_dead,
+    write_value,
+)
 from vsm.errors import VsmError
+
+__all__ = ["CgroupFacts", "CgroupLimits", "Cgroups", "Group", "Usage", "detect"]
 
 CONTROLLERS = ("memory", "pids", "cpu")
 V1_CONTROLLERS = (*CONTROLLERS, "cpuacct", "freezer")
-CPU_PERIOD_US = 100_000
 KILL_ROUNDS = 20
-RUN_NAME = re.compile(r"^vsm-(\d+)-(\d+)-(\d+)(-trial)?$")
 SUPERVISOR_LEAF = "supervisor"
 Kind = Literal["v2", "v1", "kill-only", "none"]
-
-
-class CgroupLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits of one group; None is no limit."""
-
-    memory_bytes: int | None = None
-    swap_bytes: int | None = None
-    processes: int | None = None
-    cpu_cores: float | None = None
 
 
 class CgroupFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,21 +101,21 @@ def detect(*, claim: bool = False) -> CgroupFacts:
 
 
 def _v2_folders(claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT001
-    base = _own_folder("cgroup2", "")
+    base = own_folder("cgroup2", "")
     if base is None:
         return {}
     if base.name == SUPERVISOR_LEAF:
         base = base.parent
-    offered = set(_words(base / "cgroup.controllers"))
+    offered = set(read_words(base / "cgroup.controllers"))
     wanted = [name for name in CONTROLLERS if name in offered]
     if not wanted:
         reasons.append(f"{base}: no memory, pids or cpu controller is delegated")
         return {}
-    if not set(wanted) <= set(_words(base / "cgroup.subtree_control")):
+    if not set(wanted) <= set(read_words(base / "cgroup.subtree_control")):
         try:
             if claim:
-                _write(_made(base / SUPERVISOR_LEAF) / "cgroup.procs", "0")
-            _write(base / "cgroup.subtree_control", " ".join(f"+{name}" for name in wanted))
+                write_value(made_folder(base / SUPERVISOR_LEAF) / "cgroup.procs", "0")
+            write_value(base / "cgroup.subtree_control", " ".join(f"+{name}" for name in wanted))
         except OSError as error:
             reasons.append(
                 f"{base}: cannot hand out controllers ({error.strerror}); run vsm as a service "
@@ -121,7 +129,7 @@ def _v1_folders(_claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FB
     folders: dict[str, str] = {}
     refused: list[str] = []
     for name in V1_CONTROLLERS:
-        base = _own_folder("cgroup", name)
+        base = own_folder("cgroup", name)
         if base is not None and _can_make_in(base, refused):
             folders[name] = str(base)
     reasons += refused[:1]  # one of up to five alike
@@ -131,33 +139,10 @@ def _v1_folders(_claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FB
 
 
 def _bare_folders(_claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT001
-    base = _own_folder("cgroup2", "")
+    base = own_folder("cgroup2", "")
     if base is None or not _can_make_in(base, reasons):
         return {}
     return {"unified": str(base)}
-
-
-def _own_folder(kind: str, controller: str) -> Path | None:
-    """The folder of the calling process's own group in one hierarchy."""
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, (fstype, _source, options) = left.split(), right.split(" ", 2)
-        if fstype != kind or (controller and controller not in options.split(",")):
-            continue
-        root, mounted = fields[3], fields[4].replace("\\040", " ")
-        own = _own_group(controller).removeprefix(root if root != "/" else "").lstrip("/")
-        folder = Path(mounted, own)
-        # A container may show a group path that its own mount does not have.
-        return folder if folder.is_dir() else Path(mounted)
-    return None
-
-
-def _own_group(controller: str) -> str:
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-        number, names, path = line.split(":", 2)
-        if (controller in names.split(",")) if controller else (number == "0"):
-            return path
-    return "/"
 
 
 def _can_make_in(base: Path, reasons: list[str]) -> bool:
@@ -243,7 +228,7 @@ def _be_trial_child(procs: tuple[str, ...], tell: int) -> None:
     """Runs in the child; never returns. Joins, tries to fork, waits for its end."""
     try:
         for path in procs:
-            _write(Path(path), "0")
+            write_value(Path(path), "0")
         try:
             grandchild = os.fork()
         except OSError:
@@ -278,7 +263,7 @@ class Cgroups:
         Raises:
             VsmError: a controller that the facts promise refused a limit.
         """
-        group = Group(self.facts, f"{self.run}/{_folder_name(name)}")
+        group = Group(self.facts, f"{self.run}/{folder_name(name)}")
         try:
             group.make()
         except OSError as error:
@@ -304,7 +289,7 @@ class Cgroups:
         self._remove_all(self.run)
 
     def _remove_all(self, run: str) -> None:
-        workers = [f"{run}/{worker}" for worker in _group_names(self.facts.folders, run)]
+        workers = [f"{run}/{worker}" for worker in group_names(self.facts.folders, run)]
         for relative in (*workers, run):
             group = Group(self.facts, relative)
             group.kill()
@@ -346,13 +331,13 @@ class Group:
     def make(self) -> None:
         """Make the folders; in v2 the run's folder hands its controllers on."""
         for folder in dict.fromkeys(self.folders.values()):
-            _made(folder.parent)
+            made_folder(folder.parent)
             if self.facts.kind == "v2":
                 wanted = [name for name in CONTROLLERS if name in self.folders]
                 control = folder.parent / "cgroup.subtree_control"
-                if not set(wanted) <= set(_words(control)):
-                    _write(control, " ".join(f"+{name}" for name in wanted))
-            _made(folder)
+                if not set(wanted) <= set(read_words(control)):
+                    write_value(control, " ".join(f"+{name}" for name in wanted))
+            made_folder(folder)
 
     def set_limits(self, limits: CgroupLimits) -> None:
         """Put limits in force now; works on a running worker too.
@@ -360,13 +345,13 @@ class Group:
         Raises:
             VsmError: a limit was refused, with the file and the reason.
         """
-        writes = _v2_writes if self.facts.kind == "v2" else _v1_writes
+        writes = v2_writes if self.facts.kind == "v2" else v1_writes
         for controller, file, value in writes(limits):
             folder = self.folders.get(controller)
             if folder is None or (file.startswith("memory.mems") and not (folder / file).exists()):
                 continue
             try:
-                _write(folder / file, value)
+                write_value(folder / file, value)
             except OSError as error:
                 raise _failed(f"write {value} to", str(folder / file), error) from error
 
@@ -393,11 +378,11 @@ class Group:
     def usage(self) -> Usage:
         """Read what the group uses now."""
         if self.facts.kind == "v2":
-            cpu_us = _keyed(self._text("cpu", "cpu.stat"), "usage_usec")
+            cpu_us = keyed_number(self._text("cpu", "cpu.stat"), "usage_usec")
             return Usage(
                 memory_bytes=self._number("memory", "memory.current"),
                 memory_peak_bytes=self._number("memory", "memory.peak"),
-                oom_kills=_keyed(self._text("memory", "memory.events"), "oom_kill"),
+                oom_kills=keyed_number(self._text("memory", "memory.events"), "oom_kill"),
                 cpu_s=None if cpu_us is None else cpu_us / 1e6,
                 processes=self._number("pids", "pids.current"),
             )
@@ -405,14 +390,14 @@ class Group:
         return Usage(
             memory_bytes=self._number("memory", "memory.usage_in_bytes"),
             memory_peak_bytes=self._number("memory", "memory.max_usage_in_bytes"),
-            oom_kills=_keyed(self._text("memory", "memory.oom_control"), "oom_kill"),
+            oom_kills=keyed_number(self._text("memory", "memory.oom_control"), "oom_kill"),
             cpu_s=None if cpu_ns is None else cpu_ns / 1e9,
             processes=self._number("pids", "pids.current"),
         )
 
     def pids(self) -> set[int]:
         """The processes in the group, as this pid namespace numbers them."""
-        found = {int(pid) for path in self.procs for pid in _words(Path(path))}
+        found = {int(pid) for path in self.procs for pid in read_words(Path(path))}
         return found - {0}
 
     def kill(self) -> None:
@@ -421,8 +406,8 @@ class Group:
         if unified is not None:
             with contextlib.suppress(OSError):
                 pids = self.pids()
-                _write(unified / "cgroup.kill", "1")
-                _wait_dead(pids)
+                write_value(unified / "cgroup.kill", "1")
+                wait_dead(pids)
         for _ in range(KILL_ROUNDS):  # without cgroup.kill a fork can escape one round, not frozen
             pids = self.pids()
             if not pids:
@@ -432,7 +417,7 @@ class Group:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self.thaw()
-            _wait_dead(pids)
+            wait_dead(pids)
 
     def freeze(self) -> bool:
         """Stop every process where it is; False where no freezer works."""
@@ -446,7 +431,7 @@ class Group:
         """Remove the folders now; False while a process is still in one."""
         gone = True
         for folder in dict.fromkeys(self.folders.values()):
-            gone = _removed(folder) and gone
+            gone = remove_tree(folder) and gone
         return gone
 
     def remove(self) -> bool:
@@ -466,7 +451,7 @@ class Group:
             folder = self.folders.get(name)
             if folder is not None and (folder / file).exists():
                 with contextlib.suppress(OSError):
-                    _write(folder / file, values[frozen])
+                    write_value(folder / file, values[frozen])
                     return True
         return False
 
@@ -483,153 +468,22 @@ class Group:
         return int(text) if text.isdigit() and int(text) < 1 << 62 else None
 
 
-def _v2_writes(limits: CgroupLimits) -> Iterator[tuple[str, str, str]]:
-    if limits.swap_bytes is not None:
-        yield "memory", "memory.swap.max", str(limits.swap_bytes)
-    yield "memory", "memory.max", _or(limits.memory_bytes, "max")
-    yield "memory", "memory.oom.group", "0"
-    yield "pids", "pids.max", _or(limits.processes, "max")
-    cores = limits.cpu_cores
-    quota = "max" if cores is None else str(max(1000, int(cores * CPU_PERIOD_US)))
-    yield "cpu", "cpu.max", f"{quota} {CPU_PERIOD_US}"
-
-
-def _v1_writes(limits: CgroupLimits) -> Iterator[tuple[str, str, str]]:
-    # memory <= memory + swap holds at every moment: lift the sum, set the part, set the sum.
-    yield "memory", "memory.memsw.limit_in_bytes", "-1"
-    yield "memory", "memory.limit_in_bytes", _or(limits.memory_bytes, "-1")
-    if limits.memory_bytes is not None and limits.swap_bytes is not None:
-        both = limits.memory_bytes + limits.swap_bytes
-        yield "memory", "memory.memsw.limit_in_bytes", str(both)
-    yield "pids", "pids.max", _or(limits.processes, "max")
-    cores = limits.cpu_cores
-    yield "cpu", "cpu.cfs_period_us", str(CPU_PERIOD_US)
-    yield "cpu", "cpu.cfs_quota_us", _or(cores and max(1000, int(cores * CPU_PERIOD_US)), "-1")
-
-
 # -- names and files -------------------------------------------------------------------------------
-
-
-def run_name() -> str:
-    """This process's name for its groups: pid, start time, pid namespace."""
-    namespace = os.stat("/proc/self/ns/pid").st_ino
-    return f"vsm-{os.getpid()}-{_start_time(os.getpid())}-{namespace}"
-
-
-def _owner_is_dead(name: str) -> bool:
-    match = RUN_NAME.match(name)
-    if match is None or int(match.group(3)) != os.stat("/proc/self/ns/pid").st_ino:
-        return False  # another pid namespace's run: its pids mean nothing here
-    return _start_time(int(match.group(1))) != int(match.group(2))
-
-
-def _start_time(pid: int) -> int | None:
-    try:
-        raw = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    state, *fields = raw.rpartition(")")[2].split()
-    return None if state in "ZX" else int(fields[18])  # field 22 of proc_pid_stat(5)
-
-
-def _folder_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] or "_"
 
 
 def _stale_groups(facts: CgroupFacts) -> dict[str, list[Group]]:
     """Dead runs' names → their groups, wherever they are, innermost first."""
     found: dict[str, dict[str, dict[str, Path]]] = {}
-    for mounted in _mounts():
+    for mounted in mount_points():
         for path, _, _ in os.walk(mounted, topdown=False):
             names = [part for part in Path(path).parts if RUN_NAME.match(part)]
-            if names and _owner_is_dead(names[0]):
+            if names and owner_is_dead(names[0]):
                 inner = path.partition(names[0])[2]
-                found.setdefault(names[0], {}).setdefault(inner, {})[_role(path)] = Path(path)
+                found.setdefault(names[0], {}).setdefault(inner, {})[role(path)] = Path(path)
     return {
         name: [Group(facts, name, folders) for folders in inner.values()]
         for name, inner in found.items()
     }
-
-
-def _role(path: str) -> str:
-    """The key under which `Group` looks for a folder that kills or freezes."""
-    for name, file in (("unified", "cgroup.kill"), ("freezer", "freezer.state")):
-        if Path(path, file).exists():
-            return name
-    return path
-
-
-def _mounts() -> Iterator[str]:
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        left, _, right = line.partition(" - ")
-        if right.startswith("cgroup"):
-            yield left.split()[4].replace("\\040", " ")
-
-
-def _group_names(folders: dict[str, str], run: str) -> set[str]:
-    runs = [Path(base, run) for base in set(folders.values())]
-    return {e.name for folder in runs if folder.is_dir() for e in folder.iterdir() if e.is_dir()}
-
-
-def _removed(folder: Path) -> bool:
-    try:
-        for entry in os.scandir(folder):
-            if entry.is_dir(follow_symlinks=False):
-                _removed(Path(entry.path))
-        folder.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _wait_dead(pids: set[int], timeout_s: float = 2.0) -> None:
-    """Wait on pidfds; a process that is not ours to wait for still makes its pidfd readable."""
-    poll, fds = select.poll(), []
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            fds.append(os.pidfd_open(pid))
-            poll.register(fds[-1], select.POLLIN)
-    end = time.monotonic() + timeout_s
-    waiting = set(fds)
-    while waiting and (left := end - time.monotonic()) > 0:
-        for fd, _ in poll.poll(left * 1000):
-            poll.unregister(fd)
-            waiting.discard(fd)
-    for fd in fds:
-        os.close(fd)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def _write(path: Path, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # O_CREAT or O_TRUNC mean nothing here
-    try:
-        os.write(fd, value.encode())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        os.close(fd)
-
-
-def _words(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii").split()
-    except OSError:
-        return []
-
-
-def _keyed(text: str, key: str) -> int | None:
-    pairs = (line.split() for line in text.splitlines())
-    return next((int(pair[1]) for pair in pairs if pair[:1] == [key]), None)
-
-
-def _or(value: float | None, otherwise: str) -> str:
-    return otherwise if value is None else str(int(value))
 
 
 def _failed(action: str, path: str, error: OSError) -> VsmError:
