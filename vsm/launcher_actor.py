@@ -17,6 +17,7 @@ LAUNCHER: Final = "launcher"
 
 
 def launcher_spec() -> restart.WorkerSpec:
+    """Never given up: without it there is no integration."""
     return restart.WorkerSpec(
         name=LAUNCHER,
         intensity=5,
