@@ -1,7 +1,8 @@
 """The runtime directory at work: lock, listeners, token, endpoint.json.
 
 Runs in the supervisor. Owns these files from `claim` to `release`: one vsm per directory, by
-flock, so that what a killed one left behind is known to be stale and is replaced.
+flock, so that what a killed one left behind is known to be stale and is replaced. Listeners that
+a service manager handed over are served and left where they are: their files are its own.
 """
 
 import errno
@@ -14,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from vsm import paths
-from vsm.errors import VsmError
+from vsm import notify, paths
+from vsm.errors import ConfigurationError, VsmError
 
 BACKLOG: Final = 128
 
@@ -42,7 +43,9 @@ class Endpoint:
         """Take the client sockets away, so that nobody new comes; connections stay."""
         for sock in self.listeners().values():
             sock.close()
-        self._unlink(paths.MCP_SOCKET)
+        path = self.directory / paths.MCP_SOCKET
+        if path in self.files:
+            path.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Close everything and remove what `claim` made."""
@@ -53,9 +56,6 @@ class Endpoint:
             path.unlink(missing_ok=True)
         os.close(self.lock_fd)
 
-    def _unlink(self, name: str) -> None:
-        (self.directory / name).unlink(missing_ok=True)
-
 
 def claim(http: str) -> Endpoint:
     """Lock the runtime directory and open every listener.
@@ -64,9 +64,11 @@ def claim(http: str) -> Endpoint:
         http: "HOST:PORT" of loopback, "" for none.
 
     Raises:
-        VsmError: another vsm runs here, or the port is taken.
+        VsmError: another vsm runs here, the port is taken, or a service manager handed over a
+            socket that belongs elsewhere.
     """
     directory = paths.ensure_runtime_dir()
+    die_with_parent()
     endpoint = Endpoint(directory, _lock(directory / paths.LOCK))
     try:
         _open(endpoint, http)
@@ -78,16 +80,43 @@ def claim(http: str) -> Endpoint:
 
 def _open(endpoint: Endpoint, http: str) -> None:
     endpoint.files.append(endpoint.directory / paths.LOCK)
+    _adopt(endpoint, http)
     endpoint.control = _listen_unix(endpoint, paths.CONTROL_SOCKET)
-    endpoint.unix = _listen_unix(endpoint, paths.MCP_SOCKET)
+    endpoint.unix = endpoint.unix or _listen_unix(endpoint, paths.MCP_SOCKET)
     if http:
-        endpoint.http = _listen_tcp(http)
+        endpoint.http = endpoint.http or _listen_tcp(http)
         host, port = endpoint.http.getsockname()[:2]
         endpoint.http_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/mcp"
     endpoint.token = secrets.token_urlsafe(32)
     _write(endpoint, paths.TOKEN, endpoint.token + "\n")
     document = {"http": endpoint.http_url, "socket": str(endpoint.directory / paths.MCP_SOCKET)}
     _write(endpoint, paths.ENDPOINT, json.dumps(document) + "\n")
+
+
+def _adopt(endpoint: Endpoint, http: str) -> None:
+    """Take over what the service manager listens on, if it is what vsm would listen on."""
+    for sock in notify.listeners():
+        if _is_unix(sock, endpoint.directory / paths.MCP_SOCKET):
+            endpoint.unix = sock
+        elif http and _is_tcp(sock, http):
+            endpoint.http = sock
+        else:
+            name = sock.getsockname()
+            sock.close()
+            what = f"the service manager listens on {name!r}, vsm.toml says {http or 'no HTTP'!r}"
+            raise ConfigurationError("gateway.http", what, "Run `vsm service install` again.")
+
+
+def _is_unix(sock: socket.socket, path: Path) -> bool:
+    return sock.family == socket.AF_UNIX and sock.getsockname() == str(path)
+
+
+def _is_tcp(sock: socket.socket, address: str) -> bool:
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return False
+    host, _, port = address.rpartition(":")
+    wanted = {info[4][:2] for info in socket.getaddrinfo(host.strip("[]"), int(port), sock.family)}
+    return sock.getsockname()[:2] in wanted
 
 
 def _lock(path: Path) -> int:
