@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import leaks
-from running import Running, running
+from running import DEMO, Running, missing_servers, running
 
-DEMO = Path(__file__).resolve().parents[1] / "demo"
-NODE_SERVERS = ("filesystem", "everything", "memory")
 SETTLE_S = 3.0
 WINDOW_S = 10.0
 MIB = 2**20
@@ -21,8 +19,7 @@ MIB = 2**20
 
 def run(rounds: int) -> list[dict[str, Any]]:
     """Measure both variants; `rounds` multiplies the idle window."""
-    skipped = [name for name in NODE_SERVERS if not (DEMO / "servers" / name).is_dir()]
-    without = [word for name in skipped for word in ("--without", name)]
+    without = [word for name in missing_servers() for word in ("--without", name)]
     rows = []
     for variant, config, arguments in (
         ("five systems", None, []),

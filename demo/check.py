@@ -23,9 +23,8 @@ from mcp.client.streamable_http import streamable_http_client
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import leaks  # noqa: E402 - the tests have the same needs
-from running import VSM, Running, running  # noqa: E402 - the same
+from running import VSM, Running, missing_servers, running  # noqa: E402 - the same
 
-NODE_SERVERS = ("filesystem", "everything", "memory")
 CALL_TIMEOUT_S = 60.0
 IN_FLIGHT = 50
 
@@ -171,7 +170,7 @@ def use_everything(vsm: Running, integrations: list[str], report: Report) -> Non
 
 def main() -> int:
     """Check what is installed; 0 if all is well."""
-    skipped = [name for name in NODE_SERVERS if not (ROOT / "demo/servers" / name).is_dir()]
+    skipped = missing_servers()
     integrations = [name for name in CALLS if name not in skipped]
     if skipped:
         print(f"skip  {', '.join(skipped)}: node is not installed")

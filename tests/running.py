@@ -15,9 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+DEMO = Path(__file__).resolve().parents[1] / "demo"
+NODE_SERVERS = ("filesystem", "everything", "memory")
 VSM = str(Path(sys.executable).with_name("vsm"))
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
+
+
+def missing_servers() -> list[str]:
+    """The demo's servers that cannot run because there is no node."""
+    has_node = shutil.which("node") is not None
+    return [n for n in NODE_SERVERS if not (has_node and (DEMO / "servers" / n).is_dir())]
 
 
 class DidNotStartError(AssertionError):

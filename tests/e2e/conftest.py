@@ -4,15 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import Running, running
+from running import Running, missing_servers, running
 
 ROOT = Path(__file__).resolve().parents[2]
-NODE_SERVERS = ("filesystem", "everything", "memory")
-
-
-def skipped_servers() -> list[str]:
-    """The servers that are not installed because there is no node."""
-    return [name for name in NODE_SERVERS if not (ROOT / "demo/servers" / name).is_dir()]
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +14,7 @@ def demo_arguments() -> list[str]:
     """What leaves the servers out that are not installed; none of PyPI's may be missing."""
     if not (ROOT / "demo/servers/time/bin/python").exists():
         pytest.fail("the demo's servers are not installed. Run scripts/prepare --demo.")
-    return [word for name in skipped_servers() for word in ("--without", name)]
+    return [word for name in missing_servers() for word in ("--without", name)]
 
 
 @pytest.fixture(scope="module")
