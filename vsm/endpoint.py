@@ -17,6 +17,7 @@ from typing import Final
 
 from vsm import notify, paths
 from vsm.errors import ConfigurationError, VsmError
+from vsm.fork_guard import die_with_parent
 
 BACKLOG: Final = 128
 
