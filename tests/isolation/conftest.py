@@ -98,6 +98,9 @@ class Arena:
             "write": [],
             **spec,
         }
+        if confined:
+            self.probe()
+            spec["facts"] = self.host
         spec["read"] = [str(self.visible(p)) for p in spec["read"]]
         command = [self.python, str(self.visible(HERE / "driver.py")), json.dumps(spec)]
         done = subprocess.run(
@@ -122,13 +125,17 @@ class Arena:
 
     def need(self, tier: str) -> None:
         """Skip, or fail where skipping is forbidden, if this user's host lacks a tier."""
+        self.probe()
+        host = self.host
+        works = host["tier"] == tier if tier == "namespaced" else host["landlock_abi"] > 0
+        self.require(f"the {tier} tier for {self.user}", works, json.dumps(host["reasons"]))
+
+    def probe(self) -> None:
+        """Ask once what this host gives this user."""
         if not self.host:
             probe = [self.python, "-m", "vsm", "sandbox", "probe", "--json"]
             done = subprocess.run(probe, check=True, capture_output=True, **self.identity())
             self.host = json.loads(done.stdout)["host"]
-        host = self.host
-        works = host["tier"] == tier if tier == "namespaced" else host["landlock_abi"] > 0
-        self.require(f"the {tier} tier for {self.user}", works, json.dumps(host["reasons"]))
 
     def identity(self) -> dict[str, Any]:
         """How subprocess.run becomes this user."""

@@ -2,7 +2,8 @@
 
 `python driver.py SPEC`, where SPEC has: argv, read, write, env, world (folder to start in,
 with a descriptor left open on its secret file) and either "confined": false or profile (a
-file), tier, host (facts to claim instead of those found), limits (whether to make a group).
+file), tier, facts (what the probe found for this user), host (facts to claim instead), limits
+(whether to make a control group). "system" names one of the five instead.
 Prints {"stdout", "stderr", "exit", "tier", "layers"} or {"refused", "layer", "remedy"}.
 """
 
@@ -42,17 +43,17 @@ def _unconfined(spec: dict[str, Any], out: int, err: int) -> dict[str, Any]:
 def _confined(spec: dict[str, Any], out: int, err: int) -> dict[str, Any]:
     import msgspec
 
-    from vsm.cgroup import detect
     from vsm.commands.sandbox import FIRST_RUN_UID, _group
     from vsm.errors import ConfinementError
     from vsm.launch import spawn_confined
     from vsm.plan import WorkerRequest, compile_plan
-    from vsm.probe import probe_host
+    from vsm.probe import HostFacts
     from vsm.profile import load_profile
 
     profile = load_profile(spec["profile"])
-    groups = detect()
-    host = msgspec.structs.replace(probe_host(groups=groups), **spec.get("host", {}))
+    facts = msgspec.convert(spec["facts"], HostFacts)
+    groups = facts.cgroup
+    host = msgspec.structs.replace(facts, **spec.get("host", {}))
     with ExitStack() as stack:
         group = stack.enter_context(_group(profile, groups)) if spec.get("limits", True) else None
         null = stack.enter_context(open(os.devnull, "rb"))
@@ -80,16 +81,18 @@ def _confined(spec: dict[str, Any], out: int, err: int) -> dict[str, Any]:
 
 def _system(spec: dict[str, Any], out: int, _err: int) -> dict[str, Any]:
     """Children confine themselves as the systems do; argv is that of a run of attempts.py."""
+    import msgspec
+
     from vsm import uids
     from vsm.execution import confine_self
     from vsm.plan import WorkerRequest, compile_plan
-    from vsm.probe import probe_host
+    from vsm.probe import HostFacts
     from vsm.profile import load_profile
 
     sys.path.insert(0, os.path.dirname(spec["argv"][2]))
     import attempts
 
-    host = probe_host()
+    host = msgspec.convert(spec["facts"], HostFacts)
     uid = uids.system_uid(spec["system"]) if host.root else None
     request = WorkerRequest(name=spec["system"], argv=(), uid=uid)
     plan = compile_plan(load_profile(spec["system"]), request, host)
