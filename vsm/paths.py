@@ -24,10 +24,10 @@ def runtime_dir() -> Path:
     directory = _from_environment("VSM_RUNTIME_DIR", "RUNTIME_DIRECTORY")
     if directory is not None:
         return directory
+    if os.geteuid() == 0:  # in a login session too: there is one place for root's
+        return Path("/run/vsm")
     session = _from_environment("XDG_RUNTIME_DIR")
-    if session is not None:
-        return session / "vsm"
-    return Path("/run/vsm") if os.geteuid() == 0 else _fallback_runtime_dir()
+    return session / "vsm" if session is not None else _fallback_runtime_dir()
 
 
 def state_dir() -> Path:

@@ -19,6 +19,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_nearest_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
     assert paths.runtime_dir() == Path("/run/user/1/vsm")
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/vsm-a:/run/vsm-b")
@@ -29,7 +30,9 @@ def test_the_nearest_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_root_and_users_have_different_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/0")  # a login session: the service's is ours
     assert paths.runtime_dir() == Path("/run/vsm")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert paths.state_dir() == Path("/var/lib/vsm")
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     assert paths.runtime_dir() == Path("/tmp/vsm-4711")

@@ -5,11 +5,9 @@ endpoint is and how a client connects.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
-import socket
 import sys
 from pathlib import Path
 
@@ -44,26 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from vsm.supervisor import run_supervisor
 
     print(f"vsm: starting {_counted(config)}", file=sys.stderr, flush=True)
-    return run_supervisor(config, on_ready=lambda: _ready(config), log=args.log)
-
-
-def _ready(config: Config) -> None:
-    _announce(config)
-    _notify("READY=1")
-
-
-def _notify(state: str) -> None:
-    """Tell the service manager, where there is one (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    # "@" stands for the NUL byte of an abstract address.
-    name = "\0" + address[1:] if address.startswith("@") else address
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
-        contextlib.suppress(OSError),
-    ):
-        manager.sendto(state.encode(), name)
+    return run_supervisor(config, on_ready=lambda: _announce(config), log=args.log)
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -90,7 +69,9 @@ def _counted(config: Config) -> str:
 
 
 def _announce(config: Config) -> None:
-    """Say how to connect; on stderr, like the log that it stands in."""
+    """Say how to connect; on stderr, like the log that it stands in. A journal wants no prose."""
+    if "JOURNAL_STREAM" in os.environ:
+        return
     folder = runtime_dir()
     endpoint = json.loads((folder / ENDPOINT).read_text(encoding="utf-8"))
     lines = ["vsm: ready", "", "  a desktop client   add this to its mcpServers:"]
