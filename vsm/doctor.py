@@ -7,7 +7,6 @@ terminal: what it reports is what `vsm up` would get if that person typed it.
 import importlib.metadata
 import os
 import shutil
-import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from vsm.commands.control_client import NotRunningError, connect
 from vsm.config import Config, Integration, load_config
 from vsm.errors import VsmError
 from vsm.paths import CONTROL_SOCKET, LOCK, MCP_SOCKET, runtime_dir, shipped_profiles, state_dir
@@ -156,14 +156,14 @@ def _sockets() -> Iterator[Finding]:
 def _socket(folder: Path, name: str) -> Finding:
     if not (folder / name).exists():
         return Finding(check=name, result="ok", detail="no vsm is running")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(2.0)
-        try:
-            client.connect(str(folder / name))
-        except OSError as error:
-            detail = f"stale: {folder / name} ({error.strerror or error})"
-            remedy = f"`vsm up` replaces it; check {folder / LOCK} if it does not."
-            return Finding(check=name, result="warn", detail=detail, remedy=remedy)
+    try:
+        connect(name).close()
+    except NotRunningError:
+        remedy = f"`vsm up` replaces it; check {folder / LOCK} if it does not."
+        detail = f"stale: {folder / name}"
+        return Finding(check=name, result="warn", detail=detail, remedy=remedy)
+    except VsmError as error:
+        return _from_error(name, error)
     return Finding(check=name, result="ok", detail="a vsm is running and answers")
 
 

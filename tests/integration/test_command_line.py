@@ -41,6 +41,10 @@ def test_stale_socket_counts_as_not_running(runtime_dir: Path) -> None:
     done = _vsm("status")
     assert done.returncode == 4
     assert "no vsm is running" in done.stderr
+    findings = {item["check"]: item for item in json.loads(_vsm("doctor", "--json").stdout)}
+    assert findings["control.sock"]["result"] == "warn"
+    assert "stale" in findings["control.sock"]["detail"]
+    assert findings["mcp.sock"]["result"] == "ok"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
