@@ -57,6 +57,7 @@ class IntegrationHooks:
         changed: a worker changed.
         ring: the output ring of a worker.
         refused: an integration was not started, and why.
+        spared: confined children of the supervisor that are no orphans of the launcher.
     """
 
     tell_operations: Callable[[Message, list[int]], bool]
@@ -64,6 +65,7 @@ class IntegrationHooks:
     changed: Callable[[restart.Changed], None]
     ring: Callable[[str], OutputRing]
     refused: Callable[[str, VsmError], None] = lambda _name, _error: None
+    spared: Callable[[], frozenset[int]] = frozenset
 
 
 @dataclass

@@ -1,11 +1,12 @@
 """The journal process: takes records from its link, commits them in groups, acknowledges.
 
-`python -I -m vsm.journal FD PATH KEEP_AGE_S KEEP_BYTES`, started by `vsm.journal_client`. Owns
+`python -I -m vsm.journal FD PATH KEEP_AGE_S KEEP_BYTES PLAN`, started by `vsm.journal_client`. Owns
 when to commit, what to do while nothing can be written, and when to end; the file is
 `vsm.journal_store`'s. Single-threaded, blocking on the disk, standard library only, with the
-supervisor's user and nothing else: it never opens a path that came over the link. It ends when
-its link does, after committing what the link still held; signals that a terminal or a service
-manager sends to everybody are ignored for that.
+supervisor's user: it confines itself by the plan it is given before it opens or reads anything,
+and never opens a path that came over the link. It ends when its link does, after committing what
+the link still held; signals that a terminal or a service manager sends to everybody are ignored
+for that.
 """
 
 import contextlib
@@ -46,6 +47,7 @@ from vsm.journal_store import (
 )
 
 EXIT_LOST: Final = 1
+EXIT_UNCONFINED: Final = 3
 EXIT_REFUSED: Final = 4
 GROUP_S: Final = 0.005  # a record waits no longer for company
 GROUP_RECORDS: Final = 1000  # a slow disk takes more at a time
@@ -55,7 +57,7 @@ _RETRY_MAX_S: Final = 5.0
 _TRIM_EVERY_S: Final = 60.0
 _TRIM_STEP_S: Final = 0.05  # between steps while there is more to trim
 _NOTES_KEPT: Final = 16
-_ARGUMENTS: Final = 4
+_ARGUMENTS: Final = 5
 _POLLRDHUP: Final = 0x2000  # linux/eventpoll.h; the select module has it on most builds only
 
 
@@ -66,12 +68,12 @@ class JournalProcess:
         sock: the SEQPACKET end of the journal.
     """
 
-    def __init__(self, sock: socket.socket, path: Path, retention: Retention) -> None:
+    def __init__(self, sock: socket.socket, path: Path, retention: Retention, boot_id: str) -> None:
         sock.settimeout(0)
         self._sock = sock
         self._path = path
         self._retention = retention
-        self._boot_id = _boot_id()
+        self._boot_id = boot_id
         self._lock: int | None = None  # held until the process ends
         self._store: JournalStore | None = None
         self._hello: Hello | None = None
@@ -286,6 +288,21 @@ class JournalProcess:
         return EXIT_LOST
 
 
+def _confine(plan: str, sock: socket.socket) -> bool:
+    """Whether it is confined now; what cannot be confined as planned must not run."""
+    import json
+
+    from vsm.execution import Plan, confine_self
+
+    try:
+        confine_self(Plan.from_json(json.loads(plan)))
+    except Exception as error:  # noqa: BLE001 - whatever went wrong, it must not run unconfined
+        _complain(f"cannot confine itself: {error}")
+        sock.send(answer_message(Refused(f"cannot confine itself: {error}")))
+        return False
+    return True
+
+
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -300,14 +317,17 @@ def _complain(text: str) -> None:
 def main(arguments: list[str]) -> int:
     """Run on the inherited descriptor until the other end closes."""
     if len(arguments) != _ARGUMENTS:
-        _complain("started by vsm itself: FD PATH KEEP_AGE_S KEEP_BYTES")
+        _complain("started by vsm itself: FD PATH KEEP_AGE_S KEEP_BYTES PLAN")
         return 2
     for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signo, signal.SIG_IGN)
-    fd, path, age_s, size_bytes = arguments
+    fd, path, age_s, size_bytes, plan = arguments
     retention = Retention(int(age_s) * 10**9, int(size_bytes))
+    boot_id = _boot_id()  # /proc is out of reach afterwards
     with socket.socket(fileno=int(fd)) as sock:
-        return JournalProcess(sock, Path(path), retention).run()
+        if plan and not _confine(plan, sock):
+            return EXIT_UNCONFINED
+        return JournalProcess(sock, Path(path), retention, boot_id).run()
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ class JournalClient:
         self._queue = JournalQueue() if queue is None else queue
         # Unique for ever: the journal remembers how far each sender is on disk.
         self._sender = f"{os.getpid()}-{time.time_ns():x}-{os.urandom(4).hex()}"
+        self._plan = ""
         self._decisions = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
@@ -201,8 +202,16 @@ class JournalClient:
 
     # ---- the process ------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the journal process; it is started again whenever it ends."""
+    def start(self, plan: str = "") -> None:
+        """Start the journal process; it is started again whenever it ends.
+
+        Args:
+            plan: JSON of the plan by which it confines itself; "" for none.
+        """
+        self._plan = plan
+        self._start()
+
+    def _start(self) -> None:
         self._restart = None
         ours, theirs = socketpair()
         self._gone.clear()
@@ -219,7 +228,8 @@ class JournalClient:
 
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         age_s = self._retention.age_ns // 10**9
-        arguments = [theirs.fileno(), self._path, age_s, self._retention.size_bytes]
+        size_bytes = self._retention.size_bytes
+        arguments = [theirs.fileno(), self._path, age_s, size_bytes, self._plan]
         return subprocess.Popen(
             [sys.executable, "-I", "-m", "vsm.journal", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
@@ -284,7 +294,7 @@ class JournalClient:
         self._queue.rewind(self._queue.acknowledged)
 
     def _start_later(self, delay_s: float) -> None:
-        self._restart = asyncio.get_running_loop().call_later(delay_s, self.start)
+        self._restart = asyncio.get_running_loop().call_later(delay_s, self._start)
 
     def _watch_silence(self) -> None:
         """Kill a process that says nothing while it owes an answer."""

@@ -57,7 +57,7 @@ class LauncherActor:
         self._group.run_task(self._start())
 
     async def _start(self) -> None:
-        link = LauncherLink(self._group.on_exit, self._lost)
+        link = LauncherLink(self._group.on_exit, self._lost, self._group.hooks.spared)
         self.starting = link
         try:
             await link.start()

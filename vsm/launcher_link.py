@@ -125,6 +125,7 @@ class LauncherLink:
             returned.
         on_lost: called once when the launcher died without being asked to, after its workers'
             `on_exit`.
+        spared: confined children of this process that the launcher never started.
 
     Attributes:
         pid: the launcher's.
@@ -135,11 +136,13 @@ class LauncherLink:
         self,
         on_exit: Callable[[str, ExitReport], None],
         on_lost: Callable[[], None] = lambda: None,
+        spared: Callable[[], frozenset[int]] = frozenset,
     ) -> None:
         self.pid = 0
         self.pidfd = -1
         self._on_exit = on_exit
         self._on_lost = on_lost
+        self._spared = spared
         self._link = socket.socket()
         self._workers: dict[str, _Worker] = {}
         self._queue: deque[tuple[bytes, list[int]]] = deque()
@@ -357,7 +360,7 @@ class LauncherLink:
     def _maybe_lost(self) -> None:
         if self._workers or self._ended is None or self._ended.done():
             return
-        kill_confined_orphans()
+        kill_confined_orphans(self._spared())
         loop = asyncio.get_running_loop()
         if self._ready and not self._ready.done():
             self._ready.set_exception(LaunchError("the launcher did not become ready"))

@@ -4,6 +4,7 @@ Runs in the supervisor, once per start, so that an edited profile or a repaired 
 from the next start on. Secrets are read here, into the plan's environment, and nowhere else.
 """
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,17 @@ def system_plan(host: Host, config: Config, system: str) -> Plan:
         cgroup_layers=group.layers if group else (),
     )
     return compile_plan(profile, request, host.facts)
+
+
+def journal_plan(host: Host) -> str:
+    """The plan by which the journal process confines itself, as JSON.
+
+    Raises:
+        VsmError: no state directory, or a profile that is wrong or needs what this host lacks.
+    """
+    folder = paths.ensure_state_dir()
+    request = WorkerRequest(name="journal", argv=(), write=(str(folder),))
+    return json.dumps(compile_plan(load_profile("journal"), request, host.facts).to_json())
 
 
 @dataclass

@@ -45,29 +45,32 @@ class Recorder:
             paths.state_dir() / JOURNAL_FILE, on_trouble=self._on_trouble
         )  # fmt: skip
 
-    @property
-    def pid(self) -> int | None:
-        """The journal process's, while there is one."""
-        return self.journal.statistics().pid
+    def pids(self) -> frozenset[int]:
+        """The journal process's, while there is one: no orphan that may be swept."""
+        pid = self.journal.statistics().pid
+        return frozenset() if pid is None else frozenset({pid})
 
     def statistics(self) -> JournalStatistics:
         """How the journal does."""
         return self.journal.statistics()
 
-    def start(self) -> None:
-        """Start the journal process; what is recorded before it is ready waits for it."""
+    def start(self, plan: Callable[[], str]) -> None:
+        """Start the journal process; what was recorded before waits for it.
+
+        Args:
+            plan: the confinement of the journal as JSON; raises VsmError when it cannot be had now.
+        """
         self.journal.event("vsm.started", severity="notice", detail={"version": __version__})
-        self._start_journal()
+        self._start_journal(plan)
         self._look()
 
-    def _start_journal(self) -> None:
+    def _start_journal(self, plan: Callable[[], str]) -> None:
         try:
-            paths.ensure_state_dir()
+            self.journal.start(plan())
         except VsmError as error:
             self._on_trouble(str(error))
-            self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._start_journal)
-            return
-        self.journal.start()
+            loop = asyncio.get_running_loop()
+            self._retry = loop.call_later(_RETRY_S, self._start_journal, plan)
 
     async def close(self, *, uptime_s: float) -> None:
         """Write the last event and end the journal process, bounded."""

@@ -85,10 +85,10 @@ class Supervisor:
     async def _run(self) -> None:
         self._build_systems()
         self._watch_signals()
-        self.recorder.start()
         self.systems.start()  # the slowest: its imports go on while we look at the host
         try:
             self.host = provision.survey(self.config)
+            self.recorder.start(lambda: provision.journal_plan(self.host))
             self._build_integrations()
             await self._serve()
         finally:
@@ -127,6 +127,7 @@ class Supervisor:
             changed=self._changed,
             ring=self._ring,
             refused=self.recorder.refused,
+            spared=self.recorder.pids,
         )
         self.integrations = IntegrationGroup(self.host, self.config.integrations, hooks)
         self.recorder.watch(self.integrations.workers, integrations=True)
@@ -289,7 +290,7 @@ class Supervisor:
         """Kill and reap what a killed launcher or template left: it was reparented to us."""
         template = self.systems.template_actor.process
         own = {template.pid} if template is not None else set()
-        own.add(self.recorder.pid or 0)
+        own |= self.recorder.pids()
         if hasattr(self, "integrations"):
             own.add(self.integrations.launcher_actor.pid or 0)
         for pid in set(_children()) - own - self._foreign:
