@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
 import random
 import select
@@ -317,12 +318,14 @@ def test_a_read_only_disk_is_waited_out(small_disk: Path) -> None:
 # ---- the client -----------------------------------------------------------------------------
 
 
-def run_client(path: Path, body: Callable[[JournalClient], Any], **options: Any) -> Any:
+def run_client(
+    path: Path, body: Callable[[JournalClient], Any], *, plan: str = "", **options: Any
+) -> Any:
     """Run `body` with a started client in an event loop of its own, then close it."""
 
     async def main() -> Any:
         client = JournalClient(path, **options)
-        client.start()
+        client.start(plan)
         try:
             return await asyncio.wait_for(body(client), BOUND_S)
         finally:
@@ -423,3 +426,74 @@ def test_closing_writes_what_is_left(tmp_path: Path) -> None:
 
     run_client(path, body)
     assert written(path) == list(range(1000))
+
+
+def _plan(folder: Path) -> str:
+    """As the supervisor makes it."""
+    from vsm.plan import WorkerRequest, compile_plan
+    from vsm.probe import probe_host
+    from vsm.profile import load_profile
+
+    request = WorkerRequest(name="journal", argv=(), write=(str(folder),))
+    return json.dumps(compile_plan(load_profile("journal"), request, probe_host()).to_json())
+
+
+def _status(pid: int | None) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def test_the_confined_journal_does_all_its_work(tmp_path: Path) -> None:
+    """Creating, growing past a checkpoint, trimming, noticing damage and moving it aside."""
+    path = tmp_path / "journal.db"
+    path.write_bytes(b"damaged " * 1000)
+
+    async def body(client: JournalClient) -> None:
+        await client.wait_durable(client.event("one"))
+        status = _status(client.statistics().pid)
+        assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+        assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+        last = 0
+        for number in range(6000):  # some MiB: checkpoints, and size retention at work
+            last = client.event("k", severity="error", detail={"n": number, "pad": "x" * 1000})
+            if number % 1000 == 0:
+                await client.wait_durable(last)
+        await client.wait_durable(last)
+        assert client.statistics().restarts == 0
+        assert client.statistics().dropped == 0
+
+    retention = Retention(size_bytes=2 * 2**20)
+    run_client(path, body, plan=_plan(tmp_path), retention=retention)
+    kept = [row["detail"]["n"] for row in rows(path) if row["kind"] == "k"]
+    assert kept[-1] == 5999
+    assert 500 < len(kept) < 3000
+    assert len(list(tmp_path.glob("journal.db.damaged-*"))) == 1
+
+
+def test_a_journal_that_cannot_be_confined_does_not_run(tmp_path: Path) -> None:
+    async def body(client: JournalClient) -> None:
+        await until(lambda: client.statistics().state == "refused")
+        assert "cannot confine itself" in client.statistics().reason
+
+    plan = _plan(tmp_path).replace('"Restrict"', '"Unknown"')
+    run_client(tmp_path / "journal.db", body, plan=plan)
+    assert not (tmp_path / "journal.db").exists()
+
+
+def test_the_confined_journal_writes_nowhere_else(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+
+    async def refused(client: JournalClient) -> None:
+        client.event("k")
+        await until(lambda: client.statistics().state == "trouble")
+        assert "Permission denied" in client.statistics().reason
+
+    async def written_there(client: JournalClient) -> None:
+        assert await client.wait_durable(client.event("k"))
+
+    run_client(outside / "journal.db", refused, plan=_plan(inside))
+    assert list(outside.iterdir()) == []
+    run_client(outside / "journal.db", written_there)  # the control: unconfined, it can
+    run_client(inside / "journal.db", written_there, plan=_plan(inside))
