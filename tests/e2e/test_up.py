@@ -6,11 +6,12 @@ import os
 import re
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 from mcp import Client, StdioServerParameters
-from running import DidNotStartError, Running, running
+from running import VSM, DidNotStartError, Running, running
 
 CALL = ("call", "time", "get_current_time", '{"timezone": "UTC"}')
 
@@ -165,3 +166,30 @@ def test_killed_supervisor_leaves_no_process_and_the_next_one_tidies_up(time_con
             assert successor.vsm(*CALL).returncode == 0
             assert successor.stop() == 0
             assert _left(successor) <= {"lock"}
+
+
+def test_followed_log_shows_new_lines_without_what_a_terminal_obeys(time_config: Path) -> None:
+    with time_config.open("a", encoding="utf-8") as file:
+        file.write(
+            "[integrations.noisy]\n"
+            "command = ['/bin/sh', '-c', 'printf \"one \\033[31mline\\n\" >&2; exec cat']\n"
+            "start_timeout_s = 60\n"
+        )
+    with running(time_config) as vsm:
+        with subprocess.Popen(
+            [VSM, "logs", "-f", "noisy"], env=vsm.environment, stdout=subprocess.PIPE, text=True
+        ) as follower:
+            assert follower.stdout
+            lines = [follower.stdout.readline()]
+            vsm.vsm("stop", "noisy")
+            starter = subprocess.Popen([VSM, "start", "noisy"], env=vsm.environment)
+            lines.append(follower.stdout.readline())
+            follower.send_signal(signal.SIGINT)
+            assert follower.wait(30) == 130
+            starter.terminate()
+            starter.wait()
+        assert [line.startswith("one ") and line.endswith("[31mline\n") for line in lines] == [
+            True
+        ] * 2
+        assert "\x1b" not in "".join(lines)
+        assert vsm.stop() == 0
