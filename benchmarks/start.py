@@ -53,6 +53,8 @@ def _row(variant: str, metric: str, value: float, runs: int) -> dict[str, Any]:
 
 def _replacement_s(vsm: Running, name: str) -> float:
     with _Status(vsm.folder / "run/control.sock") as status:
+        while not status.worker(name).get("spare"):  # what stands behind a system that serves
+            pass
         old = status.worker(name)["pid"]
         began = time.perf_counter()
         os.kill(old, signal.SIGKILL)

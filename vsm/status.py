@@ -16,6 +16,9 @@ from vsm.template_actor import TEMPLATE
 if TYPE_CHECKING:
     from vsm.supervisor import Supervisor
 
+_JOURNAL_STATES: Final = {
+    "trouble": "backing_off", "down": "backing_off", "refused": "quarantined", "closed": "stopped",
+}  # fmt: skip
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -82,7 +85,28 @@ def _own(supervisor: "Supervisor") -> list[dict[str, Any]]:
             "template", supervisor.systems.template.worker(TEMPLATE), template_pid,
             template.started_at,
         ),
+        _journal(supervisor),
     ]  # fmt: skip
+
+
+def _journal(supervisor: "Supervisor") -> dict[str, Any]:
+    journal = supervisor.recorder.journal.statistics()
+    memory_bytes, cpu_s = _usage(journal.pid)
+    lost = f"{journal.dropped} records dropped" if journal.dropped else ""
+    return {
+        "name": "journal",
+        "kind": "journal",
+        "integration": None,
+        "state": _JOURNAL_STATES.get(journal.state, journal.state),
+        "pid": journal.pid,
+        "restarts": journal.restarts,
+        "uptime_s": round(journal.uptime_s, 3),
+        "tier": "landlocked",
+        "layers": journal.layers,
+        "memory_bytes": memory_bytes,
+        "cpu_s": cpu_s,
+        "detail": "; ".join(part for part in (journal.reason, lost) if part),
+    }
 
 
 def _systems(supervisor: "Supervisor") -> list[dict[str, Any]]:
@@ -92,6 +116,7 @@ def _systems(supervisor: "Supervisor") -> list[dict[str, Any]]:
         pid, started_at = (running.pid, running.started_at) if running else (None, 0.0)
         row = _row("system", worker, pid, started_at)
         row["tier"] = "landlocked"
+        row["spare"] = supervisor.systems.has_spare(name)
         row["layers"] = [layer.model_dump() for layer in running.layers] if running else []
         rows.append(row)
     return rows

@@ -44,7 +44,7 @@ LIVENESS_TIMEOUT_S: Final = 3.0
 FORK_TIMEOUT_S: Final = 5.0
 STATUS_GRACE_S: Final = 0.05  # between a death and the template's word how it died
 QUERY_TIMEOUT_S: Final = 0.5
-SPARE_DELAY_S: Final = 0.5  # a spare is made when the rush of a start is over
+SPARE_DELAY_S: Final = 0.1  # a spare is made when the rush of a start is over
 
 
 def _spec(name: str) -> restart.WorkerSpec:
@@ -147,6 +147,11 @@ class SystemGroup:
     def ready(self) -> bool:
         """All five serve."""
         return all(w.phase == "ready" for w in self.systems.group.workers.values())
+
+    def has_spare(self, name: str) -> bool:
+        """A process waits to take over."""
+        spare = self.spares.get(name)
+        return spare is not None and spare.pid is not None
 
     async def query(self, name: str, what: str) -> Body | None:
         """A system's own answer; None when it has none in time."""
