@@ -83,6 +83,13 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True):
     auth: Literal["token", "none"] = "token"
 
 
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of the record is kept: what is older or more goes, the oldest first."""
+
+    keep_days: int = 30
+    size_bytes: int = 256 * 2**20
+
+
 class Systems(msgspec.Struct, frozen=True, kw_only=True):
     """The profile of each of the five systems."""
 
@@ -98,6 +105,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str | None = None
     gateway: Gateway = Gateway()
+    journal: Journal = Journal()
     integrations: dict[str, Integration] = {}
     systems: Systems = Systems()
 
@@ -124,10 +132,18 @@ class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     restart: RestartPolicy = RestartPolicy()
 
 
+class JournalDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """[journal] as written."""
+
+    keep_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 30
+    size: str | int = "256M"
+
+
 class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
     """vsm.toml as written."""
 
     gateway: Gateway = Gateway()
+    journal: JournalDocument = JournalDocument()
     integrations: dict[str, IntegrationDocument] = {}
     systems: Systems = Systems()
 
@@ -147,9 +163,20 @@ def load_config(path: Path | None) -> Config:
     return Config(
         path=str(file),
         gateway=document.gateway,
+        journal=_journal(document.journal, f"{file}: journal.size"),
         integrations=integrations,
         systems=_systems(document.systems, file.parent),
     )
+
+
+def _journal(journal: JournalDocument, where: str) -> Journal:
+    try:
+        size_bytes = parse_bytes(journal.size)
+    except ValueError as error:
+        raise ConfigurationError(where, str(error), 'Write "256M".') from error
+    if not 2**20 <= size_bytes <= 2**40:
+        raise ConfigurationError(where, "expected 1M to 1T")
+    return Journal(keep_days=journal.keep_days, size_bytes=size_bytes)
 
 
 def read_secret(source: SecretSource, *, where: str) -> str:

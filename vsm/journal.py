@@ -21,6 +21,7 @@ from typing import Final
 
 from vsm.journal_records import (
     Committed,
+    Confined,
     Event,
     FromJournal,
     Hello,
@@ -295,11 +296,12 @@ def _confine(plan: str, sock: socket.socket) -> bool:
     from vsm.execution import Plan, confine_self
 
     try:
-        confine_self(Plan.from_json(json.loads(plan)))
+        layers = confine_self(Plan.from_json(json.loads(plan)))
     except Exception as error:  # noqa: BLE001 - whatever went wrong, it must not run unconfined
         _complain(f"cannot confine itself: {error}")
         sock.send(answer_message(Refused(f"cannot confine itself: {error}")))
         return False
+    sock.send(answer_message(Confined(json.dumps(layers))))
     return True
 
 

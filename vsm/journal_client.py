@@ -7,6 +7,7 @@ no room is counted, and the count is recorded.
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from typing import Final, Literal
 from vsm.journal_queue import JournalQueue
 from vsm.journal_records import (
     Committed,
+    Confined,
     Decision,
     Event,
     FromJournal,
@@ -61,6 +63,8 @@ class JournalStatistics:
     acknowledged: int
     queued: int
     dropped: int
+    uptime_s: float
+    layers: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class JournalClient:
         # Unique for ever: the journal remembers how far each sender is on disk.
         self._sender = f"{os.getpid()}-{time.time_ns():x}-{os.urandom(4).hex()}"
         self._plan = ""
+        self._layers: list[dict[str, str]] = []
         self._decisions = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
@@ -198,6 +203,8 @@ class JournalClient:
             acknowledged=queue.acknowledged,
             queued=len(queue),
             dropped=queue.dropped,
+            uptime_s=0.0 if self._process is None else time.monotonic() - self._started_s,
+            layers=self._layers,
         )
 
     # ---- the process ------------------------------------------------------------------------
@@ -319,6 +326,8 @@ class JournalClient:
             self._change("refused", answer.reason)
         elif isinstance(answer, Resend):
             self._queue.rewind(answer.sequence)
+        elif isinstance(answer, Confined):
+            self._layers = json.loads(answer.layers)
         elif isinstance(answer, Ready | Committed):
             self._greeted = True
             self._acknowledge(answer.sequence)

@@ -91,6 +91,12 @@ class Hello(NamedTuple):
 # ---- what the journal answers ---------------------------------------------------------------
 
 
+class Confined(NamedTuple):
+    """The layers that are in force for the process: a JSON list of name, state and detail."""
+
+    layers: str
+
+
 class Ready(NamedTuple):
     """The file is open; everything of this sender up to `sequence` is on disk already."""
 
@@ -123,9 +129,10 @@ class Refused(NamedTuple):
 
 
 ToJournal: TypeAlias = Hello | Records
-FromJournal: TypeAlias = Ready | Committed | Resend | Trouble | Refused
+FromJournal: TypeAlias = Confined | Ready | Committed | Resend | Trouble | Refused
 
 _ANSWERS: Final[dict[str, type[FromJournal]]] = {
+    "confined": Confined,
     "ready": Ready,
     "committed": Committed,
     "resend": Resend,
@@ -213,7 +220,7 @@ def parse_from_journal(payload: bytes) -> FromJournal:
     if answer is None or set(fields) != set(answer._fields):
         raise ValueError("expected an answer of the journal")
     for name, value in fields.items():
-        if name == "reason":
+        if name in {"reason", "layers"}:
             _checked_text(name, value, limit=MAX_JSON_BYTES)
         else:
             _checked_integer(name, value)

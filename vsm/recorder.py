@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from vsm import __version__, paths
+from vsm.config import Journal
 from vsm.core import restart
 from vsm.errors import ConfinementError, VsmError
 from vsm.group import GroupRunner
 from vsm.journal_client import JournalClient, JournalStatistics
-from vsm.journal_records import JOURNAL_FILE
+from vsm.journal_records import DAY_NS, JOURNAL_FILE, Retention
 from vsm.link import LinkStatistics
 
 OPERATIONS: Final = "system1"
@@ -30,10 +31,16 @@ class Recorder:
 
     Args:
         log: the supervisor's logger.
+        limits: how much is kept.
         links: name, epoch and statistics of every link to be watched for losses.
     """
 
-    def __init__(self, log: Any, links: Links = lambda: iter(())) -> None:  # noqa: ANN401 - structlog
+    def __init__(
+        self,
+        log: Any,  # noqa: ANN401 - structlog's loggers are made at run time
+        limits: Journal,
+        links: Links = lambda: iter(()),
+    ) -> None:
         self._log = log
         self._links = links
         self._seen: dict[tuple[str, int, str], int] = {}
@@ -42,8 +49,10 @@ class Recorder:
         self._retry: asyncio.TimerHandle | None = None
         self._reason = ""
         self.journal = JournalClient(
-            paths.state_dir() / JOURNAL_FILE, on_trouble=self._on_trouble
-        )  # fmt: skip
+            paths.state_dir() / JOURNAL_FILE,
+            retention=Retention(limits.keep_days * DAY_NS, limits.size_bytes),
+            on_trouble=self._on_trouble,
+        )
 
     def pids(self) -> frozenset[int]:
         """The journal process's, while there is one: no orphan that may be swept."""

@@ -50,7 +50,7 @@ class Supervisor:
         self.systems: SystemGroup
         self.integrations: IntegrationGroup
         self.control: ControlServer
-        self.recorder = Recorder(self.log, self._links)
+        self.recorder = Recorder(self.log, config.journal, self._links)
         self._announced = False
         self._shutdown = asyncio.Event()
         self._hurry = asyncio.Event()

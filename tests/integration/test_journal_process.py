@@ -451,6 +451,8 @@ def test_the_confined_journal_does_all_its_work(tmp_path: Path) -> None:
     async def body(client: JournalClient) -> None:
         await client.wait_durable(client.event("one"))
         status = _status(client.statistics().pid)
+        layers = {row["name"]: row["state"] for row in client.statistics().layers}
+        assert layers["landlock"] == layers["seccomp"] == layers["privileges"] == "in force"
         assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
         assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
         last = 0

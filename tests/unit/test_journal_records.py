@@ -111,7 +111,14 @@ def test_a_record_out_of_bounds_is_refused(row: object) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [Ready(7, 1), Committed(9), records.Resend(3), records.Trouble("full"), records.Refused("no")],
+    [
+        records.Confined("[]"),
+        Ready(7, 1),
+        Committed(9),
+        records.Resend(3),
+        records.Trouble("full"),
+        records.Refused("no"),
+    ],
 )
 def test_answers_survive_the_link(answer: records.FromJournal) -> None:
     assert records.parse_from_journal(records.answer_message(answer)) == answer
