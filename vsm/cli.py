@@ -32,6 +32,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "decisions": ("vsm.commands.events", "show what vsm decided, and by which rule"),
     "doctor": ("vsm.commands.doctor", "check this host and this installation"),
     "profile": ("vsm.commands.profile", "list, show, check or explain sandbox profiles"),
+    "reload": ("vsm.commands.reload", "apply an edited vsm.toml to the running vsm"),
+    "log-level": ("vsm.commands.reload", "say more or less in the log, from now on"),
+    "service": ("vsm.commands.service", "run vsm under systemd"),
     "sandbox": ("vsm.commands.sandbox", "confine any command, or probe what this host gives"),
 }
 EXIT_USAGE = 2

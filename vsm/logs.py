@@ -6,11 +6,13 @@ Runs in the supervisor. Foreign text arrives as values, already printable, never
 import logging
 import os
 import sys
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import structlog
 
 Style = Literal["auto", "console", "json"]
+LEVELS: Final = ("debug", "info", "warning", "error")
+_threshold = logging.INFO
 
 
 def configure(style: Style = "auto") -> None:
@@ -28,17 +30,38 @@ def configure(style: Style = "auto") -> None:
     )
     structlog.configure(
         processors=[
+            _drop_below_threshold,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=as_json),
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        # The threshold moves at run time; a filtering logger's would be fixed when it is made.
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
 
 
+def level() -> str:
+    """The lowest level that is written."""
+    return logging.getLevelName(_threshold).lower()
+
+
+def set_level(name: str) -> None:
+    """Write `name`, one of LEVELS, and above from now on."""
+    global _threshold  # noqa: PLW0603 - one log, one threshold
+    _threshold = logging.getLevelNamesMapping()[name.upper()]
+
+
 def logger() -> Any:  # noqa: ANN401 - structlog's loggers are made at run time
     """The supervisor's logger."""
     return structlog.get_logger()
+
+
+def _drop_below_threshold(
+    _logger: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    if logging.getLevelNamesMapping().get(method.upper(), logging.ERROR) < _threshold:
+        raise structlog.DropEvent
+    return event

@@ -1,0 +1,258 @@
+"""`vsm service install|uninstall`: run vsm under systemd, and undo that without a trace.
+
+Runs as root for the system's manager, as the user with --user. Writes only units that carry its
+own mark, and never touches a unit that somebody else wrote.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from vsm import service
+from vsm.commands.terminal import print_json
+from vsm.config import Config, load_config
+from vsm.errors import ConfigurationError, VsmError
+from vsm.profile import load_profile
+from vsm.service import SERVICE, SOCKET, Place
+
+SYSTEM_CONFIG = Path("/etc/vsm/vsm.toml")
+USER_CONFIG = Path(".config/vsm/vsm.toml")
+COMMAND_TIMEOUT_S = 180.0
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `service`."""
+    parser = subparsers.add_parser("service", help="run vsm under systemd")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    install = actions.add_parser("install", help="write, enable and start the units; idempotent")
+    install.add_argument("--config", type=Path, metavar="FILE", help=f"vsm.toml ({SYSTEM_CONFIG})")
+    install.add_argument("--no-start", action="store_true", help="write and enable only")
+    uninstall = actions.add_parser("uninstall", help="stop, disable and remove the units")
+    uninstall.add_argument("--purge", action="store_true", help="the state directory as well")
+    for action in (install, uninstall):
+        action.add_argument("--user", action="store_true", help="the user's own manager")
+        action.add_argument("--root", type=Path, metavar="DIR", help="an image, not this host")
+        action.add_argument("--dry-run", action="store_true", help="show it, do nothing")
+        action.add_argument("--json", action="store_true", help="what was, or would be, done")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it, step by step, each said."""
+    root = args.root.absolute() if args.root is not None else None
+    place = service.place(user=args.user, root=root, home=Path.home())
+    work = Work(place, dry=args.dry_run)
+    if not args.dry_run and not args.user and os.geteuid() != 0:
+        raise VsmError("vsm service", "the system's units are root's", "Use --user, or be root.")
+    if args.action == "install":
+        _install(work, args)
+    else:
+        _uninstall(work, purge=args.purge)
+    if args.json:
+        print_json({"done" if not args.dry_run else "would": work.done})
+    elif not work.done:
+        print("nothing to do")
+    return 0
+
+
+class Work:
+    """What is done, or with `dry` only said."""
+
+    def __init__(self, place: Place, *, dry: bool) -> None:
+        self.place = place
+        self.dry = dry
+        self.done: list[str] = []
+
+    def say(self, what: str) -> None:
+        """One step, on stderr as it happens."""
+        self.done.append(what)
+        print(f"{'would ' if self.dry else ''}{what}", file=sys.stderr, flush=True)
+
+    def write(self, path: Path, text: str) -> bool:
+        """Replace a file of ours whose text differs; whether it did."""
+        if _read_ours(path) == text:
+            return False
+        self.say(f"write {path}")
+        if self.dry:
+            print(text)
+            return True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.new")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.chmod(0o644)
+        fresh.replace(path)
+        return True
+
+    def remove(self, path: Path) -> bool:
+        """Remove a file of ours; whether there was one."""
+        if _read_ours(path) is None:
+            return False
+        self.say(f"remove {path}")
+        if not self.dry:
+            path.unlink()
+        return True
+
+    def remove_tree(self, path: Path, *, empty: bool = False) -> None:
+        """Remove a directory and what is in it, or with `empty` only one that holds nothing."""
+        if path.is_symlink() or not path.is_dir() or (empty and any(path.iterdir())):
+            return
+        self.say(f"remove {path}")
+        if not self.dry:
+            shutil.rmtree(path)
+
+    def systemctl(self, *words: str, may_fail: bool = False) -> None:
+        """Run systemctl; its own words are the error's."""
+        command = (*self.place.systemctl, *words)
+        self.say(" ".join(("run", *command)))
+        if self.dry:
+            return
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+            )
+        except FileNotFoundError:
+            raise VsmError("systemctl", "there is none", "Run `vsm up` instead.") from None
+        except subprocess.TimeoutExpired:
+            raise VsmError(" ".join(command), "no end in time", _journal(self.place)) from None
+        if done.returncode and not may_fail:
+            said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+            raise VsmError(" ".join(command), said, _journal(self.place))
+
+    def is_active(self, unit: str) -> bool:
+        """Whether the manager runs it."""
+        command = (*self.place.systemctl, "is-active", "--quiet", unit)
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _install(work: Work, args: argparse.Namespace) -> None:
+    path = _config_path(args)
+    config = _valid(path)
+    if args.root is not None:
+        inside = Path("/") / path.absolute().relative_to(work.place.root or "/")
+        config = _at(config, inside)
+    command = _command(args.root)
+    texts = service.units(config, command=command, user=args.user).files(work.place.directory)
+    for unit in texts:
+        _read_ours(unit)  # refuse before the first change
+    changed = [unit for unit, text in texts.items() if work.write(unit, text)]
+    manager = _manager_runs(work.place)
+    if changed and manager:
+        work.systemctl("daemon-reload")
+    if changed:
+        work.systemctl("enable", SERVICE)
+    if manager and not args.no_start:
+        _start(work, changed=bool(changed))
+    for name in service.credentials(config):
+        print(f"credential {name}: systemd looks for /etc/credstore/{name}", file=sys.stderr)
+    if not manager and args.root is None and not args.dry_run:
+        print("systemd does not run here: it will start vsm when it does", file=sys.stderr)
+
+
+def _start(work: Work, *, changed: bool) -> None:
+    running = not work.dry and work.is_active(SERVICE)
+    if running and changed:  # the listeners may have changed: both, the service first
+        work.systemctl("stop", SERVICE, SOCKET)
+    if changed or not running:
+        work.systemctl("start", SOCKET, SERVICE)
+
+
+def _uninstall(work: Work, *, purge: bool) -> None:
+    place = work.place
+    ours = [place.directory / unit for unit in (SERVICE, SOCKET)]
+    present = [path for path in ours if _read_ours(path) is not None]
+    manager = _manager_runs(place)
+    if present:
+        now = ("--now",) if manager else ()
+        work.systemctl("disable", *now, SERVICE, SOCKET, may_fail=not manager)
+    for path in present:
+        work.remove(path)
+    if present and manager:
+        work.systemctl("daemon-reload")
+        work.systemctl("reset-failed", SERVICE, SOCKET, may_fail=True)
+    if place.root is None and present:
+        _remove_directories(work, purge=purge)
+
+
+def _remove_directories(work: Work, *, purge: bool) -> None:
+    """What the manager made for the units: they preserve the runtime directory themselves."""
+    if work.place.user:
+        runtime = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")) / "vsm"
+        state = Path.home() / ".local/state/vsm"
+    else:
+        runtime, state = Path("/run/vsm"), Path("/var/lib/vsm")
+        work.remove_tree(SYSTEM_CONFIG.parent, empty=True)
+    work.remove_tree(runtime)
+    if purge:
+        work.remove_tree(state)
+    elif state.is_dir():
+        print(
+            f"kept {state}: the journal and state of servers; --purge removes it", file=sys.stderr
+        )
+
+
+def _config_path(args: argparse.Namespace) -> Path:
+    chosen: Path | None = args.config
+    if chosen is None:
+        chosen = Path.home() / USER_CONFIG if args.user else SYSTEM_CONFIG
+    if not chosen.exists():
+        remedy = "Write it (docs/configuration.md), or name another by --config."
+        raise ConfigurationError(str(chosen), "there is no such file", remedy)
+    return chosen.absolute()
+
+
+def _valid(path: Path) -> Config:
+    """A service that cannot start is not installed."""
+    config = load_config(path)
+    for integration in config.integrations.values():
+        load_profile(integration.profile)
+    return config
+
+
+def _at(config: Config, path: Path) -> Config:
+    import msgspec
+
+    return msgspec.structs.replace(config, path=str(path))
+
+
+def _command(root: Path | None) -> str:
+    typed = Path(sys.argv[0])
+    found = (
+        str(typed.absolute()) if typed.name == "vsm" and typed.is_file() else shutil.which("vsm")
+    )
+    if found is None:
+        raise VsmError("vsm service", "cannot find the `vsm` command", "Call it by its full path.")
+    if root is not None and Path(found).is_relative_to(root):
+        return str(Path("/") / Path(found).relative_to(root))
+    return found
+
+
+def _read_ours(path: Path) -> str | None:
+    """The text of a unit that we wrote; None if there is no file.
+
+    Raises:
+        VsmError: somebody else wrote it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise VsmError(str(path), f"cannot be read: {error.strerror}") from error
+    if not text.startswith(service.MARK):
+        remedy = "Keep your settings in a drop-in (systemctl edit vsm), and move that file away."
+        raise VsmError(str(path), "was not written by vsm", remedy)
+    return text
+
+
+def _manager_runs(place: Place) -> bool:
+    """sd_booted(3), and for a user also its manager's bus."""
+    if place.root is not None or not Path("/run/systemd/system").is_dir():
+        return False
+    runtime = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
+    return not place.user or Path(runtime, "systemd").is_dir()
+
+
+def _journal(place: Place) -> str:
+    return f"See `journalctl {'--user ' if place.user else ''}-u {SERVICE}`."
