@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import select
@@ -120,8 +121,15 @@ def running(config: Path | None, *arguments: str, again: Path | None = None) -> 
             if process.poll() is None:
                 process.kill()
                 process.wait()
+            _wait_journal(folder)
             if again is None:
                 shutil.rmtree(folder)
+
+
+def _wait_journal(folder: Path) -> None:
+    """The journal process outlives a killed supervisor until all it was sent is on disk."""
+    with contextlib.suppress(FileNotFoundError), (folder / "state/journal.db.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _environment(folder: Path) -> dict[str, str]:

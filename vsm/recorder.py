@@ -63,13 +63,16 @@ class Recorder:
         """How the journal does."""
         return self.journal.statistics()
 
+    def began(self) -> None:
+        """The first record: vsm starts."""
+        self.journal.event("vsm.started", severity="notice", detail={"version": __version__})
+
     def start(self, plan: Callable[[], str]) -> None:
         """Start the journal process; what was recorded before waits for it.
 
         Args:
             plan: the confinement of the journal as JSON; raises VsmError when it cannot be had now.
         """
-        self.journal.event("vsm.started", severity="notice", detail={"version": __version__})
         self._start_journal(plan)
         self._look()
 

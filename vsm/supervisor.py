@@ -85,6 +85,7 @@ class Supervisor:
     async def _run(self) -> None:
         self._build_systems()
         self._watch_signals()
+        self.recorder.began()
         self.systems.start()  # the slowest: its imports go on while we look at the host
         try:
             self.host = provision.survey(self.config)

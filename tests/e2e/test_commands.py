@@ -28,7 +28,7 @@ def test_status_has_the_documented_schema(demo: Running) -> None:
     assert status["ready"] is True
     kinds = [worker["kind"] for worker in status["workers"]]
     assert kinds.count("system") == 5
-    assert set(kinds) == {"launcher", "template", "system", "integration"}
+    assert set(kinds) == {"launcher", "template", "journal", "system", "integration"}
     for worker in status["workers"]:
         assert set(worker) >= WORKER_KEYS
         assert worker["state"] == "ready", worker
