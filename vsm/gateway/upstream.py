@@ -27,6 +27,9 @@ NOISE_PER_WINDOW = 2000
 NOISE_WINDOW_S = 1.0
 MAX_BROKEN_FRAMES = 1000
 GONE_GRACE_S = 0.5
+# Ends a line that was left unfinished. Where there is none it is valid and without effect in
+# both eras, unlike an empty line, which some servers take for broken JSON and die of.
+_EXPENDABLE = jsonrpc.notification("notifications/cancelled", b'{"requestId":0}')
 
 
 class UpstreamOwner(Protocol):
@@ -119,10 +122,10 @@ class Upstream:
         """Own the pipes from now on: `stdin_fd` to write to, `stdout_fd` to read from.
 
         With `resume` an earlier S1 used them and may have died within a line: ours start with
-        a line end, and what is left of a line of the server's is one broken frame.
+        a line that may be lost, and what is left of one of the server's is one broken frame.
         """
         if resume:
-            self._out.append(b"\n")
+            self._out.append(_EXPENDABLE + b"\n")
         stdin, stdout = os.fdopen(stdin_fd, "wb", 0), os.fdopen(stdout_fd, "rb", 0)
         writer, _ = await self._loop.connect_write_pipe(lambda: _Writing(self), stdin)
         self._writer = writer
