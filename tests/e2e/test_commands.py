@@ -89,6 +89,17 @@ def test_errors_have_their_exit_code_and_say_what_is_wrong(
     assert done.stdout == ""
 
 
+def test_call_of_a_stopped_integration_says_why_and_what_to_do(demo: Running) -> None:
+    assert demo.vsm("stop", "git").returncode == 0
+    try:
+        done = demo.vsm("call", "git", "git_status", "{}")
+        assert done.returncode == 1
+        assert "git is stopped" in done.stderr
+        assert "vsm start git" in done.stderr
+    finally:
+        assert demo.vsm("start", "git").returncode == 0
+
+
 def test_logs_show_what_a_server_wrote_to_stderr(demo: Running) -> None:
     if "memory" not in {worker["name"] for worker in demo.status()["workers"]}:
         pytest.skip("node servers: not installed")

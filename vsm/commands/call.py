@@ -6,11 +6,12 @@ import sys
 from typing import Any
 
 from vsm.commands.control_client import NotFoundError
-from vsm.commands.mcp_client import Client, tool_prefixes
+from vsm.commands.mcp_client import CallError, Client, tool_prefixes
 from vsm.commands.terminal import foreign, print_json
 from vsm.errors import ConfigurationError, VsmError
 
 EXIT_TOOL_ERROR = 1
+INVALID_PARAMS = -32602
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -32,8 +33,13 @@ def run(args: argparse.Namespace) -> int:
     arguments = _parse_arguments(args.arguments)
     prefix = tool_prefixes(args.integration)[args.integration]
     with Client(args.timeout) as client:
-        name = _public_name(client, args.integration, prefix, args.tool)
-        result = client.request("tools/call", {"name": name, "arguments": arguments})
+        name = _public_name(args.integration, prefix, args.tool)
+        try:
+            result = client.request("tools/call", {"name": name, "arguments": arguments})
+        except CallError as error:
+            if error.code == INVALID_PARAMS:
+                _check_listed(client, args.integration, name, args.tool)
+            raise
     if args.json:
         print_json(result)
     elif result.get("resultType") == "input_required":
@@ -56,15 +62,18 @@ def _parse_arguments(text: str) -> dict[str, Any]:
     return value
 
 
-def _public_name(client: Client, integration: str, prefix: str, tool: str) -> str:
-    from vsm.protocol.catalogue import public_name
+def _public_name(integration: str, prefix: str, tool: str) -> str:
+    from vsm.protocol.catalogue import SEPARATOR, public_name
 
-    listed = {item["name"] for item in client.items("tools/list", "tools")}
-    for name in (public_name(prefix, tool, integration), tool):
-        if name in listed:
-            return name
-    remedy = f"See `vsm tools {integration}` and `vsm status {integration}`."
-    raise NotFoundError(integration, f"no tool {tool!r}", remedy)
+    if prefix and tool.startswith(prefix + SEPARATOR):
+        return tool
+    return public_name(prefix, tool, integration)
+
+
+def _check_listed(client: Client, integration: str, name: str, tool: str) -> None:
+    if name not in {item["name"] for item in client.items("tools/list", "tools")}:
+        remedy = f"See `vsm tools {integration}` and `vsm status {integration}`."
+        raise NotFoundError(integration, f"no tool {tool!r}", remedy)
 
 
 def _print_result(result: dict[str, Any]) -> None:
