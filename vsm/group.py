@@ -63,6 +63,16 @@ class GroupRunner:
         """A worker's phase."""
         return self.group.workers[name].phase
 
+    def put(self, spec: restart.WorkerSpec) -> None:
+        """Add a worker, stopped, or change the terms of one."""
+        self.group = restart.with_worker(self.group, spec)
+
+    def remove(self, name: str) -> None:
+        """Forget a worker that has no process."""
+        self.group = restart.without_worker(self.group, name)
+        self._wake()
+        self._schedule()
+
     def send(self, event: restart.Event) -> None:
         """Apply an event and perform what follows; events from inside are applied after it."""
         self._events.append(event)
@@ -116,14 +126,14 @@ class GroupRunner:
         for name, phases, future in self._waiters:
             if future.done():
                 continue
-            if self.phase(name) in phases:
+            if name not in self.group.workers or self.phase(name) in phases:
                 future.set_result(None)
             else:
                 still.append((name, phases, future))
         self._waiters = still
 
     async def wait_phase(self, name: str, *phases: restart.Phase) -> None:
-        """Wait until the worker is in one of `phases`."""
+        """Wait until the worker is in one of `phases`, or gone from the group."""
         if self.phase(name) in phases:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -133,8 +143,9 @@ class GroupRunner:
     async def wait_all_dead(self) -> None:
         """Wait until no worker of the group has a process."""
         dead: tuple[restart.Phase, ...] = ("stopped", "backing_off", "quarantined")
-        for name in self.group.workers:
-            await self.wait_phase(name, *dead)
+        for name in tuple(self.group.workers):
+            if name in self.group.workers:
+                await self.wait_phase(name, *dead)
 
     def close(self) -> None:
         """Forget the timer."""

@@ -107,6 +107,13 @@ class Drain(Message):
     integration: Name
 
 
+class Configure(Message):
+    """The integrations as they are from now on: new ones, changed ones, without removed ones."""
+
+    kind: Literal["configure"] = "configure"
+    integrations: tuple[IntegrationRow, ...] = ()
+
+
 class Stop(Message):
     """Stop: accept nothing, finish bounded, exit 0."""
 
@@ -114,7 +121,7 @@ class Stop(Message):
 
 
 ToSystem: TypeAlias = (
-    Start | Attach | Detach | AvailabilityChanged | SnapshotIn | Query | Drain | Stop
+    Start | Attach | Detach | AvailabilityChanged | SnapshotIn | Query | Drain | Configure | Stop
 )
 
 # ---- system → supervisor -------------------------------------------------------------------

@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from vsm import cgroup, paths, uids
 from vsm.closure import closure
 from vsm.config import Config, Integration, read_secret
@@ -16,7 +18,7 @@ from vsm.errors import VsmError
 from vsm.execution import Plan
 from vsm.plan import WorkerRequest, compile_plan
 from vsm.probe import HostFacts
-from vsm.profile import Limits, load_profile
+from vsm.profile import Limits, Profile, load_profile
 
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -102,6 +104,7 @@ class Provision:
     plan: Plan
     group: cgroup.Group | None
     memory_bytes: int | None
+    profile: Profile
 
 
 def provide(host: Host, integration: Integration, worker: str) -> Provision:
@@ -111,23 +114,13 @@ def provide(host: Host, integration: Integration, worker: str) -> Provision:
         VsmError: the command, the profile, a path or a secret is wrong, or a layer is missing.
     """
     profile = load_profile(integration.profile)
-    env = {**integration.env, **_secrets(integration)}
-    search = {"PATH": os.environ.get("PATH", DEFAULT_PATH), **profile.environment, **env}
-    needed = closure(integration.command, env=search, cwd=integration.cwd)
     uid = host.uids.get(integration.name)
-    if uid is not None:
-        uids.check_mapped(uid, where=integration.name)
+    request = _request(integration, profile, uid)
     group = _group(host, worker, profile.limits)
     try:
-        request = WorkerRequest(
-            name=integration.name,
-            argv=(needed.executable, *integration.command[1:]),
-            cwd=integration.cwd,
-            env=env,
-            read=(*needed.read, *integration.read),
-            write=integration.write,
+        request = msgspec.structs.replace(
+            request,
             state_dir=_state_dir(integration.name, uid) if integration.state else None,
-            uid=uid,
             cgroups=group.paths if group else (),
             cgroup_layers=group.layers if group else (),
         )
@@ -136,7 +129,37 @@ def provide(host: Host, integration: Integration, worker: str) -> Provision:
         if group is not None:
             group.remove()
         raise
-    return Provision(plan, group, profile.limits.memory_bytes)
+    return Provision(plan, group, profile.limits.memory_bytes, profile)
+
+
+def check(host: Host, integration: Integration, uid: int | None) -> None:
+    """Find out whether it could be started, without making anything.
+
+    Raises:
+        VsmError: as `provide`.
+    """
+    profile = load_profile(integration.profile)
+    held = () if host.cgroups.facts.kind == "none" else cgroup.Group(host.cgroups.facts, "x").layers
+    request = _request(integration, profile, uid)
+    compile_plan(profile, msgspec.structs.replace(request, cgroup_layers=held), host.facts)
+
+
+def _request(integration: Integration, profile: Profile, uid: int | None) -> WorkerRequest:
+    """What the configuration says of a worker; its groups and state directory are added later."""
+    env = {**integration.env, **_secrets(integration)}
+    search = {"PATH": os.environ.get("PATH", DEFAULT_PATH), **profile.environment, **env}
+    needed = closure(integration.command, env=search, cwd=integration.cwd)
+    if uid is not None:
+        uids.check_mapped(uid, where=integration.name)
+    return WorkerRequest(
+        name=integration.name,
+        argv=(needed.executable, *integration.command[1:]),
+        cwd=integration.cwd,
+        env=env,
+        read=(*needed.read, *integration.read),
+        write=integration.write,
+        uid=uid,
+    )
 
 
 def _secrets(integration: Integration) -> dict[str, str]:

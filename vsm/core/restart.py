@@ -220,6 +220,25 @@ def new_group(specs: Iterable[WorkerSpec], strategy: Strategy = "one_for_one") -
     return Group(workers={spec.name: Worker(spec=spec) for spec in specs}, strategy=strategy)
 
 
+def with_worker(group: Group, spec: WorkerSpec) -> Group:
+    """The group with one more worker, stopped; or with other terms for one that it has."""
+    known = group.workers.get(spec.name)
+    worker = Worker(spec=spec) if known is None else replace(known, spec=spec)
+    return replace(group, workers={**group.workers, spec.name: worker})
+
+
+def without_worker(group: Group, name: str) -> Group:
+    """The group without a worker that has no process.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if group.workers[name].alive:
+        raise ValueError(f"{name} has a process")
+    kept = {key: worker for key, worker in group.workers.items() if key != name}
+    return replace(group, workers=kept)
+
+
 def backoff_s(spec: WorkerSpec, streak: int, jitter: float) -> float:
     """How long to wait before restart number `streak` in a row; the first is at once.
 

@@ -88,6 +88,15 @@ class Fleet:
         else:
             existing.settings = settings
 
+    def remove(self, name: str) -> None:
+        """Forget an integration: what it offered is gone from every list."""
+        integration = self.integrations.pop(name, None)
+        if integration is None:
+            return
+        self._let_go(integration, f"{name} was removed from the configuration")
+        self._rebuild()
+        self._check_settled()
+
     def attach(
         self,
         worker: str,
@@ -284,8 +293,10 @@ class Fleet:
         self._loop.call_later(REFETCH_DELAY_S, self._refetch, name)
 
     def _refetch(self, name: str) -> None:
-        integration = self.integrations[name]
         methods = sorted(self._stale.pop(name, ()))
+        integration = self.integrations.get(name)
+        if integration is None:
+            return
         upstream, session = integration.upstream, integration.session
         if upstream is None or session is None or not methods:
             return
@@ -346,7 +357,9 @@ class Fleet:
 
     def unwatch(self, name: str, uri: str) -> None:
         """Watch a resource for one client less."""
-        integration = self.integrations[name]
+        integration = self.integrations.get(name)
+        if integration is None:
+            return
         count = integration.watched.get(uri, 0) - 1
         if count > 0:
             integration.watched[uri] = count

@@ -32,6 +32,13 @@ class Gateway:
         """Know an integration."""
         self.fleet.add(settings)
 
+    def configure(self, settings: list[Settings]) -> None:
+        """Know exactly these integrations from now on; the servers of those that stay run on."""
+        for gone in set(self.fleet.integrations) - {one.name for one in settings}:
+            self.fleet.remove(gone)
+        for one in settings:
+            self.fleet.add(one)
+
     async def listen_unix(self, sock: socket.socket) -> None:
         """Serve local clients on a listening unix socket."""
         await self._listen(UnixListener(self.router, sock))

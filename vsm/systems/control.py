@@ -4,7 +4,7 @@ Runs in its own confined process. At this stage it publishes the limits that the
 gives each integration; it moves no limit and audits nothing yet, and says so.
 """
 
-from vsm.messages import Body, SnapshotOut, Start, Summary
+from vsm.messages import Body, Configure, SnapshotOut, Start, Summary
 from vsm.systems.base import SystemContext
 
 
@@ -21,13 +21,20 @@ class Control:
         del fds
         self.last_summary = message
 
-    def configure(self, start: Start) -> None:
+    def reconfigure(self, message: Configure, fds: list[int]) -> None:
+        """Take them again: vsm.toml was reloaded."""
+        del fds
+        self.configure(message)
+        self.context.report(SnapshotOut(body=self.snapshot))
+
+    def configure(self, start: Start | Configure) -> None:
         """Take the configured limits: of calls for S1, of resources for the record."""
         calls: Body = {
             row.name: {"concurrency": row.concurrency, "call_timeout_s": row.call_timeout_s}
             for row in start.integrations
         }
-        self.snapshot = {"limits": calls, "resources": dict(start.limits)}
+        resources = start.limits if isinstance(start, Start) else self.snapshot["resources"]
+        self.snapshot = {"limits": calls, "resources": resources}
 
     def state(self) -> Body:
         """What it has and what it lacks."""
@@ -48,6 +55,7 @@ async def main(context: SystemContext) -> None:
     """Publish the configured limits, then observe until told to stop."""
     control = Control(context)
     context.handle("system1>system3:summary", control.on_summary)
+    context.handle("configure", control.reconfigure)
     context.answer("state", control.state)
     start, _ = await context.started()
     control.configure(start)

@@ -18,6 +18,7 @@ from vsm.messages import (
     Attach,
     AvailabilityChanged,
     Body,
+    Configure,
     Detach,
     Drain,
     Idle,
@@ -72,6 +73,7 @@ class Operations:
         self.context.handle("detach", self._detach)
         self.context.handle("availability", self._availability)
         self.context.handle("drain", self._drain)
+        self.context.handle("configure", self._configure)
         self.context.handle("snapshot", self._snapshot)
         self.context.answer("state", self.state)
         self.context.answer("catalogue", self.gateway.fleet.status)
@@ -137,6 +139,10 @@ class Operations:
     def _drain(self, message: Drain, fds: list[int]) -> None:
         close_fds(fds)
         self.gateway.fleet.drain(message.integration)
+
+    def _configure(self, message: Configure, fds: list[int]) -> None:
+        close_fds(fds)
+        self.gateway.configure([_settings(row) for row in message.integrations])
 
     def _snapshot(self, message: SnapshotIn, fds: list[int]) -> None:
         close_fds(fds)
