@@ -52,10 +52,10 @@ _INSERT_DECISION: Final = (
     " inputs, alternatives, choice) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (key) DO NOTHING"
 )
-_ATTACH_OUTCOME: Final = "UPDATE decisions SET outcome_at_ns = ?2, outcome = ?1 WHERE key = ?3"
+_ATTACH_OUTCOME: Final = "UPDATE decisions SET outcome = ?, outcome_at_ns = ? WHERE key = ?"
 _UPSERT_SENDER: Final = (
-    "INSERT INTO senders VALUES (?1, ?2, ?3)"
-    " ON CONFLICT (sender) DO UPDATE SET sequence = ?2, at_ns = ?3"
+    "INSERT INTO senders VALUES (?, ?, ?)"
+    " ON CONFLICT (sender) DO UPDATE SET sequence = excluded.sequence, at_ns = excluded.at_ns"
 )
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 

@@ -1,0 +1,126 @@
+"""`vsm events` and `vsm decisions` on a file, without a vsm that runs."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vsm.commands import events
+from vsm.errors import ConfigurationError
+from vsm.journal_reader import JournalError
+from vsm.journal_records import Decision, Event, Outcome, Retention, json_text
+from vsm.journal_store import JournalStore
+
+EVIL = "\x1b[2J\x9b31m\u202eevil\r\nvsm: all is well"
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path))
+    store = JournalStore(tmp_path / "journal.db", "boot", Retention())
+    detail = json_text({"reason": EVIL, EVIL: [EVIL, 1, None]})
+    decided = json_text({"reason": EVIL})
+    store.append(
+        "me",
+        4,
+        [
+            Event(10**18, 1, "supervisor", EVIL, EVIL, EVIL, 4, detail),
+            Event(2**62, 1, "supervisor", "worker.ready", "time", "time", 1, "{}"),
+            Decision(10**18, 1, "s", "key", EVIL, "restart.intensity", decided, '["a b"]', "stop"),
+            Outcome(10**18, "key", decided),
+        ],
+    )
+    store.close()
+    return tmp_path
+
+
+def run(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    events.add_parser(parser.add_subparsers(dest="command"))
+    return events.run(parser.parse_args(words))
+
+
+@pytest.mark.parametrize("words", [("events",), ("decisions",), ("events", "--json")])
+def test_foreign_text_moves_no_cursor(
+    journal: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    del journal
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    assert "evil" in printed
+    assert all(char.isprintable() or char == "\n" for char in printed)
+    assert "\nvsm: all is well" not in printed
+
+
+def test_an_event_is_one_line_with_its_pairs(
+    journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del journal
+    run("decisions")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "by restart.intensity" in line
+    assert 'instead of "a b"' in line
+    assert "outcome: reason=" in line
+
+
+def test_json_is_a_list_and_keeps_what_was_said(
+    journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del journal
+    run("events", "--json")
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    assert rows[0]["detail"]["reason"] == EVIL
+    assert [row["severity"] for row in rows] == ["error", "info"]
+
+
+def test_filters_of_the_command_line_reach_the_file(
+    journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del journal
+    run("events", "--worker", "time", "--kind", "worker.*", "--severity", "info", "--json")
+    assert len(json.loads(capsys.readouterr().out)) == 1
+    run("events", "--severity", "critical", "--json")
+    assert json.loads(capsys.readouterr().out) == []
+    run("decisions", "--rule", "restart.*", "--json")
+    assert len(json.loads(capsys.readouterr().out)) == 1
+    run("events", "--limit", "1", "--json")
+    assert [row["kind"] for row in json.loads(capsys.readouterr().out)] == ["worker.ready"]
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("events", "--since", "yesterday"), "--since"),
+        (("events", "--since", "1h "), ""),
+        (("events", "--severity", "loud"), "--severity"),
+        (("events", "--limit", "0"), "--limit"),
+        (("decisions", "--limit", "-1"), "--limit"),
+        (("decisions", "--since", "2026-13-01"), "--since"),
+    ],
+)
+def test_a_wrong_option_is_named(journal: Path, words: tuple[str, ...], where: str) -> None:
+    del journal
+    if not where:
+        assert run(*words) == 0
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        run(*words)
+    assert caught.value.where == where
+
+
+def test_without_a_journal_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "absent"))
+    with pytest.raises(JournalError, match="Start vsm once"):
+        run("events")
+
+
+def test_a_damaged_journal_is_an_error_that_names_the_file(
+    journal: Path,
+) -> None:
+    (journal / "journal.db").write_bytes(b"garbage" * 1000)
+    with pytest.raises(JournalError, match=r"journal\.db: cannot be read"):
+        run("events")
