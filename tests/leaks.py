@@ -19,6 +19,7 @@ PR_SET_CHILD_SUBREAPER = 36
 SETTLE_TIMEOUT_S = 5.0
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 SESSION_NAME = re.compile(r"vsm-t-(\d+)-")
+OTHERS_NAME = re.compile(r"vsm-[tr]-")  # sessions, and benchmarks: ours are in `scratch`
 CGROUP_NAME = re.compile(r"/vsm-(\d+)-")  # the owner's pid: see vsm.cgroup
 
 Pid = tuple[int, int]  # the number and the start time: numbers are used again
@@ -122,7 +123,7 @@ def _cgroups() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _elsewhere() -> frozenset[str]:
-    files = {str(p) for p in Path("/tmp").glob("vsm*") if not SESSION_NAME.match(p.name)}
+    files = {str(p) for p in Path("/tmp").glob("vsm*") if not OTHERS_NAME.match(p.name)}
     return frozenset(files | {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")})
 
 
