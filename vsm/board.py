@@ -1,26 +1,28 @@
-"""The heartbeat board: one row in sealed shared memory, written by one process.
+"""The heartbeat board: a system's heartbeat and its channels, in sealed shared memory.
 
-Owns the layout, the seals and the torn-read protocol. The writer (a system, before it confines
-itself) creates a memfd, maps it writable and seals it; a reader (the supervisor) checks the seals
-and the size before it maps the file read-only, so that no writer can shrink it under a reader.
-A row goes to the next of four slots with its sequence number and a CRC, then the header's index
-moves: a reader that races a writer sees a CRC or sequence that does not fit and tries again.
+Owns the layout and the torn-read protocol of both; written by one system, which creates it before
+it confines itself, and read by the supervisor. A heartbeat goes to the next of four slots with
+its sequence number and a CRC, then the header's index moves: a reader that races a writer sees a
+CRC or sequence that does not fit and tries again. Each channel that the system sends on has a row
+of two slots, published likewise at every beat. What is asked of integrations is on another board:
+`vsm.board_demand`.
 """
 
-import fcntl
-import mmap
 import os
 import struct
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vsm.board_memory import BoardError, create, map_verified
+
+__all__ = ["Beat", "BoardError", "BoardReader", "BoardWriter", "ChannelRow"]
+
 MAGIC: Final = 0x56534D42  # "VSMB"
-VERSION: Final = 1
+VERSION: Final = 2
 SIZE_BYTES: Final = 4096
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x0010 | fcntl.F_SEAL_SEAL
-F_SEAL_FUTURE_WRITE: Final = 0x0010  # linux/fcntl.h; Python names it from 3.13 on
 
 _SLOTS: Final = 4
 _SLOT_BYTES: Final = 128
@@ -31,6 +33,11 @@ _LATEST: Final = struct.Struct("<Q")
 _LATEST_OFFSET: Final = 64
 _ROWS_OFFSET: Final = 128
 _READ_ATTEMPTS: Final = 64
+_CHANNELS_OFFSET: Final = _ROWS_OFFSET + _SLOTS * _SLOT_BYTES
+CHANNEL_BYTES: Final = 128  # latest, then two slots
+_CHANNEL: Final = struct.Struct("<QQQQIId")  # seq, at_ns, sent, dropped, queued, limit, rate
+_CHANNEL_SLOT_BYTES: Final = 56
+MAX_CHANNELS: Final = (SIZE_BYTES - _CHANNELS_OFFSET) // CHANNEL_BYTES
 ROW_FIELDS: Final = ("seq", "beat_ns", "state", "lag_ns", "received", "invalid", "dropped")
 
 
@@ -47,8 +54,23 @@ class Beat:
     dropped: int
 
 
-class BoardError(ValueError):
-    """A board that must not be mapped or believed."""
+@dataclass(frozen=True)
+class ChannelRow:
+    """What a sender knows of one of its channels.
+
+    Args:
+        at_ns: CLOCK_MONOTONIC. sent, dropped: messages so far.
+        queued: messages that wait for room now. limit: how many may.
+        rate: messages a second between the last two beats.
+    """
+
+    seq: int
+    at_ns: int
+    sent: int
+    dropped: int
+    queued: int
+    limit: int
+    rate: float
 
 
 class BoardWriter:
@@ -60,11 +82,9 @@ class BoardWriter:
     """
 
     def __init__(self, epoch: int, name: str = "board") -> None:
-        self._fd = os.memfd_create(f"vsm-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self._fd, SIZE_BYTES)
-        self._map = mmap.mmap(self._fd, SIZE_BYTES)
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, SEALS)
+        self._fd, self._map = create(name, SIZE_BYTES)
         self._seq = 0
+        self._channels: dict[int, ChannelRow] = {}
         self.state = 0
         _HEADER.pack_into(self._map, 0, MAGIC, VERSION, epoch, os.getpid())
 
@@ -84,6 +104,20 @@ class BoardWriter:
         self._map[offset : offset + _ROW.size + _CRC.size] = row + _CRC.pack(zlib.crc32(row))
         _LATEST.pack_into(self._map, _LATEST_OFFSET, self._seq)
 
+    def channel(self, index: int, sent: int, dropped: int, queued: int, limit: int) -> None:
+        """Publish what is known of the `index`-th channel that the system sends on."""
+        now = time.monotonic_ns()
+        last = self._channels.get(index)
+        past_s = (now - last.at_ns) / 1e9 if last else 0.0
+        rate = (sent - last.sent) / past_s if last and past_s > 0 else 0.0
+        row = ChannelRow(last.seq + 1 if last else 1, now, sent, dropped, queued, limit, rate)
+        self._channels[index] = row
+        start = _CHANNELS_OFFSET + index * CHANNEL_BYTES
+        slot = start + _LATEST.size + (row.seq & 1) * _CHANNEL_SLOT_BYTES
+        raw = _CHANNEL.pack(row.seq, now, sent, dropped, queued, limit, rate)
+        self._map[slot : slot + _CHANNEL.size + _CRC.size] = raw + _CRC.pack(zlib.crc32(raw))
+        _LATEST.pack_into(self._map, start, row.seq)
+
     def close(self) -> None:
         """Unmap and close."""
         self._map.close()
@@ -98,7 +132,7 @@ class BoardReader:
     """
 
     def __init__(self, fd: int, *, epoch: int, pid: int) -> None:
-        self._map = _map_verified(fd)
+        self._map = map_verified(fd, least_bytes=SIZE_BYTES, most_bytes=SIZE_BYTES)
         header = _HEADER.unpack_from(self._map, 0)
         if header != (MAGIC, VERSION, epoch, pid):
             self._map.close()
@@ -119,19 +153,29 @@ class BoardReader:
                     return beat
         return None
 
+    def channel(self, index: int) -> ChannelRow | None:
+        """The newest whole row of a channel; None when there is none."""
+        start = _CHANNELS_OFFSET + index * CHANNEL_BYTES
+        for _ in range(_READ_ATTEMPTS):
+            (seq,) = _LATEST.unpack_from(self._map, start)
+            if seq == 0:
+                return None
+            slot = start + _LATEST.size + (seq & 1) * _CHANNEL_SLOT_BYTES
+            raw = self._map[slot : slot + _CHANNEL.size + _CRC.size]
+            row, crc = raw[: _CHANNEL.size], raw[_CHANNEL.size :]
+            if _CRC.unpack(crc)[0] == zlib.crc32(row):
+                found = ChannelRow(*_CHANNEL.unpack(row))
+                if found.seq == seq:
+                    return found
+        return None
+
+    def channels(self, names: Sequence[str]) -> dict[str, ChannelRow | None]:
+        """All rows, by the names of the channels that the writer sends on, in their order."""
+        return {name: self.channel(index) for index, name in enumerate(names)}
+
     def close(self) -> None:
         """Unmap."""
         self._map.close()
-
-
-def _map_verified(fd: int) -> mmap.mmap:
-    try:
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError as error:
-        raise BoardError(f"no memfd: {error.strerror}") from error
-    if seals & SEALS != SEALS or os.fstat(fd).st_size != SIZE_BYTES:
-        raise BoardError(f"seals {seals:#x}, {os.fstat(fd).st_size} bytes")
-    return mmap.mmap(fd, SIZE_BYTES, prot=mmap.PROT_READ)
 
 
 def row_dtype() -> Any:  # noqa: ANN401 - numpy is imported only by who wants arrays

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vsm import board
+from vsm.core import channels
 
 
 def test_reader_sees_what_the_writer_wrote() -> None:
@@ -102,5 +103,20 @@ def test_slots_are_a_numpy_array_too() -> None:
     assert np.sort(slots["received"])[-1] == 9
     assert not slots.flags.writeable
     del slots
+    reader.close()
+    writer.close()
+
+
+def test_channel_rows_are_read_as_they_were_written() -> None:
+    writer = board.BoardWriter(1)
+    reader = board.BoardReader(writer.fileno(), epoch=1, pid=os.getpid())
+    assert reader.channels(["a", "b"]) == {"a": None, "b": None}
+    writer.channel(1, sent=5, dropped=1, queued=2, limit=64)
+    writer.channel(1, sent=9, dropped=1, queued=0, limit=64)
+    row = reader.channels(["a", "b"])["b"]
+    assert row is not None
+    assert (row.sent, row.dropped, row.queued, row.limit) == (9, 1, 0, 64)
+    assert row.rate > 0
+    assert max(len(channels.sends(name)) for name in channels.SYSTEMS) <= board.MAX_CHANNELS
     reader.close()
     writer.close()

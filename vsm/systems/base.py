@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from vsm.board import BoardWriter
 from vsm.core import channels
-from vsm.link import Link, close_fds
+from vsm.link import MAX_QUEUED, Link, close_fds
 from vsm.messages import (
     Answer,
     Body,
@@ -178,6 +178,10 @@ class SystemContext:
             invalid=sum(one.invalid for one in seen),
             dropped=sum(one.dropped for one in seen),
         )
+        for index, channel in enumerate(channels.sends(self.name)):
+            if channel.name in self.outgoing:
+                one = self.outgoing[channel.name].statistics()
+                self.board.channel(index, one.sent, one.dropped, one.queued, MAX_QUEUED)
 
 
 async def _heartbeat(context: SystemContext) -> None:
