@@ -282,12 +282,13 @@ class JournalClient:
         """Start again: at once after a stable time, later each time it dies soon."""
         if time.monotonic() - self._started_s > STABLE_S:
             self._failures = 0
-        delay_s = min(RESTART_MAX_S, RESTART_S * 2 ** min(self._failures - 1, 10))
-        if self._state == "refused":
-            delay_s = REFUSED_RETRY_S
-        else:
+        refused = self._state == "refused"
+        if not refused:
             self._change("down", f"the journal process ended with status {status}")
-        self._start_later(delay_s if self._failures or self._state == "refused" else 0.0)
+        # A predecessor's journal may still be writing what it was sent: that takes milliseconds.
+        longest_s = REFUSED_RETRY_S if refused else RESTART_MAX_S
+        delay_s = min(longest_s, RESTART_S * 2 ** min(max(self._failures - 1, 0), 10))
+        self._start_later(delay_s if self._failures or refused else 0.0)
         self._failures += 1
         self._restarts += 1
 

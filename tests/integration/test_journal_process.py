@@ -417,6 +417,41 @@ def test_a_stopped_journal_holds_nobody_up(tmp_path: Path) -> None:
     assert note["detail"]["count"] > 10_000
 
 
+def test_a_hung_journal_is_killed_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal.db"
+    monkeypatch.setattr("vsm.journal_client.HUNG_S", 0.5)
+
+    async def body(client: JournalClient) -> None:
+        await client.wait_durable(client.event("one"))
+        pid = client.statistics().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        await client.wait_durable(client.event("two"))
+        assert client.statistics().pid != pid
+        assert client.statistics().restarts == 1
+
+    run_client(path, body)
+    assert [row["kind"] for row in rows(path)] == ["one", "two", "journal.ended"]
+
+
+def test_a_busy_lock_is_tried_again_soon(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+
+    async def body(client: JournalClient) -> None:
+        await until(lambda: client.statistics().state == "refused")
+        first.sock.close()
+        first.wait()
+        began_s = time.monotonic()
+        assert await client.wait_durable(client.event("k"))
+        assert time.monotonic() - began_s < 10.0
+
+    with Raw(path) as first:
+        first.hello()
+        run_client(path, body)
+
+
 def test_closing_writes_what_is_left(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
 
