@@ -7,7 +7,7 @@ launcher imports it. `execute` runs in the process that is to be confined.
 from typing import Any, NamedTuple
 
 from vsm import operations as process_operations
-from vsm import root_operations
+from vsm import network_operations, root_operations
 from vsm.linux import namespaces
 from vsm.operations import Operation, Site
 
@@ -26,6 +26,7 @@ _OPERATIONS: dict[str, Any] = {
         process_operations.DropPrivileges,
         process_operations.Restrict,
         process_operations.FilterSystemCalls,
+        network_operations.OpenListeners,
         root_operations.MakeRoot,
         root_operations.Link,
         root_operations.Bind,
@@ -98,6 +99,12 @@ class Plan(NamedTuple):
     expected: tuple[LayerState, ...]
     scratch_dir: str = ""
     shared: int = 0
+
+    @property
+    def listeners(self) -> tuple[tuple[str, int], ...]:
+        """(address, port) of each socket that the mini-init will hand out, in order."""
+        kinds = (s for s in self.operations if isinstance(s, network_operations.OpenListeners))
+        return tuple(one for step in kinds for one in step.listeners)
 
     @property
     def layers(self) -> list[dict[str, str]]:

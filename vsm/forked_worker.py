@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 from vsm import mini_init
 from vsm.execution import Plan
 from vsm.linux import namespaces, pidfd
+from vsm.network_operations import HANDED_OUT
 from vsm.operations import IdMap, Site
 from vsm.root_operations import open_id_maps
 
@@ -145,6 +146,28 @@ class ForkedWorker:
         heard = [event for line in lines if (event := _parse(line))]
         self.heard += heard
         return heard
+
+    def take_listeners(self) -> tuple[int, ...]:
+        """The sockets that the mini-init opened inside; once, after it said "started".
+
+        Returns:
+            Close-on-exec fds, the caller's; as many as the plan has listeners.
+
+        Raises:
+            OSError: it did not hand out what the plan says.
+        """
+        expected = len(self.plan.listeners)
+        if not expected:
+            return ()
+        with socket.socket(fileno=os.dup(self._process.control)) as control:
+            data, fds, flags, _ = socket.recv_fds(
+                control, len(HANDED_OUT), expected, socket.MSG_CMSG_CLOEXEC
+            )
+        if data != HANDED_OUT or len(fds) != expected or flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise OSError(5, "the listeners for the egress proxy did not come")
+        return tuple(fds)
 
     def signal(self, signo: int) -> bool:
         """Have the mini-init signal the server; False if that is not possible (any more)."""

@@ -66,7 +66,7 @@ def spawn_confined(
         raise ConfinementError(plan.name, f"cannot fork: {error}", layer="namespaces") from error
     layers = _wait_started(worker)
     _workers[worker.pid] = worker
-    return Spawned(worker.pid, os.dup(worker.pidfd), layers)
+    return Spawned(worker.pid, os.dup(worker.pidfd), layers, worker.take_listeners())
 
 
 def wait_confined(spawned: Spawned, timeout_s: float | None = None) -> ExitReport:

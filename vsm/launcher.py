@@ -160,13 +160,26 @@ class Launcher:
         for event in worker.events():
             if event["event"] == "started":
                 self._started.add(name)
-                told = {"kind": "spawned", "worker": name, "pid": worker.pid}
-                self._send({**told, "layers": event["layers"]}, [worker.pidfd])
+                self._tell_started(name, worker, event["layers"])
                 self._want_spare(worker.plan)
         if dead:
             self._bury(name, worker)
         elif worker.hung_up:
             self._forget(worker.status_fd)
+
+    def _tell_started(self, name: str, worker: ForkedWorker, layers: list[Any]) -> None:
+        told = {"kind": "spawned", "worker": name, "pid": worker.pid, "layers": layers}
+        try:
+            listeners = worker.take_listeners()
+        except OSError:
+            self._started.discard(name)
+            worker.kill()  # its burial is the refusal
+            return
+        try:
+            self._send(told, [worker.pidfd, *listeners])
+        finally:
+            for fd in listeners:
+                os.close(fd)
 
     def _bury(self, name: str, worker: ForkedWorker) -> None:
         """Reap a mini-init and what it left; tell the supervisor once nothing is there."""

@@ -40,11 +40,14 @@ class Spawned:
         pid: the mini-init's pid, in our pid namespace.
         pidfd: owned by the caller.
         layers: one `{"name", "state", "detail"}` each: what really happened.
+        listeners: sockets inside the worker's network namespace, for the egress process, in the
+            plan's order; owned by the caller.
     """
 
     pid: int
     pidfd: int
     layers: list[dict[str, str]]
+    listeners: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +290,7 @@ class LauncherLink:
         if kind == "ready" and self._ready and not self._ready.done():
             self._ready.set_result(None)
         elif kind == "spawned":
-            self._spawned(message, fds[0])
+            self._spawned(message, fds[0], tuple(fds[1:]))
         elif kind == "refused":
             worker = self._workers.pop(message["worker"])
             if not worker.started.done():
@@ -295,12 +298,15 @@ class LauncherLink:
         elif kind == "exited":
             self._exited(message["worker"], ExitReport.of([message], cause=message["cause"]))
 
-    def _spawned(self, message: dict[str, Any], fd: int) -> None:
+    def _spawned(self, message: dict[str, Any], fd: int, listeners: tuple[int, ...]) -> None:
         worker = self._workers[message["worker"]]
         worker.pidfd = fd
         if worker.started.done():  # cancelled: the kill is on its way
+            for listener in listeners:
+                os.close(listener)
             return
-        worker.started.set_result(Spawned(message["pid"], os.dup(fd), message["layers"]))
+        pid, layers = message["pid"], message["layers"]
+        worker.started.set_result(Spawned(pid, os.dup(fd), layers, listeners))
 
     def _exited(self, worker_id: str, report: ExitReport) -> None:
         worker = self._workers.pop(worker_id)

@@ -20,7 +20,7 @@ _MOST_LINKS = 40
 _RESOLVER = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf")
 # What a C library reads of /etc; nothing secret, and readable by everybody anyway.
 _HOST_ETC = (*_RESOLVER, "/etc/passwd", "/etc/group", "/etc/localtime")
-_NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
+_NSSWITCH = "passwd: files\ngroup: files\nhosts: files\n"  # no name server is in reach
 _HOSTS = "127.0.0.1 localhost sandbox\n::1 localhost\n"
 _DEVICE_LINKS = (
     ("/dev/fd", "/proc/self/fd"),
@@ -85,6 +85,7 @@ class Grants(NamedTuple):
         host_network: whether the host's resolver files are wanted.
         tmp_bytes: bound of /tmp.
         shm_bytes: bound of /dev/shm.
+        names: lines of /etc/hosts beside localhost.
     """
 
     name: str
@@ -100,9 +101,12 @@ class Grants(NamedTuple):
     host_network: bool
     tmp_bytes: int
     shm_bytes: int
+    names: str = ""
 
     @classmethod
-    def collect(cls, profile: Profile, request: Request, uid: int | None, host: IdMaps) -> "Grants":
+    def collect(
+        cls, profile: Profile, request: Request, uid: int | None, host: IdMaps, names: str = ""
+    ) -> "Grants":
         """Resolve what profile and request name; a missing path of theirs is an error."""
         files, system_links = profile.files, dict[str, str]()
         resolver = _RESOLVER if profile.network.mode == "host" else ()
@@ -134,6 +138,7 @@ class Grants(NamedTuple):
             host_network=profile.network.mode == "host",
             tmp_bytes=files.tmp_bytes,
             shm_bytes=files.shm_bytes,
+            names=names,
         )
 
     # -- namespaced --------------------------------------------------------------------------------
@@ -220,7 +225,7 @@ class Grants(NamedTuple):
         yield "/etc/passwd", f"worker:x:{uid}:{uid}::/tmp:/bin/sh\n"
         yield "/etc/group", f"worker:x:{uid}:\n"
         if not self.host_network:
-            yield "/etc/hosts", _HOSTS
+            yield "/etc/hosts", _HOSTS + self.names
             yield "/etc/nsswitch.conf", _NSSWITCH
             yield "/etc/resolv.conf", ""
 

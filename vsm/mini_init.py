@@ -260,6 +260,7 @@ def _arrange_fds(control: int, status: int, stdio: tuple[int, ...], site: Site) 
     for index, key in enumerate(maps):
         os.dup2(maps[key], _FIRST_FREE_FD + index, inheritable=False)
         site.id_maps[key] = _FIRST_FREE_FD + index
+    site.control_fd = CONTROL_FD
     os.closerange(_FIRST_FREE_FD + len(maps), 1 << 30)
 
 

@@ -28,12 +28,14 @@ class Site:
     Attributes:
         root_fd: the root being built, or -1.
         id_maps: fds that the parent opened.
+        control_fd: the mini-init's control socket, or -1: what is opened inside goes out by it.
         executed: the steps done so far.
         reports: (layer, detail) of those that had something to say.
     """
 
     def __init__(self) -> None:
         self.root_fd = -1
+        self.control_fd = -1
         self.id_maps: dict[IdMap, int] = {}
         self.executed: list[Operation] = []
         self.reports: list[tuple[str, str]] = []

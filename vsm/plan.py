@@ -14,11 +14,13 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from vsm import layout
+from vsm.core.egress import Rules, compile_rules
 from vsm.core.seccomp import Action, compile_filter, rules_for
 from vsm.core.set_id import refuse_set_id
 from vsm.errors import ConfinementError
 from vsm.execution import ABSENT, IN_FORCE, NOT_REQUIRED, LayerState, Plan
 from vsm.linux import namespaces
+from vsm.network_operations import OpenListeners
 from vsm.operations import (
     DropPrivileges,
     EnterCgroupNamespace,
@@ -111,6 +113,7 @@ class _Case(NamedTuple):
     request: WorkerRequest
     host: Host
     namespaced: bool
+    egress: Rules | None
 
     @property
     def itself(self) -> bool:
@@ -134,11 +137,14 @@ def compile_plan(profile: Profile, request: WorkerRequest, host: Host) -> Plan:
     Raises:
         ConfinementError: a required layer cannot be applied; names layer and remedy.
     """
-    case = _Case(profile, request, host, _choose_tier(profile, request, host) == "namespaced")
+    namespaced = _choose_tier(profile, request, host) == "namespaced"
+    case = _Case(profile, request, host, namespaced, egress_rules(profile))
     _check_request(case)
     expected = tuple(_layers(case))
     _check_layers(case, expected)
-    files = layout.Grants.collect(profile, request, case.uid if host.root else None, host)
+    uid = case.uid if host.root else None
+    names = case.egress.hosts_lines() if case.egress else ""
+    files = layout.Grants.collect(profile, request, uid, host, names)
     if not case.namespaced and not case.itself:
         files.check_reachable()
     scratch = "" if case.namespaced or case.itself else layout.scratch_dir(request)
@@ -156,6 +162,21 @@ def compile_plan(profile: Profile, request: WorkerRequest, host: Host) -> Plan:
         scratch_dir=scratch,
         shared=len(shared),
     )
+
+
+def egress_rules(profile: Profile) -> Rules | None:
+    """What the profile's workers may reach by the egress process; None without `proxy`.
+
+    Raises:
+        ConfinementError: `network.allow` is wrong.
+    """
+    if profile.network.mode != "proxy":
+        return None
+    try:
+        return compile_rules(profile.network.allow)
+    except ValueError as error:
+        where = f"{profile.path}: network.allow"
+        raise ConfinementError(where, str(error), "Correct it.", layer="network") from error
 
 
 # -- decisions -------------------------------------------------------------------------------------
@@ -183,12 +204,12 @@ def _choose_tier(profile: Profile, request: WorkerRequest, host: Host) -> Tier:
 
 
 def _check_request(case: _Case) -> None:
-    request, profile = case.request, case.profile
-    if profile.network.mode == "proxy":
+    request = case.request
+    if case.egress and not case.namespaced:
         raise case.refuse(
             "network",
-            'network mode "proxy" is not built yet',
-            'Use mode = "none" or "host" in the profile.',
+            'network mode "proxy" stands on a network namespace, which this worker has not',
+            'Write tier = "namespaced", or mode = "none"; see `vsm sandbox probe`.',
         )
     if case.itself:
         return
@@ -226,6 +247,9 @@ def _layers(case: _Case) -> Iterator[LayerState]:
 def _network_layer(case: _Case) -> LayerState:
     if case.profile.network.mode == "host":
         return LayerState("network", NOT_REQUIRED, "THE HOST'S OWN NETWORK, nothing is filtered")
+    if case.egress:
+        allowed = ", ".join(map(str, case.egress.targets)) or "nothing"
+        return LayerState("network", IN_FORCE, f"own network namespace, egress to {allowed}")
     if case.namespaced:
         return LayerState("network", IN_FORCE, "own network namespace, loopback only")
     landlock = " and TCP by Landlock" if case.host.landlock_abi >= _TCP_ABI else ""
@@ -305,6 +329,8 @@ def _own_operations(case: _Case, files: layout.Grants, scratch: str) -> Iterator
     if case.request.cgroups:
         enforced = case.request.cgroup_layers or ("memory",)
         yield JoinCgroups(case.request.cgroups, layer=enforced[0])
+    if case.egress and case.egress.listeners:
+        yield OpenListeners(case.egress.listeners, case.egress.literals)
     if case.namespaced:
         yield EnterCgroupNamespace()
         yield from files.own_root_operations()
@@ -342,6 +368,7 @@ def _filter(case: _Case) -> FilterSystemCalls:
             # A network namespace of its own makes 127.0.0.1 harmless, and servers use it.
             inet=case.namespaced or case.profile.network.mode == "host",
             tier="namespaced" if case.namespaced else "landlocked",
+            udp=case.namespaced or case.itself,
         )
     except KeyError as error:
         where = f"{case.profile.path}: syscalls"
@@ -361,4 +388,5 @@ def _environment(case: _Case, scratch: str) -> dict[str, str]:
     own = {"HOME": request.state_dir or private, "TMPDIR": private}
     if request.state_dir:
         own["STATE_DIRECTORY"] = request.state_dir
-    return {**_BASE_ENVIRONMENT, **own, **case.profile.environment, **request.env}
+    proxy = case.egress.environment() if case.egress else {}
+    return {**_BASE_ENVIRONMENT, **own, **proxy, **case.profile.environment, **request.env}

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from vsm.core.egress import compile_rules
 from vsm.core.syscalls import groups, known, unknown
 from vsm.errors import ConfigurationError
 from vsm.paths import profile_search_path, shipped_profiles
@@ -304,10 +305,19 @@ def _check(document: ProfileDocument, file: str) -> None:
             everything = groups() if entry.startswith("@") else known()
             what = f"no such system call or @group: {entry[:60]!r}"
             raise ConfigurationError(where, what, _closest(entry, everything))
+    _check_allow(document.network.allow, f"{file}: network.allow")
     for name, value in document.environment.items():
         if not _VARIABLE.fullmatch(name) or "\0" in value:
             raise ConfigurationError(f"{file}: environment", f"{name[:60]!r} is no variable")
     _resolve(document, Path(file))
+
+
+def _check_allow(allow: tuple[str, ...], where: str) -> None:
+    try:
+        compile_rules(allow)
+    except ValueError as error:
+        remedy = 'Write "api.example.com:443", "*.example.com:443" or "127.0.0.1:8000".'
+        raise ConfigurationError(where, str(error), remedy) from error
 
 
 def _closest(entry: str, everything: Iterable[str]) -> str:

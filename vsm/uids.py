@@ -21,6 +21,11 @@ def system_uid(system: str) -> int:
     return BASE + int(system.removeprefix("system"))
 
 
+def egress_uid() -> int:
+    """The uid of the egress process."""
+    return BASE + _SYSTEM_UIDS - 1
+
+
 def integration_uids(names: list[str]) -> dict[str, int]:
     """One uid for each name; a name that is hashed to a taken one gets the next."""
     taken: dict[str, int] = {}

@@ -96,6 +96,6 @@ def test_own_user_is_required_unless_the_profile_says_otherwise(arena: Any) -> N
     assert answer.get("layer") == "user", answer
 
 
-def test_proxy_network_is_refused_and_not_downgraded(arena: Any) -> None:
-    profile = arena.profile('[network]\nmode = "proxy"\nallow = ["example.org"]\n', "proxy")
-    assert arena.run(TRUE, profile=profile).get("layer") == "network"
+def test_proxy_network_without_namespaces_is_refused_and_not_downgraded(arena: Any) -> None:
+    profile = arena.profile('[network]\nmode = "proxy"\nallow = ["example.org:443"]\n', "proxy")
+    assert arena.run(TRUE, profile=profile, tier="landlocked").get("layer") == "network"

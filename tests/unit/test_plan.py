@@ -13,6 +13,7 @@ from vsm.linux import namespaces
 from vsm.plan import WorkerRequest, compile_plan
 from vsm.probe import HostFacts
 from vsm.profile import Profile, load_profile
+from vsm.root_operations import WriteFile
 
 UID = 1_900_000_000
 ROOT = HostFacts(root=True, tier="namespaced", landlock_abi=7, seccomp=True, idmapped_mounts=True)
@@ -163,10 +164,43 @@ def test_a_namespaced_profile_never_falls_to_the_lower_tier(profile: Profile) ->
     assert refusal.value.layer == "namespaces"
 
 
-def test_the_proxy_is_refused_honestly(profile: Profile) -> None:
-    network = msgspec.structs.replace(profile.network, mode="proxy")
-    with pytest.raises(ConfinementError, match="not built yet"):
-        compile_plan(msgspec.structs.replace(profile, network=network), request_for(ROOT), ROOT)
+def proxied(profile: Profile, *allow: str) -> Profile:
+    network = msgspec.structs.replace(profile.network, mode="proxy", allow=allow)
+    return msgspec.structs.replace(profile, network=network)
+
+
+def test_the_proxy_stands_on_a_network_namespace(profile: Profile) -> None:
+    request = request_for(ROOT, tier="landlocked")
+    with pytest.raises(ConfinementError, match="network namespace") as refusal:
+        compile_plan(proxied(profile, "api.example.com:443"), request, ROOT)
+    assert refusal.value.layer == "network"
+    assert "namespaced" in refusal.value.remedy
+
+
+def test_a_proxied_worker_has_names_and_listeners_and_no_name_server(profile: Profile) -> None:
+    plan = compile_plan(proxied(profile, "api.example.com:443"), request_for(ROOT), ROOT)
+    written = {s.path: s.content for s in plan.operations if isinstance(s, WriteFile)}
+    assert "127.77.0.1 api.example.com" in written["/etc/hosts"]
+    assert "dns" not in written["/etc/nsswitch.conf"]
+    assert written["/etc/resolv.conf"] == ""
+    assert plan.listeners == (("0.0.0.0", 443),)
+    assert plan.clone_flags & namespaces.NEWNET
+    order = steps(plan)
+    assert order.index("OpenListeners") < order.index("DropPrivileges")
+    assert plan.shared <= order.index("OpenListeners")  # a spare serves any list of hosts
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_only_wildcards_bring_proxy_variables(profile: Profile) -> None:
+    exact = compile_plan(proxied(profile, "api.example.com:443"), request_for(ROOT), ROOT)
+    wild = compile_plan(proxied(profile, "*.example.com:443"), request_for(ROOT), ROOT)
+    assert "HTTPS_PROXY" not in exact.env
+    assert wild.env["HTTPS_PROXY"] == wild.env["https_proxy"] == "http://127.0.0.1:3128"
+
+
+def test_a_wrong_allow_list_is_refused_by_the_plan_too(profile: Profile) -> None:
+    with pytest.raises(ConfinementError, match="no port"):
+        compile_plan(proxied(profile, "api.example.com"), request_for(ROOT), ROOT)
 
 
 @pytest.mark.parametrize("uid", [None, 0])

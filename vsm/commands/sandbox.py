@@ -18,10 +18,14 @@ from vsm.errors import ConfigurationError, VsmError
 
 if TYPE_CHECKING:
     from vsm.cgroup import CgroupFacts, Group
+    from vsm.core.egress import Rules
+    from vsm.egress_link import EgressLink
     from vsm.execution import Plan
     from vsm.launch import Spawned
     from vsm.probe import HostFacts
     from vsm.profile import Profile
+
+    Egress = tuple[EgressLink, Rules]
 
 FORWARDED = (
     signal.SIGINT,
@@ -50,6 +54,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     run.add_argument("--tier", choices=("namespaced", "landlocked"), help="insist on this tier")
     run.add_argument("--read", action="append", default=[], metavar="PATH")
     run.add_argument("--write", action="append", default=[], metavar="PATH")
+    run.add_argument(
+        "--allow", action="append", default=[], metavar="HOST:PORT", help="egress to this host"
+    )
     run.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]")
     run.add_argument("--cwd", metavar="DIR", help="working directory inside")
     run.add_argument("-v", "--verbose", action="store_true", help="print the layers in force")
@@ -97,12 +104,53 @@ def _run(args: argparse.Namespace) -> int:
     argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
     if not argv:
         raise ConfigurationError("sandbox run", "no command", "Write it after `--`.")
-    profile = load_profile(args.profile)
+    profile = _allow(load_profile(args.profile), args.allow)
     groups = detect()
     host = probe_host(groups=groups)
     with _group(profile, groups) as group:
         plan = _plan(args, argv, profile, host, group)
-        return _spawn_and_wait(plan, verbose=args.verbose)
+        with _egress(profile, host) as egress:
+            return _spawn_and_wait(plan, egress, verbose=args.verbose)
+
+
+def _allow(profile: "Profile", hosts: list[str]) -> "Profile":
+    """The profile with these hosts beside its own."""
+    import msgspec
+
+    from vsm.core.egress import compile_rules
+
+    if not hosts:
+        return profile
+    if profile.network.mode == "host":
+        what = f"the profile {profile.name} has the host's network already"
+        raise ConfigurationError("--allow", what, "Leave it out, or take another profile.")
+    allow = (*profile.network.allow, *hosts)
+    try:
+        compile_rules(allow)
+    except ValueError as error:
+        remedy = "Write api.example.com:443, *.example.com:443 or 127.0.0.1:8000."
+        raise ConfigurationError("--allow", str(error), remedy) from error
+    network = msgspec.structs.replace(profile.network, mode="proxy", allow=allow)
+    return msgspec.structs.replace(profile, network=network)
+
+
+@contextmanager
+def _egress(profile: "Profile", host: "HostFacts") -> "Iterator[Egress | None]":
+    """The egress process of this run, where the profile needs one; it ends with the run."""
+    from vsm.plan import egress_rules
+
+    rules = egress_rules(profile)
+    if rules is None or not rules.listeners:
+        yield None
+        return
+    from vsm.egress_link import EgressLink, egress_plan
+
+    link = EgressLink(egress_plan(host))
+    try:
+        link.wait_ready()
+        yield link, rules
+    finally:
+        link.close()
 
 
 @contextmanager
@@ -193,7 +241,7 @@ def _has_terminal() -> bool:
     return any(os.isatty(fd) for fd in (0, 1, 2))
 
 
-def _spawn_and_wait(plan: "Plan", *, verbose: bool) -> int:
+def _spawn_and_wait(plan: "Plan", egress: "Egress | None", *, verbose: bool) -> int:
     from vsm.launch import LaunchError, spawn_confined
 
     tty = _has_terminal()
@@ -201,13 +249,18 @@ def _spawn_and_wait(plan: "Plan", *, verbose: bool) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
     try:
         spawned = spawn_confined(plan, 0, 1, 2, tty=tty)
+        if egress:
+            _serve_egress(spawned, *egress)
         if verbose:
             _print_layers(plan, spawned)
-        return _wait(spawned, tty=tty)
+        status = _wait(spawned, tty=tty)
     except LaunchError as error:
         raise VsmError("sandbox run", str(error), "") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if verbose and egress:
+        _print_egress(egress[0])
+    return status
 
 
 def _wait(spawned: "Spawned", *, tty: bool) -> int:
@@ -226,6 +279,24 @@ def _wait(spawned: "Spawned", *, tty: bool) -> int:
             os.kill(spawned.pid, info.si_signo)
         if info.si_signo == signal.SIGTSTP:
             os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _serve_egress(spawned: "Spawned", link: "EgressLink", rules: "Rules") -> None:
+    link.serve("sandbox", rules, spawned.listeners)
+    for fd in spawned.listeners:
+        os.close(fd)
+
+
+def _print_egress(link: "EgressLink") -> None:
+    """What the command asked for; said once it has ended."""
+    link.wait_last_counts("sandbox")
+    for name, row in sorted(link.counts.get("sandbox", {}).items()):
+        reason = f" ({row['reason']})" if row["reason"] else ""
+        print(
+            f"vsm: egress: {name}: {row['allowed']} allowed, {row['refused']} refused{reason}, "
+            f"{row['sent_bytes']} bytes out, {row['received_bytes']} in",
+            file=sys.stderr,
+        )
 
 
 def _print_layers(plan: "Plan", spawned: "Spawned") -> None:

@@ -164,6 +164,7 @@ def rules_for(
     unix_sockets: bool,
     inet: bool,
     tier: str,
+    udp: bool | None = None,
 ) -> Rules:
     """The rules of a profile in a tier.
 
@@ -174,6 +175,7 @@ def rules_for(
             because no other layer keeps a worker from the host's sockets there.
         inet: IPv4 and IPv6: TCP, and UDP where there are namespaces.
         tier: "namespaced" or "landlocked".
+        udp: None decides by the tier; True for a process of vsm's own that asks name servers.
 
     Raises:
         KeyError: an unknown group.
@@ -185,7 +187,8 @@ def rules_for(
     decisions.update(dict.fromkeys(allowed, Action.ALLOW))
     filters = dict(_FILTERS)
     filters["ioctl"] = _one_of(1, _IOCTL_TERMINAL + _IOCTL_FILE + (_IOCTL_INET if inet else ()))
-    filters["socket"] = _sockets(unix=unix_sockets and namespaced, inet=inet, udp=namespaced)
+    datagrams = namespaced if udp is None else udp
+    filters["socket"] = _sockets(unix=unix_sockets and namespaced, inet=inet, udp=datagrams)
     filters["socketpair"] = _socketpairs(datagrams=unix_sockets and namespaced)
     if not namespaced:
         filters.update(dict.fromkeys(_SCHEDULING, _OWN_PROCESS))

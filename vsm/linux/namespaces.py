@@ -31,6 +31,8 @@ NAMES = {
 _SIGCHLD = 17
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
+_SIOCSIFADDR = 0x8916
+_SIOCSIFNETMASK = 0x891C
 _IFF_UP = 1
 
 
@@ -122,6 +124,26 @@ def raise_loopback() -> None:
         answer = fcntl.ioctl(control, _SIOCGIFFLAGS, request)
         flags = struct.unpack_from("h", answer, 16)[0] | _IFF_UP
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags))
+
+
+def add_loopback_address(address: str, label: int) -> None:
+    """Have `lo` of the caller's network namespace answer for one more address.
+
+    Args:
+        address: IPv4 or IPv6.
+        label: a number of its own for each IPv4 address.
+    """
+    if ":" in address:
+        packed = socket.inet_pton(socket.AF_INET6, address)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+            # struct in6_ifreq: address, prefix length, index of the interface (lo's is 1).
+            fcntl.ioctl(control, _SIOCSIFADDR, struct.pack("=16sIi", packed, 128, 1))
+        return
+    name = f"lo:{label}".encode()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        for request, value in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, "255.255.255.255")):
+            packed = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(value))
+            fcntl.ioctl(control, request, struct.pack("16s16s8x", name, packed))
 
 
 def _write(path: str, text: str) -> None:
