@@ -12,8 +12,8 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from vsm import status
-from vsm.errors import VsmError
+from vsm import logs, status
+from vsm.errors import ConfigurationError, VsmError
 from vsm.output import KEPT_LINES
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class ControlServer:
             "drain": self._move,
             "panic": self._panic,
             "resume": self._resume,
+            "reload": self._reload,
+            "log-level": self._log_level,
             "shutdown": self._shutdown,
         }
 
@@ -119,6 +121,18 @@ class ControlServer:
         del arguments
         self._supervisor.resume()
         return {"panic": False}
+
+    async def _reload(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        return await self._supervisor.reloader.reload(wait=arguments.get("wait") is not False)
+
+    async def _log_level(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        level = _text(arguments, "level")
+        if level not in logs.LEVELS:
+            known = ", ".join(logs.LEVELS)
+            raise ConfigurationError("log-level", f"no level {level!r}", f"Known: {known}.")
+        before = logs.level()
+        logs.set_level(level)
+        return {"level": level, "before": before}
 
     async def _shutdown(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         del arguments

@@ -134,7 +134,7 @@ class GroupRunner:
 
     async def wait_phase(self, name: str, *phases: restart.Phase) -> None:
         """Wait until the worker is in one of `phases`, or gone from the group."""
-        if self.phase(name) in phases:
+        if name not in self.group.workers or self.phase(name) in phases:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((name, frozenset(phases), future))

@@ -121,7 +121,7 @@ class IntegrationGroup:
         self, host: provision.Host, integrations: dict[str, Integration], hooks: IntegrationHooks
     ) -> None:
         self.host = host
-        self.integrations = integrations
+        self.integrations = dict(integrations)
         self.hooks = hooks
         self.workers = GroupRunner([_spec(one) for one in integrations.values()], self)
         self.launcher_actor = LauncherActor(self)
@@ -137,6 +137,18 @@ class IntegrationGroup:
         for integration in self.integrations.values():
             if integration.enabled:
                 self.workers.send(restart.Start(integration.name))
+
+    def put(self, integration: Integration) -> bool:
+        """Know an integration, stopped, or know one by new terms; whether it is new."""
+        known = integration.name in self.workers.group.workers
+        self.integrations[integration.name] = integration
+        self.workers.put(_spec(integration))
+        return not known
+
+    def forget(self, name: str) -> None:
+        """Forget an integration that has no process."""
+        self.workers.remove(name)
+        del self.integrations[name]
 
     async def stop(self, *, drain_s: float) -> None:
         """Drain what is in flight for `drain_s` at most, then stop every integration."""
@@ -184,7 +196,7 @@ class IntegrationGroup:
     def on_operations_started(self) -> None:
         """A new S1: give it every worker and say how each integration stands."""
         for name in self.integrations:
-            self._tell_availability(name)
+            self.tell_availability(name)
         for running in self.running.values():
             if running.spawned is not None and not running.doomed:
                 self._attach(running)
@@ -232,7 +244,8 @@ class IntegrationGroup:
         )
         running.attached = self.hooks.tell_operations(message, [running.stdin, running.stdout])
 
-    def _tell_availability(self, name: str) -> None:
+    def tell_availability(self, name: str) -> None:
+        """Tell S1 how an integration stands."""
         worker = self.workers.worker(name)
         message = AvailabilityChanged(
             integration=name,
@@ -341,7 +354,7 @@ class IntegrationGroup:
 
     def changed(self, change: restart.Changed) -> None:
         """Tell S1 and pass on."""
-        self._tell_availability(change.name)
+        self.tell_availability(change.name)
         self.hooks.changed(change)
 
     # ---- what the processes report ---------------------------------------------------------

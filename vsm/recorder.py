@@ -113,6 +113,10 @@ class Recorder:
         """The panic is over."""
         self.journal.event("vsm.resumed", severity="notice")
 
+    def reloaded(self, changes: list[dict[str, Any]]) -> None:
+        """An edited configuration counts from now on."""
+        self.journal.event("vsm.reloaded", severity="notice", detail={"changes": changes[:50]})
+
     def shutting_down(self, why: str) -> None:
         """The end begins."""
         self.journal.event("vsm.stopping", severity="notice", detail={"reason": why})

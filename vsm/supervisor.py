@@ -6,6 +6,7 @@ only enqueue.
 """
 
 import asyncio
+import faulthandler
 import os
 import signal
 import time
@@ -21,10 +22,11 @@ from vsm.errors import VsmError
 from vsm.integration_group import IntegrationGroup, IntegrationHooks
 from vsm.link import LinkStatistics
 from vsm.linux.prctl import become_subreaper
-from vsm.messages import Message, Start
-from vsm.notify import notify, watchdog_interval_s
+from vsm.messages import Configure, Message, Start
+from vsm.notify import notify, take_over, watchdog_interval_s
 from vsm.output import OutputRing
 from vsm.recorder import Recorder
+from vsm.reload import Reloader
 from vsm.system_group import SystemGroup, SystemHooks
 
 DRAIN_S: Final = 5.0
@@ -37,9 +39,16 @@ class Supervisor:
     Args:
         config: what to run.
         on_ready: called once, when the five systems serve.
+        load: reads the configuration anew for a reload; None where there is no file.
     """
 
-    def __init__(self, config: Config, *, on_ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+        load: Callable[[], Config] | None = None,
+    ) -> None:
         self.config = config
         self.on_ready = on_ready
         self.log = logs.logger()
@@ -51,7 +60,9 @@ class Supervisor:
         self.integrations: IntegrationGroup
         self.control: ControlServer
         self.recorder = Recorder(self.log, config.journal, self._links)
+        self.reloader = Reloader(self, load)
         self._announced = False
+        self._on_terminal = os.isatty(0)
         self._shutdown = asyncio.Event()
         self._hurry = asyncio.Event()
         self._plans: dict[str, str] = {}
@@ -62,6 +73,11 @@ class Supervisor:
     def ready(self) -> bool:
         """The five systems serve."""
         return self.systems.ready
+
+    @property
+    def stopping(self) -> bool:
+        """It was told to end."""
+        return self._shutdown.is_set()
 
     @property
     def uptime_s(self) -> float:
@@ -185,6 +201,12 @@ class Supervisor:
             self.log.info("ready", after_s=round(self.uptime_s, 3))
             self.on_ready()
             notify("READY=1")
+        if self._announced:
+            self._tell_status()
+
+    def _tell_status(self) -> None:
+        phases = [worker.phase for worker in self.integrations.workers.group.workers.values()]
+        notify(f"STATUS={phases.count('ready')} of {len(phases)} integrations ready")
 
     def _links(self) -> Iterator[tuple[str, int, LinkStatistics]]:
         for name, running in self.systems.running.items():
@@ -243,6 +265,17 @@ class Supervisor:
         self.recorder.resume()
         self.integrations.workers.send(restart.Resume())
 
+    def configure_systems(self) -> None:
+        """Tell every system which integrations there are."""
+        self.systems.tell_all(Configure(integrations=self.integrations.rows()))
+
+    def forget(self, name: str) -> None:
+        """An integration that was removed from the configuration is dead: nothing is left of it."""
+        self.integrations.forget(name)
+        self.rings.pop(name, None)
+        self.host.uids.pop(name, None)
+        self.configure_systems()
+
     def request_shutdown(self, why: str) -> None:
         """Begin to shut down; asked again, do not wait for what is in flight."""
         if self._shutdown.is_set():
@@ -258,6 +291,7 @@ class Supervisor:
     async def _stop(self) -> None:
         """Clients, integrations, systems, template, launcher: what needs the next goes first."""
         self.endpoint.stop_accepting()
+        await self.reloader.close()
         hurry = asyncio.create_task(self._panic_on_hurry())
         await self.integrations.stop(drain_s=DRAIN_S)
         await self.systems.stop()
@@ -276,9 +310,17 @@ class Supervisor:
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for signo in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signo, self.request_shutdown, signo.name)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         loop.add_signal_handler(signal.SIGCHLD, self._sweep)
+
+    def _on_hangup(self) -> None:
+        """On a terminal it means that the terminal is gone, elsewhere that vsm.toml was edited."""
+        if self._on_terminal:
+            self.request_shutdown("SIGHUP")
+        elif not self.stopping:
+            self.reloader.request()
 
     def _unwatch_signals(self) -> None:
         if self._watchdog is not None:
@@ -317,16 +359,22 @@ def _kill_and_reap(pid: int) -> None:
 
 
 def run_supervisor(
-    config: Config, *, on_ready: Callable[[], Any] = lambda: None, log: logs.Style = "auto"
+    config: Config,
+    *,
+    on_ready: Callable[[], Any] = lambda: None,
+    load: Callable[[], Config] | None = None,
+    log: logs.Style = "auto",
 ) -> int:
     """Run vsm until it is told to stop; the exit code.
 
     Raises:
         VsmError: it cannot start here.
     """
+    take_over()
+    faulthandler.enable()  # a watchdog's SIGABRT: where it hangs, for the journal
     logs.configure(log)
 
     async def main() -> int:
-        return await Supervisor(config, on_ready=on_ready).run()
+        return await Supervisor(config, on_ready=on_ready, load=load).run()
 
     return asyncio.run(main())

@@ -26,6 +26,7 @@ from vsm.messages import (
     Exited,
     Forked,
     FromSystem,
+    Message,
     Query,
     Ready,
     SnapshotIn,
@@ -137,6 +138,12 @@ class SystemGroup:
         """The control link of the S1 that runs, ready or not."""
         operations = self.running.get("system1")
         return operations.link if operations else None
+
+    def tell_all(self, message: Message) -> None:
+        """Send to every system that runs; one that starts later learns it with its `start`."""
+        for running in self.running.values():
+            if running.link is not None:
+                running.link.send(message)
 
     @property
     def operations_ready(self) -> bool:

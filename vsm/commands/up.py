@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     from vsm.supervisor import run_supervisor
 
     print(f"vsm: starting {_counted(config)}", file=sys.stderr, flush=True)
-    return run_supervisor(config, on_ready=lambda: _announce(config), log=args.log)
+    return run_supervisor(
+        config, on_ready=lambda: _announce(config), load=lambda: _config(args), log=args.log
+    )
 
 
 def _config(args: argparse.Namespace) -> Config:
