@@ -160,14 +160,21 @@ def _name(pid: int) -> str:
     return f"{pid} ({words.strip()})"
 
 
+def _owner(cgroup: str) -> int:
+    name = CGROUP_NAME.search(cgroup)
+    return int(name[1]) if name else 0
+
+
 def _difference(before: Traces, now: Traces) -> list[str]:
     """One line for each thing that is there now and was not before."""
     new = now.processes - before.processes
+    elder = {pid for pid, _ in before.processes}  # a vsm of a wider fixture: its groups may change
     _reap_zombies(new)
     lines = [f"process {_name(pid)}" for pid, _ in new if not is_gone(pid)]
     lines += [f"descriptor {number} -> {target}" for number, target in now.fds - before.fds]
     lines += [f"mount {path}" for path in now.mounts - before.mounts]
-    lines += [*(now.cgroups - before.cgroups), *(now.files - before.files)]
+    lines += [path for path in now.cgroups - before.cgroups if _owner(path) not in elder]
+    lines += now.files - before.files
     if before.strangers is not None and now.strangers is not None:
         lines += now.strangers - before.strangers
     return sorted(lines)
