@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import UNSET, Raw
 
-from vsm.protocol import envelope, jsonrpc
-from vsm.protocol.jsonrpc import DecodeError, Id, Message
-from vsm.protocol.tables import CACHEABLE
+from vsm.core.demand import OK, PROTOCOL_ERROR
+from vsm.gateway.accounting import now_ns, outcome_of, outcome_of_failure
+from vsm.protocol import jsonrpc
+from vsm.protocol.jsonrpc import Id, Message
 
 if TYPE_CHECKING:
+    from vsm.board_demand import DemandRow
     from vsm.gateway.client import Client
     from vsm.gateway.upstream import Upstream
 
@@ -45,35 +47,46 @@ class Waiting(Protocol):
 
 
 class Call:
-    """A client's request that a server answers.
+    """A client's request that a server of its own era answers: the result goes on as it is.
 
     Args:
         client: who asked. sink: where the answer goes.
         id_bytes: the client's id as JSON. method: what was asked.
-        same_era: client and server speak the same era, so the result goes on as it is.
+        row, label: where the call is counted, and as which demand class.
     """
 
     __slots__ = (
+        "began_ns",
         "client",
         "deadline",
         "id_bytes",
         "integration",
+        "label",
         "log_level",
         "method",
         "params",
         "progress",
-        "same_era",
+        "row",
         "sent",
         "sink",
         "timeout_s",
-        "to_modern",
         "upstream",
         "upstream_id",
     )
 
     def __init__(
-        self, client: "Client", sink: Sink, id_bytes: bytes, method: str, integration: str
+        self,
+        client: "Client",
+        sink: Sink,
+        id_bytes: bytes,
+        method: str,
+        integration: str,
+        row: "DemandRow",
+        label: str,
     ) -> None:
+        self.began_ns = now_ns()
+        self.row = row
+        self.label = label
         self.client = client
         self.sink = sink
         self.id_bytes = id_bytes
@@ -82,8 +95,6 @@ class Call:
         self.params: jsonrpc.Object = {}
         self.progress: Raw | None = None
         self.log_level: int | None = None  # of a modern request; None: no log messages
-        self.same_era = True
-        self.to_modern = False
         self.sent = False
         self.deadline: float | None = None
         self.timeout_s: float | None = None
@@ -96,28 +107,14 @@ class Call:
         result = message.result
         if result is UNSET:
             self._answered_with_error(message)
-        elif self.same_era:
-            self.sink.answer(jsonrpc.answer(self.id_bytes, result))
         else:
-            self._translated(result)
+            self._deliver(result)
 
-    def _translated(self, result: Raw) -> None:
-        try:
-            if self.to_modern:
-                cacheable = self.method in CACHEABLE
-                body = envelope.result_for_modern(result, cacheable=cacheable)
-            else:
-                body = envelope.result_for_legacy(result)
-        except envelope.QuestionError:
-            self._fail(
-                jsonrpc.INTERNAL_ERROR,
-                f"{self.integration} asks the client something, and speaks a newer revision of "
-                "MCP than this client. Connect a client of revision 2026-07-28.",
-            )
-        except DecodeError:
-            self._fail(jsonrpc.INTERNAL_ERROR, f"{self.integration} sent a malformed result.")
-        else:
-            self.sink.answer(jsonrpc.answer(self.id_bytes, body))
+    def _deliver(self, result: bytes | Raw) -> None:
+        frame = jsonrpc.answer(self.id_bytes, result)
+        self.sink.answer(frame)
+        outcome = outcome_of(frame) if self.method == "tools/call" else OK
+        self.row.count(self.label, outcome, self.began_ns)
 
     def _answered_with_error(self, message: Message) -> None:
         error = message.error
@@ -125,6 +122,7 @@ class Call:
             self._fail(jsonrpc.INTERNAL_ERROR, f"{self.integration} sent a malformed error.")
         else:
             self.sink.answer(jsonrpc.forwarded_error(self.id_bytes, error))
+            self.row.count(self.label, PROTOCOL_ERROR, self.began_ns)
 
     def failed(self, code: int, text: str) -> None:
         """Answer with an error of the gateway's own."""
@@ -134,6 +132,7 @@ class Call:
     def _fail(self, code: int, text: str) -> None:
         data = {"integration": self.integration, "sent": self.sent}
         self.sink.answer(jsonrpc.failure(self.id_bytes, code, text, data))
+        self.row.count(self.label, outcome_of_failure(code), self.began_ns)
 
     def progressed(self, params: jsonrpc.Object) -> None:
         """Pass a progress notification on, under the client's token."""
@@ -145,6 +144,7 @@ class Call:
     def cancel(self, reason: str) -> None:
         """The client no longer wants the answer: forget it and tell the server."""
         self.client.in_flight.pop(self.id_bytes, None)
+        self.row.cancel()
         if self.upstream is not None:
             self.upstream.cancel(self, reason)
 

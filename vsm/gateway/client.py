@@ -6,13 +6,14 @@ leave. Runs in S1's event loop.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, cast
 
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from vsm.gateway.call import Call, Sink
 from vsm.gateway.upstream import Upstream
 from vsm.protocol import jsonrpc
-from vsm.protocol.jsonrpc import Object
+from vsm.protocol.jsonrpc import Message, Object
 from vsm.protocol.tables import LEGACY_VERSION, LISTEN_FILTERS, META_SUBSCRIPTION
 
 MAX_IN_FLIGHT = 256
@@ -21,13 +22,38 @@ MAX_LISTENS = 64
 MAX_SUBSCRIBED_URIS = 1024
 
 
+class Asked(Protocol):
+    """What a client was asked, and who takes its answer."""
+
+    def answered(self, message: Message) -> None:
+        """The client answered."""
+
+    def dropped(self, reason: str) -> None:
+        """The client will not answer any more."""
+
+
 @dataclass(eq=False)
 class Question:
-    """A server's request that was passed to a client: where the answer goes back to."""
+    """A legacy server's request that was passed to a legacy client as it is."""
 
     upstream: Upstream
     id_bytes: bytes
     call: Call
+
+    def answered(self, message: Message) -> None:
+        """Pass the answer back; the call gets its full time again."""
+        if message.result is not UNSET:
+            frame = jsonrpc.answer(self.id_bytes, message.result)
+        else:
+            frame = jsonrpc.forwarded_error(self.id_bytes, cast("Raw", message.error))
+        self.upstream.tell(frame)
+        call = self.call
+        if call.timeout_s is not None and call.client.in_flight.get(call.id_bytes) is call:
+            self.upstream.postpone(call, call.timeout_s)
+
+    def dropped(self, reason: str) -> None:
+        """Tell the server."""
+        self.upstream.tell(jsonrpc.failure(self.id_bytes, jsonrpc.INTERNAL_ERROR, reason))
 
 
 @dataclass(eq=False)
@@ -77,16 +103,19 @@ class Client(ABC):
 
     Args:
         capabilities: what a legacy client declared at its handshake.
+        envelope: what a modern server is told of a legacy client, with every request.
         log_level: the index in LOG_LEVELS below which it wants no log messages, if it said so.
     """
 
+    lasts: ClassVar[bool] = True  # beyond one request
     version: str = LEGACY_VERSION
     initialized: bool = False
     closed: bool = False
     log_level: int | None = None
     capabilities: Object = field(default_factory=dict)
+    envelope: Object = field(default_factory=dict)
     in_flight: dict[bytes, Call] = field(default_factory=dict)
-    asked: dict[str, Question] = field(default_factory=dict)
+    asked: dict[str, Asked] = field(default_factory=dict)
     listens: dict[bytes, Listen] = field(default_factory=dict)
     subscribed: set[tuple[str, str]] = field(default_factory=set)
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Raw
 
+from vsm.gateway.accounting import Accounting
 from vsm.gateway.call import Inquiry
 from vsm.gateway.integration import (
     HIDDEN_STATES,
@@ -63,11 +64,13 @@ class Fleet:
 
     Args:
         epoch: this incarnation of S1.
+        accounting: where calls are counted; a board of its own where none is given.
         log_level: the lowest level that any client wants to hear, as an index in LOG_LEVELS.
     """
 
-    def __init__(self, epoch: int, reports: Reports) -> None:
+    def __init__(self, epoch: int, reports: Reports, accounting: Accounting | None = None) -> None:
         self._epoch = epoch
+        self.accounting = accounting or Accounting(epoch)
         self._reports = reports
         self.audience: Audience | None = None
         self.integrations: dict[str, Integration] = {}
@@ -84,7 +87,9 @@ class Fleet:
         """Know an integration, or know it anew; its server keeps running."""
         existing = self.integrations.get(settings.name)
         if existing is None:
-            self.integrations[settings.name] = Integration(settings)
+            self.integrations[settings.name] = Integration(
+                settings, self.accounting.row(settings.name)
+            )
         else:
             existing.settings = settings
 
@@ -94,6 +99,7 @@ class Fleet:
         if integration is None:
             return
         self._let_go(integration, f"{name} was removed from the configuration")
+        self.accounting.remove(name)
         self._rebuild()
         self._check_settled()
 
@@ -196,6 +202,7 @@ class Fleet:
             self._let_go(integration, reason)
         for waiter in self._waiters:
             waiter.cancel()
+        self.accounting.close()
 
     # ---- becoming ready --------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import asyncio
 import socket
 from typing import Any
 
+from vsm.gateway.accounting import Accounting
 from vsm.gateway.fleet import Fleet, Reports
 from vsm.gateway.http import HttpListener
 from vsm.gateway.integration import Settings
@@ -21,10 +22,11 @@ class Gateway:
     Args:
         epoch: distinguishes this gateway's request ids from a predecessor's on the same pipes.
         reports: hears which sessions stand and which servers are unfit.
+        accounting: where calls are counted; closed with the gateway.
     """
 
-    def __init__(self, epoch: int, reports: Reports) -> None:
-        self.fleet = Fleet(epoch, reports)
+    def __init__(self, epoch: int, reports: Reports, accounting: Accounting | None = None) -> None:
+        self.fleet = Fleet(epoch, reports, accounting)
         self.router = Router(self.fleet)
         self._listeners: list[UnixListener | HttpListener] = []
 

@@ -59,6 +59,8 @@ _EVENTS: Final = [
 class RequestClient(Client):
     """The client of one modern request; it has nothing beside that request."""
 
+    lasts = False
+
     def notify(self, frame: bytes) -> None:
         """There is no stream beside the request's own."""
 

@@ -34,6 +34,7 @@ _STATUS: Final = {
     jsonrpc.INVALID_PARAMS: 400,
     jsonrpc.HEADER_MISMATCH: 400,
     jsonrpc.UNSUPPORTED_VERSION: 400,
+    jsonrpc.MISSING_CAPABILITY: 400,
     jsonrpc.METHOD_NOT_FOUND: 404,
 }
 
@@ -167,7 +168,7 @@ class Request:
             name = raw_name.decode("latin-1")
             if name in self.headers and name in _ROUTING_HEADERS:
                 self.repeated = name
-            self.headers[name] = raw_value.decode("latin-1")
+            self.headers[name] = raw_value.decode("latin-1").strip(" \t")
 
     def accepts(self, kind: str) -> bool:
         """Whether the client takes an answer of this media type."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 from msgspec import UNSET
 
 import vsm
+from vsm.board_demand import DemandRow
 from vsm.gateway.call import Inquiry
 from vsm.gateway.upstream import Upstream
 from vsm.protocol import catalogue, era, jsonrpc
@@ -48,12 +49,14 @@ class Integration:
     """An integration's state.
 
     Args:
+        demand: where its calls are counted.
         state: what the supervisor said last; `reason` is its explanation.
         upstream: the server that takes calls, once its session stands and its lists are here.
         draining: takes no new calls.
     """
 
     settings: Settings
+    demand: DemandRow
     state: str = "starting"
     reason: str = ""
     draining: bool = False

@@ -3,18 +3,17 @@
 Owns the rule who hears what; the router owns the way there. Runs in S1's event loop.
 """
 
-from typing import Final, cast
+from typing import cast
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET
 
-from vsm.gateway.call import id_json
+from vsm.gateway.bridge import QUESTION_TIMEOUT_S, Bridge, BridgedCall, check_offered
+from vsm.gateway.call import Call, id_json
 from vsm.gateway.client import MAX_ASKED, Client, Question
 from vsm.gateway.upstream import Upstream
 from vsm.protocol import jsonrpc
-from vsm.protocol.jsonrpc import Message, Object
-from vsm.protocol.tables import ASKED_CAPABILITY, LOG_LEVELS
-
-QUESTION_TIMEOUT_S: Final = 600.0
+from vsm.protocol.jsonrpc import DecodeError, Message, Object
+from vsm.protocol.tables import LOG_LEVELS
 
 
 class Relay:
@@ -22,10 +21,12 @@ class Relay:
 
     Args:
         clients: everybody who is connected, kept by the router.
+        bridge: asks across the eras.
     """
 
-    def __init__(self, clients: set[Client]) -> None:
+    def __init__(self, clients: set[Client], bridge: Bridge) -> None:
         self.clients = clients
+        self._bridge = bridge
         self.dropped_messages = 0
         self._questions = 0
 
@@ -34,14 +35,7 @@ class Relay:
         question = client.asked.pop(str(message.id), None)
         if question is None:
             return
-        if message.result is not UNSET:
-            frame = jsonrpc.answer(question.id_bytes, message.result)
-        else:
-            frame = jsonrpc.forwarded_error(question.id_bytes, cast("Raw", message.error))
-        question.upstream.tell(frame)
-        call = question.call
-        if call.timeout_s is not None and call.client.in_flight.get(call.id_bytes) is call:
-            question.upstream.postpone(call, call.timeout_s)
+        question.answered(message)
 
     def list_changed(self, method: str) -> None:
         """A merged list changed: tell whoever wants to know."""
@@ -55,33 +49,44 @@ class Relay:
 
     def asked(self, upstream: Upstream, message: Message) -> None:
         """A server asks: pass it to the one client that has a call in flight there."""
-        method = cast("str", message.method)
         id_bytes = id_json(cast("int | str", message.id))
-        calls = upstream.calls()
-        if len({call.client for call in calls}) != 1:
-            who = "several clients have" if calls else "no client has"
+        calls, parked = upstream.calls(), self._bridge.parked_of(upstream)
+        clients = {call.client for call in calls} | {one.call.client for one in parked}
+        if len(clients) != 1:
+            who = "several clients have" if clients else "no client has"
             self.refuse(upstream, id_bytes, f"{who} a call in flight, so none can be asked")
             return
-        call = calls[-1]
-        client = call.client
-        if call.to_modern or not client.initialized:
-            self.refuse(upstream, id_bytes, "the client's revision of MCP has no such request")
-        elif ASKED_CAPABILITY[method] not in client.capabilities:
-            self.refuse(upstream, id_bytes, f"the client does not offer {method}")
-        elif len(client.asked) >= MAX_ASKED:
-            self.refuse(upstream, id_bytes, "the client has too many questions open")
-        else:
-            self._questions += 1
-            asked_id = f"vsm-{self._questions}"
-            client.asked[asked_id] = Question(upstream, id_bytes, call)
-            upstream.postpone(call, QUESTION_TIMEOUT_S)
-            params = b"{}" if message.params is UNSET else message.params
-            call.sink.ask(jsonrpc.request(asked_id, method, params))
+        try:
+            if not calls:
+                self._bridge.ask_parked(parked[-1], message)
+            elif isinstance(calls[-1], BridgedCall):
+                self._bridge.ask_modern_client(calls[-1], upstream, message)
+            else:
+                self._ask_legacy(upstream, calls[-1], id_bytes, message)
+        except DecodeError as error:
+            self.refuse(upstream, id_bytes, error.message, error.code)
+
+    def _ask_legacy(
+        self, upstream: Upstream, call: Call, id_bytes: bytes, message: Message
+    ) -> None:
+        client, method = call.client, cast("str", message.method)
+        check_offered(client.capabilities, method, jsonrpc.members(message.params))
+        if len(client.asked) >= MAX_ASKED:
+            text = "the client has too many questions open"
+            raise DecodeError(jsonrpc.UNAVAILABLE, text)
+        self._questions += 1
+        asked_id = f"vsm-{self._questions}"
+        client.asked[asked_id] = Question(upstream, id_bytes, call)
+        upstream.postpone(call, QUESTION_TIMEOUT_S)
+        params = b"{}" if message.params is UNSET else message.params
+        call.sink.ask(jsonrpc.request(asked_id, method, params))
 
     @staticmethod
-    def refuse(upstream: Upstream, id_bytes: bytes, text: str) -> None:
+    def refuse(
+        upstream: Upstream, id_bytes: bytes, text: str, code: int = jsonrpc.METHOD_NOT_FOUND
+    ) -> None:
         """Answer a server's question with an error."""
-        upstream.tell(jsonrpc.failure(id_bytes, jsonrpc.METHOD_NOT_FOUND, text))
+        upstream.tell(jsonrpc.failure(id_bytes, code, text))
 
     def told(self, upstream: Upstream, method: str, params: Object) -> None:
         """A server tells something: only those whom it concerns hear it."""
@@ -138,8 +143,12 @@ class Relay:
         if request_id is None:
             return
         id_bytes = id_json(request_id)
+        for parked in self._bridge.parked_of(upstream):
+            parked.withdrawn(id_bytes)
         for client in self.clients:
             for asked_id, question in list(client.asked.items()):
+                if not isinstance(question, Question):
+                    continue
                 if question.upstream is upstream and question.id_bytes == id_bytes:
                     del client.asked[asked_id]
                     body = jsonrpc.encode({"requestId": asked_id})

@@ -11,6 +11,10 @@ from typing import Any, Final, cast
 
 from msgspec import UNSET, Raw
 
+from vsm.board_demand import DemandRow
+from vsm.core.demand import UNSERVED
+from vsm.gateway.accounting import label_of, now_ns
+from vsm.gateway.bridge import Bridge, BridgedCall
 from vsm.gateway.call import Call, Inquiry, Sink, id_json
 from vsm.gateway.client import (
     MAX_IN_FLIGHT,
@@ -22,7 +26,7 @@ from vsm.gateway.client import (
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.integration import GATEWAY, Integration
 from vsm.gateway.relay import Relay, level_index
-from vsm.protocol import envelope, era, jsonrpc
+from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.catalogue import SEPARATOR, Entry
 from vsm.protocol.envelope import EnvelopeError
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
@@ -33,10 +37,12 @@ from vsm.protocol.tables import (
     LISTEN_FILTERS,
     LISTS,
     LOG_LEVELS,
+    META_CAPABILITIES,
     META_LOG_LEVEL,
     META_SERVER,
     META_VERSION,
     MODERN_VERSIONS,
+    ROUTED,
     Era,
 )
 
@@ -50,16 +56,22 @@ CAPABILITIES: Final = {
     "resources": {"subscribe": True, "listChanged": True},
     "completions": {},
 }
-_OWN_ENVELOPE: Final = {k: jsonrpc.raw_of(v) for k, v in era.envelope(GATEWAY).items()}
 _PROGRESS_TOKEN = "progressToken"  # noqa: S105 - the name of a member
 
 
 class RequestError(DecodeError):
-    """A request cannot be served: `code`, `message` and `data` go into the answer."""
+    """A request cannot be served: `code`, `message` and `data` go into the answer.
 
-    def __init__(self, code: int, message: str, data: object = None) -> None:
+    Args:
+        unserved: it was demand that nobody serves, and is counted as such.
+    """
+
+    def __init__(
+        self, code: int, message: str, data: object = None, *, unserved: bool = False
+    ) -> None:
         super().__init__(code, message)
         self.data = data
+        self.unserved = unserved
 
 
 class StartingError(Exception):
@@ -76,7 +88,8 @@ class Router:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self.clients: set[Client] = set()
-        self.relay = fleet.audience = Relay(self.clients)
+        self._bridge = Bridge(fleet)
+        self.relay = fleet.audience = Relay(self.clients, self._bridge)
         self._deferred: dict[tuple[Client, bytes], asyncio.Task[None]] = {}
         self._legacy: dict[str, Callable[[Client, Sink, bytes, Object], None]] = {
             "initialize": self._initialize,
@@ -103,8 +116,10 @@ class Router:
         for key in [key for key in self._deferred if key[0] is client]:
             self._deferred.pop(key).cancel()
         for question in client.asked.values():
-            self.relay.refuse(question.upstream, question.id_bytes, "the client is gone")
+            question.dropped("the client is gone")
         client.asked.clear()
+        if client.lasts:
+            self._bridge.client_left(client)
         for name, uri in client.subscribed:
             self._fleet.unwatch(name, uri)
         client.subscribed.clear()
@@ -122,6 +137,7 @@ class Router:
             for listen in client.listens.values():
                 listen.end()
             client.listens.clear()
+        self._bridge.stop()
         for task in self._deferred.values():
             task.cancel()
 
@@ -161,7 +177,12 @@ class Router:
             else:
                 integration = self._fleet.integrations[starting.names[0]]
                 self._fail_unavailable(sink, id_bytes, integration)
-        except (RequestError, EnvelopeError) as error:
+                self._count_unserved(message)
+        except RequestError as error:
+            sink.answer(jsonrpc.failure(id_bytes, error.code, error.message, error.data))
+            if error.unserved:
+                self._count_unserved(message)
+        except EnvelopeError as error:
             sink.answer(jsonrpc.failure(id_bytes, error.code, error.message, error.data))
         except DecodeError as error:
             sink.answer(jsonrpc.failure(id_bytes, error.code, error.message))
@@ -188,7 +209,8 @@ class Router:
         if method == "tools/call":
             entry = self._entry(method, params, self._fleet.catalogue.tools)
             params["name"] = entry.raw_name
-            self._route(client, sink, id_bytes, method, params, meta, entry.integration, modern)
+            owner = entry.integration
+            self._route(client, sink, id_bytes, method, params, meta, owner, modern, entry.name)
         elif method in LISTS:
             self._list(sink, id_bytes, method, params, modern=modern, patient=patient)
         elif method in self._modern or method in self._legacy:
@@ -196,7 +218,8 @@ class Router:
             own[method](client, sink, id_bytes, params)
         else:
             name = self._route_of(method, params, modern=modern)
-            self._route(client, sink, id_bytes, method, params, meta, name, modern)
+            label = self._label(method, params)
+            self._route(client, sink, id_bytes, method, params, meta, name, modern, label)
 
     def _check_method(self, client: Client, method: str, *, modern: bool) -> None:
         if method not in CLIENT_REQUESTS[Era.MODERN if modern else Era.LEGACY]:
@@ -211,6 +234,7 @@ class Router:
         key = (client, id_bytes)
         if len(self._deferred) >= MAX_DEFERRED or key in self._deferred:
             self._fail_unavailable(sink, id_bytes, self._fleet.integrations[names[0]])
+            self._count_unserved(message)
             return
 
         async def later() -> None:
@@ -219,6 +243,32 @@ class Router:
             self._request(client, sink, message, id_bytes, None, patient=False)
 
         self._deferred[key] = asyncio.get_running_loop().create_task(later())
+
+    def _count_unserved(self, message: Message) -> None:
+        """Count what could not be passed to a server, for the integration that it was meant for."""
+        method = cast("str", message.method)
+        label = label_of(method, jsonrpc.members(message.params)) if method in ROUTED else None
+        if label is None:
+            return
+        row, label = self._row_of(method, label)
+        row.count(label, UNSERVED, now_ns())
+
+    def _row_of(self, method: str, label: str) -> tuple[DemandRow, str]:
+        """The row and the class of a label with a public name in it; nobody's where none fits."""
+        catalogue = self._fleet.catalogue
+        kind, _, name = label.rpartition(" ") if method == "prompts/get" else ("", "", label)
+        entry = {"tools/call": catalogue.tools, "prompts/get": catalogue.prompts}.get(
+            method, {}
+        ).get(name)
+        if entry is not None:
+            return self._fleet.integrations[
+                entry.integration
+            ].demand, f"{kind} {entry.name}".lstrip()
+        for integration in self._fleet.integrations.values():
+            start = f"{integration.settings.prefix}{SEPARATOR}"
+            if start != SEPARATOR and name.startswith(start) and not integration.takes_calls:
+                return integration.demand, f"{kind} {name.removeprefix(start)}".lstrip()
+        return self._fleet.accounting.nobody, label
 
     # ---- routing ---------------------------------------------------------------------------
 
@@ -241,13 +291,15 @@ class Router:
         if unsettled:
             raise StartingError(unsettled)
         kind = "prompt" if method.startswith("prompts") else "tool"
-        raise RequestError(jsonrpc.INVALID_PARAMS, f"Unknown {kind}: {name[:200]}")
+        text = f"Unknown {kind}: {name[:200]}"
+        raise RequestError(jsonrpc.INVALID_PARAMS, text, unserved=True)
 
     def _raise_unavailable(self, integration: Integration) -> None:
         if not integration.is_settled:
             raise StartingError([integration.settings.name])
         integration.totals["refused"] += 1
-        raise RequestError(jsonrpc.UNAVAILABLE, integration.unavailable, integration.availability)
+        text, data = integration.unavailable, integration.availability
+        raise RequestError(jsonrpc.UNAVAILABLE, text, data, unserved=True)
 
     def _fail_unavailable(self, sink: Sink, id_bytes: bytes, integration: Integration) -> None:
         text, data = integration.unavailable, integration.availability
@@ -268,6 +320,14 @@ class Router:
             return entry.integration
         return self._resource_owner(jsonrpc.text(ref, "uri"), modern=modern)
 
+    def _label(self, method: str, params: Object) -> str:
+        """The demand class of a request that is routed; all of a template's resources are one."""
+        if method == "resources/read":
+            uri = jsonrpc.text(params, "uri") or ""
+            listed = uri in self._fleet.catalogue.resources
+            return f"resource {uri}" if listed else "resource (not listed)"
+        return label_of(method, params) or ""
+
     def _resource_owner(self, uri: str | None, *, modern: bool = False) -> str:
         if uri is None:
             raise RequestError(jsonrpc.INVALID_PARAMS, "expected the uri of a resource")
@@ -282,7 +342,7 @@ class Router:
         else:
             text = f"{uri[:200]}: no integration offers this resource"
         code = jsonrpc.INVALID_PARAMS if modern else jsonrpc.RESOURCE_NOT_FOUND
-        raise RequestError(code, text, {"uri": uri[:200]})
+        raise RequestError(code, text, {"uri": uri[:200]}, unserved=True)
 
     def _route(  # noqa: PLR0917 - the hot path: keywords cost
         self,
@@ -294,6 +354,7 @@ class Router:
         meta: Object,
         name: str,
         modern: bool,  # noqa: FBT001 - the same
+        label: str,
     ) -> None:
         integration = self._fleet.integrations[name]
         upstream = integration.upstream
@@ -303,22 +364,22 @@ class Router:
         integration.totals["calls"] += 1
         if len(client.in_flight) >= MAX_IN_FLIGHT:
             text = f"this client has {MAX_IN_FLIGHT} requests in flight already"
-            raise RequestError(jsonrpc.UNAVAILABLE, text)
-        call = Call(client, sink, id_bytes, method, name)
+            raise RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)
+        if modern is (upstream.era is Era.MODERN):
+            call = Call(client, sink, id_bytes, method, name, integration.demand, label)
+        else:
+            of_call = client, sink, id_bytes, method, name, integration.demand, label
+            call = BridgedCall(self._bridge, *of_call, to_modern=modern)
+            _change_era(call, params, meta)
         if META_LOG_LEVEL in meta and modern:
             call.log_level = level_index(jsonrpc.text(meta, META_LOG_LEVEL))
-        if modern is not (upstream.era is Era.MODERN):
-            call.same_era = False
-            call.to_modern = modern
-            meta = envelope.for_legacy_server(meta) if modern else {**meta, **_OWN_ENVELOPE}
-            if meta:
-                params["_meta"] = jsonrpc.raw_of(meta)
-            else:
-                params.pop("_meta", None)
         if _PROGRESS_TOKEN in meta and jsonrpc.identifier(meta, _PROGRESS_TOKEN) is not None:
             call.progress = meta[_PROGRESS_TOKEN]
         call.params = params
         call.timeout_s = integration.settings.call_timeout_s
+        if type(call) is BridgedCall and modern and "requestState" in params:
+            self._bridge.resume(call)
+            return
         client.in_flight[id_bytes] = call
         upstream.call(call)
 
@@ -363,6 +424,7 @@ class Router:
         client.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSION
         client.capabilities = jsonrpc.nested(params, "capabilities")
         client.initialized = True
+        client.envelope = envelope.of_legacy_client(GATEWAY, client.capabilities, client.log_level)
         result: dict[str, Any] = {
             "protocolVersion": client.version,
             "capabilities": {**CAPABILITIES, "logging": {}},
@@ -395,6 +457,7 @@ class Router:
         if level not in LOG_LEVELS:
             raise RequestError(jsonrpc.INVALID_PARAMS, f"level: one of {', '.join(LOG_LEVELS)}")
         client.log_level = LOG_LEVELS.index(level)
+        client.envelope = envelope.of_legacy_client(GATEWAY, client.capabilities, client.log_level)
         levels = [c.log_level for c in self.clients if c.log_level is not None]
         self._fleet.set_log_level(min(levels, default=client.log_level))
         sink.answer(jsonrpc.answer(id_bytes, b"{}"))
@@ -486,6 +549,20 @@ class Router:
         task = self._deferred.pop((client, id_bytes), None)
         if task is not None:
             task.cancel()
+
+
+def _change_era(call: BridgedCall, params: Object, meta: Object) -> None:
+    """Make a request's `_meta` what the server's era expects."""
+    if call.to_modern:
+        call.capabilities = jsonrpc.nested(meta, META_CAPABILITIES)
+        sent = envelope.for_legacy_server(meta)
+    else:
+        call.capabilities = call.client.capabilities
+        sent = {**meta, **call.client.envelope}
+    if sent:
+        params["_meta"] = jsonrpc.raw_of(sent)
+    else:
+        params.pop("_meta", None)
 
 
 def _strings(raw: Raw | None) -> list[str]:

@@ -200,7 +200,7 @@ class Upstream:
 
     def calls(self) -> list[Call]:
         """The clients' calls in flight."""
-        return [item for item in self._in_flight.waiting.values() if type(item) is Call]
+        return [item for item in self._in_flight.waiting.values() if isinstance(item, Call)]
 
     # ---- out -------------------------------------------------------------------------------
 
@@ -412,7 +412,7 @@ class Upstream:
     def _progressed(self, params: Object) -> None:
         token = jsonrpc.identifier(params, "progressToken")
         call = self._in_flight.waiting.get(token) if type(token) is int else None
-        if type(call) is Call:
+        if isinstance(call, Call):
             if call.timeout_s is not None:
                 call.deadline = self._loop.time() + call.timeout_s
             call.progressed(params)
@@ -421,6 +421,11 @@ class Upstream:
         """Give a call more time: somebody is being asked."""
         call.deadline = self._loop.time() + timeout_s
         self._arm()
+
+    def stand_in(self, request_id: int, waiting: Waiting) -> None:
+        """Let `waiting` take what comes for a request that was sent by another."""
+        if request_id in self._in_flight.waiting:
+            self._in_flight.waiting[request_id] = waiting
 
     # ---- what a server should not do -------------------------------------------------------
 

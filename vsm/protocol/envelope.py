@@ -11,11 +11,14 @@ from typing import Any, Final
 
 from msgspec import Raw
 
-from vsm.protocol import jsonrpc
+from vsm.protocol import era, jsonrpc
 from vsm.protocol.jsonrpc import DecodeError, Object
 from vsm.protocol.tables import (
+    ASKED_CAPABILITY,
     ENVELOPE_KEYS,
+    LOG_LEVELS,
     META_CAPABILITIES,
+    META_LOG_LEVEL,
     META_VERSION,
     MODERN_VERSIONS,
 )
@@ -123,9 +126,21 @@ def for_legacy_server(meta: Object) -> Object:
     return {key: value for key, value in meta.items() if key not in ENVELOPE_KEYS}
 
 
-def for_modern_server(meta: Object, own: Mapping[str, Any]) -> Object:
-    """A legacy client's `_meta` with the gateway's own envelope."""
-    return {**meta, **{key: jsonrpc.raw_of(value) for key, value in own.items()}}
+def of_legacy_client(
+    gateway: dict[str, Any], capabilities: Object, log_level: int | None
+) -> Object:
+    """The envelope of a legacy client's requests towards modern servers.
+
+    `log_level` is the index in LOG_LEVELS that it asked for; by default it hears "info" and up.
+    """
+    own = {k: jsonrpc.raw_of(v) for k, v in era.envelope(gateway).items()}
+    asked = {k: v for k, v in capabilities.items() if k in ASKED_CAPABILITY.values()}
+    level = LOG_LEVELS[log_level] if log_level is not None else "info"
+    return {
+        **own,
+        META_CAPABILITIES: jsonrpc.raw_of(asked),
+        META_LOG_LEVEL: jsonrpc.raw_of(level),
+    }
 
 
 def result_for_modern(result: Raw, *, cacheable: bool) -> bytes:

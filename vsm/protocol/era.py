@@ -34,7 +34,11 @@ MAX_INSTRUCTIONS_CHARS: Final = 8192
 MAX_CAPABILITIES_BYTES: Final = 16384
 
 # Asked of the client that has a call in flight; a server that asks outside one gets an error.
-LEGACY_CAPABILITIES: Final[dict[str, Any]] = {"roots": {}, "sampling": {}, "elicitation": {}}
+LEGACY_CAPABILITIES: Final[dict[str, Any]] = {
+    "roots": {},
+    "sampling": {},
+    "elicitation": {"form": {}, "url": {}},
+}
 
 
 class PeerSession(msgspec.Struct, frozen=True):
