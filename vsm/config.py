@@ -47,12 +47,16 @@ class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
     stable_s: Seconds = 30.0
 
 
+Era = Literal["auto", "legacy", "modern"]
+
+
 class Integration(msgspec.Struct, frozen=True, kw_only=True):
     """One MCP server: an argv, its profile and what it is given.
 
     Args:
         command: an argv, never a shell line; the first word is a bare name or absolute.
         prefix: goes before tool names ("" leaves them bare); None is the name.
+        era: which of the two the server is spoken to in, where it knows both.
         read: host paths that the server may see, read-only, absolute.
     """
 
@@ -66,6 +70,7 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     state: bool = False
     instances: Literal["shared"] = "shared"
     prefix: str | None = None
+    era: Era = "auto"
     cwd: str | None = None
     enabled: bool = True
     start_timeout_s: float = 30.0
@@ -122,6 +127,7 @@ class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     state: bool = False
     instances: Literal["shared", "session", "pool"] = "shared"
     prefix: str | None = None
+    era: Era = "auto"
     cwd: str | None = None
     enabled: bool = True
     start_timeout_s: Seconds = 30.0
@@ -227,6 +233,7 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
         write=_paths(table.write, file.parent, f"{where}.write"),
         state=table.state,
         prefix=_checked_prefix(table.prefix, f"{where}.prefix"),
+        era=table.era,
         cwd=_paths((table.cwd,), file.parent, f"{where}.cwd")[0] if table.cwd is not None else None,
         enabled=table.enabled,
         start_timeout_s=table.start_timeout_s,

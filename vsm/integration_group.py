@@ -183,6 +183,7 @@ class IntegrationGroup:
             IntegrationRow(
                 name=one.name,
                 prefix=one.prefix,
+                era=one.era,
                 start_timeout_s=one.start_timeout_s,
                 call_timeout_s=one.call_timeout_s,
                 concurrency=one.concurrency,

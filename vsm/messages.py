@@ -39,6 +39,7 @@ class IntegrationRow(BaseModel):
 
     name: Name
     prefix: str | None = None  # None: the name; "": bare
+    era: Literal["auto", "legacy", "modern"] = "auto"
     start_timeout_s: float = 30.0
     call_timeout_s: float = 60.0
     concurrency: int = 64

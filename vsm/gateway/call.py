@@ -74,7 +74,7 @@ class Call:
         "upstream_id",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the hot path: keywords cost
         self,
         client: "Client",
         sink: Sink,

@@ -38,6 +38,7 @@ class Settings:
 
     name: str
     prefix: str
+    era: str = "auto"
     start_timeout_s: float = 30.0
     call_timeout_s: float = 60.0
     concurrency: int = 64
@@ -130,7 +131,7 @@ class Startup:
         self._settings = settings
         self._on_ready = on_ready
         self._on_failure = on_failure
-        self._handshake = era.Handshake(GATEWAY)
+        self._handshake = era.Handshake(GATEWAY, wanted=settings.era)
         self._loop = asyncio.get_running_loop()
         self._probe_timer: asyncio.TimerHandle | None = None
         self._over = False

@@ -123,20 +123,25 @@ class Handshake:
 
     Args:
         gateway: the gateway's name and version, as servers see it.
+        wanted: "legacy" or "modern" to speak nothing else, or "auto".
     """
 
     gateway: dict[str, Any]
+    wanted: str = "auto"
     _initializing: bool = field(default=False, init=False)
     _probes: int = field(default=0, init=False)
 
     def begin(self) -> Ask:
         """The first question."""
+        if self.wanted == Era.LEGACY.value:
+            return self._initialize()
         self._probes += 1
         return Ask("server/discover", {"_meta": envelope(self.gateway)})
 
     def probe_timed_out(self) -> Step:
         """Nothing came in PROBE_TIMEOUT_S."""
-        return Nothing() if self._initializing else self._initialize()
+        stay = self._initializing or self.wanted == Era.MODERN.value
+        return Nothing() if stay else self._initialize()
 
     def answered(self, method: str, message: Message) -> Step:
         """The answer to the question `method`."""
@@ -167,6 +172,8 @@ class Handshake:
                 )
             )
         only = _unsupported(message)
+        if self.wanted == Era.MODERN.value:
+            return Refused("the server does not speak the modern era, as its `era` says")
         if only and not set(only) & set(LEGACY_VERSIONS):
             return Refused(f"the server speaks only {', '.join(only[:4])[:80]}")
         return Nothing() if self._initializing else self._initialize()

@@ -153,6 +153,7 @@ def _settings(row: IntegrationRow) -> Settings:
     return Settings(
         name=row.name,
         prefix=row.name if row.prefix is None else row.prefix,
+        era=row.era,
         start_timeout_s=row.start_timeout_s,
         call_timeout_s=row.call_timeout_s,
         concurrency=row.concurrency,
