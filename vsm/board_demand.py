@@ -13,7 +13,7 @@ import os
 import time
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 import vsm.core.demand as names
@@ -68,11 +68,11 @@ class Segment:
 
 
 class Place:
-    """Where a row lives; views of its parts."""
+    """Where a row lives; views of its parts. Without a segment nobody can read it."""
 
-    def __init__(self, segment: Segment, name: str) -> None:
+    def __init__(self, segment: Segment | None, name: str) -> None:
         self.segment = segment
-        self.index, memory = segment.take()
+        self.index, memory = segment.take() if segment else (0, memoryview(bytearray(ROW_BYTES)))
         self.memory = memory
         self.heads = memory[CLAIMED_OFFSET:LABELS_OFFSET].cast("Q")
         self.labels = memory[LABELS_OFFSET:SLOTS_OFFSET]
@@ -109,17 +109,30 @@ class Counted(Protocol):
 
 
 class DemandRow:
-    """One integration's counts: kept by its one writer, published after every change.
+    """One integration's counts: kept by its one writer, published soon after every change.
 
     Counts are 32-bit; before one would overflow the row begins anew in another place, and
     readers add all places of one name.
     """
 
-    __slots__ = ("_board", "_bytes", "_cells", "_classes", "_labels_used", "_place", "_seq", "name")
+    __slots__ = (
+        "_board",
+        "_bytes",
+        "_cells",
+        "_classes",
+        "_defer",
+        "_labels_used",
+        "_place",
+        "_seq",
+        "_stale",
+        "name",
+    )
 
     def __init__(self, board: "DemandBoard", name: str, place: Place) -> None:
         self.name = name
         self._board = board
+        self._defer = board.defer
+        self._stale = False
         self._begin(place)
 
     def _begin(self, place: Place) -> None:
@@ -153,7 +166,6 @@ class DemandRow:
         index = self._classes.get(label)
         if index is None:
             index = self._learn(label)
-        late = (time.perf_counter_ns() - began_ns) >> names.LATENCY_SHIFT
         cells = self._cells
         try:
             cells[EVENTS] += 1  # the largest of all: it overflows first
@@ -162,8 +174,12 @@ class DemandRow:
             self.count(label, outcome, began_ns)
             return
         cells[COUNTS + index * _WIDTH + outcome] += 1
-        cells[LATENCY + (late if late <= _TOP else _TOP).bit_length()] += 1  # noqa: FURB136 - min() takes twice as long
-        self._publish()
+        if outcome < names.DENIED:  # what no server saw has no latency
+            late = (time.perf_counter_ns() - began_ns) >> names.LATENCY_SHIFT
+            cells[LATENCY + (late if late <= _TOP else _TOP).bit_length()] += 1  # noqa: FURB136 - min() takes twice as long
+        if not self._stale:
+            self._stale = True
+            self._defer(self._publish)
 
     def cancel(self) -> None:
         """Count a call that its client took back: it has no outcome."""
@@ -173,7 +189,7 @@ class DemandRow:
     def add(self, other: "Counted") -> bool:
         """Add another row's counts, such as a dead predecessor's; False for an incredible one."""
         events = sum(other.counts)
-        if not events == sum(other.latency) <= MASK:
+        if not sum(other.latency) <= events <= MASK:
             return False
         if self._cells[EVENTS] + events > MASK:
             self._renew()
@@ -220,6 +236,7 @@ class DemandRow:
         return index
 
     def _publish(self) -> None:
+        self._stale = False
         place, cells = self._place, self._cells
         self._seq = seq = self._seq + 1
         place.heads[0] = seq
@@ -237,13 +254,26 @@ class DemandBoard:
     Args:
         epoch: the incarnation that the board belongs to.
         integrations: who gets a row in the first segment.
+        defer: calls a function soon, such as a loop's call_soon: what is counted until then is
+            published at once.
+
+    Attributes:
+        on_moved: called with the descriptors when a full row made the set of segments change.
     """
 
-    def __init__(self, epoch: int, integrations: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        integrations: Iterable[str] = (),
+        *,
+        defer: Callable[[Callable[[], None]], object] = lambda publish: publish(),
+    ) -> None:
+        self.defer = defer
         self._epoch = epoch
         self.segments: list[Segment] = []
         self.rows: dict[str, DemandRow] = {}
         self._extra: list[Place] = []  # full ones, begun anew elsewhere
+        self.on_moved: Callable[[list[int]], None] | None = None
         self.add([names.NOBODY, *integrations])
 
     @property
@@ -284,7 +314,9 @@ class DemandBoard:
         gone = [p for p in self._extra if _name_of(p) == name]
         self._extra = [place for place in self._extra if place not in gone]
         before = len(self.segments)
-        for place in (row.place, *gone):
+        last = row.place
+        row.move(Place(None, name))  # calls in flight may still count there
+        for place in (last, *gone):
             self._give_back(place)
         return len(self.segments) != before
 
@@ -297,8 +329,12 @@ class DemandBoard:
 
     def another_place(self, name: str) -> Place:
         """A second place for a row whose first is full."""
+        if name not in self.rows:
+            return Place(None, name)
         place = self._places([name])[0]
         self._extra.append(self.rows[name].place)  # not before: a rewrite moves it
+        if self.on_moved is not None:
+            self.on_moved(self.filenos())
         return place
 
     def close(self) -> None:
@@ -340,6 +376,8 @@ class DemandBoard:
     def _give_back(self, place: Place) -> None:
         place.memory[:NAME_BYTES] = bytes(NAME_BYTES)
         segment = place.segment
+        if segment is None:
+            return
         segment.free.append(place.index)
         if len(segment.free) == segment.rows:
             self.segments.remove(segment)

@@ -47,6 +47,7 @@ from vsm.protocol.tables import (
 )
 
 TTL_MS: Final = 1000
+NAMED: Final = frozenset({"tools/call", "prompts/get"})
 MAX_DEFERRED: Final = 1024
 MAX_INSTRUCTIONS_CHARS: Final = 2048
 
@@ -256,18 +257,15 @@ class Router:
     def _row_of(self, method: str, label: str) -> tuple[DemandRow, str]:
         """The row and the class of a label with a public name in it; nobody's where none fits."""
         catalogue = self._fleet.catalogue
-        kind, _, name = label.rpartition(" ") if method == "prompts/get" else ("", "", label)
-        entry = {"tools/call": catalogue.tools, "prompts/get": catalogue.prompts}.get(
-            method, {}
-        ).get(name)
-        if entry is not None:
-            return self._fleet.integrations[
-                entry.integration
-            ].demand, f"{kind} {entry.name}".lstrip()
+        kind = "prompt " if method == "prompts/get" else ""
+        name = label.removeprefix(kind)
+        entry = (catalogue.prompts if kind else catalogue.tools).get(name)
+        if entry is not None and method in NAMED:
+            return self._fleet.integrations[entry.integration].demand, kind + entry.name
         for integration in self._fleet.integrations.values():
             start = f"{integration.settings.prefix}{SEPARATOR}"
             if start != SEPARATOR and name.startswith(start) and not integration.takes_calls:
-                return integration.demand, f"{kind} {name.removeprefix(start)}".lstrip()
+                return integration.demand, kind + name.removeprefix(start)
         return self._fleet.accounting.nobody, label
 
     # ---- routing ---------------------------------------------------------------------------
