@@ -21,7 +21,6 @@ from typing import Literal
 import msgspec
 
 from vsm.cgroup_files import (
-    RUN_NAME,
     CgroupLimits,
     folder_name,
     group_names,
@@ -29,17 +28,16 @@ from vsm.cgroup_files import (
     made_folder,
     mount_points,
     own_folder,
-    owner_is_dead,
     read_words,
     remove_tree,
     role,
-    run_name,
     v1_writes,
     v2_writes,
     wait_dead,
     write_value,
 )
 from vsm.errors import VsmError
+from vsm.run_name import RUN_NAME, owner_is_dead, run_name
 
 __all__ = ["CgroupFacts", "CgroupLimits", "Cgroups", "Group", "Usage", "detect"]
 

@@ -1,7 +1,7 @@
-"""The files of control groups: names that tell their owner, folders made and removed, values.
+"""The files of control groups: folders made and removed, values.
 
-Owns what is read from and written to a cgroup file system, and the naming by which a later run
-knows what a dead one left. Used by `vsm.cgroup` only, in its process and with its privilege.
+Owns what is read from and written to a cgroup file system. Used by `vsm.cgroup` only, in its
+process and with its privilege.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 
-RUN_NAME = re.compile(r"^vsm-(\d+)-(\d+)-(\d+)(-trial)?$")
 CPU_PERIOD_US = 100_000
 
 
@@ -27,30 +26,6 @@ class CgroupLimits(msgspec.Struct, frozen=True, kw_only=True):
     swap_bytes: int | None = None
     processes: int | None = None
     cpu_cores: float | None = None
-
-
-def run_name() -> str:
-    """This process's name for its groups: pid, start time, pid namespace."""
-    namespace = os.stat("/proc/self/ns/pid").st_ino
-    return f"vsm-{os.getpid()}-{start_time(os.getpid())}-{namespace}"
-
-
-def owner_is_dead(name: str) -> bool:
-    """Whether the run of this name has ended; False where its pids mean nothing here."""
-    match = RUN_NAME.match(name)
-    if match is None or int(match.group(3)) != os.stat("/proc/self/ns/pid").st_ino:
-        return False  # another pid namespace's run: its pids mean nothing here
-    return start_time(int(match.group(1))) != int(match.group(2))
-
-
-def start_time(pid: int) -> int | None:
-    """When a process started, in ticks; None if it has ended."""
-    try:
-        raw = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    state, *fields = raw.rpartition(")")[2].split()
-    return None if state in "ZX" else int(fields[18])  # field 22 of proc_pid_stat(5)
 
 
 def folder_name(name: str) -> str:

@@ -8,12 +8,11 @@ import json
 import os
 import signal
 import socket
-import stat
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
-from vsm import mini_init
+from vsm import mini_init, scratch
 from vsm.execution import Plan
 from vsm.linux import namespaces, pidfd
 from vsm.network_operations import HANDED_OUT
@@ -113,7 +112,7 @@ class ForkedWorker:
         self.heard: list[dict[str, Any]] = []
         self._pending = b""
         if plan.scratch_dir:
-            make_scratch(plan.scratch_dir, plan.uid)
+            scratch.make(plan.scratch_dir, plan.uid)
         id_maps: dict[IdMap, int] = {}
         try:
             id_maps = open_id_maps(plan.operations)
@@ -180,13 +179,12 @@ class ForkedWorker:
         pidfd.send_signal(self.pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        """After it was reaped: close the fds, remove the private directory."""
+        """After it was reaped: close the fds; the private directory is the caller's to remove."""
         self._process.close()
-        self.remove_scratch()
 
-    def remove_scratch(self) -> None:
-        """Remove the private directory, whatever the worker made of it."""
-        remove_tree(self.plan.scratch_dir)
+    def remove_scratch(self, *, budget_s: float = 30.0) -> bool:
+        """Remove the private directory; False if there is more to do than the time allowed."""
+        return scratch.remove(self.plan.scratch_dir, budget_s=budget_s)
 
 
 def _fork_for(
@@ -200,48 +198,6 @@ def _fork_for(
             plan, site, stdio=stdio, control=control, status=status, tty=tty
         ),
     )
-
-
-def make_scratch(path: str, uid: int) -> None:
-    """Make a private directory for `uid`; an existing name, whatever it is, is an error."""
-    os.mkdir(path, 0o700)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if uid != os.geteuid():
-            os.fchown(fd, uid, uid)
-        os.fchmod(fd, 0o700)
-    finally:
-        os.close(fd)
-
-
-def remove_tree(path: str) -> None:
-    """Remove a directory that a foreign program filled: by fd, following no link; "" is none."""
-    if not path:
-        return
-    parent, _, name = path.rpartition("/")
-    with suppress(OSError):
-        fd = os.open(parent or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _remove_entry(fd, name)
-        finally:
-            os.close(fd)
-
-
-def _remove_entry(parent: int, name: str) -> None:
-    """Depth first with one open fd per level; too deep a tree is left, not a crash."""
-    if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-        os.unlink(name, dir_fd=parent)
-        return
-    with suppress(OSError):
-        os.chmod(name, 0o700, dir_fd=parent)
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        for entry in os.listdir(fd):
-            with suppress(OSError, RecursionError):
-                _remove_entry(fd, entry)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=parent)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

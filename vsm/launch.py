@@ -109,6 +109,7 @@ def _finish(worker: ForkedWorker) -> ExitReport:
     if not worker.plan.clone_flags:
         kill_confined_orphans(frozenset(other.pid for other in _workers.values()))
     worker.close()
+    worker.remove_scratch()
     return ExitReport.of(worker.heard)
 
 

@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from vsm import scratch
 from vsm.execution import Plan
 from vsm.forked_worker import ForkedWorker, Spare
 from vsm.linux import pidfd, prctl
@@ -24,7 +25,7 @@ from vsm.linux import pidfd, prctl
 MOST_MESSAGE_BYTES = 131072
 MOST_FDS = 16
 _END_TIMEOUT_S = 5.0
-_ORPHAN_TIMEOUT_S = 1.0
+_REMOVAL_SLICE_S = 0.02  # of the loop's time at once, for what a worker filled its directory with
 _SPARE_LIFE_S = 30.0
 _MOST_SPARES = 2
 _QUIET_S = 0.01  # after a start, so that a spare is never made while somebody waits
@@ -37,6 +38,7 @@ class Launcher:
         self._link = link
         self._workers: dict[str, ForkedWorker] = {}
         self._started: set[str] = set()
+        self._leftovers: list[str] = []  # private directories that are not yet empty
         self._spares: list[Spare] = []
         self._spare_for: Plan | None = None
         self._last_start_s = self._spare_deadline_s = 0.0
@@ -74,6 +76,10 @@ class Launcher:
 
     def _wait(self) -> list[tuple[int, int]]:
         """Poll; in a quiet moment make the spare, after a long one let the spares go."""
+        if self._leftovers:
+            if not (events := self._poll.poll(0)):
+                self._remove_leftovers()
+            return events
         if self._spare_for is None and not self._spares:
             return self._poll.poll()
         due_s = self._spare_deadline_s if self._spare_for is None else self._last_start_s + _QUIET_S
@@ -188,7 +194,7 @@ class Launcher:
         del self._workers[name]
         pidfd.reap(worker.pidfd)
         self._kill_orphans()
-        worker.close()
+        self._close(worker)
         last = worker.heard[-1] if worker.heard else {}
         if name not in self._started:
             what = last.get("what", "it was killed while it started")
@@ -210,14 +216,24 @@ class Launcher:
 
     # -- ends --------------------------------------------------------------------------------------
 
-    def _kill_orphans(self) -> None:
-        """Kill and reap every child that is no mini-init, and what their deaths hand over."""
+    def _kill_orphans(self) -> bool:
+        """Kill and reap every child that is no mini-init, and what their deaths hand over.
+
+        All are killed before one is waited for: a tree that forks as fast as it can would outrun
+        anything slower.
+
+        Returns:
+            False if some are dying still; their SIGCHLD calls again.
+        """
         known = {worker.pid for worker in self._workers.values()}
         known |= {spare.process.pid for spare in self._spares}
-        while orphans := [p for p in pidfd.read_children(self._children) if p not in known]:
-            for pid in orphans:
-                if not _kill_and_reap(pid):
-                    return  # it does not die yet; its SIGCHLD calls again
+        return pidfd.kill_children(self._children, lambda pid: pid not in known)
+
+    def _remove_leftovers(self, budget_s: float = _REMOVAL_SLICE_S) -> None:
+        """In slices: a worker may have filled its directory with millions of files."""
+        self._leftovers = [
+            path for path in self._leftovers if not scratch.remove(path, budget_s=budget_s)
+        ]
 
     def _end(self) -> None:
         """Kill everything; nothing here waits for the supervisor."""
@@ -230,7 +246,12 @@ class Launcher:
         workers, self._workers = list(self._workers.values()), {}
         self._kill_orphans()
         for worker in workers:
-            worker.close()
+            self._close(worker)
+        self._remove_leftovers(_END_TIMEOUT_S)
+
+    def _close(self, worker: ForkedWorker) -> None:
+        worker.close()
+        self._leftovers += [worker.plan.scratch_dir] if worker.plan.scratch_dir else []
 
 
 def send(link: socket.socket, data: bytes, fds: list[int]) -> None:
@@ -252,19 +273,6 @@ def receive(link: socket.socket) -> tuple[bytes, list[int]]:
             os.close(fd)
         raise ValueError("a message was too long for the link")
     return data, list(fds)
-
-
-def _kill_and_reap(pid: int) -> bool:
-    with suppress(ProcessLookupError, ChildProcessError):
-        fd = pidfd.open_pidfd(pid)
-        try:
-            pidfd.send_signal(fd, signal.SIGKILL)
-            if not pidfd.wait(fd, _ORPHAN_TIMEOUT_S):
-                return False
-            pidfd.reap(fd)
-        finally:
-            os.close(fd)
-    return True
 
 
 def main(link_fd: int, parent: int) -> NoReturn:

@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import vsm
+from vsm import scratch
 from vsm.errors import ConfinementError
 from vsm.execution import Plan
-from vsm.forked_worker import remove_tree
 from vsm.launcher import MOST_MESSAGE_BYTES, receive, send
 from vsm.linux import pidfd, prctl
 
 _READY_TIMEOUT_S = 10.0
 _SPAWN_TIMEOUT_S = 30.0
+_ANSWER_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 10.0
+_REMOVAL_SLICE_S, _REMOVAL_PAUSE_S = 0.02, 0.05
 _LINK_FD = 3
 _START = "import sys; sys.path.append(sys.argv[1]); from vsm import launcher; launcher.main({}, {})"
 
@@ -205,7 +207,7 @@ class LauncherLink:
             raise LaunchError(f"{worker_id}: the launcher does not run")
         worker = self._workers[worker_id] = _Worker(plan, loop.create_future())
         self._send(data, [stdin, stdout, stderr])
-        timer = loop.call_later(_SPAWN_TIMEOUT_S, self._order, "kill", worker_id)
+        timer = loop.call_later(_SPAWN_TIMEOUT_S, self._give_up, worker_id)
         try:
             return await worker.started
         except asyncio.CancelledError:
@@ -213,6 +215,18 @@ class LauncherLink:
             raise
         finally:
             timer.cancel()
+
+    def _give_up(self, worker_id: str) -> None:
+        """Have it killed; a launcher that does not even do that is stopped or hung."""
+        worker = self._workers.get(worker_id)
+        self._order("kill", worker_id)
+        if worker is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_ANSWER_TIMEOUT_S, self._expect_answer, worker)
+
+    def _expect_answer(self, worker: _Worker) -> None:
+        if not worker.started.done():
+            self._kill_launcher()
 
     async def signal(self, worker_id: str, signo: int) -> None:
         """Send a signal to the server (not to its whole tree)."""
@@ -350,7 +364,7 @@ class LauncherLink:
             error = LaunchError(f"{worker.plan.name}: the launcher died while it started")
             worker.started.set_exception(error)
             del self._workers[worker_id]
-            remove_tree(worker.plan.scratch_dir)
+            _remove_scratch(worker.plan.scratch_dir)
             return
         asyncio.get_running_loop().add_reader(
             worker.pidfd, self._orphan_ended, worker_id, worker.pidfd, worker.plan.scratch_dir
@@ -359,7 +373,7 @@ class LauncherLink:
     def _orphan_ended(self, worker_id: str, fd: int, scratch_dir: str) -> None:
         asyncio.get_running_loop().remove_reader(fd)
         pidfd.reap(fd, block=False)
-        remove_tree(scratch_dir)
+        _remove_scratch(scratch_dir)
         self._exited(worker_id, ExitReport.of([], cause="launcher"))
         self._maybe_lost()
 
@@ -375,17 +389,17 @@ class LauncherLink:
         self._ended.set_result(None)
 
 
+def _remove_scratch(path: str) -> None:
+    """In slices, on the running loop: a worker may have put millions of files there."""
+    if not scratch.remove(path, budget_s=_REMOVAL_SLICE_S):
+        asyncio.get_running_loop().call_later(_REMOVAL_PAUSE_S, _remove_scratch, path)
+
+
 def kill_confined_orphans(spare: frozenset[int] = frozenset()) -> None:
     """Kill and reap confined processes that were handed to this one when their parents died."""
     listing = pidfd.children_file()
     try:
-        while orphans := [
-            pid for pid in pidfd.read_children(listing) if pid not in spare and is_confined(pid)
-        ]:
-            for pid in orphans:
-                with suppress(ProcessLookupError, ChildProcessError):
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
+        pidfd.kill_children(listing, lambda pid: pid not in spare and is_confined(pid))
     finally:
         os.close(listing)
 

@@ -5,7 +5,6 @@ launcher's child. Used by `vsm.plan` only.
 """
 
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,16 +274,6 @@ class Grants(NamedTuple):
             "Install it where everybody may read, such as /opt, or use the namespaced tier.",
             layer="root_filesystem",
         )
-
-
-def scratch_dir(request: Request) -> str:
-    """The private directory of a worker without a root of its own.
-
-    In /tmp, for the runtime directory is closed to the worker's uid; the name is unguessable, it
-    is made anew (never reused) and is closed to everybody else.
-    """
-    name = f"vsm-{request.name}-{secrets.token_hex(8)}"
-    return request.scratch_dir or f"/tmp/{name}"  # noqa: S108 - made with O_EXCL's rigour
 
 
 def _resolve(path: str, links: dict[str, str], required_by: str) -> str:

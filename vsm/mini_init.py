@@ -240,11 +240,17 @@ class _Init:
         """Kill every descendant: orphans become children of this process, one layer at a time."""
         if self._namespaced:
             return  # the kernel does it when pid 1 ends
-        while children := pidfd.read_children(self._children):
-            for pid in children:
+        while True:
+            for pid in {*pidfd.read_children(self._children), self._server} - {0}:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            os.wait3(0)
+            try:
+                # Whoever this collects was killed above, or its orphans are in the next list.
+                pid, _, _ = os.wait3(0)
+            except ChildProcessError:
+                return
+            if pid == self._server:
+                self._server = 0
 
 
 def _arrange_fds(control: int, status: int, stdio: tuple[int, ...], site: Site) -> None:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from vsm import layout
+from vsm import layout, scratch
 from vsm.core.egress import Rules, compile_rules
 from vsm.core.seccomp import Action, compile_filter, rules_for
 from vsm.core.set_id import refuse_set_id
@@ -147,19 +147,20 @@ def compile_plan(profile: Profile, request: WorkerRequest, host: Host) -> Plan:
     files = layout.Grants.collect(profile, request, uid, host, names)
     if not case.namespaced and not case.itself:
         files.check_reachable()
-    scratch = "" if case.namespaced or case.itself else layout.scratch_dir(request)
+    private = not case.namespaced and not case.itself
+    folder = (request.scratch_dir or scratch.path_for(request.name)) if private else ""
     shared = tuple(_shared_operations(case, files))
     return Plan(
         name=request.name,
         tier="namespaced" if case.namespaced else "landlocked",
         clone_flags=_clone_flags(case),
-        operations=(*shared, *_own_operations(case, files, scratch)),
+        operations=(*shared, *_own_operations(case, files, folder)),
         argv=request.argv,
-        env=_environment(case, scratch),
-        cwd=request.cwd or request.state_dir or scratch or "/tmp",  # noqa: S108 - inside
+        env=_environment(case, folder),
+        cwd=request.cwd or request.state_dir or folder or "/tmp",  # noqa: S108 - inside
         uid=case.uid,
         expected=expected,
-        scratch_dir=scratch,
+        scratch_dir=folder,
         shared=len(shared),
     )
 
@@ -325,7 +326,7 @@ def _shared_operations(case: _Case, files: layout.Grants) -> Iterator[Operation]
         yield from files.shared_root_operations()
 
 
-def _own_operations(case: _Case, files: layout.Grants, scratch: str) -> Iterator[Operation]:
+def _own_operations(case: _Case, files: layout.Grants, private: str) -> Iterator[Operation]:
     if case.request.cgroups:
         enforced = case.request.cgroup_layers or ("memory",)
         yield JoinCgroups(case.request.cgroups, layer=enforced[0])
@@ -338,7 +339,7 @@ def _own_operations(case: _Case, files: layout.Grants, scratch: str) -> Iterator
     uid = case.request.uid if case.host.root else None
     yield DropPrivileges(uid, uid)
     if case.host.landlock_abi:
-        rules = files.namespaced_rules() if case.namespaced else files.host_rules(scratch)
+        rules = files.namespaced_rules() if case.namespaced else files.host_rules(private)
         tcp = case.profile.network.mode == "host" or case.namespaced
         yield Restrict(tuple(rules), tcp=tcp, least_abi=case.host.landlock_abi)
     if case.host.seccomp:
@@ -382,9 +383,9 @@ def _filter(case: _Case) -> FilterSystemCalls:
     return FilterSystemCalls(base64.b64encode(program).decode(), allowed)
 
 
-def _environment(case: _Case, scratch: str) -> dict[str, str]:
+def _environment(case: _Case, folder: str) -> dict[str, str]:
     request = case.request
-    private = scratch or "/tmp"  # noqa: S108 - inside
+    private = folder or "/tmp"  # noqa: S108 - inside
     own = {"HOME": request.state_dir or private, "TMPDIR": private}
     if request.state_dir:
         own["STATE_DIRECTORY"] = request.state_dir

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from vsm import cgroup, paths, uids
+from vsm import cgroup, paths, scratch, uids
 from vsm.closure import closure
 from vsm.config import Config, Integration, read_secret
 from vsm.errors import VsmError
@@ -40,6 +40,7 @@ def survey(config: Config) -> Host:
     groups = cgroup.detect(claim=True)
     host = Host(facts=_probe(groups), cgroups=cgroup.Cgroups(groups))
     host.cgroups.sweep()
+    scratch.sweep(uids.may_be_workers)
     if host.facts.root:
         host.uids = uids.integration_uids(list(config.integrations))
     return host

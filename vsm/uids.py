@@ -6,6 +6,7 @@ integration's name, so that files of a worker stay its own over restarts. Pure b
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from vsm.errors import ConfinementError
 BASE: Final = 0x7000_0000
 _SYSTEM_UIDS: Final = 16
 _RANGE: Final = 2**27
+_RUNS: Final = 0x40_0000  # above the range: `vsm sandbox run`, by pid (PID_MAX_LIMIT)
 
 
 def system_uid(system: str) -> int:
@@ -36,6 +38,12 @@ def integration_uids(names: list[str]) -> dict[str, int]:
             slot = (slot + 1) % (_RANGE - _SYSTEM_UIDS)
         taken[name] = BASE + _SYSTEM_UIDS + slot
     return taken
+
+
+def may_be_workers(uid: int) -> bool:
+    """Whether a worker that this user's vsm started can have had this uid."""
+    own = os.geteuid()
+    return BASE <= uid < BASE + _RANGE + _RUNS if own == 0 else uid == own
 
 
 def check_mapped(uid: int, *, where: str, uid_map: Path = Path("/proc/self/uid_map")) -> None:

@@ -97,6 +97,7 @@ def _probe(*, as_json: bool) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from vsm import scratch, uids
     from vsm.cgroup import detect
     from vsm.probe import probe_host
     from vsm.profile import load_profile
@@ -105,6 +106,7 @@ def _run(args: argparse.Namespace) -> int:
     if not argv:
         raise ConfigurationError("sandbox run", "no command", "Write it after `--`.")
     profile = _allow(load_profile(args.profile), args.allow)
+    scratch.sweep(uids.may_be_workers)
     groups = detect()
     host = probe_host(groups=groups)
     with _group(profile, groups) as group:

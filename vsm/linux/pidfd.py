@@ -3,6 +3,8 @@
 import os
 import select
 import signal
+import time
+from collections.abc import Callable
 from contextlib import suppress
 
 
@@ -47,3 +49,48 @@ def read_children(fd: int) -> list[int]:
     while block := os.pread(fd, 65536, len(content)):
         content += block
     return [int(word) for word in content.split()]
+
+
+def kill_children(listing: int, doomed: Callable[[int], bool], timeout_s: float = 1.0) -> bool:
+    """Kill and reap those children, and whoever their deaths hand over.
+
+    Each round kills everyone who is there before it waits for anyone: a tree that forks as fast
+    as it can outruns whatever waits for one death at a time.
+
+    Args:
+        listing: from `children_file`.
+        doomed: whether a child is one of them.
+        timeout_s: for those that die slowly.
+
+    Returns:
+        False if some have been killed and are dying still.
+    """
+    deadline = time.monotonic() + timeout_s
+    while orphans := [pid for pid in read_children(listing) if doomed(pid)]:
+        for pid in orphans:  # our own children: no pid is used again before we reap it
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not _reap_any(orphans, deadline):
+            return False
+    return True
+
+
+def _reap_any(pids: list[int], deadline: float) -> bool:
+    """Collect those of `pids` that are dead; wait for the first if none is."""
+    dead = sum(_reap_now(pid) for pid in pids)
+    if dead:
+        return True
+    with suppress(ProcessLookupError):
+        fd = open_pidfd(pids[0])
+        try:
+            return wait(fd, max(0.0, deadline - time.monotonic()))
+        finally:
+            os.close(fd)
+    return True
+
+
+def _reap_now(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return True
