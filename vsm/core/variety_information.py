@@ -76,6 +76,19 @@ def transinformation(table: Sequence[Sequence[int]]) -> Transinformation | NotEn
     joint = [count for row in table for count in row]
     demand = [sum(row) for row in table]
     response = [sum(column) for column in zip(*table, strict=True)]
+    return joint_information(joint, demand, response)
+
+
+def joint_information(
+    joint: Sequence[int], demand: Sequence[int], response: Sequence[int]
+) -> Transinformation | NotEnoughEvidence:
+    """The same from the table's cells, which may leave out empty ones, and its two margins.
+
+    Raises:
+        ValueError: a count is negative, or the three do not count the same number of events.
+    """
+    if not sum(joint) == sum(demand) == sum(response):
+        raise ValueError("expected cells and margins of the same events")
     if any(count < 0 for count in joint):
         raise ValueError("expected counts of 0 or more")
     events = sum(joint)
@@ -109,8 +122,15 @@ def ashby_bound(
         ValueError: the two do not count the same number of events.
     """
     found = transinformation(table)
-    if isinstance(found, NotEnoughEvidence):
-        return found
+    return found if isinstance(found, NotEnoughEvidence) else bound_of(found, outcomes)
+
+
+def bound_of(found: Transinformation, outcomes: Sequence[int]) -> AshbyBound:
+    """The same from what `transinformation` found.
+
+    Raises:
+        ValueError: the two do not count the same number of events.
+    """
     if sum(outcomes) != found.events:
         raise ValueError(f"expected {found.events} outcomes, found {sum(outcomes)}")
     bound = max(0.0, found.demand_bits + found.equivocation_bits - found.response_bits)
