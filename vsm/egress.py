@@ -1,6 +1,6 @@
 """The egress process: the one way out of workers whose network mode is `proxy`.
 
-`python -I -m vsm.egress FD PLAN`, started by `vsm.egress_link`: one per vsm, and one for each
+`main([FD, PLAN])` under `python -SI`, started by `vsm.egress_link`: one per vsm, and one for each
 `vsm sandbox run` that needs it. It confines itself by the plan it is given before it hears a
 worker: a uid of its own where root started it, no files, no programs, the host's network. Owns
 listeners inside the workers' network namespaces and the connections made for them; decides by
@@ -146,9 +146,8 @@ class WorkerEgress:
             return True
         if request.tunnel:
             writer.write(TUNNEL_OPEN)
-        else:
-            upstream[1].write(request.head)
-        return await self._splice(key, (reader, writer), upstream)
+        upstream[1].write(request.head)
+        return await self._splice(key, (reader, writer), upstream, len(request.head))
 
     # -- connecting --------------------------------------------------------------------------------
 
@@ -196,8 +195,9 @@ class WorkerEgress:
 
     # -- forwarding --------------------------------------------------------------------------------
 
-    async def _splice(self, key: str, inner: Streams, outer: Streams) -> bool:
+    async def _splice(self, key: str, inner: Streams, outer: Streams, sent: int = 0) -> bool:
         count = self.counts.allowed(key)
+        count["sent_bytes"] += sent
         self._changed()
         loop = asyncio.get_running_loop()
         try:
@@ -209,9 +209,9 @@ class WorkerEgress:
                     self._changed()
 
                 async with asyncio.TaskGroup() as both:
-                    sent, received = partial(moved, "sent_bytes"), partial(moved, "received_bytes")
-                    both.create_task(_pump(inner[0], outer[1], sent))
-                    both.create_task(_pump(outer[0], inner[1], received))
+                    out, back = partial(moved, "sent_bytes"), partial(moved, "received_bytes")
+                    both.create_task(_pump(inner[0], outer[1], out))
+                    both.create_task(_pump(outer[0], inner[1], back))
             orderly = True
             await _close(outer[1])
         except* OSError:
@@ -364,7 +364,3 @@ def main(arguments: list[str]) -> int:
 
         asyncio.run(run())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -14,8 +14,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
+import vsm
 from vsm import uids
 from vsm.core.egress import Rules
 from vsm.errors import ConfinementError
@@ -27,6 +29,10 @@ from vsm.profile import load_profile
 
 READY_TIMEOUT_S: Final = 20.0
 _END_TIMEOUT_S: Final = 5.0
+_START: Final = (
+    "import sys; sys.path.append(sys.argv[1]); from vsm import egress; "
+    "sys.exit(egress.main(sys.argv[2:]))"
+)
 _REMEDY: Final = "See `vsm sandbox probe` for what this host gives."
 
 
@@ -173,8 +179,11 @@ class EgressLink:
 
 
 def _start_process(link_fd: int, plan: Plan) -> subprocess.Popen[bytes]:
+    """`python -SI`: no site-packages, no environment, nothing inherited but the link."""
+    plan_text = json.dumps(plan.to_json())
+    package_root = str(Path(vsm.__file__).resolve().parent.parent)
     return subprocess.Popen(
-        [sys.executable, "-I", "-m", "vsm.egress", str(link_fd), json.dumps(plan.to_json())],
+        [sys.executable, "-SI", "-c", _START, package_root, str(link_fd), plan_text],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=(link_fd,),
