@@ -241,6 +241,16 @@ def _be_trial_child(procs: tuple[str, ...], tell: int) -> None:
         os._exit(1)
 
 
+def places() -> list[str]:
+    """Every folder in which this process may make groups: what is left of it when it is killed."""
+    own = [own_folder("cgroup", name) for name in V1_CONTROLLERS]
+    unified = own_folder("cgroup2", "")
+    if unified is not None:
+        own += [unified, unified.parent] if unified.name == SUPERVISOR_LEAF else [unified]
+    bases = dict.fromkeys(str(base) for base in own if base is not None)
+    return [f"{base}/{name}" for base in bases for name in (run_name(), f"{run_name()}-trial")]
+
+
 # -- groups ----------------------------------------------------------------------------------------
 
 

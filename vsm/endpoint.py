@@ -11,6 +11,8 @@ import json
 import os
 import secrets
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,8 +20,11 @@ from typing import Final
 from vsm import notify, paths
 from vsm.errors import ConfigurationError, VsmError
 from vsm.fork_guard import die_with_parent
+from vsm.run_name import start_time
 
 BACKLOG: Final = 128
+LAUNCHER_TIMEOUT_S: Final = 15.0
+RETRY_S: Final = 0.01
 
 
 @dataclass
@@ -27,6 +32,7 @@ class Endpoint:
     """What the supervisor holds of its runtime directory. Owns lock and sockets."""
 
     directory: Path
+    directory_fd: int
     lock_fd: int
     token: str = ""
     http_url: str = ""
@@ -56,13 +62,21 @@ class Endpoint:
         for path in self.files:
             path.unlink(missing_ok=True)
         os.close(self.lock_fd)
+        os.close(self.directory_fd)
+
+    def names(self) -> list[str]:
+        """Every file that may be made here; not a socket that a service manager handed over."""
+        sockets = [paths.CONTROL_SOCKET, *([] if self.unix else [paths.MCP_SOCKET])]
+        written = [name for file in (paths.TOKEN, paths.ENDPOINT) for name in (file, _fresh(file))]
+        return [*sockets, *written, paths.LOCK]
 
 
-def claim(http: str) -> Endpoint:
+def claim(http: str, on_locked: Callable[[Endpoint], None] = lambda _: None) -> Endpoint:
     """Lock the runtime directory and open every listener.
 
     Args:
         http: "HOST:PORT" of loopback, "" for none.
+        on_locked: called once the directory is ours, before any file but the lock is made.
 
     Raises:
         VsmError: another vsm runs here, the port is taken, or a service manager handed over a
@@ -70,8 +84,13 @@ def claim(http: str) -> Endpoint:
     """
     directory = paths.ensure_runtime_dir()
     die_with_parent()
-    endpoint = Endpoint(directory, _lock(directory / paths.LOCK))
+    lock_fd = _lock(directory / paths.LOCK)
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    endpoint = Endpoint(directory, folder, lock_fd)
     try:
+        endpoint.files.append(endpoint.directory / paths.LOCK)
+        _adopt(endpoint, http)
+        on_locked(endpoint)
         _open(endpoint, http)
     except BaseException:
         endpoint.release()
@@ -80,8 +99,6 @@ def claim(http: str) -> Endpoint:
 
 
 def _open(endpoint: Endpoint, http: str) -> None:
-    endpoint.files.append(endpoint.directory / paths.LOCK)
-    _adopt(endpoint, http)
     endpoint.control = _listen_unix(endpoint, paths.CONTROL_SOCKET)
     endpoint.unix = endpoint.unix or _listen_unix(endpoint, paths.MCP_SOCKET)
     if http:
@@ -122,6 +139,7 @@ def _is_tcp(sock: socket.socket, address: str) -> bool:
 
 def _lock(path: Path) -> int:
     # Another vsm may unlink the file between our open and our lock: lock, then look again.
+    end_s = time.monotonic() + LAUNCHER_TIMEOUT_S
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -129,6 +147,9 @@ def _lock(path: Path) -> int:
         except OSError:
             owner = os.read(fd, 32).decode(errors="replace").strip()
             os.close(fd)
+            if _is_dead(owner) and time.monotonic() < end_s:
+                time.sleep(RETRY_S)  # its launcher, which holds the lock too, is tidying up
+                continue
             what = f"another vsm runs here (pid {owner or 'unknown'})"
             remedy = "Stop it by `vsm stop --all`, or set $VSM_RUNTIME_DIR for a second one."
             raise VsmError(str(path.parent), what, remedy) from None
@@ -137,6 +158,10 @@ def _lock(path: Path) -> int:
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
             return fd
         os.close(fd)
+
+
+def _is_dead(owner: str) -> bool:
+    return owner.isdigit() and start_time(int(owner)) is None
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -183,10 +208,14 @@ def _listen_tcp(address: str) -> socket.socket:
     return listener
 
 
+def _fresh(name: str) -> str:
+    return f"{name}.new"
+
+
 def _write(endpoint: Endpoint, name: str, text: str) -> None:
     """Replace the file in one step, readable by us alone."""
     path = endpoint.directory / name
-    fresh = path.with_suffix(".new")
+    fresh = endpoint.directory / _fresh(name)
     fresh.unlink(missing_ok=True)
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:

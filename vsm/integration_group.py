@@ -7,7 +7,7 @@ a new S1 gets them, with the record that resuming a session needs.
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from vsm.errors import VsmError
 from vsm.group import GroupRunner
 from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
 from vsm.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
+from vsm.launcher_link import Order
 from vsm.link import close_fds
 from vsm.messages import (
     Attach,
@@ -58,14 +59,18 @@ class IntegrationHooks:
         ring: the output ring of a worker.
         refused: an integration was not started, and why.
         spared: confined children of the supervisor that are no orphans of the launcher.
+        remains: what every launcher is told first: what to remove when the supervisor is dead.
+        host: what the host gives; asked for when the first integration starts.
     """
 
     tell_operations: Callable[[Message, list[int]], bool]
     operations_ready: Callable[[], bool]
     changed: Callable[[restart.Changed], None]
+    host: Callable[[], provision.Host]
     ring: Callable[[str], OutputRing]
     refused: Callable[[str, VsmError], None] = lambda _name, _error: None
     spared: Callable[[], frozenset[int]] = frozenset
+    remains: Callable[[], Iterable[Order]] = tuple
 
 
 @dataclass
@@ -117,10 +122,7 @@ def _spec(integration: Integration) -> restart.WorkerSpec:
 class IntegrationGroup:
     """The launcher and the integrations."""
 
-    def __init__(
-        self, host: provision.Host, integrations: dict[str, Integration], hooks: IntegrationHooks
-    ) -> None:
-        self.host = host
+    def __init__(self, integrations: dict[str, Integration], hooks: IntegrationHooks) -> None:
         self.integrations = dict(integrations)
         self.hooks = hooks
         self.workers = GroupRunner([_spec(one) for one in integrations.values()], self)
@@ -131,9 +133,13 @@ class IntegrationGroup:
 
     # ---- commands --------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the launcher and, through it, every enabled integration."""
+    async def start_launcher(self) -> None:
+        """Exec the launcher, first of all: it removes what is left if this process is killed."""
         self.launcher.send(restart.Start(LAUNCHER))
+        await asyncio.sleep(0)  # the task that does it runs up to where it waits for the launcher
+
+    def start(self) -> None:
+        """Start every enabled integration."""
         for integration in self.integrations.values():
             if integration.enabled:
                 self.workers.send(restart.Start(integration.name))
@@ -280,7 +286,7 @@ class IntegrationGroup:
     async def _spawn(self, running: RunningWorker, link: LauncherLink) -> None:
         integration = self.integrations[running.name]
         try:
-            running.provided = provision.provide(self.host, integration, running.worker_id)
+            running.provided = provision.provide(self.hooks.host(), integration, running.worker_id)
             running.tier = running.provided.plan.tier
             running.spawned = await self._launch(running, link)
         except VsmError as error:

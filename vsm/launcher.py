@@ -3,7 +3,8 @@
 A process of its own, started by `vsm.launcher_link` as `python -SI`, with the privileges of the
 supervisor but without its secrets, sockets and libraries; standard library only, one thread.
 It is a subreaper: its only legitimate children are mini-inits, so any other child is the orphan
-of a killed one and is killed at once. When the link to the supervisor closes, all workers go.
+of a killed one and is killed at once. When the link to the supervisor closes, all workers go;
+when the supervisor is dead, so does what it left (`vsm.remains`).
 """
 
 import array
@@ -21,21 +22,33 @@ from vsm import scratch
 from vsm.execution import Plan
 from vsm.forked_worker import ForkedWorker, Spare
 from vsm.linux import pidfd, prctl
+from vsm.remains import FILES, GROUPS, Remains
 
 MOST_MESSAGE_BYTES = 131072
 MOST_FDS = 16
 _END_TIMEOUT_S = 5.0
 _REMOVAL_SLICE_S = 0.02  # of the loop's time at once, for what a worker filled its directory with
+_DEATH_TIMEOUT_S = 2.0  # a dying process's descriptors are closed a moment before it is dead
+_MOST_LAST_ORDERS = 100
 _SPARE_LIFE_S = 30.0
 _MOST_SPARES = 2
 _QUIET_S = 0.01  # after a start, so that a spare is never made while somebody waits
 
 
 class Launcher:
-    """The process's state: the link and the workers."""
+    """The process's state: the link and the workers.
 
-    def __init__(self, link: socket.socket) -> None:
+    Args:
+        link: to the supervisor.
+        supervisor: its pid.
+    """
+
+    def __init__(self, link: socket.socket, supervisor: int) -> None:
         self._link = link
+        self._supervisor = supervisor
+        self._supervisor_fd = _open_parent(supervisor)
+        self._ending = self._released = False
+        self._remains = Remains()
         self._workers: dict[str, ForkedWorker] = {}
         self._started: set[str] = set()
         self._leftovers: list[str] = []  # private directories that are not yet empty
@@ -54,8 +67,8 @@ class Launcher:
 
     def serve(self) -> None:
         """Until the supervisor closes the link, or is gone."""
-        self._send({"kind": "ready", "pid": os.getpid()})
         try:
+            self._send({"kind": "ready", "pid": os.getpid()})
             while True:
                 for fd, _ in self._wait():
                     if fd == self._link.fileno():
@@ -63,14 +76,36 @@ class Launcher:
                             return
                     elif fd == self._wakeup:
                         if signal.SIGTERM in os.read(fd, 4096):
+                            self._hear_last_orders()
                             return
                         self._kill_orphans()
                     elif fd in self._by_fd:
                         self._hear(self._by_fd[fd], fd)
         except (BrokenPipeError, ConnectionResetError):
-            return
+            self._hear_last_orders()
         finally:
             self._end()
+            if self._is_alone():
+                self._remains.remove()
+
+    def _hear_last_orders(self) -> None:
+        """Of what waits in the link, where the remains are still counts."""
+        self._ending = True
+        self._link.setblocking(False)  # noqa: FBT003 - the method takes no keyword
+        for _ in range(_MOST_LAST_ORDERS):
+            try:
+                if not self._receive():
+                    return
+            except ConnectionResetError:
+                continue  # said once, before what it sent while it lived
+            except OSError:
+                return
+
+    def _is_alone(self) -> bool:
+        """The supervisor did not part from us in order: it is dead."""
+        if self._released or self._supervisor_fd < 0:
+            return not self._released
+        return pidfd.wait(self._supervisor_fd, _DEATH_TIMEOUT_S)
 
     # -- spares ------------------------------------------------------------------------------------
 
@@ -133,8 +168,14 @@ class Launcher:
         return True
 
     def _obey(self, order: dict[str, Any], fds: list[int]) -> None:
-        name, kind = order["worker"], order["kind"]
-        if kind == "spawn":
+        name, kind = order.get("worker", ""), order["kind"]
+        if kind in {FILES, GROUPS}:
+            self._remains.note(order, fds)
+        elif kind == "release":
+            self._released = True
+        elif self._ending:
+            return
+        elif kind == "spawn":
             self._spawn(name, order["plan"], fds)
         elif worker := self._workers.get(name):
             if kind == "kill":
@@ -254,6 +295,16 @@ class Launcher:
         self._leftovers += [worker.plan.scratch_dir] if worker.plan.scratch_dir else []
 
 
+def _open_parent(pid: int) -> int:
+    """A pidfd of the supervisor, -1 when it has died already."""
+    with suppress(ProcessLookupError):
+        fd = pidfd.open_pidfd(pid)
+        if os.getppid() == pid:
+            return fd
+        os.close(fd)
+    return -1
+
+
 def send(link: socket.socket, data: bytes, fds: list[int]) -> None:
     """One message, with fds."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -279,13 +330,12 @@ def main(link_fd: int, parent: int) -> NoReturn:
     """Run the launcher on an inherited link; SIGTERM ends it, its workers first."""
     # Not SIGKILL: the private directories of workers have to be removed.
     prctl.set_death_signal(signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(1)
+    # A parent that has died already is seen at the link, after what it said.
     prctl.set_name("vsm-launcher")
     prctl.become_subreaper()
     prctl.forbid_dumps()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(link_fd, False)  # noqa: FBT003 - the function takes no keyword
-    Launcher(socket.socket(fileno=link_fd)).serve()
+    Launcher(socket.socket(fileno=link_fd), parent).serve()
     sys.stderr.flush()
     os._exit(0)

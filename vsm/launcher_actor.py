@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from vsm.core import restart
 from vsm.launch import LauncherLink, LaunchError
+from vsm.launcher_link import Order
 
 if TYPE_CHECKING:
     from vsm.integration_group import IntegrationGroup
@@ -57,7 +58,8 @@ class LauncherActor:
         self._group.run_task(self._start())
 
     async def _start(self) -> None:
-        link = LauncherLink(self._group.on_exit, self._lost, self._group.hooks.spared)
+        hooks = self._group.hooks
+        link = LauncherLink(self._group.on_exit, self._lost, hooks.spared, hooks.remains)
         self.starting = link
         try:
             await link.start()
@@ -79,6 +81,12 @@ class LauncherActor:
 
     def _exited(self, reason: str) -> None:
         self._group.launcher.send(restart.Exited(LAUNCHER, self.incarnation, reason))
+
+    def tell(self, order: Order) -> None:
+        """Send it what concerns no worker; its successor is told by `hooks.remains`."""
+        link = self.link or self.starting
+        if link is not None:
+            link.tell(*order)
 
     def drain(self, name: str) -> None:
         """Nothing to drain."""

@@ -12,11 +12,11 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import vsm
 from vsm import scratch
@@ -31,6 +31,7 @@ _ANSWER_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 10.0
 _REMOVAL_SLICE_S, _REMOVAL_PAUSE_S = 0.02, 0.05
 _LINK_FD = 3
+Order: TypeAlias = tuple[dict[str, Any], Sequence[int]]  # and the descriptors that go with it
 _START = "import sys; sys.path.append(sys.argv[1]); from vsm import launcher; launcher.main({}, {})"
 
 
@@ -131,6 +132,8 @@ class LauncherLink:
         on_lost: called once when the launcher died without being asked to, after its workers'
             `on_exit`.
         spared: confined children of this process that the launcher never started.
+        first: what the launcher has to know before all else, with descriptors that stay the
+            giver's: where this process keeps what a killed one leaves (`vsm.remains`).
 
     Attributes:
         pid: the launcher's.
@@ -142,12 +145,14 @@ class LauncherLink:
         on_exit: Callable[[str, ExitReport], None],
         on_lost: Callable[[], None] = lambda: None,
         spared: Callable[[], frozenset[int]] = frozenset,
+        first: Callable[[], Iterable[Order]] = tuple,
     ) -> None:
         self.pid = 0
         self.pidfd = -1
         self._on_exit = on_exit
         self._on_lost = on_lost
         self._spared = spared
+        self._first = first
         self._link = socket.socket()
         self._workers: dict[str, _Worker] = {}
         self._queue: deque[tuple[bytes, list[int]]] = deque()
@@ -174,6 +179,8 @@ class LauncherLink:
         self.pidfd = pidfd.open_pidfd(self.pid)
         loop.add_reader(self.pidfd, self._launcher_ended)
         loop.add_reader(ours, self._readable)
+        for order, fds in self._first():
+            self.tell(order, fds)
         timer = loop.call_later(_READY_TIMEOUT_S, self._kill_launcher)
         try:
             await self._ready
@@ -203,7 +210,7 @@ class LauncherLink:
         data = json.dumps(message).encode()
         if len(data) > MOST_MESSAGE_BYTES:
             raise LaunchError(f"{worker_id}: its arguments and environment exceed 128 KiB")
-        if self._ended is None or self._ended.done():
+        if self.pidfd < 0 or self._closing:
             raise LaunchError(f"{worker_id}: the launcher does not run")
         worker = self._workers[worker_id] = _Worker(plan, loop.create_future())
         self._send(data, [stdin, stdout, stderr])
@@ -241,10 +248,16 @@ class LauncherLink:
         if self._ended is None:
             return
         self._closing = True
+        self.tell({"kind": "release"}, [])
         self._disconnect()
         timer = asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT_S, self._kill_launcher)
         await self._ended
         timer.cancel()
+
+    def tell(self, order: dict[str, Any], fds: Sequence[int]) -> None:
+        """Send an order that is about no worker; nothing where no launcher runs."""
+        if self.pidfd >= 0:
+            self._send(json.dumps(order).encode(), fds)
 
     def describe(self) -> dict[str, Any]:
         """For status."""
@@ -256,7 +269,7 @@ class LauncherLink:
         if worker_id in self._workers:
             self._send(json.dumps({"kind": kind, "worker": worker_id, **content}).encode(), [])
 
-    def _send(self, data: bytes, fds: list[int]) -> None:
+    def _send(self, data: bytes, fds: Sequence[int]) -> None:
         """Queue copies of the fds: the caller may close his before the launcher reads."""
         self._queue.append((data, [os.dup(fd) for fd in fds]))
         self._flush()

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from vsm import endpoint, logs, provision
+from vsm import cgroup, endpoint, logs, provision
 from vsm.config import Config
 from vsm.control import ControlServer, NotFoundError
 from vsm.core import restart
 from vsm.errors import VsmError
 from vsm.integration_group import IntegrationGroup, IntegrationHooks
+from vsm.launcher_link import Order
 from vsm.link import LinkStatistics
 from vsm.linux.prctl import become_subreaper
 from vsm.messages import Configure, Message, Start
@@ -27,6 +28,7 @@ from vsm.notify import notify, take_over, watchdog_interval_s
 from vsm.output import OutputRing
 from vsm.recorder import Recorder
 from vsm.reload import Reloader
+from vsm.remains import FILES, GROUPS
 from vsm.system_group import SystemGroup, SystemHooks
 
 DRAIN_S: Final = 5.0
@@ -67,6 +69,8 @@ class Supervisor:
         self._hurry = asyncio.Event()
         self._plans: dict[str, str] = {}
         self._foreign = set(_children())
+        self._groups: Order = ({"kind": GROUPS, "folders": cgroup.places()}, ())
+        self._files: list[Order] = []
         self._watchdog: asyncio.TimerHandle | None = None
 
     @property
@@ -91,22 +95,27 @@ class Supervisor:
             VsmError: it cannot start here.
         """
         become_subreaper()
-        self.endpoint = endpoint.claim(self.config.gateway.http)
+        self._build_systems()
+        self._build_integrations()
         try:
-            await self._run()
+            await self.integrations.start_launcher()
+            self.endpoint = endpoint.claim(self.config.gateway.http, self._on_locked)
+            try:
+                await self._run()
+            finally:
+                self.endpoint.release()
         finally:
-            self.endpoint.release()
+            self.systems.close()
+            await self.integrations.stop_launcher()  # last: it removes what we could not
         return 0
 
     async def _run(self) -> None:
-        self._build_systems()
         self._watch_signals()
         self.recorder.began()
         self.systems.start()  # the slowest: its imports go on while we look at the host
         try:
             self.host = provision.survey(self.config)
             self.recorder.start(lambda: provision.journal_plan(self.host))
-            self._build_integrations()
             await self._serve()
         finally:
             self._unwatch_signals()
@@ -142,13 +151,27 @@ class Supervisor:
             tell_operations=self._tell_operations,
             operations_ready=lambda: self.systems.operations_ready,
             changed=self._changed,
+            host=lambda: self.host,
             ring=self._ring,
             refused=self.recorder.refused,
             spared=self.recorder.pids,
+            remains=self._orders,
         )
-        self.integrations = IntegrationGroup(self.host, self.config.integrations, hooks)
+        self.integrations = IntegrationGroup(self.config.integrations, hooks)
         self.recorder.watch(self.integrations.workers, integrations=True)
         self.recorder.watch(self.integrations.launcher, integrations=False)
+
+    # ---- what a killed supervisor leaves ---------------------------------------------------
+
+    def _orders(self) -> list[Order]:
+        """What a launcher is told first."""
+        return [self._groups, *self._files]
+
+    def _on_locked(self, claimed: endpoint.Endpoint) -> None:
+        """The directory is ours: every file in it that we make from now on may be removed."""
+        fds = (claimed.directory_fd, claimed.lock_fd)
+        self._files = [({"kind": FILES, "names": claimed.names()}, fds)]
+        self.integrations.launcher_actor.tell(self._files[0])
 
     # ---- hooks -----------------------------------------------------------------------------
 
@@ -187,6 +210,8 @@ class Supervisor:
         self.log.info("output", worker=name, line=line)
 
     def _changed(self, change: restart.Changed) -> None:
+        if not self._files:
+            return  # nobody cares for a launcher while this may not run here at all
         told = {"worker": change.name} | ({"reason": change.reason} if change.reason else {})
         if change.escalated:
             self.log.error("keeps failing, retried at the longest back-off", **told)
@@ -289,13 +314,12 @@ class Supervisor:
     # ---- the end ---------------------------------------------------------------------------
 
     async def _stop(self) -> None:
-        """Clients, integrations, systems, template, launcher: what needs the next goes first."""
+        """Clients, integrations, systems, template: what needs the next goes first."""
         self.endpoint.stop_accepting()
         await self.reloader.close()
         hurry = asyncio.create_task(self._panic_on_hurry())
         await self.integrations.stop(drain_s=DRAIN_S)
         await self.systems.stop()
-        await self.integrations.stop_launcher()
         hurry.cancel()
         await self.control.close()
         self.host.cgroups.close()
@@ -334,8 +358,7 @@ class Supervisor:
         template = self.systems.template_actor.process
         own = {template.pid} if template is not None else set()
         own |= self.recorder.pids()
-        if hasattr(self, "integrations"):
-            own.add(self.integrations.launcher_actor.pid or 0)
+        own.add(self.integrations.launcher_actor.pid or 0)
         for pid in set(_children()) - own - self._foreign:
             _kill_and_reap(pid)
 
