@@ -36,7 +36,7 @@ class Sender:
     def __init__(self, folder: str) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        arguments = (theirs.fileno(), f"{folder}/journal.db", 86_400, 2**30, "")
+        arguments = (theirs.fileno(), f"{folder}/journal.db", 86_400, 2**30, "unconfined")
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-m", "vsm.journal", *map(str, arguments)],
             pass_fds=(theirs.fileno(),),

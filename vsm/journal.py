@@ -1,12 +1,12 @@
 """The journal process: takes records from its link, commits them in groups, acknowledges.
 
-`python -I -m vsm.journal FD PATH KEEP_AGE_S KEEP_BYTES PLAN`, started by `vsm.journal_client`. Owns
-when to commit, what to do while nothing can be written, and when to end; the file is
-`vsm.journal_store`'s. Single-threaded, blocking on the disk, standard library only, with the
-supervisor's user: it confines itself by the plan it is given before it opens or reads anything,
-and never opens a path that came over the link. It ends when its link does, after committing what
-the link still held; signals that a terminal or a service manager sends to everybody are ignored
-for that.
+`python -I -m vsm.journal FD PATH KEEP_AGE_S KEEP_BYTES confined|unconfined`, started by
+`vsm.journal_client`, which gives the plan of the confinement on stdin. Owns when to commit, what
+to do while nothing can be written, and when to end; the file is `vsm.journal_store`'s.
+Single-threaded, blocking on the disk, standard library only, with the supervisor's user: it
+confines itself before it opens or reads anything else, and never opens a path that came over the
+link. It ends when its link does, after committing what the link still held; signals that a
+terminal or a service manager sends to everybody are ignored for that.
 """
 
 import contextlib
@@ -59,6 +59,7 @@ _TRIM_EVERY_S: Final = 60.0
 _TRIM_STEP_S: Final = 0.05  # between steps while there is more to trim
 _NOTES_KEPT: Final = 16
 _ARGUMENTS: Final = 5
+_MODES: Final = ("confined", "unconfined")
 _POLLRDHUP: Final = 0x2000  # linux/eventpoll.h; the select module has it on most builds only
 
 
@@ -318,16 +319,16 @@ def _complain(text: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run on the inherited descriptor until the other end closes."""
-    if len(arguments) != _ARGUMENTS:
-        _complain("started by vsm itself: FD PATH KEEP_AGE_S KEEP_BYTES PLAN")
+    if len(arguments) != _ARGUMENTS or arguments[-1] not in _MODES:
+        _complain("started by vsm itself: FD PATH KEEP_AGE_S KEEP_BYTES confined|unconfined")
         return 2
     for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signo, signal.SIG_IGN)
-    fd, path, age_s, size_bytes, plan = arguments
+    fd, path, age_s, size_bytes, mode = arguments
     retention = Retention(int(age_s) * 10**9, int(size_bytes))
     boot_id = _boot_id()  # /proc is out of reach afterwards
     with socket.socket(fileno=int(fd)) as sock:
-        if plan and not _confine(plan, sock):
+        if mode == "confined" and not _confine(sys.stdin.read(), sock):
             return EXIT_UNCONFINED
         return JournalProcess(sock, Path(path), retention, boot_id).run()
 

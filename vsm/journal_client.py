@@ -236,10 +236,11 @@ class JournalClient:
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         age_s = self._retention.age_ns // 10**9
         size_bytes = self._retention.size_bytes
-        arguments = [theirs.fileno(), self._path, age_s, size_bytes, self._plan]
-        return subprocess.Popen(
+        mode = "confined" if self._plan else "unconfined"
+        arguments = [theirs.fileno(), self._path, age_s, size_bytes, mode]
+        process = subprocess.Popen(
             [sys.executable, "-I", "-m", "vsm.journal", *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
             cwd="/",
@@ -247,6 +248,11 @@ class JournalClient:
             start_new_session=True,  # a terminal's ^C is for the supervisor, which ends it in order
             umask=0o077,
         )
+        if process.stdin is not None:
+            # A plan of some KiB fits into the pipe: this neither waits nor meets a closed end.
+            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+                stdin.write(self._plan.encode())
+        return process
 
     def _watch_process(self, ours: socket.socket) -> None:
         process = self._process

@@ -45,7 +45,13 @@ class Raw:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(BOUND_S)
         retention = Retention()
-        numbers = (theirs.fileno(), path, retention.age_ns // 10**9, retention.size_bytes, "")
+        numbers = (
+            theirs.fileno(),
+            path,
+            retention.age_ns // 10**9,
+            retention.size_bytes,
+            "unconfined",
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-m", "vsm.journal", *map(str, numbers)],
             pass_fds=(theirs.fileno(),),
