@@ -95,6 +95,7 @@ class Supervisor:
             VsmError: it cannot start here.
         """
         become_subreaper()
+        self.recorder.began()
         self._build_systems()
         self._build_integrations()
         try:
@@ -111,7 +112,6 @@ class Supervisor:
 
     async def _run(self) -> None:
         self._watch_signals()
-        self.recorder.began()
         self.systems.start()  # the slowest: its imports go on while we look at the host
         try:
             self.host = provision.survey(self.config)
