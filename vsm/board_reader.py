@@ -105,6 +105,11 @@ class SegmentReader:
                 found.append(row)
         return found
 
+    def changes(self) -> int:
+        """How often rows were published."""
+        starts = range(layout.HEADER_BYTES, len(self._map), layout.ROW_BYTES)
+        return sum(self._heads(start)[1] for start in starts)
+
     def read_row(self, index: int) -> Row | None:
         """One whole row; None where there is none."""
         start = layout.HEADER_BYTES + index * layout.ROW_BYTES
@@ -188,6 +193,10 @@ class DemandReader:
         except BoardError:
             self.close()
             raise
+
+    def changes(self) -> int:
+        """A number that is another whenever a row was published since."""
+        return sum(segment.changes() for segment in self.segments)
 
     def rows(self) -> list[Row]:
         """Every row in use; one name may have several."""

@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("vsm.commands.logs", "show what an integration wrote to stderr"),
     "panic": ("vsm.commands.panic", "stop every integration now and refuse calls"),
     "resume": ("vsm.commands.panic", "end a panic"),
+    "variety": ("vsm.commands.variety", "show what is asked against what is answered, in bits"),
+    "board": ("vsm.commands.board", "show what is in the shared memory"),
     "events": ("vsm.commands.events", "show what happened, from the journal"),
     "decisions": ("vsm.commands.events", "show what vsm decided, and by which rule"),
     "doctor": ("vsm.commands.doctor", "check this host and this installation"),

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from vsm import logs, status
+from vsm import logs, measures, status
 from vsm.errors import ConfigurationError, VsmError
 from vsm.output import KEPT_LINES
 
@@ -36,6 +36,8 @@ class ControlServer:
         self._connections: set[asyncio.Task[None]] = set()
         self._commands: dict[str, Command] = {
             "status": self._status,
+            "variety": self._variety,
+            "board": self._board,
             "start": self._move,
             "stop": self._move,
             "restart": self._move,
@@ -105,6 +107,14 @@ class ControlServer:
     async def _status(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         del arguments
         return await status.collect(self._supervisor)
+
+    async def _variety(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        del arguments
+        return await measures.variety(self._supervisor)
+
+    async def _board(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        del arguments
+        return measures.board(self._supervisor)
 
     async def _move(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         name = _text(arguments, "name")

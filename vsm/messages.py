@@ -115,6 +115,22 @@ class Configure(Message):
     integrations: tuple[IntegrationRow, ...] = ()
 
 
+class Segments(Message):
+    """The demand board of S1, all its sealed memfds: fds "segment0", …; none where there is none.
+
+    S1 announces its own with it. A new S1 is told its predecessor's, S4 the newest.
+
+    Args:
+        epoch: of the S1 that wrote them. pid: its own, 0 where it is not known.
+        age_s: how long vsm has been counting.
+    """
+
+    kind: Literal["segments"] = "segments"
+    epoch: int = Field(default=0, ge=0)
+    pid: int = Field(default=0, ge=0)
+    age_s: float = Field(default=0.0, ge=0)
+
+
 class Stop(Message):
     """Stop: accept nothing, finish bounded, exit 0."""
 
@@ -122,7 +138,16 @@ class Stop(Message):
 
 
 ToSystem: TypeAlias = (
-    Start | Attach | Detach | AvailabilityChanged | SnapshotIn | Query | Drain | Configure | Stop
+    Start
+    | Attach
+    | Detach
+    | AvailabilityChanged
+    | SnapshotIn
+    | Query
+    | Drain
+    | Configure
+    | Segments
+    | Stop
 )
 
 # ---- system → supervisor -------------------------------------------------------------------
@@ -183,7 +208,7 @@ class Answer(Message):
     body: Body
 
 
-FromSystem: TypeAlias = Ready | Session | Unfit | Idle | SnapshotOut | Answer
+FromSystem: TypeAlias = Ready | Session | Unfit | Idle | SnapshotOut | Answer | Segments
 
 # ---- supervisor ↔ template -----------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from vsm.board import BoardError, BoardReader
 from vsm.core import channels, restart
+from vsm.demand_relay import DemandRelay
 from vsm.group import GroupRunner
 from vsm.link import Link, channel_pair, close_fds, socketpair
 from vsm.messages import (
@@ -29,6 +30,7 @@ from vsm.messages import (
     Message,
     Query,
     Ready,
+    Segments,
     SnapshotIn,
     SnapshotOut,
     Start,
@@ -97,6 +99,7 @@ class SystemGroup:
         self.pairs = {channel.name: channel_pair() for channel in channels.CHANNELS}
         self._epoch = 0
         self._query_id = 0
+        self.demand = DemandRelay()
         self._stopping = False
         self._liveness: asyncio.TimerHandle | None = None
 
@@ -133,6 +136,7 @@ class SystemGroup:
         for pair in self.pairs.values():
             for sock in pair:
                 sock.close()
+        self.demand.close()
 
     def operations_link(self) -> Link[FromSystem] | None:
         """The control link of the S1 that runs, ready or not."""
@@ -239,6 +243,8 @@ class SystemGroup:
         running.started_at = asyncio.get_running_loop().time()
         if running.link is not None:
             running.link.send(message, fds)
+            if running.name in {"system1", "system4"}:
+                running.link.send(*self.demand.message())
         if running.name == "system1":
             self.hooks.operations_started()
 
@@ -352,6 +358,9 @@ class SystemGroup:
             case Ready() if len(fds) == 1:
                 self._on_ready(running, message, fds[0])
                 return
+            case Segments() if running.name == "system1" and fds:
+                self._on_segments(running, fds)
+                return
             case SnapshotOut() if running.name in channels.SNAPSHOTS:
                 self._relay(running.name, message.body)
             case Answer():
@@ -377,6 +386,14 @@ class SystemGroup:
         running.layers = message.layers
         self.systems.send(restart.Ready(running.name, running.incarnation))
         asyncio.get_running_loop().call_later(SPARE_DELAY_S, self._make_spare, running.name)
+
+    def _on_segments(self, running: RunningSystem, fds: list[int]) -> None:
+        """S1 has another demand board: S4 reads it from now on."""
+        reader = self.running.get("system4")
+        if not self.demand.announced(fds, epoch=running.epoch, pid=running.pid or 0):
+            self.systems.send(restart.Hung(running.name, running.incarnation, "false demand board"))
+        elif reader is not None and reader.link is not None:
+            reader.link.send(*self.demand.message())
 
     def _retry_ready(self, running: RunningSystem, message: Ready, board_fd: int) -> None:
         if self.running.get(running.name) is running:

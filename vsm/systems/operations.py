@@ -10,6 +10,8 @@ import asyncio
 import socket
 from typing import Any, Final
 
+from vsm.demand_relay import take_segments
+from vsm.gateway.accounting import Accounting
 from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
 from vsm.link import close_fds
@@ -23,6 +25,7 @@ from vsm.messages import (
     Drain,
     Idle,
     IntegrationRow,
+    Segments,
     Session,
     SnapshotIn,
     Start,
@@ -61,7 +64,8 @@ class Operations:
 
     def __init__(self, context: SystemContext, start: Start) -> None:
         self.context = context
-        self.gateway = Gateway(start.epoch, SupervisorReports(context))
+        self.accounting = Accounting(start.epoch, [row.name for row in start.integrations])
+        self.gateway = Gateway(start.epoch, SupervisorReports(context), self.accounting)
         self.snapshots: dict[str, Body] = dict(start.snapshots)
         self._summarised: dict[str, dict[str, int]] = {}
         for row in start.integrations:
@@ -75,6 +79,7 @@ class Operations:
         self.context.handle("drain", self._drain)
         self.context.handle("configure", self._configure)
         self.context.handle("snapshot", self._snapshot)
+        self.context.handle("segments", self._inherit)
         self.context.answer("state", self.state)
         self.context.answer("catalogue", self.gateway.fleet.status)
 
@@ -143,6 +148,18 @@ class Operations:
     def _configure(self, message: Configure, fds: list[int]) -> None:
         close_fds(fds)
         self.gateway.configure([_settings(row) for row in message.integrations])
+
+    def _inherit(self, message: Segments, fds: list[int]) -> None:
+        """Begin with what our predecessor counted; whoever reads then needs our board alone."""
+        predecessor = take_segments(message, fds)
+        rows = predecessor.rows() if predecessor else []
+        self.accounting.begin(rows, self._announce)
+        if predecessor is not None:
+            predecessor.close()
+
+    def _announce(self, fds: list[int]) -> None:
+        names = tuple(f"segment{index}" for index in range(len(fds)))
+        self.context.control.send(Segments(fds=names), fds)
 
     def _snapshot(self, message: SnapshotIn, fds: list[int]) -> None:
         close_fds(fds)

@@ -1,0 +1,46 @@
+"""`vsm board dump`: what is in the shared memory of the running vsm."""
+
+import argparse
+from typing import Any
+
+from vsm.commands.control_client import request
+from vsm.commands.terminal import clean, print_json, print_table
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `board`."""
+    parser = subparsers.add_parser("board", help="show what is in the shared memory")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    dump = actions.add_parser("dump", help="print every count as it is now")
+    dump.add_argument("--json", action="store_true", help="the layout is in docs/board.md")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the demand board's counts and the channels' rows, or JSON."""
+    body = request("board")
+    if args.json:
+        print_json(body)
+        return 0
+    demand = body["demand"]
+    print(
+        f"demand board version {demand['version']} of system1, pid {demand['pid']}, "
+        f"epoch {demand['epoch']}: {demand['segments']} segments, {demand['bytes']} bytes"
+    )
+    rows = [
+        (name, clean(label), *map(str, counts))
+        for name, one in demand["integrations"].items()
+        for label, counts in one["classes"].items()
+    ]
+    print_table(("INTEGRATION", "DEMAND", *map(str.upper, demand["outcomes"])), rows)
+    print(f"\nchannels: {body['channel_bytes']} bytes")
+    print_table(
+        ("FROM", "TO", "CARRIES", "SENT", "PER S", "DROPPED", "QUEUED", "FILL"),
+        [_channel(row) for row in body["channels"]],
+    )
+    return 0
+
+
+def _channel(row: dict[str, Any]) -> tuple[str, ...]:
+    texts = (row[key] for key in ("messages", "messages_s", "dropped", "queued"))
+    shown = ("-" if value is None else f"{value:g}" for value in texts)
+    return row["sender"], row["receiver"], row["carries"], *shown, f"{row['fill']:.1%}"
