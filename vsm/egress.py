@@ -352,6 +352,7 @@ def main(arguments: list[str]) -> int:
     for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signo, signal.SIG_IGN)
     prctl.set_name("vsm-egress")
+    prctl.set_death_signal(signal.SIGKILL)  # the end of the link, seen below, is the other line
     with socket.socket(fileno=int(arguments[0])) as link:
         os.set_inheritable(link.fileno(), False)  # noqa: FBT003 - the function takes no keyword
         layers = _confine(arguments[1], link)

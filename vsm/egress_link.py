@@ -155,14 +155,18 @@ class EgressLink:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
+    def hang_up(self) -> None:
+        """Tell it that there will be no more; it ends."""
+        with suppress(OSError):
+            self._link.shutdown(socket.SHUT_WR)
+
     def close(self, *, linger: bool = True) -> None:
         """Close the link, wait for the process's end, reap it.
 
         Args:
             linger: False: it is dead already, or is to die at once.
         """
-        with suppress(OSError):
-            self._link.shutdown(socket.SHUT_WR)
+        self.hang_up()
         if linger:
             self._wait_end()
         else:

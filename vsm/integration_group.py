@@ -14,6 +14,7 @@ from typing import Any, Final
 from vsm import provision
 from vsm.config import Integration
 from vsm.core import restart
+from vsm.egress_actor import EgressActor, Refused
 from vsm.errors import VsmError
 from vsm.group import GroupRunner
 from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
@@ -60,6 +61,7 @@ class IntegrationHooks:
         refused: an integration was not started, and why.
         spared: confined children of the supervisor that are no orphans of the launcher.
         remains: what every launcher is told first: what to remove when the supervisor is dead.
+        egress_refused: a worker asked the egress process for what it may not have.
         host: what the host gives; asked for when the first integration starts.
     """
 
@@ -71,6 +73,7 @@ class IntegrationHooks:
     refused: Callable[[str, VsmError], None] = lambda _name, _error: None
     spared: Callable[[], frozenset[int]] = frozenset
     remains: Callable[[], Iterable[Order]] = tuple
+    egress_refused: Refused = lambda _worker, _host, _reason: None
 
 
 @dataclass
@@ -128,6 +131,7 @@ class IntegrationGroup:
         self.workers = GroupRunner([_spec(one) for one in integrations.values()], self)
         self.launcher_actor = LauncherActor(self)
         self.launcher = GroupRunner([launcher_spec()], self.launcher_actor)
+        self.egress = EgressActor(hooks.host, hooks.changed, self._egress_refused)
         self.running: dict[str, RunningWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -166,6 +170,7 @@ class IntegrationGroup:
             for name in self.integrations:
                 self.stop_one(name, drain=False, reason="vsm is shutting down")
             await self.workers.wait_all_dead()
+        await self.egress.stop()
 
     def stop_one(
         self, name: str, *, drain: bool, restart_it: bool = False, reason: str = "stopped"
@@ -297,6 +302,9 @@ class IntegrationGroup:
             lost = self.launcher_actor.usable_link is not link
             self._gone(running, str(error), collateral=lost)
             return
+        if running.provided.egress is not None:
+            rules = running.provided.egress
+            self.egress.serve(running.worker_id, rules, running.spawned.listeners)
         if running.report is not None:  # it ended before we were told that it had begun
             self._gone(running, _describe(running, running.report), clean=_clean(running.report))
         elif running.doomed:
@@ -364,6 +372,11 @@ class IntegrationGroup:
         self.tell_availability(change.name)
         self.hooks.changed(change)
 
+    def _egress_refused(self, worker_id: str, host: str, reason: str) -> None:
+        running = self._by_id(worker_id)
+        if running is not None:
+            self.hooks.egress_refused(running.name, host, reason)
+
     # ---- what the processes report ---------------------------------------------------------
 
     def on_exit(self, worker_id: str, report: ExitReport) -> None:
@@ -390,6 +403,7 @@ class IntegrationGroup:
         if running.spawned is not None:
             self._detach(running, reason)
             os.close(running.spawned.pidfd)
+            self.egress.forget(running.worker_id)
         running.close_pipes()
         if running.output is not None:
             running.output.finish()

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from vsm import cgroup, paths, scratch, uids
+from vsm import cgroup, egress_link, paths, scratch, uids
 from vsm.closure import closure
 from vsm.config import Config, Integration, read_secret
+from vsm.core.egress import Rules
 from vsm.errors import VsmError
 from vsm.execution import Plan
-from vsm.plan import WorkerRequest, compile_plan
+from vsm.plan import WorkerRequest, compile_plan, egress_rules
 from vsm.probe import HostFacts
 from vsm.profile import Limits, Profile, load_profile
 
@@ -98,6 +99,18 @@ def journal_plan(host: Host) -> str:
     return json.dumps(compile_plan(load_profile("journal"), request, host.facts).to_json())
 
 
+def egress_plan(host: Host) -> Plan:
+    """The plan by which the egress process confines itself.
+
+    Raises:
+        VsmError: its profile is wrong, or needs what this host lacks.
+    """
+    group = _group(host, "egress", load_profile("egress").limits)
+    return egress_link.egress_plan(
+        host.facts, group.paths if group else (), group.layers if group else ()
+    )
+
+
 @dataclass
 class Provision:
     """One start of one integration."""
@@ -106,6 +119,7 @@ class Provision:
     group: cgroup.Group | None
     memory_bytes: int | None
     profile: Profile
+    egress: Rules | None
 
 
 def provide(host: Host, integration: Integration, worker: str) -> Provision:
@@ -130,7 +144,7 @@ def provide(host: Host, integration: Integration, worker: str) -> Provision:
         if group is not None:
             group.remove()
         raise
-    return Provision(plan, group, profile.limits.memory_bytes, profile)
+    return Provision(plan, group, profile.limits.memory_bytes, profile, egress_rules(profile))
 
 
 def check(host: Host, integration: Integration, uid: int | None) -> None:

@@ -130,6 +130,13 @@ class Recorder:
             "worker.refused", worker=name, integration=name, severity="error", detail=detail
         )
 
+    def egress_refused(self, name: str, host: str, reason: str) -> None:
+        """A worker asked the egress process for what it may not have."""
+        detail = {"host": host, "reason": reason}
+        self.journal.event(
+            "egress.refused", worker=name, integration=name, severity="warning", detail=detail
+        )
+
     # ---- restart groups ---------------------------------------------------------------------
 
     def watch(self, runner: GroupRunner, *, integrations: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vsm import __version__
 from vsm.core import channels, restart
+from vsm.egress_actor import EGRESS
 from vsm.launcher_actor import LAUNCHER
 from vsm.template_actor import TEMPLATE
 
@@ -86,7 +87,20 @@ def _own(supervisor: "Supervisor") -> list[dict[str, Any]]:
             template.started_at,
         ),
         _journal(supervisor),
+        *_egress(supervisor),
     ]  # fmt: skip
+
+
+def _egress(supervisor: "Supervisor") -> list[dict[str, Any]]:
+    """The egress process's row, once a worker needed it."""
+    egress = supervisor.integrations.egress
+    worker = egress.runner.worker(EGRESS)
+    if not worker.incarnation:
+        return []
+    row = _row("egress", worker, egress.link.pid if egress.link else None, egress.started_at)
+    row["tier"] = "landlocked"
+    row["layers"] = egress.link.layers if egress.link else []
+    return [row]
 
 
 def _journal(supervisor: "Supervisor") -> dict[str, Any]:
@@ -130,6 +144,7 @@ def _integrations(supervisor: "Supervisor") -> list[dict[str, Any]]:
         pid = spawned.pid if spawned else None
         row = _row("integration", worker, pid, running.started_at if running else 0.0)
         row["integration"] = name
+        row["egress"] = supervisor.integrations.egress.counts(running.worker_id) if running else {}
         row["prefix"] = supervisor.integrations.integrations[name].prefix
         if running is not None and spawned is not None:
             row["tier"] = running.tier

@@ -154,12 +154,14 @@ class Supervisor:
             host=lambda: self.host,
             ring=self._ring,
             refused=self.recorder.refused,
-            spared=self.recorder.pids,
+            spared=lambda: self.recorder.pids() | self.integrations.egress.pids(),
+            egress_refused=self._egress_refused,
             remains=self._orders,
         )
         self.integrations = IntegrationGroup(self.config.integrations, hooks)
         self.recorder.watch(self.integrations.workers, integrations=True)
-        self.recorder.watch(self.integrations.launcher, integrations=False)
+        for runner in (self.integrations.launcher, self.integrations.egress.runner):
+            self.recorder.watch(runner, integrations=False)
 
     # ---- what a killed supervisor leaves ---------------------------------------------------
 
@@ -208,6 +210,10 @@ class Supervisor:
 
     def _on_line(self, name: str, line: str) -> None:
         self.log.info("output", worker=name, line=line)
+
+    def _egress_refused(self, name: str, host: str, reason: str) -> None:
+        self.log.warning("egress refused", worker=name, host=host, reason=reason)
+        self.recorder.egress_refused(name, host, reason)
 
     def _changed(self, change: restart.Changed) -> None:
         if not self._files:
@@ -359,6 +365,7 @@ class Supervisor:
         own = {template.pid} if template is not None else set()
         own |= self.recorder.pids()
         own.add(self.integrations.launcher_actor.pid or 0)
+        own |= self.integrations.egress.pids()
         for pid in set(_children()) - own - self._foreign:
             _kill_and_reap(pid)
 

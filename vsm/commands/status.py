@@ -16,6 +16,8 @@ from vsm.commands.terminal import (
 
 HEADINGS = ("NAME", "KIND", "STATE", "PID", "TIER", "LACKS", "UP", "MEMORY", "CPU", "RESTARTS")
 
+EGRESS_HEADINGS = ("EGRESS TO", "ASKED", "ALLOWED", "REFUSED", "SENT", "RECEIVED", "LAST REFUSAL")
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `status`."""
@@ -87,3 +89,11 @@ def _print_worker(worker: dict[str, Any]) -> None:
         print()
         rows = [(layer["name"], layer["state"], layer.get("detail") or "") for layer in layers]
         print_table(("LAYER", "STATE", "DETAIL"), rows)
+    if worker.get("egress"):
+        print()
+        print_table(EGRESS_HEADINGS, [_egress_row(*item) for item in worker["egress"].items()])
+
+
+def _egress_row(host: str, row: dict[str, Any]) -> tuple[str, ...]:
+    moved = (bytes_text(row[key]) for key in ("sent_bytes", "received_bytes"))
+    return host, *(str(row[key]) for key in ("asked", "allowed", "refused")), *moved, row["reason"]
