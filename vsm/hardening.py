@@ -55,7 +55,6 @@ USED: Final = (
     Directive("ProtectClock", "yes", "nobody sets the clock; no device but the pseudo ones"),
     Directive("LockPersonality", "yes", "no other execution domain", user=True),
     Directive("RestrictRealtime", "yes", "no real-time scheduling to starve others", user=True),
-    Directive("RestrictSUIDSGID", "yes", "nobody makes a setuid file", user=True),
     Directive("SystemCallArchitectures", "native", "no foreign system call entry", user=True),
     Directive(
         "RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6 AF_NETLINK",
@@ -73,6 +72,7 @@ USED: Final = (
 
 NOT_USED: Final = (
     Directive("RestrictNamespaces", "yes", "workers are made of namespaces"),
+    Directive("RestrictSUIDSGID", "yes", "takes openat2 away, which opens paths without a race"),
     Directive("PrivateUsers", "yes", "uids of workers would not be mapped"),
     Directive("ProtectControlGroups", "yes", "limits of workers are control groups"),
     Directive("ProtectKernelTunables", "yes", "mounting /proc for an ordinary user's worker"),
