@@ -8,14 +8,21 @@ the session's own traffic are not. Runs in S1's event loop, on the hot path.
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
 import vsm.core.demand as names
 from vsm.board_demand import Counted, DemandBoard, DemandRow
 from vsm.protocol import jsonrpc
-from vsm.protocol.jsonrpc import Object
+from vsm.protocol.catalogue import SEPARATOR, Catalogue
+from vsm.protocol.jsonrpc import Message, Object
+from vsm.protocol.tables import ROUTED
+
+if TYPE_CHECKING:
+    from vsm.gateway.fleet import Fleet
+
+_NAMED: Final = frozenset({"tools/call", "prompts/get"})
 
 _TOOL_ERROR_KEY: Final = b'"isError"'
 _FALSE: Final = b":false"
@@ -95,6 +102,37 @@ def label_of(method: str, params: Object) -> str | None:
         uri = jsonrpc.text(params, "uri")
         return None if uri is None else f"resource {uri}"
     return "completion" if method == "completion/complete" else None
+
+
+def routed_label(catalogue: Catalogue, method: str, params: Object) -> str:
+    """The class of a request that is routed; all resources that no list names are one."""
+    if method == "resources/read":
+        uri = jsonrpc.text(params, "uri") or ""
+        return f"resource {uri}" if uri in catalogue.resources else "resource (not listed)"
+    return label_of(method, params) or ""
+
+
+def count_unserved(fleet: "Fleet", message: Message) -> None:
+    """Count what could not be passed to a server, for the integration that it was meant for."""
+    method = cast("str", message.method)
+    label = label_of(method, jsonrpc.members(message.params)) if method in ROUTED else None
+    if label is not None:
+        row, label = _meant_for(fleet, method, label)
+        row.count(label, names.UNSERVED, now_ns())
+
+
+def _meant_for(fleet: "Fleet", method: str, label: str) -> tuple[DemandRow, str]:
+    """The row and the class of a label with a public name in it; nobody's where none fits."""
+    kind = "prompt " if method == "prompts/get" else ""
+    name = label.removeprefix(kind)
+    entry = (fleet.catalogue.prompts if kind else fleet.catalogue.tools).get(name)
+    if entry is not None and method in _NAMED:
+        return fleet.integrations[entry.integration].demand, kind + entry.name
+    for integration in fleet.integrations.values():
+        start = f"{integration.settings.prefix}{SEPARATOR}"
+        if start != SEPARATOR and name.startswith(start) and not integration.takes_calls:
+            return integration.demand, kind + name.removeprefix(start)
+    return fleet.accounting.nobody, label
 
 
 def outcome_of(frame: bytes) -> int:

@@ -11,9 +11,7 @@ from typing import Any, Final, cast
 
 from msgspec import UNSET, Raw
 
-from vsm.board_demand import DemandRow
-from vsm.core.demand import UNSERVED
-from vsm.gateway.accounting import label_of, now_ns
+from vsm.gateway.accounting import count_unserved, routed_label
 from vsm.gateway.bridge import Bridge, BridgedCall
 from vsm.gateway.call import Call, Inquiry, Sink, id_json
 from vsm.gateway.client import (
@@ -42,12 +40,10 @@ from vsm.protocol.tables import (
     META_SERVER,
     META_VERSION,
     MODERN_VERSIONS,
-    ROUTED,
     Era,
 )
 
 TTL_MS: Final = 1000
-NAMED: Final = frozenset({"tools/call", "prompts/get"})
 MAX_DEFERRED: Final = 1024
 MAX_INSTRUCTIONS_CHARS: Final = 2048
 
@@ -178,11 +174,11 @@ class Router:
             else:
                 integration = self._fleet.integrations[starting.names[0]]
                 self._fail_unavailable(sink, id_bytes, integration)
-                self._count_unserved(message)
+                count_unserved(self._fleet, message)
         except RequestError as error:
             sink.answer(jsonrpc.failure(id_bytes, error.code, error.message, error.data))
             if error.unserved:
-                self._count_unserved(message)
+                count_unserved(self._fleet, message)
         except EnvelopeError as error:
             sink.answer(jsonrpc.failure(id_bytes, error.code, error.message, error.data))
         except DecodeError as error:
@@ -219,7 +215,7 @@ class Router:
             own[method](client, sink, id_bytes, params)
         else:
             name = self._route_of(method, params, modern=modern)
-            label = self._label(method, params)
+            label = routed_label(self._fleet.catalogue, method, params)
             self._route(client, sink, id_bytes, method, params, meta, name, modern, label)
 
     def _check_method(self, client: Client, method: str, *, modern: bool) -> None:
@@ -235,7 +231,7 @@ class Router:
         key = (client, id_bytes)
         if len(self._deferred) >= MAX_DEFERRED or key in self._deferred:
             self._fail_unavailable(sink, id_bytes, self._fleet.integrations[names[0]])
-            self._count_unserved(message)
+            count_unserved(self._fleet, message)
             return
 
         async def later() -> None:
@@ -244,29 +240,6 @@ class Router:
             self._request(client, sink, message, id_bytes, None, patient=False)
 
         self._deferred[key] = asyncio.get_running_loop().create_task(later())
-
-    def _count_unserved(self, message: Message) -> None:
-        """Count what could not be passed to a server, for the integration that it was meant for."""
-        method = cast("str", message.method)
-        label = label_of(method, jsonrpc.members(message.params)) if method in ROUTED else None
-        if label is None:
-            return
-        row, label = self._row_of(method, label)
-        row.count(label, UNSERVED, now_ns())
-
-    def _row_of(self, method: str, label: str) -> tuple[DemandRow, str]:
-        """The row and the class of a label with a public name in it; nobody's where none fits."""
-        catalogue = self._fleet.catalogue
-        kind = "prompt " if method == "prompts/get" else ""
-        name = label.removeprefix(kind)
-        entry = (catalogue.prompts if kind else catalogue.tools).get(name)
-        if entry is not None and method in NAMED:
-            return self._fleet.integrations[entry.integration].demand, kind + entry.name
-        for integration in self._fleet.integrations.values():
-            start = f"{integration.settings.prefix}{SEPARATOR}"
-            if start != SEPARATOR and name.startswith(start) and not integration.takes_calls:
-                return integration.demand, kind + name.removeprefix(start)
-        return self._fleet.accounting.nobody, label
 
     # ---- routing ---------------------------------------------------------------------------
 
@@ -317,14 +290,6 @@ class Router:
             params["ref"] = jsonrpc.raw_of({**ref, "name": entry.raw_name})
             return entry.integration
         return self._resource_owner(jsonrpc.text(ref, "uri"), modern=modern)
-
-    def _label(self, method: str, params: Object) -> str:
-        """The demand class of a request that is routed; all of a template's resources are one."""
-        if method == "resources/read":
-            uri = jsonrpc.text(params, "uri") or ""
-            listed = uri in self._fleet.catalogue.resources
-            return f"resource {uri}" if listed else "resource (not listed)"
-        return label_of(method, params) or ""
 
     def _resource_owner(self, uri: str | None, *, modern: bool = False) -> str:
         if uri is None:
