@@ -173,6 +173,8 @@ class Launcher:
             self._remains.note(order, fds)
         elif kind == "release":
             self._released = True
+        elif kind == "ping":
+            self._send({"kind": "pong"})
         elif self._ending:
             return
         elif kind == "spawn":

@@ -24,12 +24,14 @@ from vsm.errors import ConfinementError
 from vsm.execution import Plan
 from vsm.launcher import MOST_MESSAGE_BYTES, receive, send
 from vsm.linux import pidfd, prctl
+from vsm.pulse import Pulse
 
 _READY_TIMEOUT_S = 10.0
 _SPAWN_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 10.0
 _REMOVAL_SLICE_S, _REMOVAL_PAUSE_S = 0.02, 0.05
+_MOST_SILENT_S = 10  # it may be reaping many workers
 _LINK_FD = 3
 Order: TypeAlias = tuple[dict[str, Any], Sequence[int]]  # and the descriptors that go with it
 _START = "import sys; sys.path.append(sys.argv[1]); from vsm import launcher; launcher.main({}, {})"
@@ -153,6 +155,7 @@ class LauncherLink:
         self._on_lost = on_lost
         self._spared = spared
         self._first = first
+        self._pulse = Pulse(self._ask, self._kill_launcher, most=_MOST_SILENT_S)
         self._link = socket.socket()
         self._workers: dict[str, _Worker] = {}
         self._queue: deque[tuple[bytes, list[int]]] = deque()
@@ -316,6 +319,9 @@ class LauncherLink:
         kind = message["kind"]
         if kind == "ready" and self._ready and not self._ready.done():
             self._ready.set_result(None)
+            self._pulse.start()
+        elif kind == "pong":
+            self._pulse.answered()
         elif kind == "spawned":
             self._spawned(message, fds[0], tuple(fds[1:]))
         elif kind == "refused":
@@ -345,7 +351,11 @@ class LauncherLink:
 
     # -- the launcher's own end --------------------------------------------------------------------
 
+    def _ask(self) -> None:
+        self.tell({"kind": "ping"}, [])
+
     def _disconnect(self) -> None:
+        self._pulse.stop()
         if self._link.fileno() >= 0:
             self._watch_writable(wanted=False)
             asyncio.get_running_loop().remove_reader(self._link)

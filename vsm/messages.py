@@ -222,6 +222,18 @@ class Fork(Message):
     plan: str = Field(max_length=120_000)  # JSON of the compiled plan
 
 
+class Ping(Message):
+    """Does the template still answer?"""
+
+    kind: Literal["ping"] = "ping"
+
+
+class Pong(Message):
+    """It does."""
+
+    kind: Literal["pong"] = "pong"
+
+
 class TemplateReady(Message):
     """The template has imported everything and can fork."""
 
@@ -247,8 +259,8 @@ class Exited(Message):
     status: int
 
 
-ToTemplate: TypeAlias = Fork
-FromTemplate: TypeAlias = TemplateReady | Forked | Exited
+ToTemplate: TypeAlias = Fork | Ping
+FromTemplate: TypeAlias = TemplateReady | Pong | Forked | Exited
 
 # ---- channels ------------------------------------------------------------------------------
 
@@ -316,7 +328,7 @@ _BY_KIND = Field(discriminator="kind")
 
 parse_to_system: Callable[[bytes], ToSystem] = _parser(Annotated[ToSystem, _BY_KIND])
 parse_from_system: Callable[[bytes], FromSystem] = _parser(Annotated[FromSystem, _BY_KIND])
-parse_to_template: Callable[[bytes], ToTemplate] = _parser(Fork)
+parse_to_template: Callable[[bytes], ToTemplate] = _parser(Annotated[ToTemplate, _BY_KIND])
 parse_from_template: Callable[[bytes], FromTemplate] = _parser(Annotated[FromTemplate, _BY_KIND])
 
 # A channel carries one kind only: anything else that arrives on it is invalid.

@@ -256,7 +256,7 @@ class SystemGroup:
     def _check_forked(self, running: RunningSystem) -> None:
         """A template that does not fork is hung itself."""
         if running.pid is None and self._find(running.name, running.epoch) is running:
-            self.template.send(self.template_actor.hung())
+            self.template_actor.hung("hung: it does not fork")
 
     def drain(self, name: str) -> None:
         """Systems do not drain: the integrations have been drained before."""

@@ -27,7 +27,16 @@ import multiprocess
 
 from vsm.link import Link, close_fds
 from vsm.linux.prctl import set_death_signal
-from vsm.messages import Exited, Fork, Forked, TemplateReady, parse_to_template
+from vsm.messages import (
+    Exited,
+    Fork,
+    Forked,
+    Ping,
+    Pong,
+    TemplateReady,
+    ToTemplate,
+    parse_to_template,
+)
 
 Entry = Callable[[str, int, str, dict[str, int], int], None]
 
@@ -49,7 +58,7 @@ class _Child:
 class Template:
     """The template's state: its link and the children that it must reap."""
 
-    def __init__(self, link: Link[Fork], entry: Entry) -> None:
+    def __init__(self, link: Link[ToTemplate], entry: Entry) -> None:
         self.link = link
         self.entry = entry
         self.children: dict[int, _Child] = {}  # by pidfd
@@ -73,6 +82,10 @@ class Template:
         if received is None:
             return
         message, fds = received
+        if isinstance(message, Ping):
+            close_fds(fds)
+            self.link.send(Pong())
+            return
         child = self.fork(message, dict(zip(message.fds, fds, strict=True)))
         close_fds(fds)
         self.children[child.pidfd] = child

@@ -38,9 +38,9 @@ class TemplateActor:
         if self.process is not None:
             self.process.fork(system, epoch, plan, fds)
 
-    def hung(self) -> restart.Event:
-        """The event that says so."""
-        return restart.Hung(TEMPLATE, self.incarnation, "hung: it does not fork")
+    def hung(self, reason: str) -> None:
+        """It does not do what it is there for: it is replaced."""
+        self._group.template.send(restart.Hung(TEMPLATE, self.incarnation, reason))
 
     def spawn(self, name: str, incarnation: int) -> None:
         """Exec it."""
@@ -48,7 +48,7 @@ class TemplateActor:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         self._output = OutputReader(read_end, self._group.hooks.ring(name))
         tell = TemplateCallbacks(
-            self._ready, self._group.on_forked, self._group.on_exited, self._lost
+            self._ready, self._group.on_forked, self._group.on_exited, self._lost, self.hung
         )
         self.process = TemplateProcess(entry.ENTRY, entry.PRELOAD, write_end, tell)
         self.started_at = asyncio.get_running_loop().time()

@@ -13,21 +13,33 @@ from dataclasses import dataclass
 from typing import Final
 
 from vsm.link import Link, close_fds, socketpair
-from vsm.messages import Exited, Fork, Forked, FromTemplate, TemplateReady, parse_from_template
+from vsm.messages import (
+    Exited,
+    Fork,
+    Forked,
+    FromTemplate,
+    Ping,
+    Pong,
+    TemplateReady,
+    parse_from_template,
+)
+from vsm.pulse import Pulse
 from vsm.template import SINGLE_THREADED
 
 # Everything else of our environment stays here: a variable of ours may be a worker's secret.
+MOST_SILENT_S: Final = 3
 _PASSED: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONPATH", "PYTHONHOME")
 
 
 @dataclass(frozen=True)
 class TemplateCallbacks:
-    """Who is told what; `forked` gets the pid and, to own, the pidfd."""
+    """Who is told what; `forked` gets the pid and, to own, the pidfd; `hung` the reason."""
 
     ready: Callable[[], None]
     forked: Callable[[Forked, int], None]
     exited: Callable[[Exited], None]
     lost: Callable[[str], None]
+    hung: Callable[[str], None]
 
 
 class TemplateProcess:
@@ -54,6 +66,7 @@ class TemplateProcess:
         asyncio.get_running_loop().add_reader(self._pidfd, self._died)
         self._link: Link[FromTemplate] = Link(ours, parse_from_template)
         self._link.start(self._on_message, lambda: None)
+        self._pulse = Pulse(self._ask, self._silent, most=MOST_SILENT_S)
 
     def fork(self, system: str, epoch: int, plan: str, fds: dict[str, int]) -> None:
         """Ask for a system; the descriptors stay the caller's."""
@@ -62,6 +75,7 @@ class TemplateProcess:
 
     def stop(self) -> None:
         """End it by closing the link."""
+        self._pulse.stop()
         self._link.close()
 
     def kill(self) -> None:
@@ -73,7 +87,10 @@ class TemplateProcess:
         match message:
             case TemplateReady():
                 self.ready = True
+                self._pulse.start()
                 self._tell.ready()
+            case Pong():
+                self._pulse.answered()
             case Forked() if len(fds) == 1:
                 self._tell.forked(message, fds[0])
             case Exited():
@@ -81,7 +98,14 @@ class TemplateProcess:
             case _:
                 close_fds(fds)
 
+    def _ask(self) -> None:
+        self._link.send(Ping())
+
+    def _silent(self) -> None:
+        self._tell.hung(f"hung: no answer for {MOST_SILENT_S} s")
+
     def _died(self) -> None:
+        self._pulse.stop()
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         status = self._process.wait()  # has ended: does not block
