@@ -399,8 +399,9 @@ def _digest(call: Call) -> bytes:
     try:
         asked: Any = {k: msgspec.json.decode(v) for k, v in call.params.items() if k not in apart}
         body = msgspec.json.encode([call.integration, call.method, asked], order="deterministic")
-    except RecursionError:
-        raise BridgeError(jsonrpc.INVALID_PARAMS, "the arguments are nested too deeply") from None
+    except (RecursionError, msgspec.DecodeError):
+        text = "the arguments are nested too deeply, or hold a number out of range"
+        raise BridgeError(jsonrpc.INVALID_PARAMS, text) from None
     return hashlib.sha256(body).digest()[:16]
 
 

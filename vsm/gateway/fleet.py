@@ -274,7 +274,8 @@ class Fleet:
 
     # ---- the catalogue ---------------------------------------------------------------------
 
-    def _rebuild(self) -> None:
+    def _rebuild(self, announced: Iterable[str] = ()) -> None:
+        """Merge anew; clients hear of what changed and of the lists that a server announced."""
         surfaces: dict[str, Surface] = {
             name: integration.surface
             for name, integration in self.integrations.items()
@@ -284,7 +285,7 @@ class Fleet:
         changed = {
             CHANGE_OF_LIST[method]
             for method in LISTS
-            if before.pages[method] != self.catalogue.pages[method]
+            if method in announced or before.pages[method] != self.catalogue.pages[method]
         }
         for method in sorted(changed):
             if self.audience is not None:
@@ -313,7 +314,7 @@ class Fleet:
             again = self._stale.pop(name, set())
             if integration.upstream is upstream:
                 integration.surface.lists.update(lists)
-                self._rebuild()
+                self._rebuild(methods)
             if again:
                 self._refetch_soon(name, again)
 

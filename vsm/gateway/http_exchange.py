@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 from msgspec import UNSET
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from vsm.protocol import envelope, jsonrpc
+from vsm.protocol import envelope, jsonrpc, parameter_headers
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -24,8 +24,11 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_EVENTS: Final = 1024
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 NO_CONTENT: Final = 204
-_ROUTING_HEADERS: Final = frozenset(
-    {envelope.VERSION_HEADER, envelope.METHOD_HEADER, envelope.NAME_HEADER}
+_ROUTING_HEADERS: Final = (
+    envelope.VERSION_HEADER,
+    envelope.METHOD_HEADER,
+    envelope.NAME_HEADER,
+    parameter_headers.PREFIX,
 )
 # The HTTP status of a modern error; others go with 200.
 _STATUS: Final = {
@@ -166,7 +169,7 @@ class Request:
         self.repeated: str | None = None
         for raw_name, raw_value in scope["headers"]:
             name = raw_name.decode("latin-1")
-            if name in self.headers and name in _ROUTING_HEADERS:
+            if name in self.headers and name.startswith(_ROUTING_HEADERS):
                 self.repeated = name
             self.headers[name] = raw_value.decode("latin-1").strip(" \t")
 

@@ -24,9 +24,9 @@ from vsm.gateway.client import (
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.integration import GATEWAY, Integration
 from vsm.gateway.relay import Relay, level_index
-from vsm.protocol import envelope, jsonrpc
+from vsm.protocol import envelope, jsonrpc, parameter_headers
 from vsm.protocol.catalogue import SEPARATOR, Entry
-from vsm.protocol.envelope import EnvelopeError
+from vsm.protocol.envelope import EnvelopeError, unwrap_header
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
 from vsm.protocol.tables import (
     CLIENT_REQUESTS,
@@ -205,6 +205,8 @@ class Router:
             raise RequestError(jsonrpc.INVALID_REQUEST, "this id is in flight already")
         if method == "tools/call":
             entry = self._entry(method, params, self._fleet.catalogue.tools)
+            if headers is not None and entry.header_rules:
+                parameter_headers.check(entry.header_rules, params, headers, unwrap_header)
             params["name"] = entry.raw_name
             owner = entry.integration
             self._route(client, sink, id_bytes, method, params, meta, owner, modern, entry.name)

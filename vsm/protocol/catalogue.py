@@ -17,6 +17,7 @@ from msgspec import Raw
 
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import DecodeError, Object
+from vsm.protocol.parameter_headers import HeaderRule, rules_of
 from vsm.protocol.tables import LISTS
 
 SEPARATOR: Final = "__"
@@ -44,11 +45,16 @@ class Surface:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a public name leads: the integration and the name that its server knows."""
+    """Where a public name leads: the integration and the name that its server knows.
+
+    Args:
+        header_rules: which arguments of a tool HTTP clients repeat in headers.
+    """
 
     integration: str
     name: str
     raw_name: Raw
+    header_rules: tuple[HeaderRule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,8 @@ def _named_items(
                 continue
             seen.add(name)
             public = public_name(surface.prefix, name, integration)
-            yield public, Entry(integration, name, item["name"]), item
+            rules = rules_of(item.get("inputSchema"))
+            yield public, Entry(integration, name, item["name"], rules), item
 
 
 def _merge_named(
