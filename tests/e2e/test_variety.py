@@ -1,0 +1,145 @@
+"""Variety of a running vsm, end to end: an idle one, demand that nobody serves, deaths."""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import running
+
+SERVERS = Path(__file__).resolve().parents[1] / "servers"
+CONFIG = f"""
+[integrations.it]
+command = ["/usr/bin/python3", "-SI", "{SERVERS}/outcomes.py"]
+read = ["{SERVERS}"]
+"""
+
+
+class Client:
+    """A legacy client on the unix socket, frame by frame."""
+
+    def __init__(self, folder: Path) -> None:
+        import socket
+
+        self._id = 0
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(20)
+        self._socket.connect(str(folder / "run/mcp.sock"))
+        self._lines = self._socket.makefile("rb")
+        information = {"name": "test", "version": "1"}
+        self.ask(
+            "initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=information
+        )
+        self._send({"method": "notifications/initialized"})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._socket.sendall(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        self._id += 1
+        self._send({"id": self._id, "method": method, "params": params})
+        while True:
+            answer: dict[str, Any] = json.loads(self._lines.readline())
+            if answer.get("id") == self._id:
+                return answer
+
+    def call(self, tool: str, times: int = 1) -> None:
+        for _ in range(times):
+            self.ask("tools/call", name=tool, arguments={})
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+
+@pytest.fixture(scope="module")
+def vsm(
+    tmp_path_factory: pytest.TempPathFactory, session_leaves_nothing: None
+) -> Iterator[running.Running]:
+    del session_leaves_nothing
+    config = tmp_path_factory.mktemp("variety") / "vsm.toml"
+    config.write_text(CONFIG, encoding="utf-8")
+    with running.running(config) as it:
+        yield it
+        assert it.stop() == 0
+
+
+def variety(vsm: running.Running) -> dict[str, Any]:
+    done = vsm.vsm("variety", "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_story_of_a_demand_that_nobody_serves(vsm: running.Running) -> None:
+    idle = vsm.vsm("variety")
+    assert "not enough evidence: nobody asked for anything" in idle.stdout, idle.stderr
+    assert variety(vsm)["since_start"]["figures"] is None
+
+    client = Client(vsm.folder)
+    client.call("it__works", 40)
+    client.call("it__quotes", 40)
+    served = variety(vsm)["recent"]
+    assert served["events"] == 80
+    assert served["figures"]["requisite_ratio"]["measured"] == 1.0
+    assert served["figures"]["environmental_bits"]["measured"] == 1.0
+    assert served["figures"]["gap_by_class"] == []
+
+    client.call("translate", 20)
+    after = variety(vsm)["recent"]
+    absorbed, part = 2 * -0.4 * math.log2(0.4), -0.2 * math.log2(0.2)
+    figures = after["figures"]
+    assert figures["requisite_ratio"]["measured"] == pytest.approx(absorbed / (absorbed + part))
+    assert figures["gap_bits"]["measured"] == pytest.approx(part)
+    (share,) = figures["gap_by_class"]
+    assert (share["integration"], share["demand"]) == ("(nobody)", "translate")
+    assert figures["information"]["mutual_bits"] == pytest.approx(
+        -0.8 * math.log2(0.8) - 0.2 * math.log2(0.2)
+    )
+    told = vsm.vsm("variety").stdout
+    assert "requisite ratio" in told
+    assert "translate" in told
+    client.close()
+
+
+def test_board_dump_shows_every_count(vsm: running.Running) -> None:
+    client = Client(vsm.folder)
+    client.call("it__fails", 3)
+    client.close()
+    dump = json.loads(vsm.vsm("board", "dump", "--json").stdout)
+    demand = dump["demand"]["integrations"]["it"]
+    assert demand["classes"]["fails"] == [0, 3, 0, 0, 0, 0]
+    assert sum(demand["latency"]) == demand["events"]
+    assert dump["demand"]["bytes"] + dump["channel_bytes"] <= 5000 + 2300
+    assert set(dump["heartbeats"]) == {f"system{n}" for n in range(1, 6)}
+    assert all(row["sufficient"] for row in dump["channels"])
+    assert "fails" in vsm.vsm("board", "dump").stdout
+
+
+@pytest.mark.parametrize("name", ["system1", "system4"])
+def test_counts_outlive_the_systems_that_keep_them(vsm: running.Running, name: str) -> None:
+    before = variety(vsm)["since_start"]["events"]
+    systems = {worker["name"]: worker for worker in vsm.status()["workers"]}
+    os.kill(systems[name]["pid"], signal.SIGKILL)
+    _wait_replaced(vsm, name, systems[name]["pid"])
+    client = Client(vsm.folder)
+    client.call("it__works", 5)
+    client.close()
+    found = variety(vsm)
+    assert found["since_start"]["events"] == before + 5
+    assert found["recent"]["events"] == before + 5, "vsm is younger than a half-life"
+
+
+def _wait_replaced(vsm: running.Running, name: str, pid: int) -> None:
+    """Until the successor serves; the control socket has nothing to wait on."""
+    for _ in range(200):
+        worker = next(one for one in vsm.status()["workers"] if one["name"] == name)
+        if worker["state"] == "ready" and worker["pid"] != pid:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{name} was not replaced:\n{vsm.log()}")

@@ -1,0 +1,186 @@
+"""S4 over a real board: what it measures, keeps, and tells, when S1 or itself is replaced."""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from vsm.board import BoardWriter
+from vsm.board_demand import DemandBoard
+from vsm.board_reader import DemandReader, Row
+from vsm.core import channels
+from vsm.core.demand import NOBODY, OK, UNSERVED
+from vsm.demand_relay import DemandRelay
+from vsm.link import Link, channel_pair, socketpair
+from vsm.messages import CHANNEL_PARSERS, Algedonic, Outlook, Segments, parse_to_system
+from vsm.systems.base import SystemContext
+from vsm.systems.intelligence import HALF_LIFE_S, Intelligence
+
+
+class Rig:
+    """S4's object on links whose other ends are here."""
+
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+        control, other = socketpair()
+        self.sockets.append(other)
+        ends = {}
+        self.heard: dict[str, Link[object]] = {}
+        for channel in channels.sends("system4"):
+            sender, receiver = channel_pair()
+            parse = CHANNEL_PARSERS[channel.carries]
+            ends[channel.name] = Link(sender, parse)
+            self.heard[channel.name] = Link(receiver, parse)
+        self.writer = BoardWriter(1)
+        link = Link(control, parse_to_system)
+        self.context = SystemContext("system4", link, ends, self.writer, layers=[])
+        self.s4 = Intelligence(self.context, time.monotonic())
+
+    def read(self, board: DemandBoard, epoch: int, age_s: float = 1.0) -> None:
+        fds = [os.dup(fd) for fd in board.filenos()]
+        names = tuple(f"segment{index}" for index in range(len(fds)))
+        self.s4.on_segments(Segments(epoch=epoch, pid=os.getpid(), age_s=age_s, fds=names), fds)
+
+    def close(self) -> None:
+        self.s4.close()
+        self.context.control.close()
+        for link in [*self.context.outgoing.values(), *self.heard.values()]:
+            link.close()
+        for sock in self.sockets:
+            sock.close()
+        self.writer.close()
+
+
+def run(scenario: Callable[[Rig], None]) -> None:
+    async def main() -> None:
+        rig = Rig()
+        try:
+            scenario(rig)
+        finally:
+            rig.close()
+
+    asyncio.run(main())
+
+
+@contextmanager
+def board(epoch: int, *names: str) -> Iterator[DemandBoard]:
+    it = DemandBoard(epoch, names)
+    yield it
+    it.close()
+
+
+def count(it: DemandBoard, name: str, label: str, times: int, outcome: int = OK) -> None:
+    for _ in range(times):
+        it.rows[name].count(label, outcome, time.perf_counter_ns())
+
+
+def test_idle_system_has_no_figure_and_says_why() -> None:
+    def scenario(rig: Rig) -> None:
+        assert "no demand board of system 1" in rig.s4.state()["lacks"]
+        with board(1, "git") as it:
+            rig.read(it, 1)
+            assert "no demand observed: nobody asked for anything yet" in rig.s4.state()["lacks"]
+            found = rig.s4.variety()
+            assert found["recent"]["figures"] is None
+            assert found["recent"]["not_enough_evidence"]["reason"] == "no events"
+
+    run(scenario)
+
+
+def test_counts_survive_the_writer_and_are_seen_once() -> None:
+    def scenario(rig: Rig) -> None:
+        with board(1, "git") as first, board(2, "git") as second:
+            rig.read(first, 1)
+            count(first, "git", "log", 30)
+            assert rig.s4.variety()["recent"]["events"] == 30
+            count(first, "git", "log", 5)  # never sampled before S1 dies
+            relay = DemandRelay()
+            assert relay.announced([os.dup(fd) for fd in first.filenos()], epoch=1, pid=os.getpid())
+            message, fds = relay.message()
+            assert len(message.fds) == len(fds) == 1
+            second.inherit(_rows(fds))
+            relay.close()
+            count(second, "git", "log", 2)
+            rig.read(second, 2)
+            found = rig.s4.variety()
+            assert found["recent"]["events"] == found["since_start"]["events"] == 37
+
+    run(scenario)
+
+
+def _rows(fds: list[int]) -> list[Row]:
+    reader = DemandReader([os.dup(fd) for fd in fds], epoch=1, pid=None)
+    rows = reader.rows()
+    reader.close()
+    return rows
+
+
+@pytest.mark.parametrize(("age_s", "recent"), [(HALF_LIFE_S - 1, 35), (HALF_LIFE_S + 1, 3)])
+def test_successor_of_s4_counts_as_recent_only_what_surely_is(age_s: float, recent: int) -> None:
+    def scenario(rig: Rig) -> None:
+        with board(1, "git") as it:
+            count(it, "git", "log", 32)
+            rig.read(it, 1, age_s)
+            count(it, "git", "log", 3)
+            found = rig.s4.variety()
+            assert (found["recent"]["events"], found["since_start"]["events"]) == (recent, 35)
+
+    run(scenario)
+
+
+def test_false_board_changes_nothing() -> None:
+    def scenario(rig: Rig) -> None:
+        with board(1, "git") as it:
+            rig.read(it, 1)
+            count(it, "git", "log", 3)
+            fds = [os.dup(fd) for fd in it.filenos()]
+            rig.s4.on_segments(Segments(epoch=2, pid=1, fds=("segment0",)), fds)
+            assert rig.s4.variety()["recent"]["events"] == 3
+        relay = DemandRelay()
+        fd = os.memfd_create("x")
+        assert not relay.announced([fd], epoch=1, pid=0)
+        assert relay.message()[1] == []
+        assert relay.refused == 1
+
+    run(scenario)
+
+
+def test_low_ratio_hurts_once_and_relief_follows() -> None:
+    def scenario(rig: Rig) -> None:
+        with board(1, "git") as it:
+            rig.read(it, 1)
+            for tool in ("log", "diff"):
+                count(it, "git", tool, 40)
+            rig.s4.sample(time.monotonic())
+            rig.s4.tell()
+            count(it, NOBODY, "translate", 60, UNSERVED)
+            for _ in range(3):
+                rig.s4.sample(time.monotonic())
+                rig.s4.tell()
+            for tool in ("log", "diff"):
+                count(it, "git", tool, 900)
+            rig.s4.sample(time.monotonic())
+            rig.s4.tell()
+        outlooks = _all(rig.heard["system4>system3:outlook"])
+        assert len(outlooks) == 3  # one for each change
+        ratios = [
+            one.body["variety"]["requisite_ratio"]["measured"]  # type: ignore[index, call-overload]
+            for one in outlooks
+            if isinstance(one, Outlook)
+        ]
+        assert ratios[0] == 1.0 > ratios[2] > ratios[1]
+        signals = _all(rig.heard["system4>system5:algedonic"])
+        assert [s.severity for s in signals if isinstance(s, Algedonic)] == ["pain", "relief"]
+
+    run(scenario)
+
+
+def _all(link: Link[object]) -> list[object]:
+    found = []
+    while (received := link.receive(0)) is not None:
+        found.append(received[0])
+    return found
