@@ -35,6 +35,8 @@ SLOT_BYTES: Final = 4 * SLOT_WORDS
 ROW_BYTES: Final = SLOTS_OFFSET + 2 * SLOT_BYTES
 MASK: Final = 0xFFFFFFFF
 MAX_ROWS: Final = 4096
+SPARE_ROWS: Final = 4
+"""A set with more free rows than this and than used ones is rewritten smaller."""
 MAX_SEGMENTS: Final = 8
 """A set of more is rewritten as one; all of a set's descriptors fit one message."""
 
@@ -313,12 +315,15 @@ class DemandBoard:
             return False
         gone = [p for p in self._extra if _name_of(p) == name]
         self._extra = [place for place in self._extra if place not in gone]
-        before = len(self.segments)
+        before = list(self.segments)
         last = row.place
         row.move(Place(None, name))  # calls in flight may still count there
         for place in (last, *gone):
             self._give_back(place)
-        return len(self.segments) != before
+        free = sum(len(segment.free) for segment in self.segments)
+        if free > len(self.rows) + len(self._extra) + SPARE_ROWS:
+            self._rewrite(0)
+        return self.segments != before
 
     def inherit(self, rows: Iterable["Counted"]) -> None:
         """Add what a dead predecessor counted for the integrations that are still here."""

@@ -156,6 +156,17 @@ def test_many_segments_become_one_and_no_count_is_lost(board: DemandBoard) -> No
     assert all(found[f"extra{n}"].events == n + 1 for n in range(3 * MAX_SEGMENTS))
 
 
+def test_memory_is_given_back_when_many_integrations_leave(board: DemandBoard) -> None:
+    count(board, "git", "log", times=3)
+    rows, pages = board.row_bytes, board.page_bytes
+    for number in range(60):
+        board.add([f"extra{number}"])
+    moved = [board.remove(f"extra{number}") for number in range(60)]
+    assert any(moved), "readers must hear of it"
+    assert (board.row_bytes, board.page_bytes) == (rows, pages)
+    assert totals(board)["git"].classes == {"log": [3, 0, 0, 0, 0, 0]}
+
+
 def _log_row(events: int, slower: int = 0) -> Row:
     latency = [events, slower] + [0] * (LATENCY_BUCKETS - 2)
     return Row("git", 1, events, 0, ("log",), [events, 0, 0, 0, 0, 0], latency)
