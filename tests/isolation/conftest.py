@@ -4,11 +4,9 @@ Attempts run as root's workers and as an ordinary user's, in both tiers; `Arena.
 driver as that user. An interpreter that the ordinary user may run is found or the tests skip.
 """
 
-import ctypes
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,13 +19,12 @@ import msgspec
 import pytest
 
 import vsm
+from vsm.audit import CODE
+from vsm.audit_world import SECRET_VARIABLE, World
 from vsm.paths import shipped_profiles
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # importlib mode adds no folder; the attempts are shared
 NOBODY = 65534
-LEAKED_FD = 77
-SECRET_VARIABLE = "VSM_TEST_SECRET"
 PROFILE = """
 extends = "integration"
 tier = "landlocked"
@@ -94,7 +91,7 @@ class Arena:
             "tier": tier,
             "world": str(self.folder),
             "env": {},
-            "read": [str(HERE / "attempts.py"), self.world["read_folder"]],
+            "read": [str(self.folder / "copy"), self.world["read_folder"]],
             "write": [],
             **spec,
         }
@@ -115,8 +112,9 @@ class Arena:
 
     def attempts(self, names: list[str], **spec: Any) -> dict[str, dict[str, str]]:
         """Run attempts in one confined (or unconfined) process: name → outcome, detail."""
-        script = str(self.visible(HERE / "attempts.py"))
-        argv = ["/usr/bin/python3", "-SI", script, json.dumps(self.world), *names]
+        copy = str(self.folder / "copy")
+        world = {**self.world, "is_control": not spec.get("confined", True)}
+        argv = ["/usr/bin/python3", "-SI", "-c", CODE, copy, json.dumps(world), *names]
         answer = self.run(argv, **spec)
         assert answer.get("exit") == 0, answer
         self.layers = {layer["name"]: layer["state"] for layer in answer.get("layers", ())}
@@ -165,148 +163,14 @@ def arena(
     folder = Path(tempfile.mkdtemp(prefix=f"world-{request.param}-", dir=scratch))
     folder.chmod(0o777)  # nothing but the sandbox is in an attacker's way
     made = Arena(request.param, uid, "", {}, folder, {}, require)
-    with World(made) as world:
+    (folder / "profiles").mkdir(mode=0o755)
+    with World(folder, uid, LIMITS) as world:
+        shutil.copy(HERE / "driver.py", folder / "copy" / "driver.py")
+        made.profile()
+        made.python, made.environment = _interpreter(made)
         made.world = world
         yield made
     shutil.rmtree(folder)
-
-
-class World:
-    """Makes and removes what is outside."""
-
-    def __init__(self, arena: Arena) -> None:
-        self.arena, self.undo = arena, list[Callable[[], object]]()
-
-    def __enter__(self) -> dict[str, Any]:
-        arena, folder = self.arena, self.arena.folder
-        for name in ("copy", "profiles", "open", "read"):
-            (folder / name).mkdir()
-        (folder / "open").chmod(0o777)
-        (folder / "profiles").chmod(0o755)
-        for name in ("attempts.py", "driver.py"):
-            shutil.copy(HERE / name, folder / "copy" / name)
-        arena.profile()
-        arena.python, arena.environment = _interpreter(arena)
-        victim = self.victim()
-        network = os.readlink("/proc/self/ns/net")
-        return {
-            **self.files(folder),
-            **self.sockets(folder),
-            **self.ipc(),
-            **LIMITS,
-            "victim": victim,
-            "starter": os.getpid() if arena.uid == os.geteuid() else victim,
-            "network_namespace": network,
-            "cgroup_procs": next(map(str, Path("/sys/fs/cgroup").glob("**/cgroup.procs")), ""),
-            "leaked_fd": LEAKED_FD,
-            "secret_variable": SECRET_VARIABLE,
-            "host_name": os.uname().nodename,
-            "can_raise": False,
-        }
-
-    def __exit__(self, *_: object) -> None:
-        for action in reversed(self.undo):
-            action()
-
-    def files(self, folder: Path) -> dict[str, Any]:
-        opened = folder / "open"
-        for name, text in (("writable.txt", "12345"), ("renamed.txt", ""), ("removed.txt", "")):
-            (opened / name).write_text(text)
-            (opened / name).chmod(0o666)
-        for path in (folder / "secret.txt", folder / "read" / "readable.txt"):
-            path.write_text("secret of the host")
-            path.chmod(0o666)
-        os.chmod(folder / "read", 0o777)
-        shutil.copy("/usr/bin/true", folder / "open" / "tool")
-        shutil.copy("/usr/bin/id", folder / "read" / "setuid-id")
-        (folder / "read" / "setuid-id").chmod(0o4755)
-        (folder / "open" / "owned.txt").touch(mode=0o644)
-        os.chown(folder / "open" / "owned.txt", self.arena.uid, -1)
-        os.mkfifo(folder / "fifo")
-        (folder / "fifo").chmod(0o666)
-        return {
-            "folder": str(folder),
-            "owned": str(opened / "owned.txt"),
-            "secret": str(folder / "secret.txt"),
-            "open_folder": str(opened),
-            "writable": str(opened / "writable.txt"),
-            "writable_size": 5,
-            "renamed": str(opened / "renamed.txt"),
-            "removed": str(opened / "removed.txt"),
-            "read_folder": str(folder / "read"),
-            "readable": str(folder / "read" / "readable.txt"),
-            "tool": str(opened / "tool"),
-            "setuid_tool": str(folder / "read" / "setuid-id"),
-            "fifo": str(folder / "fifo"),
-        }
-
-    def sockets(self, folder: Path) -> dict[str, Any]:
-        tcp = self.listen(socket.AF_INET, ("127.0.0.1", 0))
-        try:
-            tcp6 = self.listen(socket.AF_INET6, ("::1", 0)).getsockname()[1]
-        except OSError:
-            tcp6 = 0
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        udp.bind(("127.0.0.1", 0))
-        self.undo.append(udp.close)
-        unix, abstract = str(folder / "unix.sock"), f"vsm-test-{os.getpid()}-{folder.name}"
-        self.listen(socket.AF_UNIX, unix)
-        os.chmod(unix, 0o777)
-        self.listen(socket.AF_UNIX, "\0" + abstract)
-        return {
-            "tcp": tcp.getsockname()[1],
-            "tcp6": tcp6,
-            "udp": udp.getsockname()[1],
-            "unix": unix,
-            "abstract": abstract,
-        }
-
-    def listen(self, family: int, address: Any) -> socket.socket:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        self.undo.append(listener.close)
-        listener.bind(address)
-        listener.listen(100)
-        return listener
-
-    def ipc(self) -> dict[str, Any]:
-        libc = ctypes.CDLL(None, use_errno=True)
-        key = 0x56534D00 + self.arena.folder.stat().st_ino % 0xFF
-        create = 0o1666
-        for remove, ident in (
-            (lambda i: libc.shmctl(i, 0, None), libc.shmget(key, 4096, create)),
-            (lambda i: libc.msgctl(i, 0, None), libc.msgget(key, create)),
-            (lambda i: libc.semctl(i, 0, 0), libc.semget(key, 1, create)),
-        ):
-            assert ident >= 0, os.strerror(ctypes.get_errno())
-            self.undo.append(lambda remove=remove, ident=ident: remove(ident))
-        shm = Path(f"/dev/shm/{self.arena.folder.name}")
-        shm.touch()
-        shm.chmod(0o666)
-        self.undo.append(shm.unlink)
-        return {"sysv_key": key, "shm_file": str(shm), "posix_queue": self.queue(libc)}
-
-    def queue(self, libc: Any) -> str:
-        name = self.arena.folder.name
-        mask = os.umask(0)
-        fd = libc.mq_open(b"/" + name.encode(), os.O_CREAT | os.O_RDWR, 0o666, None)
-        os.umask(mask)
-        if fd < 0:
-            return ""
-        os.close(fd)
-        self.undo.append(lambda: libc.mq_unlink(b"/" + name.encode()))
-        return name
-
-    def victim(self) -> int:
-        uid = self.arena.uid
-        other = uid if uid != os.geteuid() else None
-        process = subprocess.Popen(["/usr/bin/sleep", "3600"], user=other, group=other, cwd="/")
-
-        def end() -> None:
-            process.kill()
-            process.wait()
-
-        self.undo.append(end)
-        return process.pid
 
 
 def _interpreter(arena: Arena) -> tuple[str, dict[str, str]]:

@@ -83,20 +83,17 @@ def _system(spec: dict[str, Any], out: int, _err: int) -> dict[str, Any]:
     """Children confine themselves as the systems do; argv is that of a run of attempts.py."""
     import msgspec
 
-    from vsm import uids
+    from vsm import attempts, uids
     from vsm.execution import confine_self
     from vsm.plan import WorkerRequest, compile_plan
     from vsm.probe import HostFacts
     from vsm.profile import load_profile
 
-    sys.path.insert(0, os.path.dirname(spec["argv"][2]))
-    import attempts
-
     host = msgspec.convert(spec["facts"], HostFacts)
     uid = uids.system_uid(spec["system"]) if host.root else None
     request = WorkerRequest(name=spec["system"], argv=(), uid=uid)
     plan = compile_plan(load_profile(spec["system"]), request, host)
-    world, names = json.loads(spec["argv"][3]), spec["argv"][4:]
+    world, names = json.loads(spec["argv"][5]), spec["argv"][6:]
     world |= {"parent": os.getpid(), "open_at_start": []}
 
     def confined(action: Any) -> Any:

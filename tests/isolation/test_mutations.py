@@ -5,7 +5,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
-from attempts import ATTEMPTS
+
+from vsm.attempts import ATTEMPTS
 
 pytestmark = pytest.mark.isolation
 

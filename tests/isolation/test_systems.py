@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from attempts import ATTEMPTS
+
+from vsm.attempts import ATTEMPTS
 
 pytestmark = pytest.mark.isolation
 SYSTEMS = ("system1", "system2", "system3", "system4", "system5")
