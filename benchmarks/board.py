@@ -37,12 +37,12 @@ WATCH = """
 import sys
 from vsm.board_reader import DemandReader
 reader = DemandReader([int(word) for word in sys.argv[1].split(",")], epoch=1, pid=None)
+changes, seen = reader.changes(), 0
 print("READY", flush=True)
-seen = 0
 while seen < int(sys.argv[2]):
-    changes = reader.changes()
-    if changes != seen:
-        seen = reader.totals()["a"].events
+    now = reader.changes()
+    if now != changes:
+        changes, seen = now, reader.totals()["a"].events
         sys.stdout.write(f"{seen}\\n")
         sys.stdout.flush()
 """
