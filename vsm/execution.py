@@ -6,8 +6,8 @@ launcher imports it. `execute` runs in the process that is to be confined.
 
 from typing import Any, NamedTuple
 
-from vsm import operations as process_operations
 from vsm import network_operations, root_operations
+from vsm import operations as process_operations
 from vsm.linux import namespaces
 from vsm.operations import Operation, Site
 
@@ -25,6 +25,7 @@ _OPERATIONS: dict[str, Any] = {
         process_operations.SetLimits,
         process_operations.DropPrivileges,
         process_operations.Restrict,
+        process_operations.ShieldMiniInit,
         process_operations.FilterSystemCalls,
         network_operations.OpenListeners,
         root_operations.MakeRoot,

@@ -294,7 +294,8 @@ class Launcher:
 
     def _close(self, worker: ForkedWorker) -> None:
         worker.close()
-        self._leftovers += [worker.plan.scratch_dir] if worker.plan.scratch_dir else []
+        if not worker.remove_scratch(budget_s=_REMOVAL_SLICE_S):
+            self._leftovers.append(worker.plan.scratch_dir)
 
 
 def _open_parent(pid: int) -> int:

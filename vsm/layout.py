@@ -51,6 +51,10 @@ class Request(Protocol):
         """Host paths."""
 
     @property
+    def written(self) -> tuple[str, ...]:
+        """Host paths that some worker may write."""
+
+    @property
     def state_dir(self) -> str | None:
         """A host directory."""
 
@@ -123,6 +127,8 @@ class Grants(NamedTuple):
         devices = [path for path in files.devices if Path(path).is_char_device()]
         for path in (*read, *write):
             _refuse_root(path, request.name)
+        others = (_resolve(path, {}, "") for path in request.written)
+        _refuse_written_links(links, {*write, *others}, request.name)
         return cls(
             name=request.name,
             uid=uid,
@@ -232,7 +238,7 @@ class Grants(NamedTuple):
 
     def host_rules(self, scratch: str) -> Iterator[tuple[str, str]]:
         """Landlock on the host's own file system."""
-        for path in (*self.read, *(path for path in _HOST_ETC if Path(path).exists())):
+        for path in (*self.read, *(real for etc in _HOST_ETC if (real := _resolve(etc, {}, "")))):
             yield "read", path
         if self.proc:
             yield "read", "/proc"
@@ -326,6 +332,19 @@ def _is_beneath(path: str, folder: str) -> bool:
 def _open_to_all(status: os.stat_result) -> bool:
     wanted = _OTHER_READ_ENTER if stat.S_ISDIR(status.st_mode) else _OTHER_READ
     return status.st_mode & wanted == wanted
+
+
+def _refuse_written_links(links: dict[str, str], written: set[str], name: str) -> None:
+    """A worker that may put a link where a grant leads through would choose what is granted."""
+    for link in links:
+        for folder in written:
+            if folder and _is_beneath(link, folder):
+                raise ConfinementError(
+                    name,
+                    f"{link} is a symbolic link in {folder}, where a worker may put any",
+                    "Name the folder that it leads to.",
+                    layer="root_filesystem",
+                )
 
 
 def _refuse_root(path: str, name: str) -> None:

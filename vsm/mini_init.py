@@ -42,11 +42,19 @@ _FORWARDED = (
     signal.SIGWINCH,
     signal.SIGCONT,
 )
+Program = Callable[[Plan], object]  # never returns into the mini-init
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 
 def run(
-    plan: Plan, site: Site, *, stdio: tuple[int, int, int], control: int, status: int, tty: bool
+    plan: Plan,
+    site: Site,
+    *,
+    stdio: tuple[int, int, int],
+    control: int,
+    status: int,
+    tty: bool,
+    program: Program | None = None,
 ) -> NoReturn:
     """Confine, start the server, and stay until it ends.
 
@@ -57,11 +65,13 @@ def run(
         control: a message holds signal numbers for the server, the end of file kills.
         status: write end for the JSON lines.
         tty: stay in the session and process group of the terminal.
+        program: what the server is instead of `plan.argv`, run in a fork.
     """
 
     def work() -> int:
         _arrange_fds(control, status, stdio, site)
-        init = _Init(site, namespaced=bool(plan.clone_flags & namespaces.NEWPID), tty=tty)
+        namespaced = bool(plan.clone_flags & namespaces.NEWPID)
+        init = _Init(site, namespaced=namespaced, tty=tty, program=program)
         init.prepare()
         return init.run(plan)
 
@@ -137,8 +147,11 @@ def _refuse(error: OperationError) -> int:
 class _Init:
     """One worker's first process."""
 
-    def __init__(self, site: Site, *, namespaced: bool, tty: bool) -> None:
+    def __init__(
+        self, site: Site, *, namespaced: bool, tty: bool, program: Program | None = None
+    ) -> None:
         self._site = site
+        self._program = program
         self._tty = tty
         self._namespaced = namespaced
         self._server = 0
@@ -173,7 +186,7 @@ class _Init:
     def _start(self, plan: Plan, layers: list[dict[str, str]]) -> bool:
         try:
             os.chdir(plan.cwd)
-            self._server = _spawn(plan, setsid=not self._tty)
+            self._server = self._spawn(plan)
         except OSError as error:
             _report("failed", {"layer": "", "what": _exec_failure(error, plan)})
             return False
@@ -183,6 +196,15 @@ class _Init:
             prctl.set_death_signal(0)
         _report("started", {"layers": layers})
         return True
+
+    def _spawn(self, plan: Plan) -> int:
+        def spawn() -> int:
+            if self._program is not None:
+                return _fork(plan, self._program)
+            return _spawn(plan, setsid=not self._tty)
+
+        spawner = self._site.spawner
+        return spawner.run(spawn) if spawner else spawn()
 
     def _listen(self) -> None:
         """Signals only wake the loop up, which then forwards them."""
@@ -280,6 +302,23 @@ def _spawn(plan: Plan, *, setsid: bool) -> int:
         setsigmask=(),
         setsigdef=[s for s in signal.valid_signals() if s not in (signal.SIGKILL, signal.SIGSTOP)],
     )
+
+
+def _fork(plan: Plan, program: Program) -> int:
+    """Run a program that is in memory already; as `_spawn`, but nothing is exec'ed."""
+    pid, fd = namespaces.fork_into(0)
+    if pid:
+        os.close(fd)
+        return pid
+    try:
+        signal.set_wakeup_fd(-1)
+        for signo in (*_FORWARDED, signal.SIGCHLD):
+            signal.signal(signo, signal.SIG_DFL)
+        os.setsid()
+        os.closerange(CONTROL_FD, 1 << 30)
+        program(plan)
+    finally:
+        os._exit(EXIT_FAILED)
 
 
 def _exec_failure(error: OSError, plan: Plan) -> str:

@@ -11,6 +11,7 @@ import sys
 from typing import Any, NamedTuple, Protocol
 
 from vsm.linux import capabilities, landlock, namespaces, prctl, rlimits, seccomp
+from vsm.spawner import Spawner
 
 _RIGHTS = {
     "read": landlock.READ_EXECUTE,
@@ -29,6 +30,7 @@ class Site:
         root_fd: the root being built, or -1.
         id_maps: fds that the parent opened.
         control_fd: the mini-init's control socket, or -1: what is opened inside goes out by it.
+        spawner: the thread that is to start the server, if not the main one.
         executed: the steps done so far.
         reports: (layer, detail) of those that had something to say.
     """
@@ -37,6 +39,7 @@ class Site:
         self.root_fd = -1
         self.control_fd = -1
         self.id_maps: dict[IdMap, int] = {}
+        self.spawner: Spawner | None = None
         self.executed: list[Operation] = []
         self.reports: list[tuple[str, str]] = []
 
@@ -235,6 +238,21 @@ class Restrict(NamedTuple):
         return f"Landlock: {listed}; {tcp}; signals and abstract sockets stay inside"
 
 
+class ShieldMiniInit(NamedTuple):
+    """Put the server's processes a Landlock domain below the mini-init: no signal reaches it."""
+
+    layer: str = "landlock"
+
+    def execute(self, site: Site) -> str:
+        """Start the thread that will start the server."""
+        site.spawner = Spawner()
+        return "the mini-init is out of the server's reach"
+
+    def describe(self) -> str:
+        """What."""
+        return "Landlock for the server: it cannot signal its mini-init"
+
+
 class FilterSystemCalls(NamedTuple):
     """seccomp; always the last one.
 
@@ -248,9 +266,10 @@ class FilterSystemCalls(NamedTuple):
     layer: str = "seccomp"
 
     def execute(self, site: Site) -> str:
-        """Install the filter."""
-        del site
-        seccomp.install(base64.b64decode(self.program))
+        """Install the filter, in every thread."""
+        flags = seccomp.TSYNC if site.spawner else 0
+        if seccomp.install(base64.b64decode(self.program), flags):
+            raise OSError(1, "seccomp: a thread has another filter")
         return f"{self.allowed} system calls allowed"
 
     def describe(self) -> str:

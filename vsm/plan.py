@@ -31,6 +31,7 @@ from vsm.operations import (
     Operation,
     Restrict,
     SetLimits,
+    ShieldMiniInit,
 )
 from vsm.profile import Profile
 
@@ -38,6 +39,7 @@ Tier = Literal["namespaced", "landlocked"]
 
 _BASE_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 _TCP_ABI = 4
+_SCOPE_ABI = 6
 _REMEDIES = {
     "user": "Start vsm as root, or list user in the profile's may_lack.",
     "landlock": "Boot with landlock in the kernel's lsm= list (CONFIG_SECURITY_LANDLOCK).",
@@ -83,6 +85,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
         env: what the worker gets beside the profile's environment; wins over it.
         read: host paths, read-only (the closure's among them).
         write: host paths.
+        written: host paths that some worker may write: no symbolic link in them is followed.
         state_dir: an existing host directory of the worker's own, or None.
         uid: root only: the worker's stable uid; None keeps the caller's (self) or is refused.
         tier: None for the best one; naming one takes that one or raises.
@@ -98,6 +101,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
     state_dir: str | None = None
     uid: int | None = None
     tier: Tier | None = None
@@ -342,6 +346,8 @@ def _own_operations(case: _Case, files: layout.Grants, private: str) -> Iterator
         rules = files.namespaced_rules() if case.namespaced else files.host_rules(private)
         tcp = case.profile.network.mode == "host" or case.namespaced
         yield Restrict(tuple(rules), tcp=tcp, least_abi=case.host.landlock_abi)
+        if case.host.landlock_abi >= _SCOPE_ABI and not case.namespaced and not case.itself:
+            yield ShieldMiniInit()
     if case.host.seccomp:
         yield _filter(case)
 

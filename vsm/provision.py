@@ -15,7 +15,7 @@ from vsm import cgroup, egress_link, paths, scratch, uids
 from vsm.closure import closure
 from vsm.config import Config, Integration, read_secret
 from vsm.core.egress import Rules
-from vsm.errors import VsmError
+from vsm.errors import ConfigurationError, VsmError
 from vsm.execution import Plan
 from vsm.plan import WorkerRequest, compile_plan, egress_rules
 from vsm.probe import HostFacts
@@ -28,12 +28,14 @@ DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 class Host:
     """What the trials found, and the cgroups of this run.
 
-    `uids` is empty for an ordinary user, whose workers run under the user's own.
+    `uids` is empty for an ordinary user, whose workers run under the user's own. `written` is
+    what some integration may write: what lies there decides nothing about anybody's confinement.
     """
 
     facts: HostFacts
     cgroups: cgroup.Cgroups
     uids: dict[str, int] = field(default_factory=dict)
+    written: tuple[str, ...] = ()
 
 
 def survey(config: Config) -> Host:
@@ -44,7 +46,13 @@ def survey(config: Config) -> Host:
     scratch.sweep(uids.may_be_workers)
     if host.facts.root:
         host.uids = uids.integration_uids(list(config.integrations))
+    host.written = written_paths(config)
     return host
+
+
+def written_paths(config: Config) -> tuple[str, ...]:
+    """The paths that some integration may write."""
+    return tuple(path for one in config.integrations.values() for path in one.write)
 
 
 def _probe(groups: cgroup.CgroupFacts) -> HostFacts:
@@ -130,7 +138,7 @@ def provide(host: Host, integration: Integration, worker: str) -> Provision:
     """
     profile = load_profile(integration.profile)
     uid = host.uids.get(integration.name)
-    request = _request(integration, profile, uid)
+    request = _request(host, integration, profile, uid)
     group = _group(host, worker, profile.limits)
     try:
         request = msgspec.structs.replace(
@@ -155,15 +163,19 @@ def check(host: Host, integration: Integration, uid: int | None) -> None:
     """
     profile = load_profile(integration.profile)
     held = () if host.cgroups.facts.kind == "none" else cgroup.Group(host.cgroups.facts, "x").layers
-    request = _request(integration, profile, uid)
+    request = _request(host, integration, profile, uid)
     compile_plan(profile, msgspec.structs.replace(request, cgroup_layers=held), host.facts)
 
 
-def _request(integration: Integration, profile: Profile, uid: int | None) -> WorkerRequest:
+def _request(
+    host: Host, integration: Integration, profile: Profile, uid: int | None
+) -> WorkerRequest:
     """What the configuration says of a worker; its groups and state directory are added later."""
     env = {**integration.env, **_secrets(integration)}
     search = {"PATH": os.environ.get("PATH", DEFAULT_PATH), **profile.environment, **env}
     needed = closure(integration.command, env=search, cwd=integration.cwd)
+    written = (*host.written, *integration.write, *profile.files.write)
+    _refuse_written(integration.name, (needed.executable, *needed.read), written)
     if uid is not None:
         uids.check_mapped(uid, where=integration.name)
     return WorkerRequest(
@@ -173,8 +185,22 @@ def _request(integration: Integration, profile: Profile, uid: int | None) -> Wor
         env=env,
         read=(*needed.read, *integration.read),
         write=integration.write,
+        written=written,
         uid=uid,
     )
+
+
+def _refuse_written(name: str, code: tuple[str, ...], written: tuple[str, ...]) -> None:
+    """What a command needs is read from its own files: whoever writes those would choose it."""
+    for path in code:
+        for folder in written:
+            real = os.path.realpath(folder)
+            if os.path.realpath(path) == real or path.startswith(real + "/"):
+                raise ConfigurationError(
+                    name,
+                    f"its command needs {path}, which lies in {folder}, which a server may write",
+                    "Move the program elsewhere, or let `write` name the folders that need it.",
+                )
 
 
 def _secrets(integration: Integration) -> dict[str, str]:

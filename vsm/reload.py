@@ -165,6 +165,7 @@ class Reloader:
             supervisor.config, path=config.path, integrations=config.integrations
         )
         supervisor.host.uids.update(numbers)
+        supervisor.host.written = provision.written_paths(config)
         new = [one.name for one in config.integrations.values() if group.put(one)]
         supervisor.configure_systems()
         for name in new:

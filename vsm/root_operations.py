@@ -16,6 +16,7 @@ from vsm.operations import IdMap, Operation, Site
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _INSIDE = mounts.RESOLVE_BENEATH | mounts.RESOLVE_NO_SYMLINKS
 _QUIET = mounts.NO_SUID | mounts.NO_DEV
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class MakeRoot(NamedTuple):
@@ -46,13 +47,14 @@ class Link(NamedTuple):
 
     def execute(self, site: Site) -> str:
         """Make it, unless a bound tree brought it already."""
-        make_parents(site.root_fd, self.path)
+        parent, name = open_parent(site.root_fd, self.path)
         try:
-            os.symlink(self.target, self.path.lstrip("/"), dir_fd=site.root_fd)
+            os.symlink(self.target, name, dir_fd=parent)
         except FileExistsError:
-            found = os.readlink(self.path.lstrip("/"), dir_fd=site.root_fd)
-            if found != self.target:
+            if os.readlink(name, dir_fd=parent) != self.target:
                 raise
+        finally:
+            os.close(parent)
         return ""
 
     def describe(self) -> str:
@@ -152,9 +154,11 @@ class WriteFile(NamedTuple):
 
     def execute(self, site: Site) -> str:
         """Write it, world-readable."""
-        make_parents(site.root_fd, self.path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(self.path.lstrip("/"), flags, 0o644, dir_fd=site.root_fd)
+        parent, name = open_parent(site.root_fd, self.path)
+        try:
+            fd = os.open(name, _NEW_FILE, 0o644, dir_fd=parent)
+        finally:
+            os.close(parent)
         try:
             os.fchmod(fd, 0o644)
             if self.content:
@@ -186,12 +190,26 @@ class EnterRoot(NamedTuple):
         return "make the new root read-only, enter it, detach the host's"
 
 
-def make_parents(root_fd: int, path: str) -> None:
-    """Create the folders above `path` in the new root, open to everybody."""
-    made = ""
-    for part in path.strip("/").split("/")[:-1]:
-        made = f"{made}/{part}" if made else part
-        _make_directory(root_fd, made)
+def open_parent(root_fd: int, path: str) -> tuple[int, str]:
+    """Create the folders above `path` in the new root, open to everybody.
+
+    No link is followed on the way: "/" is the host's root still, so one would lead out there.
+
+    Returns:
+        An fd of the last of them, the caller's, and the last part of the path.
+    """
+    folder, _, name = path.strip("/").rpartition("/")
+    made = os.dup(root_fd)
+    try:
+        for part in folder.split("/") if folder else ():
+            _make_directory(made, part)
+            below = mounts.open_path(part, at=made, resolve=_INSIDE)
+            os.close(made)
+            made = below
+    except OSError:
+        os.close(made)
+        raise
+    return made, name
 
 
 def attach(root_fd: int, tree_fd: int, path: str, *, directory: bool) -> None:
@@ -200,24 +218,30 @@ def attach(root_fd: int, tree_fd: int, path: str, *, directory: bool) -> None:
     try:
         place = mounts.open_path(target, at=root_fd, resolve=_INSIDE)
     except FileNotFoundError:
-        make_parents(root_fd, path)
-        if directory:
-            _make_directory(root_fd, target)
-        else:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(target, flags, 0o444, dir_fd=root_fd))
-        place = mounts.open_path(target, at=root_fd, resolve=_INSIDE)
+        place = _make_place(root_fd, path, directory=directory)
     try:
         mounts.attach(tree_fd, place, path=path)
     finally:
         os.close(place)
 
 
-def _make_directory(root_fd: int, path: str) -> None:
+def _make_place(root_fd: int, path: str, *, directory: bool) -> int:
+    parent, name = open_parent(root_fd, path)
     try:
-        os.mkdir(path, 0o755, dir_fd=root_fd)
+        if directory:
+            _make_directory(parent, name)
+        else:
+            os.close(os.open(name, _NEW_FILE, 0o444, dir_fd=parent))
+        return mounts.open_path(name, at=parent, resolve=_INSIDE)
+    finally:
+        os.close(parent)
+
+
+def _make_directory(folder: int, name: str) -> None:
+    try:
+        os.mkdir(name, 0o755, dir_fd=folder)
     except OSError as error:
-        # EROFS: it lies in a bound tree, so it is there or the mount below says what is missing.
+        # EROFS: it lies in a bound tree, so it is there or the next step says what is missing.
         if error.errno not in (errno.EEXIST, errno.EROFS):
             raise
 

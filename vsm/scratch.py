@@ -19,6 +19,7 @@ from vsm.run_name import owner_is_dead, run_name
 FOLDER = "/tmp"  # noqa: S108 - sticky, and every name in it is made anew
 _NAME = re.compile(r"^(vsm-\d+-\d+-\d+)-[A-Za-z0-9_-]+-[0-9a-f]{16}$")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ATTEMPTS = 3  # without a success: what is left is not ours to remove
 _BATCH = 512  # entries read at a time: a folder may hold millions
 
 
@@ -105,13 +106,13 @@ def _empty(top: int, deadline: float) -> None:
     """
     tag, numbers = secrets.token_hex(8), count()
     fresh = (f"{tag}-{number}" for number in numbers)
-    progress = True
-    while progress and (batch := _entries(top)):
-        progress = False
+    attempts = _ATTEMPTS
+    while attempts and (batch := _entries(top)):
+        attempts -= 1
         for name in batch:
             with suppress(OSError):
                 _remove_entry(top, name, fresh, deadline)
-                progress = True
+                attempts = _ATTEMPTS
 
 
 def _remove_entry(top: int, name: str, fresh: Iterator[str], deadline: float) -> None:

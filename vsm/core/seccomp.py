@@ -38,6 +38,7 @@ NOT_BY_GROUP: Mapping[str, str] = MappingProxyType(
         "io_uring_setup": "its operations pass by the filter",
         "io_uring_enter": "its operations pass by the filter",
         "io_uring_register": "its operations pass by the filter",
+        "io_setup": "its contexts come out of one pool of the whole host",
         "add_key": "keyrings belong to the user, not to the worker",
         "keyctl": "keyrings belong to the user, not to the worker",
         "request_key": "keyrings belong to the user, and it can start a helper of the host",

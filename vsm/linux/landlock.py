@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterable
 
+from vsm.linux.mounts import open_path
 from vsm.linux.syscall import call
 
 # include/uapi/linux/landlock.h
@@ -100,7 +101,7 @@ def restrict(rules: Iterable[tuple[str, int]], *, tcp: bool) -> int:
     """Confine the calling thread and its descendants, for good.
 
     Args:
-        rules: (path, rights) pairs; the path and all beneath it.
+        rules: (path, rights) pairs; the path, which holds no symbolic link, and all beneath it.
         tcp: False denies bind and connect on every TCP port.
 
     Returns:
@@ -127,8 +128,18 @@ def restrict(rules: Iterable[tuple[str, int]], *, tcp: bool) -> int:
     return version
 
 
+def restrict_signals() -> None:
+    """Have the calling thread and its descendants signal nobody but each other."""
+    attributes = _Ruleset(0, 0, _SCOPE_SIGNAL)
+    ruleset = call("landlock_create_ruleset", attributes, ctypes.sizeof(attributes), 0)
+    try:
+        call("landlock_restrict_self", ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
 def _allow(ruleset: int, path: str, rights: int) -> None:
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    fd = open_path(path)  # no link is followed: the caller resolved them, and one may be new
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             rights &= _FILE_ONLY

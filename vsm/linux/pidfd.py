@@ -54,8 +54,9 @@ def read_children(fd: int) -> list[int]:
 def kill_children(listing: int, doomed: Callable[[int], bool], timeout_s: float = 1.0) -> bool:
     """Kill and reap those children, and whoever their deaths hand over.
 
-    Each round kills everyone who is there before it waits for anyone: a tree that forks as fast
-    as it can outruns whatever waits for one death at a time.
+    A tree that forks as fast as it can outruns whatever kills one process and then waits for it.
+    So each round kills everyone who is there, the youngest first, with the whole process group,
+    which no fork escapes, and only then waits for anyone.
 
     Args:
         listing: from `children_file`.
@@ -67,12 +68,23 @@ def kill_children(listing: int, doomed: Callable[[int], bool], timeout_s: float 
     """
     deadline = time.monotonic() + timeout_s
     while orphans := [pid for pid in read_children(listing) if doomed(pid)]:
-        for pid in orphans:  # our own children: no pid is used again before we reap it
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for pid in reversed(orphans):
+            _kill_with_group(pid)
         if not _reap_any(orphans, deadline):
             return False
     return True
+
+
+def _kill_with_group(pid: int) -> None:
+    """Kill a child of ours (its pid is not used again before we reap it) and its process group.
+
+    A dead child that nobody has reaped has a group still, and its descendants are in it. Not a
+    group of our own session: there, whoever uses the terminal has other work.
+    """
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        if os.getsid(pid) != os.getsid(0):
+            os.killpg(os.getpgid(pid), signal.SIGKILL)
 
 
 def _reap_any(pids: list[int], deadline: float) -> bool:

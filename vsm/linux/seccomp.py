@@ -5,6 +5,7 @@ import ctypes
 from vsm.linux.syscall import call
 
 _SET_MODE_FILTER = 1  # include/uapi/linux/seccomp.h
+TSYNC = 1  # the filter is for every thread of the process
 _INSTRUCTION_BYTES = 8
 _MOST_INSTRUCTIONS = 4096
 
@@ -25,7 +26,7 @@ def install(program: bytes, flags: int = 0) -> int:
         flags: SECCOMP_FILTER_FLAG_… bits.
 
     Returns:
-        0, or the listener's fd if `flags` ask for one.
+        0; the listener's fd if `flags` ask for one; with TSYNC the thread that refused.
     """
     length, rest = divmod(len(program), _INSTRUCTION_BYTES)
     if rest or not 0 < length <= _MOST_INSTRUCTIONS:

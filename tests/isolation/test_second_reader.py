@@ -1,0 +1,331 @@
+"""Attacks that a second reader thought of: each succeeded once, or had to be tried to be sure.
+
+A hostile server that wants to outlive vsm or to widen its grants, another user of the machine,
+and deaths at the worst moment. Everything is done to what the tests made.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
+from confined_worlds import (
+    BOUND_S,
+    IS_ROOT,
+    NOBODY,
+    WORLDS,
+    as_user,
+    host,
+    plan_for,
+    read_all,
+    run_confined,
+)
+
+from vsm import launcher_link, provision, scratch, uids
+from vsm.cgroup import CgroupFacts, Cgroups
+from vsm.config import Config, Integration
+from vsm.errors import ConfigurationError, ConfinementError
+from vsm.launch import LauncherLink, LaunchError, spawn_confined, wait_confined
+from vsm.root_operations import open_parent
+
+pytestmark = pytest.mark.isolation
+PYTHON = ["/usr/bin/python3", "-SI", "-c"]
+LANDLOCKED = [who for who, tier in WORLDS if tier == "landlocked"]
+SCOPE_ABI = 6
+
+# -- a server and its mini-init --------------------------------------------------------------------
+
+SIGNAL_PARENT = """
+import os, signal
+for signo in (signal.SIGSTOP, signal.SIGKILL):
+    try:
+        os.kill(os.getppid(), signo)
+        print("sent")
+    except PermissionError:
+        print("refused")
+"""
+
+
+@pytest.mark.parametrize(("who", "tier"), WORLDS)
+def test_server_cannot_stop_or_kill_its_mini_init(who: str, tier: str, require: Any) -> None:
+    require("signal scopes", host(who).landlock_abi >= SCOPE_ABI, "Landlock ABI below 6")
+    answer = run_confined(who, tier, [*PYTHON, SIGNAL_PARENT])
+    # Pid 1 of a namespace ignores what is sent from inside; elsewhere it is out of reach.
+    expected = "sent" if tier == "namespaced" else "refused"
+    assert answer["output"].split() == [expected] * 2
+    assert (answer["status"], answer["cause"]) == (0, "server")
+
+
+SIGNAL_OWN = """
+import os, signal, subprocess, time
+child = subprocess.Popen(["/bin/sleep", "100"])
+os.kill(child.pid, signal.SIGTERM)
+print(child.wait())
+"""
+
+
+@pytest.mark.parametrize(("who", "tier"), WORLDS)
+def test_server_still_signals_its_own_processes(who: str, tier: str) -> None:
+    assert run_confined(who, tier, [*PYTHON, SIGNAL_OWN])["output"] == "-15\n"
+
+
+# Chains of processes of which each forks the next and ends: no pid lives long. Ends by itself.
+RUNNING_AWAY = """
+import os, time
+end = time.monotonic() + 60
+for _ in range(6):
+    if os.fork() == 0:
+        os.write(1, b".")
+        while time.monotonic() < end:
+            if os.fork():
+                os._exit(0)
+        os._exit(0)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("who", LANDLOCKED)
+def test_tree_that_forks_as_fast_as_it_can_is_killed(who: str) -> None:
+    host(who)
+
+    def attack() -> float:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        plan = plan_for(who, "landlocked", [*PYTHON, RUNNING_AWAY])
+        spawned = spawn_confined(plan, null, writer, null)
+        os.close(writer)
+        for _ in range(6):
+            assert os.read(reader, 1)
+        began = time.monotonic()
+        os.kill(spawned.pid, signal.SIGKILL)
+        wait_confined(spawned, BOUND_S)
+        read_all(reader)  # ends when the last process with the other end is gone
+        return time.monotonic() - began
+
+    assert as_user(who, attack) < BOUND_S / 2
+
+
+# -- private directories ---------------------------------------------------------------------------
+
+DEEP = """
+import os
+for n in range(1200):
+    os.mkdir("deeper"); open("file", "w").close(); os.chdir("deeper")
+os.mkdir("closed"); os.chmod("closed", 0)
+"""
+
+
+@pytest.mark.parametrize("who", LANDLOCKED)
+def test_private_directory_goes_however_deep_it_is(who: str) -> None:
+    answer = run_confined(who, "landlocked", [*PYTHON, DEEP])
+    assert (answer["status"], answer["left"]) == (0, False)
+
+
+def test_removal_stops_when_its_time_is_up_and_goes_on_later(tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    folder.mkdir()
+    for number in range(50):
+        (folder / str(number)).touch()
+    assert not scratch.remove(str(folder), budget_s=0.0)
+    assert folder.exists()
+    assert scratch.remove(str(folder))
+    assert not folder.exists()
+
+
+def test_removal_follows_no_link_put_in_a_directorys_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o750)
+    (victim / "kept").touch()
+    folder = tmp_path / "private"
+    (folder / "swapped").mkdir(parents=True)
+    unlink = os.unlink
+
+    def swap_then_unlink(name: str, *, dir_fd: int) -> None:
+        try:
+            unlink(name, dir_fd=dir_fd)
+        except IsADirectoryError:
+            os.rename("swapped", "aside", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            os.symlink(victim, "swapped", dir_fd=dir_fd)
+            monkeypatch.setattr(os, "unlink", unlink)
+            raise
+
+    monkeypatch.setattr(os, "unlink", swap_then_unlink)
+    scratch.remove(str(folder))
+    assert (victim / "kept").exists()
+    assert victim.stat().st_mode & 0o777 == 0o750
+    assert not folder.exists()
+
+
+def _abandoned() -> str:
+    """A private directory whose maker is dead."""
+    code = "from vsm import scratch; p = scratch.path_for('x'); scratch.make(p, 0); print(p)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    path = done.stdout.strip()
+    (Path(path) / "below").mkdir()
+    return path
+
+
+def test_what_a_killed_run_left_is_swept_and_nothing_else() -> None:
+    dead, foreign = _abandoned(), _abandoned()
+    living = scratch.path_for("living")
+    scratch.make(living, os.geteuid())
+    link = f"{dead[:-16]}{'0' * 16}"
+    os.symlink(living, link)
+    try:
+        if IS_ROOT:
+            os.chown(foreign, NOBODY, NOBODY)  # another user may choose such a name
+        scratch.sweep(lambda uid: uid == os.geteuid())
+        assert not Path(dead).exists()
+        assert Path(living).exists()
+        assert Path(link).is_symlink()
+        assert Path(foreign).exists() == IS_ROOT
+    finally:
+        os.unlink(link)
+        for path in (living, foreign):
+            scratch.remove(path)
+
+
+def test_uids_of_workers_are_known_and_people_are_not_among_them() -> None:
+    if not IS_ROOT:
+        assert uids.may_be_workers(os.geteuid())
+        return
+    assert uids.may_be_workers(uids.integration_uids(["echo"])["echo"])
+    assert not any(uids.may_be_workers(uid) for uid in (0, 1000, NOBODY, 0x7FFF_FFFF))
+
+
+# -- grants that somebody else decides -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("who", "tier"), WORLDS)
+def test_link_in_a_writable_folder_does_not_widen_a_grant(
+    who: str, tier: str, tmp_path: Path
+) -> None:
+    secret, data = tmp_path / "secret", tmp_path / "data"
+    secret.mkdir()
+    data.mkdir()
+    (data / "docs").symlink_to(secret)  # the worker has replaced the folder; now it starts again
+    _open_up(tmp_path)
+    for grants in (
+        {"read": (str(data / "docs"),), "write": (str(data),)},
+        {"read": (str(data / "docs"),), "written": (str(data),)},
+        {"write": (str(data / "docs"), str(data))},
+    ):
+        with pytest.raises(ConfinementError, match="symbolic link"):
+            plan_for(who, tier, ["/bin/true"], **grants)
+
+
+@pytest.mark.parametrize(("who", "tier"), WORLDS)
+def test_link_that_appears_after_the_plan_was_made_is_refused(
+    who: str, tier: str, tmp_path: Path
+) -> None:
+    docs, secret = tmp_path / "docs", tmp_path / "secret"
+    docs.mkdir()
+    secret.mkdir()
+    _open_up(tmp_path)
+    host(who)
+
+    def attack() -> str:
+        plan = plan_for(who, tier, ["/bin/true"], read=(str(docs),))
+        docs.rmdir()
+        docs.symlink_to(secret)
+        try:
+            spawn_confined(plan, 0, 1, 2)
+        except ConfinementError as error:
+            return f"{error.layer}: {error.what}"
+        return "started"
+
+    layer = "root_filesystem" if tier == "namespaced" else "landlock"
+    answer = as_user(who, attack)
+    assert answer.startswith(layer)
+    assert "symbolic links" in answer
+
+
+def _open_up(folder: Path) -> None:
+    """An ordinary user gets here, and may replace what is in it."""
+    for above in (folder, *folder.parents):
+        if above.stat().st_uid == os.geteuid() and above != Path("/"):
+            above.chmod(above.stat().st_mode | 0o011)
+    folder.chmod(0o777)
+
+
+def test_command_that_a_server_may_rewrite_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "project" / "server.py"
+    script.parent.mkdir()
+    script.write_text("#!/usr/bin/python3\n")
+    script.chmod(0o755)
+    world = provision.Host(facts=host(LANDLOCKED[0]), cgroups=Cgroups(CgroupFacts()))
+    uid = uids.integration_uids(["x"])["x"] if IS_ROOT else None
+    for own, others in (((str(tmp_path),), ()), ((), (str(tmp_path / "project"),))):
+        config = Config(
+            integrations={
+                "x": Integration(name="x", command=(str(script),), write=own),
+                "y": Integration(name="y", command=("/bin/true",), write=others),
+            }
+        )
+        world.written = provision.written_paths(config)
+        with pytest.raises(ConfigurationError, match="which a server may write"):
+            provision.check(world, config.integrations["x"], uid)
+
+
+def test_link_in_a_root_being_built_leads_nowhere(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    outside.mkdir()
+    root.mkdir()
+    (root / "data").symlink_to(outside)
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(OSError, match="openat2"):
+            open_parent(fd, "/data/deeper/file")
+    finally:
+        os.close(fd)
+    assert not list(outside.iterdir())
+
+
+# -- pools of the whole host -----------------------------------------------------------------------
+
+IO_SETUP = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall(206 if os.uname().machine == "x86_64" else 0, 1, 1)
+print(os.strerror(ctypes.get_errno()))
+"""
+
+
+@pytest.mark.parametrize(("who", "tier"), WORLDS)
+def test_server_cannot_use_up_the_hosts_asynchronous_contexts(who: str, tier: str) -> None:
+    control = subprocess.run([*PYTHON, IO_SETUP], check=True, capture_output=True, text=True)
+    assert control.stdout == "Bad address\n"
+    assert run_confined(who, tier, [*PYTHON, IO_SETUP])["output"] == "Operation not permitted\n"
+
+
+# -- the launcher ----------------------------------------------------------------------------------
+
+
+def test_stopped_launcher_is_killed_when_it_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    who = "root" if IS_ROOT else "user"
+    monkeypatch.setattr(launcher_link, "_SPAWN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(launcher_link, "_ANSWER_TIMEOUT_S", 0.1)
+    host(who)
+
+    async def scene() -> None:
+        lost = asyncio.Event()
+        link = LauncherLink(lambda _name, _report: None, lost.set)
+        await link.start()
+        os.kill(link.pid, signal.SIGSTOP)
+        plan = plan_for(who, "landlocked", ["/bin/true"])
+        with pytest.raises(LaunchError, match="launcher died"):
+            await asyncio.wait_for(link.spawn("one", plan, 0, 1, 2), BOUND_S)
+        await asyncio.wait_for(lost.wait(), BOUND_S)
+
+    asyncio.run(scene())
