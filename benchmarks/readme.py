@@ -1,0 +1,158 @@
+"""Writes the README's table of measurements from the rows that `scripts/bench all --json` wrote.
+
+No benchmark: `python benchmarks/readme.py ROWS.json` replaces what stands between the two
+markers of README.md. A row that was not measured is left out of the table, never invented.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- measured -->\n", "<!-- /measured -->"
+SYSTEMS = tuple(f"system{number}" for number in range(1, 6))
+
+Row = dict[str, Any]
+Lookup = Callable[[str, str, str], Row]
+
+
+def _lines(get: Lookup) -> list[tuple[str, Callable[[], str], str]]:
+    """(what, its figure, the benchmark that prints it)."""
+
+    def value(benchmark: str, variant: str, metric: str, form: str = "{:.3g}") -> str:
+        row = get(benchmark, variant, metric)
+        return f"{form.format(row['value'])} {row['unit'].replace('us', 'µs')}"
+
+    def times(benchmark: str, variant: str, metric: str) -> str:
+        return f"{1 / get(benchmark, variant, metric)['ratio']:.0f}"
+
+    def percent(benchmark: str, variant: str, metric: str) -> str:
+        return f"{100 * (get(benchmark, variant, metric)['ratio'] - 1):+.1f} %"
+
+    def slowest_replacement() -> str:
+        rows = [get("start", name, "death to replacement ready") for name in SYSTEMS]
+        return f"{max(row['value'] for row in rows):.0f} ms"
+
+    return [
+        (
+            "`vsm up` to READY, five systems",
+            lambda: value("start", "vsm up", "to ready", "{:.0f}"),
+            "start",
+        ),
+        ("a system killed → its successor ready, slowest of five", slowest_replacement, "start"),
+        (
+            "all of vsm, five systems, idle: memory (PSS); CPU",
+            lambda: (
+                f"{value('memory', 'five systems', 'PSS of all', '{:.0f}')}; "
+                f"{value('memory', 'five systems', 'CPU while idle')}"
+            ),
+            "memory",
+        ),
+        (
+            "the same with the demo's five servers (theirs not counted)",
+            lambda: (
+                f"{value('memory', 'five systems and the demo', 'PSS of all', '{:.0f}')}; "
+                f"{value('memory', 'five systems and the demo', 'CPU while idle')}"
+            ),
+            "memory",
+        ),
+        *(
+            (
+                f"confining adds to a start of `/bin/true`, {variant}",
+                lambda variant=variant: value("spawn", variant, "added", "{:.1f}"),
+                "spawn",
+            )
+            for variant in (
+                "namespaced",
+                "namespaced, prepared",
+                "landlocked",
+                "landlocked, prepared",
+            )
+        ),
+        (
+            "confining adds to work that computes",
+            lambda: percent("spawn", "namespaced", "CPU-bound work"),
+            "spawn",
+        ),
+        (
+            "confined: stat; open and close; read of 4 KiB",
+            lambda: "; ".join(
+                percent("syscalls", "namespaced", m) for m in ("stat", "open+close", "read 4 KiB")
+            ),
+            "syscalls",
+        ),
+        (
+            "a call through the gateway, unix socket: CPU of the gateway; added to p50",
+            lambda: (
+                f"{value('route', 'vsm unix', 'gateway CPU/call, 1 at a time')}; "
+                f"{value('route', 'vsm unix', 'p50 added')}"
+            ),
+            "route",
+        ),
+        (
+            "gateway CPU per call, times less than the SDK's proxy: one at a time; 32 in flight",
+            lambda: "; ".join(
+                times("route", "vsm unix", f"gateway CPU/call, {n}")
+                for n in ("1 at a time", "32 in flight")
+            ),
+            "route",
+        ),
+        *(
+            (
+                f"calls/s, 32 in flight, {where}",
+                lambda variant=variant: value(
+                    "route", variant, "calls/s, 32 in flight", "{:,.0f}"
+                ).replace(" 1/s", "/s"),
+                "route",
+            )
+            for variant, where in (
+                ("vsm unix", "unix socket"),
+                ("vsm http", "HTTP"),
+                ("sdk proxy", "the SDK's proxy"),
+            )
+        ),
+        (
+            "journal: durable records/s in groups",
+            lambda: value("journal", "groups of 100", "durable records", "{:,.0f}").replace(
+                " 1/s", "/s"
+            ),
+            "journal",
+        ),
+    ]
+
+
+def table(rows: list[Row]) -> str:
+    """The table in Markdown."""
+    found = {(row["benchmark"], row["variant"], row["metric"]): row for row in rows}
+
+    def get(benchmark: str, variant: str, metric: str) -> Row:
+        return found[benchmark, variant, metric]
+
+    lines = ["| what | measured | `scripts/bench` |", "|---|---|---|"]
+    for what, figure, benchmark in _lines(get):
+        try:
+            lines.append(f"| {what} | {figure()} | `{benchmark}` |")
+        except KeyError as missing:
+            print(f"not measured: {what} {missing}", file=sys.stderr)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Replace the table."""
+    rows = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    pattern = re.compile(re.escape(START) + ".*?" + re.escape(END), re.DOTALL)
+    if not pattern.search(text):
+        sys.exit(f"README.md: expected the markers {START.strip()} and {END}")
+    readme.write_text(
+        pattern.sub(lambda _: START + "\n" + table(rows) + "\n" + END, text), encoding="utf-8"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
