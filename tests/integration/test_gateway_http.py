@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import uvloop
 
-from vsm.gateway.http_exchange import MAX_BODY_BYTES
+from vsm.gateway.http_connection import MAX_BODY_BYTES
 
 META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",

@@ -1,8 +1,8 @@
 """Streamable HTTP on loopback: /mcp for both eras, /healthz, and who may ask.
 
 Owns the HTTP listener, legacy sessions and the server-sent event streams. Runs in S1's event
-loop under uvicorn's httptools protocol, as a raw ASGI application. A foreign Host or Origin is
-refused before anything else is looked at, then a missing token.
+loop. A foreign Host or Origin is refused before anything else is looked at, then a missing
+token; all of that before a body is read.
 """
 
 import asyncio
@@ -12,29 +12,12 @@ import socket
 from typing import Final
 from urllib.parse import urlsplit
 
-import uvicorn
-import uvicorn.lifespan.off  # uvicorn imports it by name; a confined process could not
 from msgspec import UNSET
-from uvicorn.server import ServerState
 
 from vsm.gateway.call import id_json
 from vsm.gateway.client import Client
-from vsm.gateway.http_exchange import (
-    Connection,
-    Exchange,
-    Receive,
-    RefusedError,
-    Request,
-    Scope,
-    Send,
-    event_bytes,
-    last,
-    more,
-    read_body,
-    respond,
-    start,
-    status_of,
-)
+from vsm.gateway.http_connection import Connection
+from vsm.gateway.http_exchange import Exchange, RefusedError, Request
 from vsm.gateway.router import Router
 from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.jsonrpc import DecodeError, Message
@@ -43,17 +26,13 @@ from vsm.protocol.tables import LEGACY_VERSIONS, META_VERSION, MODERN_VERSIONS
 MAX_CONNECTIONS: Final = 512
 MAX_SESSIONS: Final = 1024
 SESSION_IDLE_S: Final = 3600.0
-PING_INTERVAL_S: Final = 15.0
-KEEP_ALIVE_S: Final = 75
+SWEEP_INTERVAL_S: Final = 1.0
 HTTP_PORT: Final = 80
 
 SESSION_HEADER: Final = "mcp-session-id"
 _JSON: Final = (b"content-type", b"application/json")
-_EVENTS: Final = [
-    (b"content-type", b"text/event-stream"),
-    (b"cache-control", b"no-cache, no-transform"),
-    (b"x-accel-buffering", b"no"),
-]
+_META_VERSION: Final = META_VERSION.encode()
+_GONE: Final = "the client closed the connection"
 
 
 class RequestClient(Client):
@@ -79,9 +58,13 @@ class HttpSession(Client):
         if self.stream is not None:
             self.stream.notify(frame)
 
+    def stream_ended(self) -> None:
+        """The client opens another one, if it likes."""
+        self.stream = None
+
 
 class HttpApplication:
-    """The ASGI application.
+    """What answers HTTP requests.
 
     Args:
         token: what a bearer must show; "" lets everybody in who reaches the listener.
@@ -95,27 +78,32 @@ class HttpApplication:
         self._sessions: dict[str, HttpSession] = {}
         self._loop = asyncio.get_running_loop()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            return
-        request = Request(scope)
-        try:
-            self._admit(request)
-            await self._serve(request, receive, send)
-        except RefusedError as refusal:
-            body = refusal.text.encode()
-            headers = [(b"content-type", b"text/plain; charset=utf-8"), *refusal.headers]
-            await respond(send, refusal.status, body, headers)
-
     # ---- who may ask -----------------------------------------------------------------------
 
-    def _admit(self, request: Request) -> None:
-        if request.headers.get("host", "").lower() not in self._hosts:
+    def admit(self, request: Request) -> None:
+        """Judge a request by its headers.
+
+        Raises:
+            RefusedError: it is not to be served.
+        """
+        headers = request.headers
+        if headers.get("host", "").lower() not in self._hosts or request.repeated == "host":
             raise RefusedError(403, "This host name is not served here.\n")
-        origin = request.headers.get("origin")
+        origin = headers.get("origin")
         if origin is not None and not self._is_ours(origin):
             raise RefusedError(403, "This origin may not call.\n")
+        if request.path == "/healthz" and request.method == "GET":
+            return
+        if request.path != "/mcp":
+            raise RefusedError(404, "Nothing is here; the endpoint is /mcp.\n")
+        self._authorize(request)
+        if request.method == "POST":
+            if not headers.get("content-type", "").lower().startswith("application/json"):
+                raise RefusedError(415, "The body is application/json.\n")
+            if not request.accepts("application/json"):
+                raise RefusedError(406, "Accept application/json and text/event-stream.\n")
+        elif request.method not in ("GET", "DELETE"):
+            raise RefusedError(405, "POST, GET or DELETE.\n", [(b"allow", b"POST, GET, DELETE")])
 
     def _is_ours(self, origin: str) -> bool:
         try:
@@ -133,122 +121,68 @@ class HttpApplication:
             challenge = [(b"www-authenticate", b"Bearer")]
             raise RefusedError(401, "A bearer token is needed.\n", challenge)
 
-    async def _serve(self, request: Request, receive: Receive, send: Send) -> None:
-        if request.path == "/healthz" and request.method == "GET":
-            await respond(send, 200, b'{"status":"ok"}', [_JSON])
-            return
-        if request.path != "/mcp":
-            raise RefusedError(404, "Nothing is here; the endpoint is /mcp.\n")
-        self._authorize(request)
+    # ---- requests --------------------------------------------------------------------------
+
+    def serve(self, request: Request, body: bytes, exchange: Exchange) -> None:
+        """Answer an admitted request, now or later.
+
+        Raises:
+            RefusedError: it is not to be served.
+        """
         if request.method == "POST":
-            await self._post(request, receive, send)
+            self._post(request, body, exchange)
+        elif request.path == "/healthz":
+            exchange.respond(200, b'{"status":"ok"}', (_JSON,))
         elif request.method == "GET":
-            await self._get(request, send)
-        elif request.method == "DELETE":
-            await self._delete(request, send)
+            self._get(request, exchange)
         else:
-            raise RefusedError(405, "POST, GET or DELETE.\n", [(b"allow", b"POST, GET, DELETE")])
+            self._close_session(self._session(request))
+            exchange.respond(204)
 
-    # ---- POST ------------------------------------------------------------------------------
-
-    async def _post(self, request: Request, receive: Receive, send: Send) -> None:
-        if not request.headers.get("content-type", "").lower().startswith("application/json"):
-            raise RefusedError(415, "The body is application/json.\n")
-        if not request.accepts("application/json"):
-            raise RefusedError(406, "Accept application/json and text/event-stream.\n")
-        body = await read_body(request, receive)
+    def _post(self, request: Request, body: bytes, exchange: Exchange) -> None:
         try:
             message = jsonrpc.decode(jsonrpc.compact(body))
         except DecodeError as error:
-            await respond(send, 400, jsonrpc.failure(b"null", error.code, error.message), [_JSON])
+            failure = jsonrpc.failure(b"null", error.code, error.message)
+            exchange.respond(400, failure, (_JSON,))
             return
-        if self._is_modern(request, message):
-            await self._post_modern(request, message, send)
+        if _is_modern(request, message):
+            self._post_modern(request, message, exchange)
         else:
-            await self._post_legacy(request, message, send)
+            self._post_legacy(request, message, exchange)
 
-    @staticmethod
-    def _is_modern(request: Request, message: Message) -> bool:
-        if request.headers.get(envelope.VERSION_HEADER) in MODERN_VERSIONS:
-            return True
-        if (
-            message.params is UNSET
-            or META_VERSION.encode() not in memoryview(message.params).tobytes()
-        ):
-            return False
-        try:
-            return META_VERSION in jsonrpc.nested(jsonrpc.members(message.params), "_meta")
-        except DecodeError:
-            return False
-
-    async def _post_modern(self, request: Request, message: Message, send: Send) -> None:
+    def _post_modern(self, request: Request, message: Message, exchange: Exchange) -> None:
         if message.method is UNSET:
             text = "the body is one request or one notification"
             failure = jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text)
-            await respond(send, 400, failure, [_JSON])
+            exchange.respond(400, failure, (_JSON,))
             return
         if message.id is UNSET or message.id is None:
-            await respond(send, 202, b"", [])
+            exchange.respond(202)
             return
-        id_bytes = id_json(message.id)
         if request.repeated is not None:
             text = f"the header {request.repeated} is there more than once"
-            failure = jsonrpc.failure(id_bytes, jsonrpc.HEADER_MISMATCH, text)
-            await respond(send, 400, failure, [_JSON])
+            failure = jsonrpc.failure(id_json(message.id), jsonrpc.HEADER_MISMATCH, text)
+            exchange.respond(400, failure, (_JSON,))
             return
-        exchange, client = Exchange(request.connection), RequestClient()
+        client = RequestClient()
+        exchange.modern = True
+        exchange.on_end = lambda: self._router.leave(client, _GONE)
         self._router.join(client)
-        try:
-            self._router.receive(client, exchange, message, request.headers)
-            await self._finish(exchange, send, modern=True)
-        finally:
-            self._router.leave(client, "the client closed the connection")
+        self._router.receive(client, exchange, message, request.headers)
 
-    async def _post_legacy(self, request: Request, message: Message, send: Send) -> None:
-        self._check_version(request)
+    def _post_legacy(self, request: Request, message: Message, exchange: Exchange) -> None:
+        _check_version(request)
         if message.method == "initialize" and message.id is not UNSET:
             session = self._open_session()
-            headers = [(SESSION_HEADER.encode(), session.id.encode())]
+            exchange.headers = ((SESSION_HEADER.encode(), session.id.encode()),)
         else:
-            session, headers = self._session(request), []
-        exchange = Exchange(request.connection)
-        self._router.receive(session, exchange, message)
+            session = self._session(request)
         if message.method is UNSET or message.id is UNSET:
-            await respond(send, 202, b"", headers)
-        else:
-            await self._finish(exchange, send, modern=False, headers=headers)
-
-    async def _finish(
-        self,
-        exchange: Exchange,
-        send: Send,
-        *,
-        modern: bool,
-        headers: list[tuple[bytes, bytes]] | None = None,
-    ) -> None:
-        """Answer with JSON where nothing comes before the answer, else with events."""
-        await exchange.wait(PING_INTERVAL_S)
-        if exchange.gone:
-            return
-        if exchange.final is not None and not exchange.events:
-            status = status_of(exchange.final) if modern else 200
-            await respond(send, status, exchange.final, [_JSON, *(headers or ())])
-            return
-        await start(send, 200, [*_EVENTS, *(headers or ())])
-        while exchange.final is None and not exchange.gone:
-            await more(send, exchange.take() or b": ping\r\n\r\n")
-            await exchange.wait(PING_INTERVAL_S)
-        if exchange.final is not None and not exchange.gone:
-            await last(send, exchange.take() + event_bytes(exchange.final))
+            exchange.respond(202)
+        self._router.receive(session, exchange, message)
 
     # ---- legacy sessions -------------------------------------------------------------------
-
-    @staticmethod
-    def _check_version(request: Request) -> None:
-        version = request.headers.get(envelope.VERSION_HEADER)
-        if version is not None and version not in LEGACY_VERSIONS:
-            known = ", ".join((*LEGACY_VERSIONS, *MODERN_VERSIONS))
-            raise RefusedError(400, f"Unsupported MCP-Protocol-Version; served are {known}.\n")
 
     def _open_session(self) -> HttpSession:
         now = self._loop.time()
@@ -276,10 +210,10 @@ class HttpApplication:
     def _close_session(self, session: HttpSession) -> None:
         self._sessions.pop(session.id, None)
         if session.stream is not None:
-            session.stream.disconnected()
+            session.stream.end()
         self._router.leave(session, "the client ended the session")
 
-    async def _get(self, request: Request, send: Send) -> None:
+    def _get(self, request: Request, exchange: Exchange) -> None:
         if request.headers.get(envelope.VERSION_HEADER) in MODERN_VERSIONS:
             raise RefusedError(405, "POST only.\n", [(b"allow", b"POST")])
         if "text/event-stream" not in request.headers.get("accept", ""):
@@ -287,26 +221,33 @@ class HttpApplication:
         session = self._session(request)
         if session.stream is not None:
             raise RefusedError(409, "The session has a stream already.\n")
-        session.stream = stream = Exchange(request.connection)
-        try:
-            await start(send, 200, _EVENTS)
-            await more(send, b": connected\r\n\r\n")
-            while not stream.gone:
-                await stream.wait(PING_INTERVAL_S)
-                if not stream.gone:
-                    await more(send, stream.take() or b": ping\r\n\r\n")
-            await last(send, b"")
-        finally:
-            session.stream = None
-
-    async def _delete(self, request: Request, send: Send) -> None:
-        self._close_session(self._session(request))
-        await respond(send, 204, b"", [])
+        session.stream = exchange
+        exchange.on_end = session.stream_ended
+        exchange.stream()
+        exchange.comment(b"connected")
 
     def stop(self) -> None:
         """End every session and stream."""
         for session in list(self._sessions.values()):
             self._close_session(session)
+
+
+def _is_modern(request: Request, message: Message) -> bool:
+    if request.headers.get(envelope.VERSION_HEADER) in MODERN_VERSIONS:
+        return True
+    if message.params is UNSET or _META_VERSION not in memoryview(message.params).tobytes():
+        return False
+    try:
+        return META_VERSION in jsonrpc.nested(jsonrpc.members(message.params), "_meta")
+    except DecodeError:
+        return False
+
+
+def _check_version(request: Request) -> None:
+    version = request.headers.get(envelope.VERSION_HEADER)
+    if version is not None and version not in LEGACY_VERSIONS:
+        known = ", ".join((*LEGACY_VERSIONS, *MODERN_VERSIONS))
+        raise RefusedError(400, f"Unsupported MCP-Protocol-Version; served are {known}.\n")
 
 
 def own_hosts(sock: socket.socket) -> frozenset[str]:
@@ -328,35 +269,44 @@ class HttpListener:
         self._sock = sock
         self.application = HttpApplication(router, token=token, hosts=own_hosts(sock))
         self._server: asyncio.AbstractServer | None = None
-        self._state = ServerState()
+        self._connections: set[Connection] = set()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Accept connections."""
-        config = uvicorn.Config(
-            self.application,
-            loop="none",
-            http=Connection,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=KEEP_ALIVE_S,
+        self._server = await self._loop.create_server(
+            lambda: Connection(self.application, self), sock=self._sock
         )
-        config.load()
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(config=config, server_state=self._state, app_state={}),
-            sock=self._sock,
-        )
+
+    def join(self, connection: Connection) -> bool:
+        """Know a connection; False where it is one too many."""
+        if len(self._connections) >= MAX_CONNECTIONS:
+            return False
+        self._connections.add(connection)
+        if self._timer is None:
+            self._timer = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+        return True
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._connections.discard(connection)
+
+    def _sweep(self) -> None:
+        """Look at every connection's time, as long as there is one."""
+        now = self._loop.time()
+        for connection in list(self._connections):
+            connection.sweep(now)
+        again = bool(self._connections) and self._server is not None
+        self._timer = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep) if again else None
 
     def stop(self) -> None:
         """Accept nothing more and close what is open."""
         self.application.stop()
         if self._server is not None:
             self._server.close()
-        for connection in list(self._state.connections):
-            connection.shutdown()
+            self._server = None
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in list(self._connections):
+            connection.close()

@@ -1,30 +1,24 @@
-"""HTTP's parts under the endpoint: connections, one request's answer, bodies and status codes.
+"""One HTTP request and its answer: JSON, or a stream of events that ends with it.
 
-Owns the bounds on what an HTTP client can make us hold; knows nothing of sessions or of who may
-ask. Runs in S1's event loop under uvicorn's httptools protocol.
+Owns how an answer looks on the wire and the bounds on what a slow reader can make us hold;
+knows nothing of sessions or of who may ask. Runs in S1's event loop.
 """
 
-import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Final, Protocol
 
 from msgspec import UNSET
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from vsm.protocol import envelope, jsonrpc, parameter_headers
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+MAX_UNREAD_BYTES: Final = 16 * 1024 * 1024
+PING: Final = b": ping\r\n\r\n"
 
-MAX_BODY_BYTES: Final = 8 * 1024 * 1024
-MAX_DISCARDED_BYTES: Final = 4 * MAX_BODY_BYTES
-MAX_HEADER_BYTES: Final = 64 * 1024
-MAX_EVENTS: Final = 1024
-MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
-NO_CONTENT: Final = 204
+Header = tuple[bytes, bytes]
+
 _ROUTING_HEADERS: Final = (
+    "host",
     envelope.VERSION_HEADER,
     envelope.METHOD_HEADER,
     envelope.NAME_HEADER,
@@ -40,143 +34,179 @@ _STATUS: Final = {
     jsonrpc.MISSING_CAPABILITY: 400,
     jsonrpc.METHOD_NOT_FOUND: 404,
 }
+_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_JSON_OK: Final = _LINES[200] + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+_JSON: Final = (b"content-type", b"application/json")
+_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+_EVENTS: Final = (
+    b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\n"
+    b"x-accel-buffering: no\r\n"
+)
+_OK: Final = 200
+_NO_CONTENT: Final = 204
 
 
 class RefusedError(Exception):
     """A request is refused at the HTTP level."""
 
-    def __init__(self, status: int, text: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(self, status: int, text: str, headers: Iterable[Header] = ()) -> None:
         super().__init__(status, text)
         self.status = status
         self.text = text
         self.headers = tuple(headers)
 
 
-class Connection(HttpToolsProtocol):
-    """uvicorn's connection with a bound on headers, which tells who waits when it is lost."""
-
-    def __init__(self, *args: Any, **keywords: Any) -> None:  # noqa: ANN401 - uvicorn's own
-        super().__init__(*args, **keywords)
-        self.waiting: set[Exchange] = set()
-        self._header_bytes = 0
-        self._in_headers = True
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
-        self._header_bytes, self._in_headers = 0, True
-        self.scope["vsm.connection"] = self  # type: ignore[typeddict-unknown-key]
-
-    def on_headers_complete(self) -> None:
-        """A request's headers are there."""
-        self._in_headers = False
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes; headers without end are cut off."""
-        super().data_received(data)
-        if self._in_headers:
-            self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES:
-                self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
-        super().connection_lost(exc)
-        for exchange in list(self.waiting):
-            exchange.disconnected()
-
-
-class Exchange:
-    """One HTTP request's answer: a JSON body, or a stream of events that ends with it."""
-
-    __slots__ = ("_bytes", "_waiter", "connection", "events", "final", "gone")
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.events: deque[bytes] = deque()
-        self.final: bytes | None = None
-        self.gone = False
-        self._bytes = 0
-        self._waiter: asyncio.Future[None] | None = None
-
-    def answer(self, frame: bytes) -> None:
-        """The answer."""
-        self.final = frame
-        self._wake()
-
-    def notify(self, frame: bytes) -> None:
-        """Something that comes before it; a client that does not read is cut off."""
-        self.events.append(frame)
-        self._bytes += len(frame)
-        if len(self.events) > MAX_EVENTS or self._bytes > MAX_EVENT_BYTES:
-            self.connection.transport.abort()
-            self.disconnected()
-        self._wake()
-
-    def ask(self, frame: bytes) -> None:
-        """A question that comes before it."""
-        self.notify(frame)
-
-    def disconnected(self) -> None:
-        """Nobody will read the rest."""
-        self.gone = True
-        self.events.clear()
-        self._wake()
-
-    def take(self) -> bytes:
-        """The events so far, as they go over the wire."""
-        body = b"".join(event_bytes(frame) for frame in self.events)
-        self.events.clear()
-        self._bytes = 0
-        return body
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self, timeout_s: float) -> None:
-        """Wait for an event, the answer or the disconnection; at most `timeout_s`."""
-        if self.final is not None or self.events or self.gone:
-            return
-        loop = asyncio.get_running_loop()
-        self._waiter = waiter = loop.create_future()
-        timer = loop.call_later(timeout_s, self._wake)
-        self.connection.waiting.add(self)
-        try:
-            await waiter
-        finally:
-            self.connection.waiting.discard(self)
-            timer.cancel()
-            self._waiter = None
-
-
-def event_bytes(frame: bytes) -> bytes:
-    """A frame as a server-sent event."""
-    return b"event: message\r\ndata: %b\r\n\r\n" % frame
-
-
 class Request:
-    """A request's parts, looked up once."""
+    """A request's method, path and headers; `repeated` is a header that may be there only once."""
 
-    __slots__ = ("connection", "headers", "method", "path", "repeated")
+    __slots__ = ("headers", "method", "path", "repeated")
 
-    def __init__(self, scope: Scope) -> None:
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.connection: Connection = scope["vsm.connection"]
+    def __init__(self) -> None:
+        self.method = ""
+        self.path = ""
         self.headers: dict[str, str] = {}
         self.repeated: str | None = None
-        for raw_name, raw_value in scope["headers"]:
-            name = raw_name.decode("latin-1")
-            if name in self.headers and name.startswith(_ROUTING_HEADERS):
-                self.repeated = name
-            self.headers[name] = raw_value.decode("latin-1").strip(" \t")
+
+    def add(self, raw_name: bytes, raw_value: bytes) -> None:
+        """Take one header."""
+        name = raw_name.decode("latin-1").lower()
+        if name in self.headers and name.startswith(_ROUTING_HEADERS):
+            self.repeated = name
+        self.headers[name] = raw_value.decode("latin-1").strip(" \t")
 
     def accepts(self, kind: str) -> bool:
         """Whether the client takes an answer of this media type."""
         accept = self.headers.get("accept", "*/*").lower()
         return kind in accept or "*/*" in accept or kind.partition("/")[0] + "/*" in accept
+
+
+class Wire(Protocol):
+    """The connection, as an exchange sees it."""
+
+    chunks: bool  # whether the client knows chunked bodies
+    stays: bool  # whether another request may follow
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+
+    def unread_bytes(self) -> int:
+        """How much waits for the client to read it."""
+
+    def finished(self) -> None:
+        """The request is answered."""
+
+    def abort(self) -> None:
+        """Cut the client off."""
+
+
+class Exchange:
+    """One request's answer.
+
+    Args:
+        headers: to go with it.
+        modern: errors have an HTTP status of their own.
+        on_end: called once when it is answered, or when nobody is there to answer any more.
+    """
+
+    __slots__ = ("_wire", "gone", "headers", "last_at", "modern", "on_end", "over", "streaming")
+
+    def __init__(self, wire: Wire, now: float) -> None:
+        self._wire = wire
+        self.headers: tuple[Header, ...] = ()
+        self.modern = False
+        self.streaming = False
+        self.over = False
+        self.gone = False
+        self.on_end: Callable[[], None] | None = None
+        self.last_at = now
+
+    def answer(self, frame: bytes) -> None:
+        """The JSON-RPC answer, with JSON where nothing came before it, else as the last event."""
+        if self.over:
+            return
+        if self.streaming:
+            self._send(event_bytes(frame))
+            self.end()
+            return
+        status = status_of(frame) if self.modern else _OK
+        if status == _OK and self._wire.stays and not self.headers:
+            self._over(_JSON_OK % (len(frame), frame))
+        else:
+            self.respond(status, frame, (_JSON, *self.headers))
+
+    def respond(self, status: int, body: bytes = b"", headers: Iterable[Header] = ()) -> None:
+        """A whole HTTP answer."""
+        if self.over:
+            return
+        head = b"".join([b"%b: %b\r\n" % header for header in headers])
+        length = b"" if status == _NO_CONTENT else b"content-length: %d\r\n" % len(body)
+        close = b"" if self._wire.stays else b"connection: close\r\n"
+        self._over(b"".join((_LINES[status], head, length, close, b"\r\n", body)))
+
+    def refuse(self, refusal: RefusedError) -> None:
+        """Answer with why the request is refused."""
+        self.respond(refusal.status, refusal.text.encode(), (_TEXT, *refusal.headers))
+
+    def notify(self, frame: bytes) -> None:
+        """Something that comes before the answer."""
+        if not self.over:
+            self.stream()
+            self._send(event_bytes(frame))
+
+    ask = notify
+
+    def ping(self, now: float) -> None:
+        """Show that somebody is still here."""
+        if not self.over:
+            self.stream()
+            self._send(PING)
+            self.last_at = now
+
+    def stream(self) -> None:
+        """Begin a stream of events, unless it has begun."""
+        if self.streaming or self.over:
+            return
+        self.streaming = True
+        head = b"".join([b"%b: %b\r\n" % header for header in self.headers])
+        chunks = b"transfer-encoding: chunked\r\n" if self._wire.chunks else b""
+        close = b"" if self._wire.stays else b"connection: close\r\n"
+        self._wire.write(b"".join((_LINES[200], _EVENTS, head, chunks, close, b"\r\n")))
+
+    def comment(self, text: bytes) -> None:
+        """A line that clients skip."""
+        self._send(b": %b\r\n\r\n" % text)
+
+    def _send(self, data: bytes) -> None:
+        self._wire.write(b"%x\r\n%b\r\n" % (len(data), data) if self._wire.chunks else data)
+        if self._wire.unread_bytes() > MAX_UNREAD_BYTES:
+            self._wire.abort()
+
+    def end(self) -> None:
+        """End a stream of events."""
+        if not self.over:
+            self._over(b"0\r\n\r\n" if self._wire.chunks else b"")
+
+    def _over(self, data: bytes) -> None:
+        self.over = True
+        self._wire.write(data)
+        self._ended()
+        self._wire.finished()
+
+    def disconnected(self) -> None:
+        """Nobody will read the rest."""
+        if not self.over:
+            self.over = self.gone = True
+            self._ended()
+
+    def _ended(self) -> None:
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end()
+
+
+def event_bytes(frame: bytes) -> bytes:
+    """A frame as a server-sent event."""
+    return b"event: message\r\ndata: %b\r\n\r\n" % frame
 
 
 def status_of(frame: bytes) -> int:
@@ -186,58 +216,3 @@ def status_of(frame: bytes) -> int:
     error = jsonrpc.decode(frame).error
     body = None if error is UNSET else jsonrpc.error_of(error)
     return 200 if body is None else _STATUS.get(body.code, 200)
-
-
-async def read_body(request: Request, receive: Receive) -> bytes:
-    """The body, within its bound.
-
-    Raises:
-        RefusedError: it is too large, or the client went away.
-    """
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > MAX_DISCARDED_BYTES:
-        raise RefusedError(413, _TOO_LARGE, [_CLOSE])
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            raise RefusedError(400, "The body ended early.\n", [_CLOSE])
-        part = event.get("body", b"")
-        size += len(part)
-        # A client that is still sending would not read the refusal: discard a bounded rest.
-        if size > MAX_BODY_BYTES:
-            parts.clear()
-        else:
-            parts.append(part)
-        ended = not event.get("more_body", False)
-        if size > (MAX_BODY_BYTES if ended else MAX_DISCARDED_BYTES):
-            raise RefusedError(413, _TOO_LARGE, [_CLOSE])
-        if ended:
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-_CLOSE: Final = (b"connection", b"close")
-_TOO_LARGE: Final = f"A body has at most {MAX_BODY_BYTES} bytes.\n"
-
-
-async def start(send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-    """Send the status and the headers."""
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-
-
-async def more(send: Send, body: bytes) -> None:
-    """Send a part of the body."""
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def last(send: Send, body: bytes) -> None:
-    """Send the last part of the body."""
-    await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    """Send a whole answer."""
-    length = (b"content-length", b"%d" % len(body))
-    await start(send, status, [*headers, length] if status != NO_CONTENT else headers)
-    await last(send, body)
