@@ -1,0 +1,314 @@
+"""`vsm service` into an image, and what a service manager sees of `vsm up`."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from running import VSM, Running, running
+
+ROOT = Path(__file__).resolve().parents[2]
+BOUND_S = 30.0
+UNITS = {"vsm.service", "vsm.socket"}
+CONFIG = '[integrations.a]\ncommand = ["/bin/true"]\nenabled = false\n'
+
+
+@pytest.fixture
+def image(test_leaves_nothing: None, tmp_path: Path) -> Path:
+    del test_leaves_nothing
+    (tmp_path / "etc/vsm").mkdir(parents=True)
+    (tmp_path / "etc/vsm/vsm.toml").write_text(CONFIG, encoding="utf-8")
+    return tmp_path
+
+
+def service(image: Path, action: str, *more: str, code: int = 0) -> str:
+    config = ["--config", str(image / "etc/vsm/vsm.toml")] if action == "install" else []
+    command = [VSM, "service", action, "--root", str(image), *config, *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BOUND_S)
+    assert done.returncode == code, done
+    return done.stdout + done.stderr
+
+
+def listing(image: Path) -> set[str]:
+    return {str(path.relative_to(image)) for path in image.rglob("*") if not path.is_dir()}
+
+
+@pytest.fixture
+def systemctl() -> None:
+    if shutil.which("systemctl") is None:
+        pytest.skip("systemctl: not installed")
+
+
+@pytest.mark.usefixtures("systemctl")
+def test_install_is_idempotent_and_uninstall_leaves_nothing(image: Path) -> None:
+    before = listing(image)
+    service(image, "install")
+    installed = listing(image) - before
+    assert {Path(path).name for path in installed} == UNITS
+    assert "etc/systemd/system/multi-user.target.wants/vsm.service" in installed
+    assert "etc/systemd/system/sockets.target.wants/vsm.socket" in installed
+    assert "nothing to do" in service(image, "install")
+    service(image, "uninstall")
+    assert listing(image) == before
+    assert "nothing to do" in service(image, "uninstall")
+
+
+@pytest.mark.usefixtures("systemctl")
+def test_systemd_finds_no_fault_with_the_units(image: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze: not installed")
+    service(image, "install")
+    units = [str(image / "etc/systemd/system" / name) for name in sorted(UNITS)]
+    command = ["systemd-analyze", "verify", "--man=no", *units]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BOUND_S)
+    assert "vsm." not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_dry_run_shows_both_units_and_writes_nothing(image: Path) -> None:
+    before = listing(image)
+    said = service(image, "install", "--dry-run")
+    assert "WatchdogSec=" in said
+    assert "ListenStream=" in said
+    assert listing(image) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[integrations.a]\ncomand = []\n", "comand"),
+        ('[integrations.a]\ncommand = ["x"]\nprofile = "nope"\n', "nope"),
+        (None, "there is no such file"),
+    ],
+)
+def test_what_could_not_start_is_not_installed(image: Path, text: str | None, says: str) -> None:
+    path = image / "etc/vsm/vsm.toml"
+    path.unlink() if text is None else path.write_text(text, encoding="utf-8")
+    before = listing(image)
+    assert says in service(image, "install", code=2)
+    assert listing(image) == before
+
+
+def test_a_unit_of_somebody_else_is_not_touched(image: Path) -> None:
+    folder = image / "etc/systemd/system"
+    folder.mkdir(parents=True)
+    (folder / "vsm.socket").write_text("[Socket]\n", encoding="utf-8")
+    before = listing(image)
+    for action in ("install", "uninstall"):
+        assert "was not written by vsm" in service(image, action, code=1)
+    assert listing(image) == before
+
+
+# ---- what the manager sees -----------------------------------------------------------------------
+
+
+# As sd_listen_fds(3) wants it: descriptors from 3 on, for this process.
+HAND_OVER = """
+import json, os, sys
+given = json.loads(sys.argv[1])
+for number, fd in enumerate(given):
+    os.dup2(fd, 100 + number, inheritable=False)
+for number in range(len(given)):
+    os.dup2(100 + number, 3 + number, inheritable=True)
+if given:
+    os.environ.update(LISTEN_FDS=str(len(given)), LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Manager:
+    """A `vsm up` under a service manager that is this test."""
+
+    def __init__(self, folder: Path, config: Path, **environment: str) -> None:
+        self.folder = folder
+        self.heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.heard.bind(str(folder / "n"))
+        self.heard.settimeout(BOUND_S)
+        self.listening: list[socket.socket] = []
+        self.config = config
+        self.environment = os.environ | {
+            "VSM_RUNTIME_DIR": str(folder / "run"),
+            "VSM_STATE_DIR": str(folder / "state"),
+            "NOTIFY_SOCKET": str(folder / "n"),
+            **environment,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, http: str) -> "subprocess.Popen[bytes]":
+        """Exec it, with the sockets as descriptors 3 and on."""
+        fds = [sock.fileno() for sock in self.listening]
+        words = [VSM, "up", "--http", http, "--config", str(self.config)]
+        with (self.folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", HAND_OVER, json.dumps(fds), *words],
+                env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                pass_fds=fds,
+            )  # fmt: skip
+        return self.process
+
+    def wait(self, line: str) -> list[str]:
+        """Everything up to a datagram that holds the line."""
+        got: list[str] = []
+        end = time.monotonic() + BOUND_S
+        while not any(one.startswith(line) for one in got[-8:]):
+            assert time.monotonic() < end, (got, self.log())
+            got += self.heard.recv(4096).decode().split("\n")
+        return got
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        for sock in (self.heard, *self.listening):
+            sock.close()
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def manager(test_leaves_nothing: None, runtime_dir: Path, image: Path) -> Iterator[Manager]:
+    del test_leaves_nothing
+    manager = Manager(
+        runtime_dir.parent, image / "etc/vsm/vsm.toml", WATCHDOG_USEC="400000", LANG="C"
+    )
+    yield manager
+    manager.close()
+
+
+def test_the_manager_hears_ready_status_watchdog_reload_and_stop(manager: Manager) -> None:
+    process = manager.start("")
+    manager.wait("READY=1")
+    manager.wait("WATCHDOG=1")
+    process.send_signal(signal.SIGHUP)
+    said = manager.wait("RELOADING=1")
+    assert any(line.startswith("MONOTONIC_USEC=") for line in said)
+    manager.wait("READY=1")
+    process.send_signal(signal.SIGTERM)
+    manager.wait("STOPPING=1")
+    assert process.wait(BOUND_S) == 0
+
+
+def test_a_supervisor_that_does_not_turn_does_not_feed_the_watchdog(manager: Manager) -> None:
+    process = manager.start("")
+    manager.wait("READY=1")
+    manager.wait("WATCHDOG=1")
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    manager.heard.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while manager.heard.recv(4096):  # what was sent before
+            pass
+    manager.heard.settimeout(0.6)
+    with pytest.raises(TimeoutError):
+        manager.heard.recv(4096)
+    process.send_signal(signal.SIGCONT)
+    manager.heard.settimeout(BOUND_S)
+    manager.wait("WATCHDOG=1")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(BOUND_S) == 0
+
+
+def test_listeners_of_the_manager_are_served_and_left_to_it(manager: Manager) -> None:
+    run = manager.folder / "run"
+    run.mkdir(mode=0o700, exist_ok=True)
+    http = socket.create_server(("127.0.0.1", 0))
+    local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    local.bind(str(run / "mcp.sock"))
+    local.listen()
+    manager.listening = [http, local]
+    address = f"127.0.0.1:{http.getsockname()[1]}"
+    process = manager.start(address)
+    manager.wait("READY=1")
+    done = subprocess.run(
+        [VSM, "tools", "--json"], env=manager.environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with socket.create_connection(http.getsockname(), BOUND_S) as client:
+        client.sendall(f"GET /mcp HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+        assert b"401" in client.recv(4096)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(BOUND_S) == 0
+    assert (run / "mcp.sock").is_socket()
+    socket.create_connection(http.getsockname(), BOUND_S).close()  # it still listens
+
+
+def test_a_listener_that_belongs_elsewhere_is_refused(manager: Manager) -> None:
+    manager.listening = [socket.create_server(("127.0.0.1", 0))]
+    assert manager.start("").wait(BOUND_S) == 2
+    assert "vsm service install" in manager.log()
+
+
+# ---- a real systemd ------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(900)
+def test_the_service_is_proven_on_a_real_systemd(test_leaves_nothing: None) -> None:
+    del test_leaves_nothing
+    if os.environ.get("VSM_SERVICE_PROOF") != "1":
+        pytest.skip("service proof: takes minutes; VSM_SERVICE_PROOF=1 runs it")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/service-proof"), "--hardening"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode == 77:
+        pytest.skip(f"service proof: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- what goes wrong around it -------------------------------------------------------------------
+
+
+def journal_trouble(vsm: Running) -> None:
+    end = time.monotonic() + BOUND_S
+    while "journal: cannot write" not in vsm.log():
+        assert time.monotonic() < end, vsm.log()
+        time.sleep(0.02)
+    assert json.loads(vsm.vsm("status", "--json").stdout)["ready"]
+
+
+def test_a_state_directory_that_cannot_be_used_stops_no_service(
+    test_leaves_nothing: None, tmp_path: Path
+) -> None:
+    del test_leaves_nothing
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "state").mkdir()
+    (folder / "state").chmod(0o777)
+    with running(None, again=folder) as vsm:
+        journal_trouble(vsm)
+        assert vsm.stop() == 0
+
+
+def test_a_full_disk_stops_no_service(
+    test_leaves_nothing: None, tmp_path: Path, require: Callable[[str, bool, str], None]
+) -> None:
+    del test_leaves_nothing
+    folder = tmp_path / "f"
+    (folder / "state").mkdir(parents=True)
+    require("tmpfs", os.geteuid() == 0, "only root can mount a small one")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs", str(folder / "state")]
+    subprocess.run(mount, check=True)
+    try:
+        fill(folder / "state/filler")
+        with running(None, again=folder) as vsm:
+            journal_trouble(vsm)
+            (folder / "state/filler").unlink()
+            assert vsm.stop() == 0
+    finally:
+        subprocess.run(["umount", "-l", str(folder / "state")], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write until nothing fits."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
