@@ -37,6 +37,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reload": ("vsm.commands.reload", "apply an edited vsm.toml to the running vsm"),
     "log-level": ("vsm.commands.reload", "say more or less in the log, from now on"),
     "service": ("vsm.commands.service", "run vsm under systemd"),
+    "install": ("vsm.commands.install", "install a server from npm or PyPI, confined and pinned"),
+    "uninstall": ("vsm.commands.install", "remove an installed server"),
+    "outdated": ("vsm.commands.install", "compare installed servers with their registries"),
     "sandbox": ("vsm.commands.sandbox", "confine any command, or probe what this host gives"),
 }
 EXIT_USAGE = 2

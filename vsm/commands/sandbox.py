@@ -1,4 +1,5 @@
-"""`vsm sandbox run` confines any command as a worker would be; `vsm sandbox probe` reads the host.
+"""`vsm sandbox run` confines any command as a worker would be; `vsm sandbox probe` reads the host;
+`vsm sandbox audit` is in `vsm.commands.audit`.
 
 Neither needs a running supervisor; both work as root and as a user. `run` is the parent of the
 confined command: it hands on the terminal, signals and the exit status, and says nothing of its
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vsm.commands import audit
 from vsm.errors import ConfigurationError, VsmError
 
 if TYPE_CHECKING:
@@ -46,9 +48,9 @@ MARKS = {"works": "yes", "weaker": "weaker", "absent": "no"}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `sandbox run` and `sandbox probe`."""
+    """Add `sandbox run`, `sandbox probe` and `sandbox audit`."""
     parser = subparsers.add_parser("sandbox", help="confine any command, or probe this host")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="run|probe")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="run|probe|audit")
     run = actions.add_parser("run", help="run a command confined; its exit status is the command's")
     run.add_argument("--profile", default="integration", metavar="NAME", help="name or file")
     run.add_argument("--tier", choices=("namespaced", "landlocked"), help="insist on this tier")
@@ -63,10 +65,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
     probe = actions.add_parser("probe", help="print what this host gives, found by trials")
     probe.add_argument("--json", action="store_true", help="machine-readable")
+    audit.add_parser(actions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
+    if args.action == "audit":
+        return audit.run(args)
     return _probe(as_json=args.json) if args.action == "probe" else _run(args)
 
 
@@ -111,7 +116,7 @@ def _run(args: argparse.Namespace) -> int:
     host = probe_host(groups=groups)
     with _group(profile, groups) as group:
         plan = _plan(args, argv, profile, host, group)
-        with _egress(profile, host) as egress:
+        with egress_process(profile, host) as egress:
             return _spawn_and_wait(plan, egress, verbose=args.verbose)
 
 
@@ -137,7 +142,7 @@ def _allow(profile: "Profile", hosts: list[str]) -> "Profile":
 
 
 @contextmanager
-def _egress(profile: "Profile", host: "HostFacts") -> "Iterator[Egress | None]":
+def egress_process(profile: "Profile", host: "HostFacts") -> "Iterator[Egress | None]":
     """The egress process of this run, where the profile needs one; it ends with the run."""
     from vsm.plan import egress_rules
 

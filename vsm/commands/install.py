@@ -1,0 +1,126 @@
+"""`vsm install`, `vsm uninstall`, `vsm outdated`: servers from npm and PyPI, pinned and read-only.
+
+None of them needs a running vsm. What is printed of a package (names, commands) is foreign text and
+is stripped of control characters.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from vsm.commands.terminal import clean, print_json, print_table
+
+SUMMARIES = {
+    "install": "install a server from npm or PyPI: confined, pinned by hash, no scripts",
+    "uninstall": "remove an installed server",
+    "outdated": "compare installed servers with what their registries have",
+}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `install`, `uninstall` and `outdated`."""
+    for name, summary in SUMMARIES.items():
+        parser = subparsers.add_parser(name, help=summary, description=summary)
+        if name == "install":
+            metavar = "npm:NAME@VERSION|pypi:NAME==VERSION"
+            parser.add_argument("package", nargs="?", metavar=metavar, help="none lists them")
+            parser.add_argument("--name", default="", help="of the server; default: the package's")
+        elif name == "uninstall":
+            parser.add_argument("names", nargs="+", metavar="NAME")
+        if name != "uninstall":
+            parser.add_argument(
+                "--allow", action="append", default=[], metavar="HOST:PORT", help="a further host"
+            )
+        parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen command."""
+    signal.signal(signal.SIGTERM, _interrupt)  # so that nothing half-made is left
+    if args.command == "uninstall":
+        return _uninstall(args)
+    if args.command == "outdated":
+        return _outdated(args)
+    return _install(args) if args.package else _list(args)
+
+
+def _interrupt(_signo: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _install(args: argparse.Namespace) -> int:
+    from vsm.install import install
+
+    server, done = install(args.package, name=args.name, allow=tuple(args.allow), say=_say)
+    if args.json:
+        import msgspec
+
+        print_json({"server": msgspec.to_builtins(server), "installed": done})
+        return 0
+    state = "installed" if done else "is installed already"
+    print(f"{server.name} {server.version} {state}: {len(server.files)} packages pinned")
+    print("\nFor vsm.toml:\n")
+    print(f"[integrations.{server.name}]")
+    profile = "node-server" if server.kind == "npm" else "python-server"
+    if server.command:
+        print(f"command = {json.dumps(list(server.command))}")
+    else:
+        listed = ", ".join(map(clean, server.commands)) or "none"
+        print(f"command = []   # its commands: {listed}")
+    print(f'profile = "{profile}"')
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    import msgspec
+
+    from vsm.install import installed
+
+    servers = installed()
+    if args.json:
+        print_json({"servers": msgspec.to_builtins(servers)})
+        return 0
+    rows = [(one.name, f"{one.kind}:{one.package}", one.version) for one in servers]
+    print_table(("NAME", "PACKAGE", "VERSION"), rows)
+    return 0
+
+
+def _uninstall(args: argparse.Namespace) -> int:
+    from vsm.install import uninstall
+
+    removed = [uninstall(name) for name in args.names]
+    if args.json:
+        print_json({"removed": [server.name for server in removed]})
+    else:
+        for server in removed:
+            print(f"{server.name}: removed ({server.kind}:{server.package} {server.version})")
+    return 0
+
+
+def _outdated(args: argparse.Namespace) -> int:
+    from vsm.install import installed, latest
+
+    rows = []
+    for server in installed():
+        _say(f"asking for {server.kind}:{server.package}")
+        newest = latest(server, tuple(args.allow))
+        rows.append({"name": server.name, "installed": server.version, "latest": newest})
+    if args.json:
+        print_json({"servers": rows})
+        return 0
+    shown = [
+        (row["name"], row["installed"], row["latest"] or "unknown", _verdict(row)) for row in rows
+    ]
+    print_table(("NAME", "INSTALLED", "LATEST", ""), shown)
+    return 0
+
+
+def _verdict(row: dict[str, str]) -> str:
+    return "outdated" if row["latest"] not in ("", row["installed"]) else ""
+
+
+def _say(line: str) -> None:
+    print(f"vsm: {clean(line)} ...", file=sys.stderr, flush=True)

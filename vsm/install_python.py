@@ -1,0 +1,170 @@
+"""Installing from PyPI or whatever pip is configured for: fetch, pin, unpack offline.
+
+Three confined steps, none of which runs anything of a package: `pip download` of wheels only,
+with the registry in reach; an empty virtual environment; `pip install` from the fetched wheels,
+each pinned by its hash, with no network at all. Runs in the command line.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from vsm.core.packages import (
+    Package,
+    choose_command,
+    normalize,
+    parse_console_scripts,
+    parse_latest,
+    parse_wheel_name,
+)
+from vsm.errors import VsmError
+from vsm.install_registry import Registry, base_python, pip_registry, python_with_pip
+from vsm.install_sandbox import Done, InstallSandbox
+from vsm.server_store import PinnedFile
+
+WHEELS: Final = "wheels"
+LOCK: Final = "lock.txt"
+_ONLY_WHEELS: Final = ("--only-binary", ":all:")
+_NO_ANSWER: Final = (
+    *("NewConnectionError", "Connection refused", "Connection reset", "Read timed out"),
+    *("Temporary failure in name resolution", "Name or service not known", "ConnectTimeoutError"),
+    *("RemoteDisconnected", "Connection aborted", "Max retries exceeded", "SSLError"),
+)
+
+
+class PythonInstaller:
+    """One package from PyPI.
+
+    Args:
+        package: what.
+        build: where its tree is made, by absolute name: scripts in it say so.
+        extra: further hosts that it may fetch from.
+    """
+
+    def __init__(self, package: Package, build: Path, extra: tuple[str, ...] = ()) -> None:
+        self._package = package
+        self._build = build
+        self._python = python_with_pip()
+        self.registry: Registry = pip_registry(self._python)
+        self._allow = (*self.registry.allow, *extra)
+        self._sandbox = InstallSandbox(build, self.registry.read)
+
+    @property
+    def runtime(self) -> str:
+        """The interpreter's version."""
+        return f"python {sys.version.split()[0]}"
+
+    def fetch(self) -> tuple[PinnedFile, ...]:
+        """Download every wheel that it needs; what was downloaded, with hashes.
+
+        Raises:
+            VsmError: there is no such package, no such version, no wheel, or no registry.
+        """
+        (self._build / WHEELS).mkdir()
+        package = f"{self._package.name}=={self._package.version}"
+        words = ["download", *_ONLY_WHEELS, "--dest", str(self._build / WHEELS), package]
+        done = self._pip(words, online=True)
+        if done.status != 0:
+            raise self._explain(done)
+        files = tuple(_pin(path) for path in sorted((self._build / WHEELS).iterdir()))
+        if not any(one.name == normalize(self._package.name) for one in files):
+            raise VsmError(str(self._package), "the registry answered with other packages", "")
+        return files
+
+    def unpack(self, files: tuple[PinnedFile, ...]) -> None:
+        """Make the environment from exactly these files, offline."""
+        environment = self._build / "env"
+        done = self._sandbox.run(
+            [base_python(), "-I", "-m", "venv", "--without-pip", str(environment)], env=self._env()
+        )
+        self._check(done, "no virtual environment could be made")
+        lock = "".join(f"{one.name}=={one.version} --hash={one.hash}\n" for one in files)
+        (self._build / LOCK).write_text(lock, encoding="utf-8")
+        words = ["--python", str(environment / "bin" / "python"), "install", "--no-index"]
+        words += ["--find-links", str(self._build / WHEELS), "--require-hashes", "--no-deps"]
+        words += [*_ONLY_WHEELS, "-r", str(self._build / LOCK)]
+        self._check(self._pip(words, online=False), "pip refuses what it fetched")
+
+    def commands(self) -> tuple[str, tuple[str, ...]]:
+        """(the server's command, all commands); the first is "" where it is unclear."""
+        name = normalize(self._package.name)
+        scripts: list[str] = []
+        for path in self._build.glob("env/lib/python3*/site-packages/*.dist-info/entry_points.txt"):
+            if normalize(path.parent.name.partition("-")[0]) == name:
+                scripts = parse_console_scripts(path.read_text(encoding="utf-8", errors="replace"))
+        present = [one for one in scripts if (self._build / "env" / "bin" / one).is_file()]
+        return choose_command(present, self._package), tuple(present)
+
+    @staticmethod
+    def argv(current: Path, command: str) -> tuple[str, ...]:
+        """The argv of a command, for vsm.toml."""
+        return (str(current / "env" / "bin" / command),)
+
+    def latest(self) -> str:
+        """The newest version that the registry has; "" if it does not say."""
+        done = self._pip(["index", "versions", self._package.name], online=True)
+        return parse_latest(done.output) if done.status == 0 else ""
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _env(self) -> dict[str, str]:
+        temporary = self._build / "tmp"
+        temporary.mkdir(exist_ok=True)
+        return {"TMPDIR": str(temporary), "HOME": str(temporary)}
+
+    def _pip(self, words: list[str], *, online: bool) -> Done:
+        env = self._env()
+        env |= self.registry.env if online else {"PIP_CONFIG_FILE": os.devnull}
+        argv = [self._python, "-m", "pip", *words]
+        return self._sandbox.run(argv, env=env, allow=self._allow if online else ())
+
+    def _check(self, done: Done, what: str) -> None:
+        if done.status != 0:
+            raise VsmError(str(self._package), f"{what}: {last_words(done)}", "")
+
+    def _explain(self, done: Done) -> VsmError:
+        package, where = self._package, str(self._package)
+        if done.timed_out:
+            return VsmError(where, "the registry is too slow", "Try again later.")
+        if "No matching distribution" in done.output:
+            versions = self._pip(["index", "versions", package.name], online=True)
+            if f" {package.version}," in f"{versions.output.replace(chr(10), ',')},".replace(
+                "Available versions:", ""
+            ):
+                what = "has no wheel for this Python; building it would run its code"
+                return VsmError(where, what, "Choose another version, or another Python.")
+            if versions.status == 0:
+                newest = parse_latest(versions.output)
+                return VsmError(where, "there is no such version", f"The newest is {newest}.")
+            if not any(text in versions.output for text in _NO_ANSWER):
+                return VsmError(where, "there is no such package", "Correct its name.")
+        if any(text in done.output for text in _NO_ANSWER):
+            hosts = ", ".join(self.registry.hosts) or "none"
+            what = f"the registry ({hosts}) cannot be reached: {last_words(done)}"
+            return VsmError(where, what, "See `pip config list`, and --allow for further hosts.")
+        return VsmError(where, f"cannot be fetched: {last_words(done)}", "")
+
+
+def _pin(path: Path) -> PinnedFile:
+    """Name, version and hash of a fetched file; anything but a wheel is refused."""
+    if path.is_symlink() or not path.is_file():
+        raise VsmError(path.name[:120], "is no file", "Do not trust this registry.")
+    try:
+        wheel = parse_wheel_name(path.name)
+    except ValueError as error:
+        raise VsmError("install", str(error), "Do not trust this registry.") from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return PinnedFile(
+        name=wheel.name, version=wheel.version, file=path.name, hash=f"sha256:{digest}"
+    )
+
+
+def last_words(done: Done) -> str:
+    """The most telling line of a step's output, for an error."""
+    lines = [line.strip() for line in done.output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith(("error", "npm error"))]
+    text = (errors or lines or [f"status {done.status}"])[-1]
+    return "".join(character for character in text if character.isprintable())[:300]

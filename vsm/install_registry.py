@@ -1,0 +1,200 @@
+"""Where packages come from: read from pip's and npm's own configuration of this host.
+
+Runs in the command line, unconfined: asks `pip config list` and `npm config get`, which run
+nothing of a package. What an install sandbox gets of it is the registry, its hosts, its
+certificate and its credentials, and nothing else of the configuration.
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from vsm.core.addresses import judge, parse_literal
+from vsm.core.packages import Location, parse_location, parse_pip_settings, without_password
+from vsm.errors import VsmError
+
+_ASK_TIMEOUT_S: Final = 60.0
+_DEFAULT_INDEX: Final = "https://pypi.org/simple"
+# The one index that keeps its files elsewhere by design.
+_COMPANIONS: Final = {"pypi.org": ("files.pythonhosted.org", 443)}
+_PASSED_ON: Final = (
+    "no-index",
+    "cert",
+    "client-cert",
+    "trusted-host",
+    "timeout",
+    "default-timeout",
+)
+_FILES: Final = ("cert", "client-cert")
+_AUTHENTICATION: Final = re.compile(r"//[^\s=]+:(_authToken|_auth|username|_password|email)\s*=.*")
+
+
+class Registry(NamedTuple):
+    """What a step of an installation needs to reach packages.
+
+    Args:
+        label: for records and errors; no password in it.
+        hosts: host → port of what it may be fetched from.
+        allow: the same for `network.allow`, exceptions for private addresses included.
+        read: host paths: local folders, certificates.
+        env: variables of the tool.
+        npmrc: lines of npm's user configuration that authenticate.
+    """
+
+    label: str
+    hosts: dict[str, int]
+    allow: tuple[str, ...]
+    read: tuple[str, ...]
+    env: dict[str, str]
+    npmrc: str = ""
+
+
+def pip_registry(python: str) -> Registry:
+    """The indexes and folders that this host's pip uses.
+
+    Raises:
+        VsmError: pip cannot be asked, or names something that no registry is.
+    """
+    settings = parse_pip_settings(_ask([python, "-m", "pip", "config", "list"]))
+    offline = settings.get("no-index", "").lower() in {"1", "true", "yes", "on"}
+    index = settings.get("index-url", _DEFAULT_INDEX)
+    urls = [] if offline else [index, *settings.get("extra-index-url", "").split()]
+    folders = settings.get("find-links", "").split()
+    locations = [_location(text, "pip's configuration") for text in (*urls, *folders)]
+    locations += [Location(*_COMPANIONS[one.host]) for one in locations if one.host in _COMPANIONS]
+    env = {
+        f"PIP_{key.replace('-', '_').upper()}": settings[key]
+        for key in _PASSED_ON
+        if key in settings
+    }
+    env |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INPUT": "1", "PIP_NO_CACHE_DIR": "1"}
+    env |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_RETRIES": settings.get("retries", "1")}
+    if not offline:
+        env["PIP_INDEX_URL"] = index
+        env["PIP_EXTRA_INDEX_URL"] = settings.get("extra-index-url", "")
+    env["PIP_FIND_LINKS"] = " ".join(folders)
+    certificates = [settings[key] for key in _FILES if key in settings]
+    return _registry(
+        [*urls, *folders], locations, certificates, {k: v for k, v in env.items() if v}
+    )
+
+
+def npm_registry(scope: str = "") -> Registry:
+    """The registry that this host's npm uses for a scope ("@scope" or "").
+
+    Raises:
+        VsmError: npm is missing or cannot be asked.
+    """
+    key = f"{scope}:registry" if scope else "registry"
+    url = _ask_npm(key) or _ask_npm("registry")
+    location = _location(url, "npm's configuration")
+    certificate = _ask_npm("cafile")
+    env = {"npm_config_registry": url}
+    if scope:
+        env[f"npm_config_{scope}:registry"] = url
+    if certificate:
+        env["npm_config_cafile"] = certificate
+    if _ask_npm("strict-ssl") == "false":
+        env["npm_config_strict_ssl"] = "false"
+    made = _registry([url], [location], [certificate] if certificate else [], env)
+    return made._replace(npmrc=_npm_credentials(url))
+
+
+def _registry(
+    sources: list[str], locations: list[Location], files: list[str], env: dict[str, str]
+) -> Registry:
+    hosts = {one.host: one.port for one in locations if one.host}
+    paths = [one.path for one in locations if one.path] + files
+    return Registry(
+        label=" ".join(without_password(text) for text in sources),
+        hosts=hosts,
+        allow=tuple(entry for host, port in hosts.items() for entry in _allow(host, port)),
+        read=tuple(dict.fromkeys(_existing(path) for path in paths if Path(path).exists())),
+        env=env,
+    )
+
+
+def _allow(host: str, port: int) -> Iterator[str]:
+    """The host, and, as the operator chose it, the private addresses that it has by now."""
+    literal = parse_literal(host)
+    if literal:
+        yield f"[{literal}]:{port}" if ":" in literal else f"{literal}:{port}"
+        return
+    if host != "localhost":
+        yield f"{host}:{port}"
+    try:
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return
+    for address in dict.fromkeys(str(answer[4][0]) for answer in answers):
+        if judge(address) and "%" not in address:
+            yield f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _existing(path: str) -> str:
+    return str(Path(path).resolve())
+
+
+def _location(text: str, where: str) -> Location:
+    try:
+        return parse_location(text)
+    except ValueError as error:
+        raise VsmError(where, str(error), "Correct it.") from error
+
+
+def _ask_npm(key: str) -> str:
+    answer = _ask(["npm", "config", "get", key, "--loglevel=silent"]).strip()
+    return "" if answer in {"undefined", "null"} else answer
+
+
+def _ask(argv: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=True, cwd="/"
+        )
+    except FileNotFoundError:
+        raise VsmError("install", f"there is no {argv[0]}", f"Install {argv[0]}.") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines()[-1:] or ["nothing"]
+        raise VsmError("install", f"`{' '.join(argv)}` failed: {said[0][:200]}", "") from None
+    except subprocess.TimeoutExpired:
+        raise VsmError("install", f"`{' '.join(argv)}` does not end", "") from None
+    return done.stdout
+
+
+def _npm_credentials(url: str) -> str:
+    """The lines of npm's user and global configuration that are for this registry's host."""
+    prefix = "//" + without_password(url).partition("://")[2].partition("/")[0]
+    lines = []
+    for key in ("userconfig", "globalconfig"):
+        path = Path(_ask_npm(key) or os.devnull)
+        if path.is_file() and os.access(path, os.R_OK):
+            lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line.strip() for line in lines if _AUTHENTICATION.fullmatch(line.strip())]
+    return "".join(f"{line}\n" for line in kept if line.startswith((f"{prefix}/", f"{prefix}:")))
+
+
+def python_with_pip() -> str:
+    """A Python like this one that has pip.
+
+    Raises:
+        VsmError: there is none.
+    """
+    own = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in dict.fromkeys((sys.executable, base_python(), own)):
+        if Path(python).exists():
+            command = [python, "-m", "pip", "--version"]
+            done = subprocess.run(command, capture_output=True, check=False, cwd="/")
+            if done.returncode == 0:
+                return python
+    raise VsmError("install", f"no pip for {sys.executable}", "Run `python -m ensurepip` for it.")
+
+
+def base_python() -> str:
+    """The interpreter that a virtual environment of this Python stands on."""
+    return str(getattr(sys, "_base_executable", sys.executable))
