@@ -108,6 +108,8 @@ def test_counts_survive_the_writer_and_are_seen_once() -> None:
             rig.read(second, 2)
             found = rig.s4.variety()
             assert found["recent"]["events"] == found["since_start"]["events"] == 37
+            count(first, "git", "log", 9)  # one that was only asleep writes what nobody reads
+            assert rig.s4.variety()["since_start"]["events"] == 37
 
     run(scenario)
 
