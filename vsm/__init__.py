@@ -1,6 +1,49 @@
 """vsm runs untrusted MCP servers, each confined by the kernel, behind one endpoint.
 
-Importing this package costs nothing: the launcher and the command line both do it first.
+Importing this package costs nothing: the launcher and the command line both do it first. What
+it offers to programs (docs/library.md) is imported when it is first asked for.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vsm.errors import ConfigurationError, ConfinementError, VsmError
+    from vsm.library.result import Result, RunError
+    from vsm.library.run import run, run_async
+    from vsm.profile import Profile, load_profile
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ConfigurationError",
+    "ConfinementError",
+    "Profile",
+    "Result",
+    "RunError",
+    "VsmError",
+    "load_profile",
+    "run",
+    "run_async",
+]
+
+_HOMES = {
+    "vsm.errors": ("ConfigurationError", "ConfinementError", "VsmError"),
+    "vsm.library.result": ("Result", "RunError"),
+    "vsm.library.run": ("run", "run_async"),
+    "vsm.profile": ("Profile", "load_profile"),
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
+    import importlib
+
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(home), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'vsm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

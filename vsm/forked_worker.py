@@ -89,6 +89,7 @@ class ForkedWorker:
         stdio: the server's fds; stay the caller's.
         tty: keep the terminal's session.
         spare: one that serves the plan; from now on this object's.
+        program: run this in a fork of the caller, instead of exec'ing `plan.argv`.
 
     Attributes:
         pid: its pid here.
@@ -105,6 +106,7 @@ class ForkedWorker:
         *,
         tty: bool = False,
         spare: Spare | None = None,
+        program: mini_init.Program | None = None,
     ) -> None:
         """Start; raises OSError, having undone everything (but for the spare)."""
         self.plan = plan
@@ -121,7 +123,7 @@ class ForkedWorker:
                 fds = [*stdio, *id_maps.values()]
                 mini_init.send_plan(self._process.control, plan.to_json(), fds)
             else:
-                self._process = _fork_for(plan, stdio, id_maps, tty=tty)
+                self._process = _fork_for(plan, stdio, id_maps, program, tty=tty)
         except BaseException:
             self.remove_scratch()
             raise
@@ -188,14 +190,25 @@ class ForkedWorker:
 
 
 def _fork_for(
-    plan: Plan, stdio: tuple[int, int, int], id_maps: dict[IdMap, int], *, tty: bool
+    plan: Plan,
+    stdio: tuple[int, int, int],
+    id_maps: dict[IdMap, int],
+    program: mini_init.Program | None,
+    *,
+    tty: bool,
 ) -> _Process:
     site = Site()
     site.id_maps = id_maps
     return _Process.fork(
         plan.clone_flags,
         lambda control, status: mini_init.run(
-            plan, site, stdio=stdio, control=control, status=status, tty=tty
+            plan,
+            site,
+            stdio=stdio,
+            control=control,
+            status=status,
+            tty=tty,
+            program=program,
         ),
     )
 

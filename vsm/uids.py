@@ -15,7 +15,9 @@ from vsm.errors import ConfinementError
 BASE: Final = 0x7000_0000
 _SYSTEM_UIDS: Final = 16
 _RANGE: Final = 2**27
-_RUNS: Final = 0x40_0000  # above the range: `vsm sandbox run`, by pid (PID_MAX_LIMIT)
+_PIDS: Final = 0x40_0000  # PID_MAX_LIMIT
+RUN_SLOTS: Final = 31  # above the range: one uid for each pid and slot
+_RUNS: Final = RUN_SLOTS * _PIDS
 
 
 def system_uid(system: str) -> int:
@@ -38,6 +40,15 @@ def integration_uids(names: list[str]) -> dict[str, int]:
             slot = (slot + 1) % (_RANGE - _SYSTEM_UIDS)
         taken[name] = BASE + _SYSTEM_UIDS + slot
     return taken
+
+
+def run_uid(slot: int) -> int:
+    """The uid of one run without a stable identity: of no other process or slot that lives.
+
+    Args:
+        slot: 0 is `vsm sandbox run`; a process that has several runs at once counts up.
+    """
+    return BASE + _RANGE + slot % RUN_SLOTS * _PIDS + os.getpid()
 
 
 def may_be_workers(uid: int) -> bool:

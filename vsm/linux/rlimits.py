@@ -5,6 +5,7 @@ import resource
 KINDS = {
     "core": resource.RLIMIT_CORE,
     "cpu": resource.RLIMIT_CPU,
+    "data": resource.RLIMIT_DATA,
     "file_size": resource.RLIMIT_FSIZE,
     "open_files": resource.RLIMIT_NOFILE,
     "processes": resource.RLIMIT_NPROC,

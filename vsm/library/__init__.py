@@ -1,0 +1,1 @@
+"""vsm as a library: work that runs confined, for programs that import vsm."""

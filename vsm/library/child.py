@@ -1,0 +1,131 @@
+"""What runs inside a confined worker of `vsm.run`: takes the work, does it, sends the value.
+
+Runs after every layer is in force, in a fork of the runner that is nobody else's; loads the
+program's pickle (trusted → confined). Whatever it says afterwards is a foreign word.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from vsm.execution import ABSENT, Plan
+from vsm.library.values import UnfitError, send_failure, send_value
+from vsm.linux import prctl, rlimits
+
+_FIRST_FD = 10
+_MOST_BYTES = 64
+_FAILED = 1
+_NOT_STARTED = 127
+_STACK_BYTES = 8 << 20
+
+
+def run(plan: Plan) -> NoReturn:
+    """Take the work from fd 0, do it, exit."""
+    channel = socket.socket(fileno=fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _FIRST_FD))
+    try:
+        order, content = _take(channel)
+        _prepare(plan, order)
+    except (OSError, ValueError) as error:
+        send_failure(channel, "start", f"{type(error).__name__}: {error}")
+        os._exit(_NOT_STARTED)
+    if order["argv"]:
+        _exec(channel, plan.argv[0], order["argv"])
+    if plan.clone_flags:
+        os._exit(_call(channel, order, content))
+    _in_thread(lambda: os._exit(_call(channel, order, content)))
+
+
+def _prepare(plan: Plan, order: dict[str, Any]) -> None:
+    with suppress(OSError):
+        prctl.allow_dumps()  # as after an exec: its own /proc/self; a core has no bytes anyway
+    os.environ.clear()
+    os.environ.update({**plan.env, **order["env"]})
+    by_group = any(layer.name == "memory" and layer.state != ABSENT for layer in plan.expected)
+    if order["memory_bytes"] and not by_group:
+        rlimits.lower("data", order["memory_bytes"])
+
+
+def _take(channel: socket.socket) -> tuple[dict[str, Any], bytes]:
+    """The first line of the work is JSON, the rest the pickle."""
+    _, (work, stdin), _, _ = socket.recv_fds(channel, _MOST_BYTES, 2)
+    os.dup2(stdin, 0)
+    os.close(stdin)
+    with open(work, "rb") as file:
+        return json.loads(file.readline()), file.read()
+
+
+def _exec(channel: socket.socket, program: str, argv: list[str]) -> NoReturn:
+    for signo in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with suppress(OSError):
+            signal.signal(signo, signal.SIG_DFL)
+    try:
+        os.execve(program, argv, dict(os.environ))
+    except OSError as error:
+        send_failure(channel, "start", f"cannot exec {program}: {error.strerror}")
+    os._exit(_NOT_STARTED)
+
+
+def _in_thread(work: Any) -> NoReturn:  # noqa: ANN401 - a callable
+    """With a stack of ordinary size: the thread that forked this process had a small one."""
+    import threading
+
+    threading.stack_size(_STACK_BYTES)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    os._exit(_FAILED)
+
+
+def _call(channel: socket.socket, order: dict[str, Any], content: bytes) -> int:
+    status = _FAILED
+    try:
+        function, arguments = _load(order, content)
+    except BaseException as error:  # noqa: BLE001 - the boundary
+        hint = " (its folder belongs in read=)" if isinstance(error, ImportError) else ""
+        send_failure(channel, "start", f"{_text(error)}{hint}")
+        return _NOT_STARTED
+    try:
+        send_value(channel, function(*arguments), order["most_bytes"])
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        send_failure(channel, "error", f"SystemExit: {error.code}")
+    except UnfitError as error:
+        send_failure(channel, "unfit", str(error))
+    except BaseException as error:  # noqa: BLE001 - the boundary
+        traceback.print_exc()
+        send_failure(channel, "error", _text(error), _denied(error))
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+    return status & 0xFF
+
+
+def _load(order: dict[str, Any], content: bytes) -> Any:  # noqa: ANN401 - function and arguments
+    import dill  # type: ignore[import-untyped]
+
+    sys.path[:] = order["path"]
+    sys.argv[:] = ["-"]
+    if random := sys.modules.get("numpy.random"):
+        random.seed()  # forks of one process would draw the same numbers
+    return dill.loads(content)  # noqa: S301 - the program's own, in here
+
+
+def _text(error: BaseException) -> str:
+    lines = traceback.format_exception_only(error)
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _denied(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "memory"
+    refused = isinstance(error, OSError) and error.errno in {errno.EPERM, errno.EACCES}
+    return "violation" if refused else ""

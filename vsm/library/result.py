@@ -1,0 +1,113 @@
+"""What a run came to. Pure: decides the cause from what the kernel and the worker said."""
+
+import signal
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vsm.errors import VsmError
+from vsm.library.values import Answer
+
+Cause = Literal["ok", "exit", "signal", "timeout", "memory", "violation", "refused"]
+
+
+class RunError(VsmError):
+    """A run did not end well; raised by `Result.check`."""
+
+    def __init__(self, result: "Result") -> None:
+        super().__init__("vsm.run", result.error or f"it ended by {result.cause}", "")
+        self.result = result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How one confined run ended.
+
+    Args:
+        value: what the callable returned; None for an argv.
+        stdout: what was written there, up to `output_bytes`.
+        stderr: the same.
+        cause: "ok" (exit status 0 and, of a callable, a value), "exit" (another status, or an
+            exception), "signal", "timeout", "memory" (it met its memory limit), "violation" (it
+            died of something that its profile denies), "refused" (it returned what cannot be
+            taken: the value is neither JSON, bytes nor an array of numbers, or too large).
+        error: in words, what went wrong; "" where nothing did.
+        status: the exit status, None when a signal ended it.
+        signal: that signal, or None.
+        tier: "namespaced" or "landlocked".
+        layers: one `{"name", "state", "detail"}` each: what was in force.
+        peak_bytes: the most memory that it used.
+        cpu_s: user and system time, with its descendants.
+        wall_s: from the call to the result.
+        truncated: it wrote more than `output_bytes`.
+    """
+
+    value: Any
+    stdout: bytes
+    stderr: bytes
+    cause: Cause
+    error: str
+    status: int | None
+    signal: int | None
+    tier: str
+    layers: tuple[dict[str, str], ...]
+    peak_bytes: int
+    cpu_s: float
+    wall_s: float
+    truncated: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended well."""
+        return self.cause == "ok"
+
+    def check(self) -> Any:  # noqa: ANN401 - what the callable returned
+        """The value; raises RunError if there is none."""
+        if not self.ok:
+            raise RunError(self)
+        return self.value
+
+
+def judge(
+    ended: dict[str, Any], answer: Answer | None, unfit: str, *, expects_value: bool, late: bool
+) -> tuple[Cause, str]:
+    """The cause of an end, and the words for it.
+
+    Args:
+        ended: what the runner saw.
+        answer: what the worker said, if it made sense.
+        unfit: why it made none.
+        expects_value: a callable's run.
+        late: its time had passed.
+    """
+    status, signo = ended["status"], ended["signal"]
+    if status is None or status:
+        return _judge_death(ended, answer, late=late)
+    if unfit or (answer and answer.kind != "value"):
+        return "refused", unfit or (answer.text if answer else "")
+    if expects_value and answer is None:
+        return "refused", "it ended without a value"
+    del signo
+    return "ok", ""
+
+
+def _judge_death(
+    ended: dict[str, Any], answer: Answer | None, *, late: bool
+) -> tuple[Cause, str]:
+    status, signo = ended["status"], ended["signal"]
+    text = answer.text if answer else ""
+    if signo == signal.SIGSYS:
+        return "violation", "it was killed for a forbidden system call"
+    if ended["oom_kills"] and (signo == signal.SIGKILL or status == 128 + signal.SIGKILL):
+        return "memory", "it was killed at its memory limit"
+    if late:
+        return "timeout", "its time was over"
+    if answer and answer.denied == "memory":
+        return "memory", text
+    if answer and answer.denied == "violation":
+        return "violation", text
+    if answer and answer.kind == "unfit":
+        return "refused", text
+    if status is None:
+        name = signal.Signals(signo).name if signo in set(signal.Signals) else str(signo)
+        return "signal", f"it was killed by {name}"
+    return "exit", text or f"exit status {status}"

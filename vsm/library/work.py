@@ -1,0 +1,148 @@
+"""What a run does, packed for the worker: a function by value, or an argv, and its environment.
+
+Runs in the program. What a worker will not see of the host's files it cannot import: functions
+of such modules travel by value. Only the program pickles; only a confined worker loads it.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+from vsm.closure import DEFAULT_PATH, closure
+from vsm.errors import ConfigurationError, VsmError
+
+
+class Work:
+    """One piece of work: its memfd, and what the runner has to know of it.
+
+    Args:
+        what: a callable, or an argv.
+        arguments: the callable's.
+        env: added to the profile's environment.
+        base_env: the profile's.
+        read: host paths that the worker sees.
+        head: more for the worker, as JSON.
+
+    Attributes:
+        executable: what is exec'ed, absolute.
+        read: all that has to be readable.
+    """
+
+    def __init__(
+        self,
+        what: Callable[..., object] | Sequence[str],
+        arguments: tuple[object, ...],
+        *,
+        env: Mapping[str, str],
+        base_env: Mapping[str, str],
+        read: tuple[str, ...],
+        head: Mapping[str, object],
+    ) -> None:
+        argv = _argv(what, arguments)
+        path = env.get("PATH") or os.environ.get("PATH") or DEFAULT_PATH
+        search = {**base_env, **env, "PATH": path}
+        needed = closure(argv or [sys.executable, "-c", ""], env=search)
+        self.executable = needed.executable
+        self.read = (*needed.read, *read)
+        visible = Visible((*needed.read, *read))
+        table = {**head, "argv": argv, "env": dict(env), "path": visible.of(sys.path)}
+        content = b"" if argv else pickle_call(what, arguments, visible)
+        self._content = json.dumps(table).encode() + b"\n" + content
+
+    def open(self) -> int:
+        """A memfd with the work, at its start; the caller's."""
+        return memory_file("work", self._content)
+
+
+def memory_file(name: str, content: bytes) -> int:
+    """A memfd that holds this, at its start; the caller's."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _argv(what: Any, arguments: tuple[object, ...]) -> list[str]:  # noqa: ANN401
+    """The argv, empty for a callable."""
+    if callable(what):
+        return []
+    if isinstance(what, str) or not isinstance(what, Sequence) or not what:
+        remedy = 'Write ["/usr/bin/sort", "-n"], or pass a function.'
+        raise ConfigurationError("vsm.run", f"expected an argv, found {what!r:.60}", remedy)
+    argv = [*what, *arguments]
+    for item in argv:
+        if not isinstance(item, str) or "\0" in item:
+            raise ConfigurationError("vsm.run", f"expected words, found {item!r:.60}", "")
+    return argv
+
+
+class Visible:
+    """Which files a worker will see beside the system's."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self._paths = [os.path.realpath(path) for path in ("/usr", "/lib", "/lib64", *paths)]
+
+    def sees(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return any(real == folder or real.startswith(folder + "/") for folder in self._paths)
+
+    def of(self, paths: Sequence[str]) -> list[str]:
+        """The folders among `paths` that it sees."""
+        return [path for path in paths if path.startswith("/") and self.sees(path)]
+
+    def has_module(self, name: str) -> bool:
+        """Whether a worker can import a module that is loaded here."""
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        return name != "__main__" and module is not None and (file is None or self.sees(file))
+
+
+def pickle_call(function: Any, arguments: tuple[object, ...], visible: Visible) -> bytes:  # noqa: ANN401
+    """The function and its arguments, by `multiprocess`' serialiser.
+
+    Raises:
+        VsmError: something in it cannot travel.
+    """
+    import io
+
+    import dill  # type: ignore[import-untyped]
+
+    class ByValue(dill.Pickler):  # type: ignore[misc] # dill is untyped
+        """Takes functions along whose modules a worker cannot import."""
+
+        moved: dict[int, FunctionType]
+
+        def save(self, obj: object, save_persistent_id: bool = True) -> None:  # noqa: FBT001, FBT002
+            if isinstance(obj, FunctionType) and not visible.has_module(obj.__module__ or ""):
+                obj = self.moved.setdefault(id(obj), _in_main(obj))
+            super().save(obj, save_persistent_id)
+
+    file = io.BytesIO()
+    pickler = ByValue(file, protocol=5, recurse=True)
+    pickler.moved = {}
+    try:
+        pickler.dump((function, arguments))
+    except Exception as error:  # noqa: BLE001 - whatever a __reduce__ raises; it is the caller's
+        what = f"the work cannot travel to a worker: {type(error).__name__}: {error}"
+        raise VsmError("vsm.run", what, "Pass plain values, and functions of modules.") from error
+    return file.getvalue()
+
+
+def _in_main(function: FunctionType) -> FunctionType:
+    """The same function, as one of no module that could be imported."""
+    if function.__module__ == "__main__":
+        return function
+    copy = FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__module__ = "__main__"
+    return copy
