@@ -1,0 +1,59 @@
+"""vsm as an ordinary user: two servers in namespaces, a replaced gateway, an end in order."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from supervised import (
+    BOUND_S,
+    NOBODY,
+    Started,
+    all_ready,
+    folder_of,
+    kill,
+    left_of,
+    ordinary_user,
+    rows,
+    wait_until,
+    write_config,
+)
+
+
+def echoed(one: Started, integration: str, text: str) -> str:
+    words = ("call", integration, "echo", json.dumps({"text": text}))
+    client = one.start(*words, to=subprocess.PIPE)
+    printed, complaint = client.communicate(timeout=BOUND_S)
+    assert client.returncode == 0, complaint
+    return printed.decode()
+
+
+def test_vsm_serves_an_ordinary_user(
+    scratch: Path, require: Callable[[str, bool, str], None]
+) -> None:
+    uid = NOBODY if os.geteuid() == 0 else os.geteuid()
+    with folder_of(uid, scratch) as folder:
+        who = ordinary_user(folder, require)
+        one = Started(folder, write_config(folder, good="well", near="well"), who=who)
+        one.wait_log("vsm: ready")
+        before = wait_until(one, all_ready)
+        for name in ("good", "near"):
+            assert os.stat(f"/proc/{before[name]['pid']}").st_uid == uid
+            layers = {layer["name"]: layer["state"] for layer in before[name]["layers"]}
+            namespaced = before[name]["tier"] == "namespaced"
+            require("the namespaced tier", namespaced, "no user namespaces for ordinary users")
+            for layer in ("root_filesystem", "namespaces", "network", "seccomp"):
+                assert layers[layer] == "in force"
+            assert "hello" in echoed(one, name, "hello")
+        kill(before["system1"]["pid"])
+        wait_until(
+            one,
+            lambda seen: all_ready(seen) and seen["system1"]["pid"] != before["system1"]["pid"],
+        )
+        assert "again" in echoed(one, "good", "again")
+        assert {n: rows(one)[n]["pid"] for n in ("good", "near")} == {
+            n: before[n]["pid"] for n in ("good", "near")
+        }
+        assert one.end() == 0, one.log()
+        assert left_of(one) == []
