@@ -86,6 +86,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True):
 
     http: str = "127.0.0.1:8765"
     auth: Literal["token", "none"] = "token"
+    introspection: bool = True
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,6 +220,9 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
     if not _NAME.fullmatch(name) or "__" in name:
         remedy = "Use [a-z0-9][a-z0-9_-]*, at most 32 characters, without a double underscore."
         raise ConfigurationError(where, "not a name for an integration", remedy)
+    if "vsm" in {name, table.prefix}:
+        what = '"vsm" is the prefix of vsm\'s own tools'
+        raise ConfigurationError(where, what, "Choose another name or prefix.")
     if table.instances != "shared":
         what = f'"{table.instances}" is not built yet'
         raise ConfigurationError(f"{where}.instances", what, 'Use "shared".')

@@ -54,6 +54,7 @@ class Start(Message):
     token: str = ""
     auth: Literal["token", "none"] = "token"
     integrations: tuple[IntegrationRow, ...] = ()
+    introspection: bool = False  # S1 offers vsm's own tools
     snapshots: dict[Name, Body] = Field(default_factory=dict)
     limits: Body = Field(default_factory=dict)  # integration → what its profile allows (S3)
 
@@ -131,6 +132,14 @@ class Segments(Message):
     age_s: float = Field(default=0.0, ge=0)
 
 
+class Told(Message):
+    """To S1: the answer to `ask` with the same id; null where there is none."""
+
+    kind: Literal["told"] = "told"
+    id: int = Field(ge=0)
+    body: Body | None = None
+
+
 class Stop(Message):
     """Stop: accept nothing, finish bounded, exit 0."""
 
@@ -147,6 +156,7 @@ ToSystem: TypeAlias = (
     | Drain
     | Configure
     | Segments
+    | Told
     | Stop
 )
 
@@ -208,7 +218,15 @@ class Answer(Message):
     body: Body
 
 
-FromSystem: TypeAlias = Ready | Session | Unfit | Idle | SnapshotOut | Answer | Segments
+class Ask(Message):
+    """S1: a model asks vsm about itself."""
+
+    kind: Literal["ask"] = "ask"
+    id: int = Field(ge=0)
+    what: Literal["status", "variety", "capabilities", "limitations"]
+
+
+FromSystem: TypeAlias = Ready | Session | Unfit | Idle | SnapshotOut | Answer | Segments | Ask
 
 # ---- supervisor ↔ template -----------------------------------------------------------------
 

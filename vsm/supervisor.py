@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from vsm import cgroup, endpoint, logs, provision
+from vsm import cgroup, endpoint, introspection, logs, provision
 from vsm.config import Config
 from vsm.control import ControlServer, NotFoundError
 from vsm.core import restart
@@ -141,6 +141,7 @@ class Supervisor:
             operations_started=lambda: self.integrations.on_operations_started(),  # noqa: PLW0108 - built later
             operations_lost=lambda: self.integrations.on_operations_lost(),  # noqa: PLW0108 - built later
             ring=self._ring,
+            consult=lambda what: introspection.answer(self, what),
         )
         self.systems = SystemGroup(hooks)
         for runner in (self.systems.systems, self.systems.template):
@@ -193,6 +194,7 @@ class Supervisor:
             epoch=epoch,
             token=self.endpoint.token,
             auth=self.config.gateway.auth,
+            introspection=self.config.gateway.introspection,
             integrations=self.integrations.rows(),
             snapshots=self.systems.snapshots,
             fds=tuple(listeners),

@@ -12,7 +12,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from vsm.group import GroupRunner
 from vsm.link import Link, channel_pair, close_fds, socketpair
 from vsm.messages import (
     Answer,
+    Ask,
     Body,
     Exited,
     Forked,
@@ -35,6 +36,7 @@ from vsm.messages import (
     SnapshotOut,
     Start,
     Stop,
+    Told,
     parse_from_system,
 )
 from vsm.output import OutputReader, OutputRing
@@ -46,6 +48,7 @@ LIVENESS_INTERVAL_S: Final = 0.5
 LIVENESS_TIMEOUT_S: Final = 3.0
 FORK_TIMEOUT_S: Final = 5.0
 STATUS_GRACE_S: Final = 0.05  # between a death and the template's word how it died
+MAX_CONSULTING: Final = 16
 QUERY_TIMEOUT_S: Final = 0.5
 SPARE_DELAY_S: Final = 0.1  # a spare is made when the rush of a start is over
 
@@ -74,6 +77,7 @@ class SystemHooks:
         operations_started: a new S1 was sent its `start`.
         operations_lost: S1 is gone.
         ring: the output ring of a worker.
+        consult: what vsm says of itself.
     """
 
     plan: Callable[[str], str]
@@ -83,6 +87,7 @@ class SystemHooks:
     operations_started: Callable[[], None]
     operations_lost: Callable[[], None]
     ring: Callable[[str], OutputRing]
+    consult: Callable[[str], Awaitable[Body | None]]
 
 
 class SystemGroup:
@@ -100,6 +105,7 @@ class SystemGroup:
         self._epoch = 0
         self._query_id = 0
         self.demand = DemandRelay()
+        self._consulting: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._liveness: asyncio.TimerHandle | None = None
 
@@ -137,6 +143,8 @@ class SystemGroup:
             for sock in pair:
                 sock.close()
         self.demand.close()
+        for task in self._consulting:
+            task.cancel()
 
     def operations_link(self) -> Link[FromSystem] | None:
         """The control link of the S1 that runs, ready or not."""
@@ -361,6 +369,10 @@ class SystemGroup:
             case Segments() if running.name == "system1" and fds:
                 self._on_segments(running, fds)
                 return
+            case Ask() if running.name == "system1" and len(self._consulting) < MAX_CONSULTING:
+                task = asyncio.get_running_loop().create_task(self._consult(running, message))
+                self._consulting.add(task)
+                task.add_done_callback(self._consulting.discard)
             case SnapshotOut() if running.name in channels.SNAPSHOTS:
                 self._relay(running.name, message.body)
             case Answer():
@@ -394,6 +406,11 @@ class SystemGroup:
             self.systems.send(restart.Hung(running.name, running.incarnation, "false demand board"))
         elif reader is not None and reader.link is not None:
             reader.link.send(*self.demand.message())
+
+    async def _consult(self, running: RunningSystem, question: Ask) -> None:
+        body = await self.hooks.consult(question.what)
+        if running.link is not None:
+            running.link.send(Told(id=question.id, body=body))
 
     def _retry_ready(self, running: RunningSystem, message: Ready, board_fd: int) -> None:
         if self.running.get(running.name) is running:

@@ -22,6 +22,7 @@ from vsm.gateway.integration import (
     Startup,
     listen_params,
 )
+from vsm.gateway.own_tools import OWN, OwnTools
 from vsm.gateway.upstream import Upstream
 from vsm.protocol import catalogue, era, jsonrpc
 from vsm.protocol.catalogue import Surface
@@ -73,6 +74,7 @@ class Fleet:
         self.accounting = accounting or Accounting(epoch)
         self._reports = reports
         self.audience: Audience | None = None
+        self.own: OwnTools | None = None
         self.integrations: dict[str, Integration] = {}
         self.catalogue = catalogue.merge({})
         self.log_level: int | None = None
@@ -102,6 +104,11 @@ class Fleet:
         self.accounting.remove(name)
         self._rebuild()
         self._check_settled()
+
+    def offer(self, own: OwnTools) -> None:
+        """Offer vsm's own tools beside those of the servers."""
+        self.own = own
+        self._rebuild()
 
     def attach(
         self,
@@ -203,6 +210,8 @@ class Fleet:
         for waiter in self._waiters:
             waiter.cancel()
         self.accounting.close()
+        if self.own is not None:
+            self.own.close()
 
     # ---- becoming ready --------------------------------------------------------------------
 
@@ -281,6 +290,8 @@ class Fleet:
             for name, integration in self.integrations.items()
             if integration.state not in HIDDEN_STATES
         }
+        if self.own is not None:
+            surfaces[OWN] = self.own.surface
         before, self.catalogue = self.catalogue, catalogue.merge(surfaces)
         changed = {
             CHANGE_OF_LIST[method]

@@ -23,6 +23,7 @@ from vsm.gateway.client import (
 )
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.integration import GATEWAY, Integration
+from vsm.gateway.own_tools import OWN
 from vsm.gateway.relay import Relay, level_index
 from vsm.protocol import envelope, jsonrpc, parameter_headers
 from vsm.protocol.catalogue import SEPARATOR, Entry
@@ -205,6 +206,10 @@ class Router:
             raise RequestError(jsonrpc.INVALID_REQUEST, "this id is in flight already")
         if method == "tools/call":
             entry = self._entry(method, params, self._fleet.catalogue.tools)
+            own_tools = self._fleet.own
+            if entry.integration == OWN and own_tools is not None:
+                own_tools.call(sink, id_bytes, entry.name, modern=modern)
+                return
             if headers is not None and entry.header_rules:
                 parameter_headers.check(entry.header_rules, params, headers, unwrap_header)
             params["name"] = entry.raw_name

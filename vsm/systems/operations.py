@@ -14,9 +14,11 @@ from vsm.demand_relay import take_segments
 from vsm.gateway.accounting import Accounting
 from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
+from vsm.gateway.own_tools import OwnTools
 from vsm.link import close_fds
 from vsm.messages import (
     Algedonic,
+    Ask,
     Attach,
     AvailabilityChanged,
     Body,
@@ -30,11 +32,13 @@ from vsm.messages import (
     SnapshotIn,
     Start,
     Summary,
+    Told,
     Unfit,
 )
 from vsm.systems.base import SystemContext
 
 SUMMARY_INTERVAL_S: Final = 5.0
+CONSULT_TIMEOUT_S: Final = 3.0
 MAX_REASON_CHARS: Final = 4000
 
 
@@ -68,6 +72,10 @@ class Operations:
         self.gateway = Gateway(start.epoch, SupervisorReports(context), self.accounting)
         self.snapshots: dict[str, Body] = dict(start.snapshots)
         self._summarised: dict[str, dict[str, int]] = {}
+        self._asked: dict[int, asyncio.Future[Body | None]] = {}
+        self._asked_last = 0
+        if start.introspection:
+            self.gateway.fleet.offer(OwnTools(self._consult))
         for row in start.integrations:
             self.gateway.add(_settings(row))
 
@@ -80,6 +88,7 @@ class Operations:
         self.context.handle("configure", self._configure)
         self.context.handle("snapshot", self._snapshot)
         self.context.handle("segments", self._inherit)
+        self.context.handle("told", self._told)
         self.context.answer("state", self.state)
         self.context.answer("catalogue", self.gateway.fleet.status)
 
@@ -148,6 +157,25 @@ class Operations:
     def _configure(self, message: Configure, fds: list[int]) -> None:
         close_fds(fds)
         self.gateway.configure([_settings(row) for row in message.integrations])
+
+    async def _consult(self, what: Any) -> Body | None:  # noqa: ANN401 - a literal of the model's
+        """Ask the supervisor what a model wants to know of vsm."""
+        self._asked_last += 1
+        asked_id = self._asked_last
+        future = self._asked[asked_id] = asyncio.get_running_loop().create_future()
+        self.context.report(Ask(id=asked_id, what=what))
+        try:
+            return await asyncio.wait_for(future, CONSULT_TIMEOUT_S)
+        except TimeoutError:
+            return None
+        finally:
+            del self._asked[asked_id]
+
+    def _told(self, message: Told, fds: list[int]) -> None:
+        close_fds(fds)
+        future = self._asked.get(message.id)
+        if future is not None and not future.done():
+            future.set_result(message.body)
 
     def _inherit(self, message: Segments, fds: list[int]) -> None:
         """Begin with what our predecessor counted; whoever reads then needs our board alone."""
