@@ -278,12 +278,19 @@ def _resource_layers(case: _Case) -> Iterator[LayerState]:
         elif layer == "processes" and _counts_processes(case):
             yield LayerState(layer, IN_FORCE, f"{amount}, by RLIMIT_NPROC")
         else:
-            yield LayerState(layer, ABSENT, f"{amount} asked for, no cgroup enforces it")
+            each = layer == "memory" and _bounds_data(case)
+            instead = "; RLIMIT_DATA bounds the private memory of each process" if each else ""
+            yield LayerState(layer, ABSENT, f"{amount} asked for, no cgroup enforces it{instead}")
 
 
 def _counts_processes(case: _Case) -> bool:
     """RLIMIT_NPROC counts per uid and user namespace: it serves where either is the worker's."""
     return (case.host.root and case.request.uid is not None) or case.own_user_namespace
+
+
+def _bounds_data(case: _Case) -> bool:
+    """RLIMIT_DATA is no limit of a tree and misses shared memory: for want of a cgroup only."""
+    return not case.itself and "memory" not in case.request.cgroup_layers
 
 
 def _check_layers(case: _Case, expected: tuple[LayerState, ...]) -> None:
@@ -363,6 +370,8 @@ def _limits(case: _Case) -> Iterator[tuple[str, int]]:
         yield "cpu", limits.cpu_time_s
     if limits.processes is not None and _counts_processes(case):
         yield "processes", limits.processes + (0 if case.itself else 1)  # the mini-init
+    if _bounds_data(case) and limits.memory_bytes is not None:
+        yield "data", limits.memory_bytes
 
 
 def _filter(case: _Case) -> FilterSystemCalls:
