@@ -12,10 +12,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 
@@ -54,20 +54,39 @@ class _Site(NamedTuple):
     host: HostFacts
     folder: Path
     world: dict[str, Any]
+    groups: frozenset[str]
 
 
-def audit(profile: Profile, host: HostFacts, *, tier: Tier | None = None) -> Result:
-    """Try everything; see the module.
+class Control:
+    """What the attempts did unconfined; one is enough for many audits of the same user."""
+
+    def __init__(self) -> None:
+        self.outcomes: Outcomes = {}
+
+
+def audit(
+    profile: Profile,
+    host: HostFacts,
+    *,
+    tier: Tier | None = None,
+    control: Control | None = None,
+    groups: frozenset[str] = frozenset(),
+) -> Result:
+    """Try everything, or what belongs to some groups of attempts; see the module.
 
     Raises:
         ConfinementError: the profile cannot be applied here, or not in this tier.
     """
     small = lowered(profile)
     with _world(small) as (folder, world):
-        site = _Site(small, tier, host, folder, world)
+        site = _Site(small, tier, host, folder, world, groups)
         run = _inside_of_itself if profile.confine == "self" else _inside
         plan, layers, inside = run(site)
-        outside = _outside(site, list(inside))
+        control = control or Control()
+        missing = [name for name in inside if name not in control.outcomes]
+        if missing:
+            control.outcomes |= _outside(site, missing)
+    outside = control.outcomes
     user = "root" if host.root else "user"
     states = {layer["name"]: layer["state"] for layer in layers}
     rows = tuple(
@@ -138,12 +157,14 @@ def _world(profile: Profile) -> Iterator[tuple[Path, dict[str, Any]]]:
         shutil.rmtree(folder)
 
 
-def _names(profile: Profile, *, cpu: bool) -> list[str]:
-    own = profile.confine == "self"
+def _names(site: _Site, *, cpu: bool) -> list[str]:
+    own = site.profile.confine == "self"
     return [
         name
         for name, attempt in ATTEMPTS.items()
-        if ("cpu" in attempt.guards) == cpu and not (own and attempt.group in NOT_FOR_SYSTEMS)
+        if ("cpu" in attempt.guards) == cpu
+        and not (own and attempt.group in NOT_FOR_SYSTEMS)
+        and (not site.groups or attempt.group in site.groups)
     ]
 
 
@@ -152,12 +173,13 @@ def _names(profile: Profile, *, cpu: bool) -> list[str]:
 
 def _inside(site: _Site) -> tuple[Plan, list[dict[str, str]], Outcomes]:
     """One confined process for all; one of a tenth of a processor for what counts its time."""
-    plan, layers, outcomes = _confined(site, _names(site.profile, cpu=False))
+    plan, layers, outcomes = _confined(site, _names(site, cpu=False))
     if site.profile.limits.cpu_cores is not None:
         limits = msgspec.structs.replace(site.profile.limits, cpu_cores=CORES)
-        slow = msgspec.structs.replace(site.profile, limits=limits)
-        site = site._replace(profile=slow)
-    outcomes |= _confined(site, _names(site.profile, cpu=True))[2]
+        site = site._replace(profile=msgspec.structs.replace(site.profile, limits=limits))
+    slow = _names(site, cpu=True)
+    if slow:
+        outcomes |= _confined(site, slow)[2]
     return plan, layers, outcomes
 
 
@@ -243,7 +265,7 @@ def refused_calls(plan: Plan) -> list[int]:
     return [nr for nr in numbers if simulate(program, "x86_64", nr, arguments) in refusals]
 
 
-def _answers(out: Any, err: Any) -> Outcomes:
+def _answers(out: IO[bytes], err: IO[bytes]) -> Outcomes:
     out.seek(0)
     err.seek(0)
     raw = out.read()
@@ -257,20 +279,29 @@ def _answers(out: Any, err: Any) -> Outcomes:
 
 def _inside_of_itself(site: _Site) -> tuple[Plan, list[dict[str, str]], Outcomes]:
     """As a system does: a child confines itself, then tries. It cannot fork, so one for each."""
-    uid = _run_uid(site.host)
-    request = WorkerRequest(name=site.profile.name, argv=(), uid=uid)
-    plan = compile_plan(site.profile, request, site.host)
-    # In the children only: the numbers of a sweep need a fork for each, which a system has not.
-    world = {**site.world, "parent": os.getpid(), "open_at_start": []}
+    with limit_group("audit", site.profile.limits, site.host) as group:
+        request = WorkerRequest(
+            name=site.profile.name,
+            argv=(),
+            uid=_run_uid(site.host),
+            cgroups=group.paths if group else (),
+            cgroup_layers=group.layers if group else (),
+        )
+        plan = compile_plan(site.profile, request, site.host)
+        world = {**site.world, "parent": os.getpid(), "open_at_start": []}
+        outcomes = {
+            name: outcome_of(_after_confining(plan, name), world)
+            for name in _names(site, cpu=False)
+        }
+    return plan, plan.layers, outcomes
 
-    def confined(name: str) -> dict[str, str]:
-        def run(world: dict[str, Any]) -> None:
-            confine_self(plan)
-            ATTEMPTS[name].action(world)
 
-        return outcome_of(run, world)
+def _after_confining(plan: Plan, name: str) -> Callable[[dict[str, Any]], None]:
+    def run(world: dict[str, Any]) -> None:
+        confine_self(plan)
+        ATTEMPTS[name].action(world)
 
-    return plan, plan.layers, {n: confined(n) for n in _names(site.profile, cpu=False)}
+    return run
 
 
 # -- outside ---------------------------------------------------------------------------------------

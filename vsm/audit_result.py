@@ -117,16 +117,16 @@ def compare(result: Result, accepted: Accepted | None) -> Iterator[str]:
     for layer in sorted(set(accepted.layers) - set(result.in_force)):
         yield f"{result.key}: the layer {layer} is no longer in force"
     for name in result.openings:
-        if name not in accepted.open:
-            yield f"{result.key}: {name} is open"
+        if accepted.open.get(name, "?") == "?":
+            yield f"{result.key}: {name} is open, and no reason is written for it"
     for row in result.rows:
         if row.verdict == "broken":
             yield f"{result.key}: {row.name} did not run: {row.detail}"
 
 
-def accept(result: Result) -> Accepted:
-    """The result as accepted; a reason that nobody gave stays to be written by hand."""
-    reasons = {name: reason or "?" for name, reason in sorted(result.openings.items())}
+def accept(result: Result, before: dict[str, str]) -> Accepted:
+    """The result as accepted; `before` has reasons that somebody wrote, "?" asks for one."""
+    reasons = {n: why or before.get(n) or "?" for n, why in sorted(result.openings.items())}
     return Accepted(layers=result.in_force, open=reasons)
 
 

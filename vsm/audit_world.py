@@ -9,12 +9,14 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vsm import attempts
 from vsm.attempts.base import last_error, libc
 
+EVERYBODY = 0o777  # nothing but the sandbox is in an attacker's way
 LEAKED_FD = 77
 SECRET_VARIABLE = "VSM_TEST_SECRET"  # noqa: S105  # a name
 
@@ -57,7 +59,7 @@ class World:
         folder = self.folder
         for name in ("copy", "open", "read"):
             (folder / name).mkdir()
-        (folder / "open").chmod(0o777)
+        (folder / "open").chmod(EVERYBODY)
         copy_attempts(folder / "copy")
         victim = self.victim()
         network = os.readlink("/proc/self/ns/net")
@@ -91,7 +93,7 @@ class World:
         for path in (folder / "secret.txt", folder / "read" / "readable.txt"):
             path.write_text("secret of the host")
             path.chmod(0o666)
-        os.chmod(folder / "read", 0o777)
+        os.chmod(folder / "read", EVERYBODY)
         shutil.copy("/usr/bin/true", folder / "open" / "tool")
         shutil.copy("/usr/bin/id", folder / "read" / "setuid-id")
         (folder / "read" / "setuid-id").chmod(0o4755)
@@ -132,11 +134,11 @@ class World:
         self.undo.append(udp.close)
         unix, abstract = str(folder / "unix.sock"), f"vsm-test-{os.getpid()}-{folder.name}"
         self.listen(socket.AF_UNIX, unix)
-        os.chmod(unix, 0o777)
+        os.chmod(unix, EVERYBODY)
         self.listen(socket.AF_UNIX, "\0" + abstract)
         datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         datagram.bind(unix + ".datagram")
-        os.chmod(unix + ".datagram", 0o777)
+        os.chmod(unix + ".datagram", EVERYBODY)
         self.undo.append(datagram.close)
         return {
             "tcp": tcp.getsockname()[1],
@@ -166,8 +168,8 @@ class World:
         ):
             if ident < 0:
                 raise last_error()
-            self.undo.append(lambda remove=remove, ident=ident: remove(ident))
-        shm = Path(f"/dev/shm/{self.folder.name}")
+            self.undo.append(partial(remove, ident))
+        shm = Path(f"/dev/shm/{self.folder.name}")  # noqa: S108 - removed below
         shm.touch()
         shm.chmod(0o666)
         self.undo.append(shm.unlink)

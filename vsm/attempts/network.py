@@ -8,7 +8,6 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
 from .base import (
     ATTEMPTS,
@@ -25,7 +24,7 @@ from .base import (
 # -- network --------------------------------------------------------------------------------------
 
 
-def _connect(family: int, kind: int, address: Any) -> None:
+def _connect(family: int, kind: int, address: str | tuple[str, int]) -> None:
     with socket.socket(family, kind) as client:
         client.settimeout(2)
         client.connect(address)

@@ -1,9 +1,8 @@
-"""`vsm sandbox run` confines any command as a worker would be; `vsm sandbox probe` reads the host;
-`vsm sandbox audit` is in `vsm.commands.audit`.
+"""`vsm sandbox run` confines any command as a worker would be; `vsm sandbox probe` reads the host.
 
 Neither needs a running supervisor; both work as root and as a user. `run` is the parent of the
 confined command: it hands on the terminal, signals and the exit status, and says nothing of its
-own unless asked.
+own unless asked. `vsm sandbox audit` is in `vsm.commands.audit`.
 """
 
 import argparse
