@@ -33,6 +33,7 @@ def configure(style: Style = "auto") -> None:
             _drop_below_threshold,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=as_json),
+            _make_printable,
             structlog.processors.format_exc_info,
             renderer,
         ],
@@ -57,6 +58,16 @@ def set_level(name: str) -> None:
 def logger() -> Any:  # noqa: ANN401 - structlog's loggers are made at run time
     """The supervisor's logger."""
     return structlog.get_logger()
+
+
+def _make_printable(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """A reason or a line may quote what is foreign, and a terminal would obey it."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = "".join(char if char.isprintable() else "\ufffd" for char in value)
+    return event
 
 
 def _drop_below_threshold(

@@ -184,6 +184,7 @@ class DropPrivileges(NamedTuple):
     def execute(self, site: Site) -> str:
         """Bounding set first (it needs a capability), then ids, then the rest."""
         del site
+        own = os.getgid() if self.gid is None else self.gid
         death_signal = prctl.death_signal()
         bounded = capabilities.clear_bounding_set()
         if self.uid is not None and self.gid is not None:
@@ -198,7 +199,8 @@ class DropPrivileges(NamedTuple):
         if capabilities.effective():
             raise OSError(1, "capset: capabilities are left")
         bounding = "" if bounded else ", bounding set as the user's"
-        return f"no capabilities, no_new_privs{bounding}"
+        groups = ", supplementary groups as the user's" if set(os.getgroups()) - {own} else ""
+        return f"no capabilities, no_new_privs{bounding}{groups}"
 
     def describe(self) -> str:
         """Ids and what is dropped."""

@@ -361,7 +361,9 @@ def _own_operations(case: _Case, files: layout.Grants, private: str) -> Iterator
 
 def _limits(case: _Case) -> Iterator[tuple[str, int]]:
     limits = case.profile.limits
-    yield "core", 0
+    # Not 0: for a host whose core_pattern is a pipe that is no limit, and its helper would parse
+    # the worker's memory as root. 1 is "none" for files and pipes both; see core(5).
+    yield "core", 1
     if limits.open_files is not None:
         yield "open_files", limits.open_files
     if limits.file_size_bytes is not None:

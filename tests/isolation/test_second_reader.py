@@ -6,6 +6,7 @@ and deaths at the worst moment. Everything is done to what the tests made.
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from vsm.cgroup import CgroupFacts, Cgroups
 from vsm.config import Config, Integration
 from vsm.errors import ConfigurationError, ConfinementError
 from vsm.launch import LauncherLink, LaunchError, spawn_confined, wait_confined
+from vsm.linux import prctl
 from vsm.root_operations import open_parent
 
 pytestmark = pytest.mark.isolation
@@ -305,6 +307,62 @@ def test_server_cannot_use_up_the_hosts_asynchronous_contexts(who: str, tier: st
     control = subprocess.run([*PYTHON, IO_SETUP], check=True, capture_output=True, text=True)
     assert control.stdout == "Bad address\n"
     assert run_confined(who, tier, [*PYTHON, IO_SETUP])["output"] == "Operation not permitted\n"
+
+
+CORE = """
+import resource
+print(resource.getrlimit(resource.RLIMIT_CORE))
+for change in (resource.setrlimit, lambda kind, both: resource.prlimit(0, kind, both)):
+    change(resource.RLIMIT_NOFILE, (20, 100))
+    try:
+        change(resource.RLIMIT_CORE, (0, 0))
+    except (OSError, ValueError):
+        print("refused")
+"""
+
+
+@pytest.mark.parametrize(("who", "tier"), WORLDS)
+def test_crash_never_reaches_the_hosts_core_helper(who: str, tier: str) -> None:
+    """A core_pattern that is a pipe ignores every limit but 1: see core(5)."""
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    if hard == 0 and who == "user":
+        pytest.skip("only root raises a hard limit")
+    assert run_confined(who, tier, [*PYTHON, CORE])["output"].splitlines() == [
+        "(1, 1)",
+        "refused",
+        "refused",
+    ]
+
+
+# -- what is said ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can choose its groups")
+@pytest.mark.parametrize("tier", ["namespaced", "landlocked"])
+def test_groups_that_a_user_cannot_drop_are_reported(tier: str) -> None:
+    host("user")
+
+    def report() -> str:
+        os.setgroups([4])
+        os.setresgid(12345, 12345, 12345)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        prctl.allow_dumps()
+        spawned = spawn_confined(plan_for("user", tier, ["/bin/true"]), 0, 1, 2)
+        wait_confined(spawned, BOUND_S)
+        return next(one["detail"] for one in spawned.layers if one["name"] == "privileges")
+
+    assert "supplementary groups as the user's" in as_user("root", report)
+
+
+def test_log_on_a_terminal_holds_nothing_that_a_terminal_obeys() -> None:
+    code = (
+        "from vsm import logs; logs.configure('console');"
+        r"logs.logger().warning('restarting', reason='unfit:\x1b]0;title\x07\u202e\x9b2J')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    line = done.stderr.removesuffix("\n")
+    assert "title" in line
+    assert line.isprintable()
 
 
 # -- the launcher ----------------------------------------------------------------------------------

@@ -123,6 +123,7 @@ def _one_of(index: int, values: Iterable[int]) -> ArgumentFilter:
     return _only(*((Comparison(index, value),) for value in values))
 
 
+_RLIMIT_CORE = 4  # stays at 1, which keeps crashes from the host's core helper; 0 would not
 _OWN_PROCESS = _only((Comparison(0, 0),))
 _THREADS_ONLY = _only((Comparison(0, _CLONE_THREAD, _CLONE_NEW | _CLONE_THREAD),))
 _NO_NAMESPACE = _only((Comparison(0, 0, _CLONE_NEW),))
@@ -133,7 +134,17 @@ _FILTERS: Mapping[str, ArgumentFilter] = MappingProxyType(
         "unshare": _only((Comparison(0, 0, _CLONE_NEW | _CLONE_NEWTIME),)),
         "prctl": _one_of(0, (*_PRCTL, _PR_SET_VMA)),
         # Its own pid cannot be told from another's, so it is 0, or nothing is written.
-        "prlimit64": _only((Comparison(0, 0),), (Comparison(2, 0, _WHOLE),)),
+        "prlimit64": ArgumentFilter(
+            (
+                Clause((Comparison(2, 0, _WHOLE),), Action.ALLOW),
+                Clause((Comparison(1, _RLIMIT_CORE),), Action.EPERM),
+                Clause((Comparison(0, 0),), Action.ALLOW),
+            ),
+            Action.EPERM,
+        ),
+        "setrlimit": ArgumentFilter(
+            (Clause((Comparison(0, _RLIMIT_CORE),), Action.EPERM),), Action.ALLOW
+        ),
         "personality": _one_of(0, (0, 0xFFFF_FFFF)),
         "setpriority": _only((Comparison(0, 0), Comparison(1, 0))),
         "ioprio_set": _only((Comparison(0, 1), Comparison(1, 0))),
@@ -147,7 +158,8 @@ FILTERED: Mapping[str, str] = MappingProxyType(
         "clone": "no new namespaces; threads only where fork is denied",
         "unshare": "no new namespaces",
         "prctl": "only options that concern the caller",
-        "prlimit64": "its own limits, or reading",
+        "prlimit64": "its own limits but that of core dumps, or reading",
+        "setrlimit": "any but that of core dumps",
         "personality": "reading, or the plain Linux one",
         "setpriority": "its own process",
         "ioprio_set": "its own thread",

