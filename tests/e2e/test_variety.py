@@ -52,6 +52,21 @@ class Client:
         for _ in range(times):
             self.ask("tools/call", name=tool, arguments={})
 
+    def tell(self, tool: str, *, modern: bool) -> dict[str, Any]:
+        """What a call of one of vsm's own tools says, checked against its text."""
+        meta = {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        }
+        envelope = {"_meta": meta} if modern else {}
+        result = self.ask("tools/call", name=tool, arguments={}, **envelope)["result"]
+        assert not result["isError"]
+        assert ("resultType" in result) is modern
+        found: dict[str, Any] = result["structuredContent"]
+        assert json.loads(result["content"][0]["text"]) == found
+        return found
+
     def close(self) -> None:
         self._lines.close()
         self._socket.close()
@@ -105,6 +120,40 @@ def test_the_story_of_a_demand_that_nobody_serves(vsm: running.Running) -> None:
     assert "requisite ratio" in told
     assert "translate" in told
     client.close()
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+def test_vsm_tells_models_what_it_is_can_do_and_lacks(vsm: running.Running, era: str) -> None:
+    client = Client(vsm.folder)
+    client.call("it__works", 40)
+    client.call("spoken \x1b[31mred", 2)
+    before = variety(vsm)["since_start"]["events"]
+    said = {
+        name: client.tell(f"vsm__{name}", modern=era == "modern")
+        for name in ("status", "variety", "capabilities", "limitations")
+    }
+    client.close()
+    assert {w["name"] for w in said["status"]["workers"]} >= {"it", "system1", "system5"}
+    (it,) = said["capabilities"]["integrations"]
+    assert (it["name"], it["state"], it["tools"]) == ("it", "ready", 8)
+    assert it["answered_well"]["low"] < it["answered_well"]["share"] <= 1.0
+    unmet = [row["demand"] for row in said["limitations"]["asked_for_and_not_served"]]
+    assert "> spoken  [31mred" in unmet
+    assert all(row["demand"].startswith("> ") for row in said["variety"]["since_start"]["unmet"])
+    assert "no rules configured" in said["limitations"]["systems_lack"]["system5"]
+    assert variety(vsm)["since_start"]["events"] == before, "its own tools are no demand"
+
+
+def test_vsms_own_tools_can_be_turned_off(tmp_path: Path, session_leaves_nothing: None) -> None:
+    del session_leaves_nothing
+    config = tmp_path / "vsm.toml"
+    config.write_text("[gateway]\nintrospection = false\n", encoding="utf-8")
+    with running.running(config) as it:
+        client = Client(it.folder)
+        assert client.ask("tools/list")["result"]["tools"] == []
+        assert "Unknown tool" in str(client.ask("tools/call", name="vsm__status", arguments={}))
+        client.close()
+        assert it.stop() == 0
 
 
 def test_board_dump_shows_every_count(vsm: running.Running) -> None:
