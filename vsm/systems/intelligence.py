@@ -121,7 +121,7 @@ class Intelligence:
         if self._reader is None:
             lacks.insert(0, "no demand board of system 1")
         elif not self._seen:
-            lacks.insert(0, "no demand observed: nobody asked for anything yet")
+            lacks.insert(0, "no demand observed")
         return {
             "role": "intelligence",
             "snapshot": None,
