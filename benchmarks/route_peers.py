@@ -58,6 +58,8 @@ class _Silent:
         sys.stderr.write("READY\n")
         sys.stderr.flush()
 
+    def noticed(self, worker: str, text: str) -> None: ...
+
     def unfit(self, worker: str, reason: str) -> None:
         sys.exit(f"{worker}: {reason}")
 

@@ -43,6 +43,7 @@ class Reported:
         self.sessions: dict[str, dict[str, Any]] = {}
         self.unfit_reasons: dict[str, str] = {}
         self.idle_names: list[str] = []
+        self.notices: list[tuple[str, str]] = []
         self.changed = asyncio.Event()
 
     def session(self, worker: str, record: dict[str, Any]) -> None:
@@ -52,6 +53,9 @@ class Reported:
     def unfit(self, worker: str, reason: str) -> None:
         self.unfit_reasons[worker] = reason
         self.changed.set()
+
+    def noticed(self, worker: str, text: str) -> None:
+        self.notices.append((worker, text))
 
     def idle(self, integration: str) -> None:
         self.idle_names.append(integration)

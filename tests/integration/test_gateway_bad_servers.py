@@ -233,3 +233,88 @@ def test_an_oscillating_list_is_fetched_at_a_bounded_rate() -> None:
             assert "bad__extra0" in {tool["name"] for tool in tools}
 
     uvloop.run(main())
+
+
+def test_an_answer_after_its_time_out_or_cancellation_reaches_nobody() -> None:
+    async def main() -> None:
+        async with await neighbours_and(call_timeout_s=0.3) as gateway:
+            client = await gateway.raw()
+            assert "did not answer" in (await client.call(1, "bad__late"))["error"]["message"]
+            client.send(id=2, method="tools/call", params={"name": "bad__late"})
+            client.send(method="notifications/cancelled", params={"requestId": 2})
+            upstream = gateway.gateway.fleet.integrations["bad"].upstream
+            assert upstream is not None
+            async with asyncio.timeout(20):
+                while upstream.strays < 2:
+                    assert echoed(await client.call(3, "bad__echo")) == "bad"
+            assert client.early == []
+            late = [text for worker, text in gateway.reported.notices if worker == "bad-2"]
+            assert late == [
+                "bad sent an answer to a request that was answered, cancelled or timed out."
+            ]
+
+    uvloop.run(main())
+
+
+def test_a_server_that_stops_reading_fills_its_own_queue_and_nobody_elses() -> None:
+    async def main() -> None:
+        async with await neighbours_and(call_timeout_s=2.0) as gateway:
+            client = await gateway.raw()
+            await client.call("deaf", "bad__deaf")
+            for number in range(200):
+                params = {"name": "bad__echo", "arguments": {"x": "y" * 200_000}}
+                client.send(id=number, method="tools/call", params=params)
+            assert echoed(await client.call("g", "good__echo")) == "good"
+            errors = [(await client.answer(number))["error"] for number in range(200)]
+            said = {error["message"][:16] for error in errors}
+            assert said == {"bad did not answ", "bad is saturated"}
+            assert echoed(await client.call("h", "good__echo")) == "good"
+
+    uvloop.run(main())
+
+
+def test_two_questions_under_one_id_are_both_answered() -> None:
+    async def main() -> None:
+        async with await neighbours_and() as gateway:
+            client = await gateway.raw(roots={})
+            client.send(id=1, method="tools/call", params={"name": "bad__same_id"})
+            asked = []
+            while len(asked) < 2:
+                message = await client.receive()
+                if message.get("method") == "roots/list":
+                    asked.append(message["id"])
+                    client.send(id=message["id"], result={"roots": []})
+            assert len(set(asked)) == 2
+            assert echoed(await client.call(2, "bad__echo")) == "bad"
+
+    uvloop.run(main())
+
+
+def test_what_is_not_known_passes_where_only_one_server_can_mean_it() -> None:
+    async def main() -> None:
+        async with harness.running({"old": harness.echo_legacy("old")}) as gateway:
+            client = await gateway.raw()
+            answer = await client.request(1, "x/novel", a=1)
+            assert answer["result"] == {"novel": {"a": 1}}
+            client.send(id=2, method="tools/call", params={"name": "old__novel"})
+            told = await client.receive()
+            assert (told["method"], told["params"]) == ("notifications/x/novel", {"n": 1})
+            quoted = await client.request(3, 'x","id":9,"y":"')
+            assert quoted["error"]["code"] == -32601
+            await gateway.start("other", harness.echo_legacy("other"))
+            assert (await client.request(4, "x/novel"))["error"]["code"] == -32601
+
+    uvloop.run(main())
+
+
+def test_each_way_of_misbehaving_is_reported_once() -> None:
+    async def main() -> None:
+        async with await neighbours_and() as gateway:
+            client = await gateway.raw()
+            for number, tool in enumerate(("garbage", "unknown_id", "duplicate", "endless") * 2):
+                await client.call(number, f"bad__{tool}")
+            texts = [text for _, text in gateway.reported.notices]
+            assert len(texts) == len(set(texts)) >= 4
+            assert all(text.startswith("bad sent ") for text in texts)
+
+    uvloop.run(main())

@@ -14,12 +14,14 @@ from typing import Any
 NAME = sys.argv[1] if len(sys.argv) > 1 else "echo"
 MODE = sys.argv[2] if len(sys.argv) > 2 else ""
 TOOLS = ["echo", "slow", "progress", "ask", "log", "die", "change", "big", "touch"]
+TOOLS += ["late", "deaf", "same_id", "novel"]
 TOOLS += ["bad_utf8", "garbage", "endless", "deep", "unknown_id", "duplicate", "silence", "flood"]
 lock = threading.Lock()
 answers: dict[str, Any] = {}
 answered = threading.Condition()
 cancelled: set[Any] = set()
 extra: list[str] = []
+deaf = False
 
 
 def send_raw(data: bytes) -> None:
@@ -78,7 +80,7 @@ def misbehave(tool: str, request_id: Any) -> bool:  # noqa: C901 - one branch pe
     return True
 
 
-def call(request_id: Any, params: dict[str, Any]) -> None:  # noqa: C901 - one branch per tool
+def call(request_id: Any, params: dict[str, Any]) -> None:  # noqa: C901, PLR0912 - one branch per tool
     tool, arguments = params["name"], params.get("arguments") or {}
     token = (params.get("_meta") or {}).get("progressToken")
     result = text(json.dumps({"server": NAME, "arguments": arguments, "pid": os.getpid()}))
@@ -105,6 +107,20 @@ def call(request_id: Any, params: dict[str, Any]) -> None:  # noqa: C901 - one b
         send(method="notifications/tools/list_changed")
     elif tool == "big":
         result = text("x" * arguments["bytes"])
+    elif tool == "late":
+        while request_id not in cancelled:
+            time.sleep(0.005)
+        result = text("too late")
+    elif tool == "deaf":
+        global deaf  # noqa: PLW0603 - one flag for the reading loop
+        deaf = True
+    elif tool == "same_id":
+        # Two questions under one id, the second while the first is open.
+        for _ in range(2):
+            send(id="twice", method="ping", params={})
+            send(id="twice", method="roots/list", params={})
+    elif tool == "novel":
+        send(method="notifications/x/novel", params={"n": 1})
     elif tool == "touch":
         send(method="notifications/resources/updated", params={"uri": arguments["uri"]})
     elif not misbehave(tool, request_id):
@@ -123,7 +139,7 @@ def tools(cursor: str | None) -> dict[str, Any]:
     return {"tools": page, **more}
 
 
-def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0911 - one return per method
+def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0911 - one return per method
     if method == "initialize":
         capabilities = {
             "tools": {"listChanged": True},
@@ -156,15 +172,19 @@ def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR09
         return {"messages": [{"role": "user", "content": content}]}
     if method == "completion/complete":
         return {"completion": {"values": [params["ref"].get("name", "uri"), NAME]}}
+    if method == "x/novel":
+        return {"novel": params}
     if method in ("ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"):
         return {}
     raise KeyError(method)
 
 
-def main() -> None:  # noqa: C901 - the whole loop in one place
+def main() -> None:  # noqa: C901, PLR0912 - the whole loop in one place
     if MODE == "exit":
         sys.exit(3)
     for line in sys.stdin.buffer:
+        while deaf:
+            time.sleep(3600)
         if not line.strip() or MODE == "mute":
             continue
         try:

@@ -48,7 +48,7 @@ METHODS = sorted(
         for e in Era
         for m in table[e]
     }
-    | {"notifications/cancelled", "notifications/initialized", "nonsense"}
+    | {"notifications/cancelled", "notifications/initialized", "nonsense", 'quo"ted'}
 )
 
 
@@ -123,6 +123,8 @@ class Silent:
     def session(self, worker: str, record: dict[str, Any]) -> None: ...
 
     def unfit(self, worker: str, reason: str) -> None: ...
+
+    def noticed(self, worker: str, text: str) -> None: ...
 
     def idle(self, integration: str) -> None: ...
 
@@ -205,6 +207,7 @@ def test_no_stream_of_messages_breaks_the_gateway(
         assert client.in_flight == {}
         upstream.close("done")
         router.stop()
+        router._fleet.close("done")
         await asyncio.sleep(0)
         assert broken == []
 

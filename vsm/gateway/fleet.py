@@ -43,6 +43,9 @@ class Reports(Protocol):
     def unfit(self, worker: str, reason: str) -> None:
         """The worker is to be stopped and started again."""
 
+    def noticed(self, worker: str, text: str) -> None:
+        """The worker's server broke a rule for the first time; it is borne."""
+
     def idle(self, integration: str) -> None:
         """A draining integration has nothing in flight."""
 
@@ -355,6 +358,10 @@ class Fleet:
             integration.state, integration.reason = "backing_off", reason
             self._reports.unfit(upstream.worker, reason)
             self._check_settled()
+
+    def upstream_misbehaved(self, upstream: Upstream, text: str) -> None:
+        """A server broke a rule, for the first time in this way."""
+        self._reports.noticed(upstream.worker, text)
 
     def upstream_idle(self, upstream: Upstream) -> None:
         """Nothing is in flight any more; a draining integration is drained."""

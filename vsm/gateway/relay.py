@@ -96,9 +96,11 @@ class Relay:
             self._logged(upstream, params)
         elif method == "notifications/cancelled":
             self._question_withdrawn(upstream, params)
-        elif method == "notifications/elicitation/complete":
+        elif method != "notifications/subscriptions/acknowledged":
+            # The end of an elicitation by URL, or one that we do not know.
             calls = upstream.calls()
-            if len({call.client for call in calls}) == 1:
+            alone = len({call.client for call in calls}) == 1
+            if alone and not isinstance(calls[-1], BridgedCall):
                 calls[-1].sink.notify(jsonrpc.notification(method, jsonrpc.encode(params)))
 
     def _resource_updated(self, upstream: Upstream, params: Object) -> None:

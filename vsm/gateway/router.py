@@ -6,6 +6,7 @@ without waiting unless an integration that it needs is still starting.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
@@ -41,11 +42,15 @@ from vsm.protocol.tables import (
     META_SERVER,
     META_VERSION,
     MODERN_VERSIONS,
+    ROUTED,
     Era,
 )
 
 TTL_MS: Final = 1000
 MAX_DEFERRED: Final = 1024
+OTHER: Final = "other requests"
+_PLAIN_METHOD: Final = re.compile(r"[A-Za-z0-9_./$-]{1,128}")  # goes into frames as it is
+_KNOWN_REQUESTS: Final = CLIENT_REQUESTS[Era.LEGACY] | CLIENT_REQUESTS[Era.MODERN]
 MAX_INSTRUCTIONS_CHARS: Final = 2048
 
 CAPABILITIES: Final = {
@@ -220,16 +225,27 @@ class Router:
         elif method in self._modern or method in self._legacy:
             own = self._modern if modern else self._legacy
             own[method](client, sink, id_bytes, params)
+        elif method not in ROUTED:
+            owner = self._only_one(method)
+            self._route(client, sink, id_bytes, method, params, meta, owner, modern, OTHER)
         else:
             name = self._route_of(method, params, modern=modern)
             label = routed_label(self._fleet.catalogue, method, params)
             self._route(client, sink, id_bytes, method, params, meta, name, modern, label)
 
     def _check_method(self, client: Client, method: str, *, modern: bool) -> None:
-        if method not in CLIENT_REQUESTS[Era.MODERN if modern else Era.LEGACY]:
-            raise RequestError(jsonrpc.METHOD_NOT_FOUND, f"Method not found: {method[:80]}")
+        own = CLIENT_REQUESTS[Era.MODERN if modern else Era.LEGACY]
+        if method not in own and method in _KNOWN_REQUESTS:
+            raise _unknown_method(method)
         if not modern and not client.initialized and method not in ("initialize", "ping"):
             raise RequestError(jsonrpc.INVALID_REQUEST, "send initialize first")
+
+    def _only_one(self, method: str) -> str:
+        """Who gets a request that we do not know: the only integration, or nobody."""
+        if len(self._fleet.integrations) != 1 or not _PLAIN_METHOD.fullmatch(method):
+            raise _unknown_method(method)
+        (name,) = self._fleet.integrations
+        return name
 
     def _defer(
         self, client: Client, sink: Sink, message: Message, id_bytes: bytes, names: list[str]
@@ -337,6 +353,8 @@ class Router:
             raise RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)
         if modern is (upstream.era is Era.MODERN):
             call = Call(client, sink, id_bytes, method, name, integration.demand, label)
+        elif method not in ROUTED:
+            raise _unknown_method(method)
         else:
             of_call = client, sink, id_bytes, method, name, integration.demand, label
             call = BridgedCall(self._bridge, *of_call, to_modern=modern)
@@ -519,6 +537,10 @@ class Router:
         task = self._deferred.pop((client, id_bytes), None)
         if task is not None:
             task.cancel()
+
+
+def _unknown_method(method: str) -> RequestError:
+    return RequestError(jsonrpc.METHOD_NOT_FOUND, f"Method not found: {method[:80]}")
 
 
 def _change_era(call: BridgedCall, params: Object, meta: Object) -> None:

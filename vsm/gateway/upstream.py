@@ -27,6 +27,7 @@ NOISE_PER_WINDOW = 2000
 NOISE_WINDOW_S = 1.0
 MAX_BROKEN_FRAMES = 1000
 GONE_GRACE_S = 0.5
+KNOWN_NOTIFICATIONS = SERVER_NOTIFICATIONS[Era.LEGACY] | SERVER_NOTIFICATIONS[Era.MODERN]
 # Ends a line that was left unfinished. Where there is none it is valid and without effect in
 # both eras, unlike an empty line, which some servers take for broken JSON and die of.
 _EXPENDABLE = jsonrpc.notification("notifications/cancelled", b'{"requestId":0}')
@@ -46,6 +47,9 @@ class UpstreamOwner(Protocol):
 
     def upstream_idle(self, upstream: "Upstream") -> None:
         """Nothing is in flight any more."""
+
+    def upstream_misbehaved(self, upstream: "Upstream", text: str) -> None:
+        """The server broke a rule, for the first time in this way."""
 
 
 class _Reading(asyncio.Protocol):
@@ -115,6 +119,7 @@ class Upstream:
         self._grace: asyncio.TimerHandle | None = None
         self._noise = 0
         self._noise_since = 0.0
+        self._noticed: set[str] = set()
 
     # ---- life ------------------------------------------------------------------------------
 
@@ -371,6 +376,7 @@ class Upstream:
         if type(waiting) is Stray:
             self.strays += 1
             self._make_noise()
+            self._notice(waiting.name, f"{self.integration} sent {waiting.value}.")
             return
         if type(waiting) is Inquiry and waiting.timeout_s is None:
             self._standing -= 1
@@ -388,7 +394,7 @@ class Upstream:
         method = cast("str", message.method)
         if message.id is not UNSET:
             self._asked(message, method)
-        elif method in SERVER_NOTIFICATIONS[self.era]:
+        elif method in SERVER_NOTIFICATIONS[self.era] or method not in KNOWN_NOTIFICATIONS:
             try:
                 params = jsonrpc.members(message.params)
             except DecodeError:
@@ -444,12 +450,19 @@ class Upstream:
         """Fail the call that an unusable frame seems to answer; give up on a stream of them."""
         self.broken_frames += 1
         self._make_noise()
+        self._notice("oversized" if head is not tail else "invalid", text)
         waiting = self._in_flight.take(salvage_id(head, tail))
         if type(waiting) is not Stray:
             cast("Waiting", waiting).failed(jsonrpc.INTERNAL_ERROR, text)
             self._rest()
         if self.broken_frames == MAX_BROKEN_FRAMES:
             self._give_up(f"the server sent {MAX_BROKEN_FRAMES} invalid messages")
+
+    def _notice(self, cause: str, text: str) -> None:
+        """Say it once for each cause; the counters say how often."""
+        if cause not in self._noticed:
+            self._noticed.add(cause)
+            self._owner.upstream_misbehaved(self, text)
 
     def _make_noise(self) -> None:
         """Count a frame that answers no call; a flood of them is read slowly, not dropped."""
@@ -461,6 +474,8 @@ class Upstream:
         self._noise, self._noise_since = 0, now
         if left > 0 and self._reader is not None and not self.closed:
             self._reader.pause_reading()
+            rate = f"more than {NOISE_PER_WINDOW} messages a second that answer no call"
+            self._notice("flood", f"{self.integration} sends {rate}: it is read slowly.")
             self._loop.call_later(left, self._resume_reading)
 
     def _resume_reading(self) -> None:

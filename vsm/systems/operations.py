@@ -8,6 +8,7 @@ no thread and no loop, because the template does it before it forks.
 
 import asyncio
 import socket
+import sys
 from typing import Any, Final
 
 from vsm.demand_relay import take_segments
@@ -57,6 +58,10 @@ class SupervisorReports:
         text = reason[:MAX_REASON_CHARS]
         self._context.report(Unfit(worker=worker, reason=text))
         self._context.send("system5", Algedonic(severity="pain", subject=worker, detail=text))
+
+    def noticed(self, worker: str, text: str) -> None:
+        """The worker's server broke a rule for the first time; the log is enough."""
+        sys.stderr.write(f"{worker}: {text[:MAX_REASON_CHARS]}\n")
 
     def idle(self, integration: str) -> None:
         """A draining integration has nothing in flight."""
