@@ -52,9 +52,10 @@ def test_limits_change_on_a_running_group(group: Group) -> None:
     assert (lifted.memory_bytes, lifted.processes, lifted.cpu_cores) == (None, None, None)
 
 
-def test_memory_above_the_limit_is_killed_and_counted(facts: CgroupFacts, group: Group) -> None:
-    if not facts.memory:
-        pytest.skip(facts.reason)
+def test_memory_above_the_limit_is_killed_and_counted(
+    facts: CgroupFacts, group: Group, require: Callable[[str, bool, str], None]
+) -> None:
+    require("a memory limit", facts.memory, facts.reason)
     with inside(group, "block = bytearray(200 << 20)") as process:
         assert process.wait(30) == -signal.SIGKILL
     usage = group.usage()
@@ -87,9 +88,10 @@ def test_kill_ends_a_tree_that_left_its_session_and_keeps_forking(group: Group) 
     assert not any(Path(path).exists() for path in group.paths)
 
 
-def test_frozen_processes_do_not_run(facts: CgroupFacts, group: Group) -> None:
-    if not facts.freeze:
-        pytest.skip(facts.reason)
+def test_frozen_processes_do_not_run(
+    facts: CgroupFacts, group: Group, require: Callable[[str, bool, str], None]
+) -> None:
+    require("a freezer", facts.freeze, facts.reason)
     code = (
         "import os, signal\n"
         "signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b'HEARD\\n'))\n"

@@ -261,6 +261,17 @@ def push_input_through_an_inherited_descriptor(_w: World) -> None:
 
 
 @attempt("system calls", "seccomp")
+def push_input_with_a_high_bit(_w: World) -> None:
+    """The kernel looks at 32 bits of the request only."""
+    byte = ctypes.create_string_buffer(b"x")
+    try:
+        syscall(16, 0, 1 << 32 | 0x5412, ctypes.addressof(byte))
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+            raise
+
+
+@attempt("system calls", "seccomp")
 def use_the_console_ioctl(_w: World) -> None:
     _ioctl_of_a_terminal(0x541C, b"\x0f")  # TIOCLINUX
 
