@@ -81,3 +81,14 @@ def test_versions_that_nobody_knows_are_refused() -> None:
 def test_no_answer_breaks_the_handshake(method: str, body: bytes) -> None:
     for message in (Message(result=Raw(body)), Message(error=Raw(body))):
         begun().answered(method, message)
+
+
+def test_an_entry_may_say_which_era_it_is() -> None:
+    legacy = Handshake({"name": "vsm"}, wanted="legacy")
+    assert legacy.begin().method == "initialize"
+    assert isinstance(legacy.answered("initialize", result(INITIALIZED)), Established)
+    modern = Handshake({"name": "vsm"}, wanted="modern")
+    assert modern.begin().method == "server/discover"
+    assert isinstance(modern.probe_timed_out(), Nothing)
+    assert isinstance(modern.answered("server/discover", error(-32601)), Refused)
+    assert isinstance(modern.answered("server/discover", result(DISCOVERED)), Established)
