@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("vsm.commands.doctor", "check this host and this installation"),
     "profile": ("vsm.commands.profile", "list, show, check or explain sandbox profiles"),
     "reload": ("vsm.commands.reload", "apply an edited vsm.toml to the running vsm"),
+    "limit": ("vsm.commands.limit", "move the limits of a running integration"),
     "log-level": ("vsm.commands.reload", "say more or less in the log, from now on"),
     "service": ("vsm.commands.service", "run vsm under systemd"),
     "install": ("vsm.commands.install", "install a server from npm or PyPI, confined and pinned"),

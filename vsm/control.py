@@ -12,7 +12,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from vsm import logs, measures, status
+from vsm import limits, logs, measures, status
 from vsm.errors import ConfigurationError, VsmError
 from vsm.output import KEPT_LINES
 
@@ -46,6 +46,7 @@ class ControlServer:
             "resume": self._resume,
             "reload": self._reload,
             "log-level": self._log_level,
+            "limit": self._limit,
             "shutdown": self._shutdown,
         }
 
@@ -143,6 +144,16 @@ class ControlServer:
         before = logs.level()
         logs.set_level(level)
         return {"level": level, "before": before}
+
+    async def _limit(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        name, wanted = _text(arguments, "name"), arguments.get("limits")
+        known = self._supervisor.integrations.integrations
+        if name not in known:
+            what = f"no integration {name!r}"
+            raise NotFoundError("limit", what, f"Known: {', '.join(known) or 'none'}.")
+        if not isinstance(wanted, dict):
+            raise VsmError("control socket", "arguments.limits: expected an object")
+        return {"name": name, "limits": limits.set_limits(self._supervisor, name, wanted)}
 
     async def _shutdown(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         del arguments

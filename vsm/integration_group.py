@@ -133,6 +133,7 @@ class IntegrationGroup:
         self.launcher = GroupRunner([launcher_spec()], self.launcher_actor)
         self.egress = EgressActor(hooks.host, hooks.changed, self._egress_refused)
         self.running: dict[str, RunningWorker] = {}
+        self.limits: dict[str, dict[str, Any]] = {}  # set by command; see vsm.limits
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- commands --------------------------------------------------------------------------
@@ -158,6 +159,7 @@ class IntegrationGroup:
     def forget(self, name: str) -> None:
         """Forget an integration that has no process."""
         self.workers.remove(name)
+        self.limits.pop(name, None)
         del self.integrations[name]
 
     async def stop(self, *, drain_s: float) -> None:
@@ -291,7 +293,9 @@ class IntegrationGroup:
     async def _spawn(self, running: RunningWorker, link: LauncherLink) -> None:
         integration = self.integrations[running.name]
         try:
-            running.provided = provision.provide(self.hooks.host(), integration, running.worker_id)
+            running.provided = provision.provide(
+                self.hooks.host(), integration, running.worker_id, self.limits.get(running.name)
+            )
             running.tier = running.provided.plan.tier
             running.spawned = await self._launch(running, link)
         except VsmError as error:

@@ -363,17 +363,26 @@ def _resolve(document: ProfileDocument, path: Path) -> Profile:
             deny=document.syscalls.deny,
             unix_sockets=document.syscalls.unix_sockets,
         ),
-        limits=Limits(
-            memory_bytes=_limit(limits.memory, file, "limits.memory"),
-            swap_bytes=_limit(limits.swap, file, "limits.swap"),
-            processes=_number(limits.processes),
-            cpu_cores=None if isinstance(limits.cpu, str) else float(limits.cpu),
-            cpu_time_s=_number(limits.cpu_time_s),
-            open_files=_number(limits.open_files),
-            file_size_bytes=_limit(limits.file_size, file, "limits.file_size"),
-        ),
+        limits=compile_limits(limits, file),
         environment=dict(document.environment),
         confine=document.confine,
+    )
+
+
+def compile_limits(limits: LimitsDocument, where: str) -> Limits:
+    """[limits] as numbers.
+
+    Raises:
+        ConfigurationError: a size is wrong; names `where`.
+    """
+    return Limits(
+        memory_bytes=_limit(limits.memory, where, "limits.memory"),
+        swap_bytes=_limit(limits.swap, where, "limits.swap"),
+        processes=_number(limits.processes),
+        cpu_cores=None if isinstance(limits.cpu, str) else float(limits.cpu),
+        cpu_time_s=_number(limits.cpu_time_s),
+        open_files=_number(limits.open_files),
+        file_size_bytes=_limit(limits.file_size, where, "limits.file_size"),
     )
 
 

@@ -6,8 +6,10 @@ from the next start on. Secrets are read here, into the plan's environment, and 
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -130,13 +132,21 @@ class Provision:
     egress: Rules | None
 
 
-def provide(host: Host, integration: Integration, worker: str) -> Provision:
+def provide(
+    host: Host, integration: Integration, worker: str, limits: Mapping[str, Any] | None = None
+) -> Provision:
     """Everything that one start needs.
+
+    Args:
+        host: what is there.
+        integration: what to start.
+        worker: its name for the control group.
+        limits: fields of Limits that go before those of the profile.
 
     Raises:
         VsmError: the command, the profile, a path or a secret is wrong, or a layer is missing.
     """
-    profile = load_profile(integration.profile)
+    profile = with_limits(load_profile(integration.profile), limits)
     uid = host.uids.get(integration.name)
     request = _request(host, integration, profile, uid)
     group = _group(host, worker, profile.limits)
@@ -153,6 +163,14 @@ def provide(host: Host, integration: Integration, worker: str) -> Provision:
             group.remove()
         raise
     return Provision(plan, group, profile.limits.memory_bytes, profile, egress_rules(profile))
+
+
+def with_limits(profile: Profile, limits: Mapping[str, Any] | None) -> Profile:
+    """The profile with the limits that a command set."""
+    if not limits:
+        return profile
+    changed = msgspec.structs.replace(profile.limits, **limits)
+    return msgspec.structs.replace(profile, limits=changed)
 
 
 def check(host: Host, integration: Integration, uid: int | None) -> None:

@@ -196,6 +196,8 @@ class Reloader:
 
     def _move_limits(self, change: Change, profile: Profile) -> Outcome:
         running = self._supervisor.integrations.running.get(change.name)
+        commanded = self._supervisor.integrations.limits.get(change.name)
+        profile = provision.with_limits(profile, commanded)
         if not change.limits or running is None or running.provided is None:
             return Outcome(change.name, "changed", change.keys)
         if running.provided.group is None:
