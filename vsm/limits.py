@@ -1,0 +1,120 @@
+"""`vsm limit`: limits that an operator sets on one integration, over those of its profile.
+
+Runs in the supervisor. What a control group holds moves under the running worker; the rest, and
+what no group holds here, counts from the next start. Kept until this vsm ends: what is to stay
+belongs into the profile.
+"""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from vsm import changes
+from vsm.cgroup import CgroupLimits
+from vsm.errors import ConfigurationError, VsmError
+from vsm.profile import Limits, LimitsDocument, compile_limits
+
+if TYPE_CHECKING:
+    from vsm.integration_group import RunningWorker
+    from vsm.supervisor import Supervisor
+
+WHERE: Final = "vsm limit"
+# key as written → field of Limits
+FIELDS: Final = {
+    "memory": "memory_bytes",
+    "swap": "swap_bytes",
+    "processes": "processes",
+    "cpu": "cpu_cores",
+    "cpu_time_s": "cpu_time_s",
+    "open_files": "open_files",
+    "file_size": "file_size_bytes",
+}
+_LAYERS: Final = {"memory": "memory", "processes": "processes", "cpu": "cpu", "swap": "memory"}
+
+
+def set_limits(supervisor: "Supervisor", name: str, wanted: dict[str, Any]) -> list[dict[str, str]]:
+    """Put limits in force as far as they can be now.
+
+    Returns:
+        One row for each key: key, value, state ("in force" or "from the next start") and detail.
+
+    Raises:
+        VsmError: an unknown key or value, or the kernel refused a limit; then nothing is kept.
+    """
+    fields = parse(wanted)
+    group = supervisor.integrations
+    running = group.running.get(name)
+    live = [key for key in wanted if _is_live(key, running)]
+    after = {**group.limits.get(name, {}), **fields}
+    if live and running is not None:
+        _move(running, {FIELDS[key]: fields[FIELDS[key]] for key in live})
+    group.limits[name] = after
+    return [_row(key, wanted[key], running, live=key in live) for key in wanted]
+
+
+def parse(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Fields of Limits, from keys and values as a profile has them.
+
+    Raises:
+        ConfigurationError: a key or a value is wrong.
+    """
+    unknown = sorted(set(wanted) - set(FIELDS))
+    if unknown or not wanted:
+        what = f"no limit {unknown[0]!r}" if unknown else "no limit is named"
+        raise ConfigurationError(WHERE, what, f"Known: {', '.join(FIELDS)}.")
+    try:
+        document = msgspec.convert(wanted, LimitsDocument)
+    except msgspec.ValidationError as error:
+        remedy = "Write memory=512M, cpu=0.5, processes=64 or KEY=unlimited."
+        raise ConfigurationError(WHERE, str(error), remedy) from error
+    limits = compile_limits(document, WHERE)
+    return {FIELDS[key]: getattr(limits, FIELDS[key]) for key in wanted}
+
+
+def _is_live(key: str, running: "RunningWorker | None") -> bool:
+    if running is None or running.provided is None or running.provided.group is None:
+        return False
+    held = running.provided.group.layers
+    return FIELDS[key] in changes.LIVE_LIMITS and _LAYERS[key] in held
+
+
+def _move(running: "RunningWorker", fields: dict[str, Any]) -> None:
+    provided = running.provided
+    if provided is None or provided.group is None:
+        return
+    before = provided.profile
+    limits: Limits = msgspec.structs.replace(before.limits, **fields)
+    try:
+        provided.group.set_limits(CgroupLimits(**changes.movable(limits)))
+    except VsmError:
+        provided.group.set_limits(CgroupLimits(**changes.movable(before.limits)))
+        raise
+    provided.profile = msgspec.structs.replace(before, limits=limits)
+    provided.memory_bytes = limits.memory_bytes
+    _describe(running, limits)
+
+
+def _describe(running: "RunningWorker", limits: Limits) -> None:
+    """What `vsm status` says of the layers that a control group holds."""
+    amounts = {
+        "memory": limits.memory_bytes and f"{limits.memory_bytes >> 20} MiB",
+        "processes": limits.processes and str(limits.processes),
+        "cpu": limits.cpu_cores and f"{limits.cpu_cores:g} cores",
+    }
+    for layer in running.spawned.layers if running.spawned else ():
+        if layer["name"] in amounts:
+            amount = amounts[layer["name"]]
+            layer["state"] = "in force" if amount else "not required"
+            layer["detail"] = f"{amount}, by cgroup, set by command" if amount else "lifted"
+
+
+def _row(key: str, value: object, running: "RunningWorker | None", *, live: bool) -> dict[str, str]:
+    if live:
+        state, detail = "in force", "by cgroup"
+    elif running is None:
+        state, detail = "from the next start", "it does not run"
+    elif FIELDS[key] in changes.LIVE_LIMITS:
+        state, detail = "from the next start", "no control group holds it here: see vsm status"
+    else:
+        state, detail = "from the next start", "the kernel sets it at the start: vsm restart"
+    return {"key": key, "value": str(value), "state": state, "detail": detail}
