@@ -1,8 +1,8 @@
 """The service manager's protocol without a library: sd_notify(3) and sd_listen_fds(3).
 
-Runs in the supervisor. Without $NOTIFY_SOCKET there is nobody to tell, and without $LISTEN_PID
-nobody handed a socket over. Children must neither speak for vsm nor take its sockets: `take_over`
-removes the variables from the environment and keeps what they said.
+Runs in the supervisor. Children must neither speak for vsm nor take its sockets: `take_over`
+removes the variables from the environment and keeps what they said. Without it, as inside a program
+that uses vsm as a library and may be a service of its own, there is nobody to tell.
 """
 
 import os
@@ -69,4 +69,4 @@ def listeners() -> list[socket.socket]:
 
 
 def _said(name: str) -> str:
-    return _kept.get(name) or os.environ.get(name, "")
+    return _kept.get(name, "")

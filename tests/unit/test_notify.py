@@ -21,6 +21,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         listener.bind(str(tmp_path / "n"))
         listener.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
+        notify.take_over()
         yield listener
 
 
@@ -35,6 +36,7 @@ def test_abstract_addresses_work(monkeypatch: pytest.MonkeyPatch) -> None:
         listener.bind(f"\0{name}")
         listener.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        notify.take_over()
         assert notify.notify("READY=1")
         assert listener.recv(64) == b"READY=1"
 
@@ -49,14 +51,17 @@ def test_reloading_carries_the_monotonic_time(manager: socket.socket) -> None:
 def test_without_a_manager_nobody_hears(monkeypatch: pytest.MonkeyPatch) -> None:
     assert notify.notify("READY=1") is False
     monkeypatch.setenv("NOTIFY_SOCKET", "/nonexistent/notify")
+    notify.take_over()
     assert notify.notify("READY=1") is False
 
 
 def test_the_watchdog_is_fed_twice_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert notify.watchdog_interval_s() is None
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    notify.take_over()
     assert notify.watchdog_interval_s() == 15
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() + 1))
+    notify.take_over()
     assert notify.watchdog_interval_s() is None
 
 
@@ -85,3 +90,14 @@ def test_sockets_are_handed_over_once_and_only_to_this_process(
     assert (taken.family, taken.get_inheritable(), taken.gettimeout()) == (socket.AF_UNIX, False, 0)
     taken.close()
     assert notify.listeners() == []
+
+
+def test_a_program_that_only_uses_vsm_keeps_its_own_manager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    assert notify.notify("READY=1") is False
+    assert notify.listeners() == []
+    assert os.environ["LISTEN_FDS"] == "1"
