@@ -109,7 +109,7 @@ class ForkedWorker:
         program: mini_init.Program | None = None,
     ) -> None:
         """Start; raises OSError, having undone everything (but for the spare)."""
-        self.plan = plan
+        self.plan = plan._replace(env={})  # secrets: whoever is forked next has no business there
         self.hung_up = False
         self.heard: list[dict[str, Any]] = []
         self._pending = b""

@@ -226,7 +226,7 @@ class Restrict(NamedTuple):
     def execute(self, site: Site) -> str:
         """Restrict this process and all that it starts."""
         del site
-        rules = [(path, _RIGHTS[kind]) for kind, path in self.rules if os.path.exists(path)]
+        rules = [(path, _RIGHTS[kind]) for kind, path in self.rules]
         version = landlock.restrict(rules, tcp=self.tcp)
         if version < self.least_abi:
             raise OSError(38, f"landlock: ABI {version}, expected {self.least_abi}")

@@ -387,3 +387,22 @@ def test_stopped_launcher_is_killed_when_it_does_not_answer(
         await asyncio.wait_for(lost.wait(), BOUND_S)
 
     asyncio.run(scene())
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="an ordinary user's interpreter may be out of its reach")
+def test_killed_command_line_leaves_no_process_and_its_folder_until_the_next() -> None:
+    attack = "kill -STOP $PPID; kill -KILL $PPID; setsid sleep 300 & echo up; exec sleep 300"
+    vsm = [sys.executable, "-m", "vsm", "sandbox", "run", "--tier", "landlocked", "--"]
+    victim = subprocess.Popen(
+        [*vsm, "/bin/sh", "-c", attack], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert victim.stdout
+    assert victim.stdout.readline() == b"up\n"
+    victim.kill()
+    victim.wait(BOUND_S)
+    assert victim.stdout.read() == b""  # the last process that had the other end is gone
+    victim.stdout.close()
+    left = list(Path(scratch.FOLDER).glob(f"vsm-{victim.pid}-*"))
+    assert len(left) == 1
+    subprocess.run([*vsm, "/bin/true"], check=True)
+    assert not left[0].exists()

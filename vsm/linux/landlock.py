@@ -102,13 +102,14 @@ def restrict(rules: Iterable[tuple[str, int]], *, tcp: bool) -> int:
 
     Args:
         rules: (path, rights) pairs; the path, which holds no symbolic link, and all beneath it.
+            One that is absent or out of reach is skipped, for a rule only ever allows.
         tcp: False denies bind and connect on every TCP port.
 
     Returns:
         The ABI in force.
 
     Raises:
-        OSError: a path cannot be opened, or no_new_privs is not set.
+        OSError: a path holds a link, or no_new_privs is not set.
     """
     version = abi()
     handled = file_rights(version)
@@ -139,7 +140,10 @@ def restrict_signals() -> None:
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
-    fd = open_path(path)  # no link is followed: the caller resolved them, and one may be new
+    try:
+        fd = open_path(path)  # no link is followed: the caller resolved them, and one may be new
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             rights &= _FILE_ONLY
