@@ -7,41 +7,33 @@ without waiting unless an integration that it needs is still starting.
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from collections.abc import Mapping
+from typing import Final, cast
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET
 
 from vsm.gateway.accounting import count_unserved, routed_label
 from vsm.gateway.bridge import Bridge, BridgedCall
-from vsm.gateway.call import Call, Inquiry, Sink, id_json
+from vsm.gateway.call import Call, Sink, id_json
 from vsm.gateway.client import (
     MAX_IN_FLIGHT,
-    MAX_LISTENS,
-    MAX_SUBSCRIBED_URIS,
     Client,
-    Listen,
 )
+from vsm.gateway.finder import Finder, RequestError, StartingError
 from vsm.gateway.fleet import Fleet
-from vsm.gateway.integration import GATEWAY, Integration
+from vsm.gateway.integration import Integration
 from vsm.gateway.own_tools import OWN
 from vsm.gateway.relay import Relay, level_index
+from vsm.gateway.sessions import Sessions
 from vsm.protocol import envelope, jsonrpc, parameter_headers
-from vsm.protocol.catalogue import SEPARATOR, Entry
 from vsm.protocol.envelope import EnvelopeError, unwrap_header
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
 from vsm.protocol.tables import (
     CLIENT_REQUESTS,
-    LEGACY_VERSION,
-    LEGACY_VERSIONS,
-    LISTEN_FILTERS,
     LISTS,
-    LOG_LEVELS,
     META_CAPABILITIES,
     META_LOG_LEVEL,
-    META_SERVER,
     META_VERSION,
-    MODERN_VERSIONS,
     ROUTED,
     Era,
 )
@@ -51,38 +43,7 @@ MAX_DEFERRED: Final = 1024
 OTHER: Final = "other requests"
 _PLAIN_METHOD: Final = re.compile(r"[A-Za-z0-9_./$-]{1,128}")  # goes into frames as it is
 _KNOWN_REQUESTS: Final = CLIENT_REQUESTS[Era.LEGACY] | CLIENT_REQUESTS[Era.MODERN]
-MAX_INSTRUCTIONS_CHARS: Final = 2048
-
-CAPABILITIES: Final = {
-    "tools": {"listChanged": True},
-    "prompts": {"listChanged": True},
-    "resources": {"subscribe": True, "listChanged": True},
-    "completions": {},
-}
 _PROGRESS_TOKEN = "progressToken"  # noqa: S105 - the name of a member
-
-
-class RequestError(DecodeError):
-    """A request cannot be served: `code`, `message` and `data` go into the answer.
-
-    Args:
-        unserved: it was demand that nobody serves, and is counted as such.
-    """
-
-    def __init__(
-        self, code: int, message: str, data: object = None, *, unserved: bool = False
-    ) -> None:
-        super().__init__(code, message)
-        self.data = data
-        self.unserved = unserved
-
-
-class StartingError(Exception):
-    """What the request needs is still starting; `names` are the integrations to wait for."""
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__(names)
-        self.names = names
 
 
 class Router:
@@ -94,17 +55,10 @@ class Router:
         self._bridge = Bridge(fleet)
         self.relay = fleet.audience = Relay(self.clients, self._bridge)
         self._deferred: dict[tuple[Client, bytes], asyncio.Task[None]] = {}
-        self._legacy: dict[str, Callable[[Client, Sink, bytes, Object], None]] = {
-            "initialize": self._initialize,
-            "ping": self._ping,
-            "logging/setLevel": self._set_level,
-            "resources/subscribe": self._subscribe,
-            "resources/unsubscribe": self._unsubscribe,
-        }
-        self._modern: dict[str, Callable[[Client, Sink, bytes, Object], None]] = {
-            "server/discover": self._discover,
-            "subscriptions/listen": self._listen,
-        }
+        self._finder = Finder(fleet)
+        self._sessions = Sessions(fleet, self.clients, self._finder)
+        self._modern = self._sessions.answers[Era.MODERN]
+        self._legacy = self._sessions.answers[Era.LEGACY]
 
     # ---- clients ---------------------------------------------------------------------------
 
@@ -127,7 +81,7 @@ class Router:
             self._fleet.unwatch(name, uri)
         client.subscribed.clear()
         for listen in client.listens.values():
-            self._unwatch_all(listen)
+            self._sessions.unwatch_all(listen)
         client.listens.clear()
 
     def is_busy(self, client: Client) -> bool:
@@ -210,7 +164,7 @@ class Router:
         if id_bytes in client.in_flight or id_bytes in client.listens:
             raise RequestError(jsonrpc.INVALID_REQUEST, "this id is in flight already")
         if method == "tools/call":
-            entry = self._entry(method, params, self._fleet.catalogue.tools)
+            entry = self._finder.entry(method, params, self._fleet.catalogue.tools)
             own_tools = self._fleet.own
             if entry.integration == OWN and own_tools is not None:
                 own_tools.call(sink, id_bytes, entry.name, modern=modern)
@@ -229,7 +183,7 @@ class Router:
             owner = self._only_one(method)
             self._route(client, sink, id_bytes, method, params, meta, owner, modern, OTHER)
         else:
-            name = self._route_of(method, params, modern=modern)
+            name = self._finder.route_of(method, params, modern=modern)
             label = routed_label(self._fleet.catalogue, method, params)
             self._route(client, sink, id_bytes, method, params, meta, name, modern, label)
 
@@ -266,69 +220,9 @@ class Router:
 
     # ---- routing ---------------------------------------------------------------------------
 
-    def _entry(self, method: str, params: Object, entries: dict[str, Entry]) -> Entry:
-        name = jsonrpc.text(params, "name")
-        if name is None:
-            raise RequestError(jsonrpc.INVALID_PARAMS, f"{method}: params.name is a string")
-        entry = entries.get(name)
-        if entry is None:
-            self._raise_unknown(method, name)
-        return cast("Entry", entry)
-
-    def _raise_unknown(self, method: str, name: str) -> None:
-        """Say why a name leads nowhere: its integration is away, or there is no such name."""
-        for integration in self._fleet.integrations.values():
-            prefix = integration.settings.prefix
-            if prefix and name.startswith(prefix + SEPARATOR) and not integration.takes_calls:
-                self._raise_unavailable(integration)
-        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
-        if unsettled:
-            raise StartingError(unsettled)
-        kind = "prompt" if method.startswith("prompts") else "tool"
-        text = f"Unknown {kind}: {name[:200]}"
-        raise RequestError(jsonrpc.INVALID_PARAMS, text, unserved=True)
-
-    def _raise_unavailable(self, integration: Integration) -> None:
-        if not integration.is_settled:
-            raise StartingError([integration.settings.name])
-        integration.totals["refused"] += 1
-        text, data = integration.unavailable, integration.availability
-        raise RequestError(jsonrpc.UNAVAILABLE, text, data, unserved=True)
-
     def _fail_unavailable(self, sink: Sink, id_bytes: bytes, integration: Integration) -> None:
         text, data = integration.unavailable, integration.availability
         sink.answer(jsonrpc.failure(id_bytes, jsonrpc.UNAVAILABLE, text, data))
-
-    def _route_of(self, method: str, params: Object, *, modern: bool) -> str:
-        """The integration that serves a prompt, a resource or a completion; renames within."""
-        if method == "prompts/get":
-            entry = self._entry(method, params, self._fleet.catalogue.prompts)
-            params["name"] = entry.raw_name
-            return entry.integration
-        if method == "resources/read":
-            return self._resource_owner(jsonrpc.text(params, "uri"), modern=modern)
-        ref = jsonrpc.nested(params, "ref")
-        if jsonrpc.text(ref, "type") == "ref/prompt":
-            entry = self._entry(method, ref, self._fleet.catalogue.prompts)
-            params["ref"] = jsonrpc.raw_of({**ref, "name": entry.raw_name})
-            return entry.integration
-        return self._resource_owner(jsonrpc.text(ref, "uri"), modern=modern)
-
-    def _resource_owner(self, uri: str | None, *, modern: bool = False) -> str:
-        if uri is None:
-            raise RequestError(jsonrpc.INVALID_PARAMS, "expected the uri of a resource")
-        owner = self._fleet.catalogue.resource_owner(uri)
-        if isinstance(owner, str):
-            return owner
-        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
-        if unsettled and not owner:
-            raise StartingError(unsettled)
-        if owner:
-            text = f"{uri[:200]}: claimed by {', '.join(owner)}, so served by none"
-        else:
-            text = f"{uri[:200]}: no integration offers this resource"
-        code = jsonrpc.INVALID_PARAMS if modern else jsonrpc.RESOURCE_NOT_FOUND
-        raise RequestError(code, text, {"uri": uri[:200]}, unserved=True)
 
     def _route(  # noqa: PLR0917 - the hot path: keywords cost
         self,
@@ -345,7 +239,7 @@ class Router:
         integration = self._fleet.integrations[name]
         upstream = integration.upstream
         if upstream is None or not integration.takes_calls:
-            self._raise_unavailable(integration)
+            self._finder.raise_unavailable(integration)
             return
         integration.totals["calls"] += 1
         if len(client.in_flight) >= MAX_IN_FLIGHT:
@@ -395,123 +289,6 @@ class Router:
             body = catalogue.legacy_page(method)
         sink.answer(jsonrpc.answer(id_bytes, body))
 
-    def _instructions(self) -> str:
-        """What the servers say of themselves, each marked as theirs and cut to a bound."""
-        texts = []
-        for name, integration in sorted(self._fleet.integrations.items()):
-            session = integration.session
-            if session is not None and session.instructions and integration.upstream is not None:
-                said = session.instructions[:MAX_INSTRUCTIONS_CHARS]
-                texts.append(f"[{name}, in its own words] {said}")
-        return "\n\n".join(texts)
-
-    def _initialize(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
-        wanted = jsonrpc.text(params, "protocolVersion")
-        if wanted is None:
-            raise RequestError(jsonrpc.INVALID_PARAMS, "initialize: protocolVersion is a string")
-        client.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSION
-        client.capabilities = jsonrpc.nested(params, "capabilities")
-        client.initialized = True
-        client.envelope = envelope.of_legacy_client(GATEWAY, client.capabilities, client.log_level)
-        result: dict[str, Any] = {
-            "protocolVersion": client.version,
-            "capabilities": {**CAPABILITIES, "logging": {}},
-            "serverInfo": GATEWAY,
-        }
-        instructions = self._instructions()
-        if instructions:
-            result["instructions"] = instructions
-        sink.answer(jsonrpc.answer(id_bytes, jsonrpc.encode(result)))
-
-    def _discover(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:  # noqa: ARG002
-        result: dict[str, Any] = {
-            "resultType": "complete",
-            "supportedVersions": list(MODERN_VERSIONS),
-            "capabilities": CAPABILITIES,
-            "ttlMs": 0,
-            "cacheScope": "private",
-            "_meta": {META_SERVER: GATEWAY},
-        }
-        instructions = self._instructions()
-        if instructions:
-            result["instructions"] = instructions
-        sink.answer(jsonrpc.answer(id_bytes, jsonrpc.encode(result)))
-
-    def _ping(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:  # noqa: ARG002
-        sink.answer(jsonrpc.answer(id_bytes, b"{}"))
-
-    def _set_level(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
-        level = jsonrpc.text(params, "level")
-        if level not in LOG_LEVELS:
-            raise RequestError(jsonrpc.INVALID_PARAMS, f"level: one of {', '.join(LOG_LEVELS)}")
-        client.log_level = LOG_LEVELS.index(level)
-        client.envelope = envelope.of_legacy_client(GATEWAY, client.capabilities, client.log_level)
-        levels = [c.log_level for c in self.clients if c.log_level is not None]
-        self._fleet.set_log_level(min(levels, default=client.log_level))
-        sink.answer(jsonrpc.answer(id_bytes, b"{}"))
-
-    def _subscribe(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
-        uri = jsonrpc.text(params, "uri") or ""
-        name = self._resource_owner(uri)
-        if not self._fleet.integrations[name].takes_calls:
-            self._raise_unavailable(self._fleet.integrations[name])
-        key = (name, uri)
-        if key in client.subscribed:
-            sink.answer(jsonrpc.answer(id_bytes, b"{}"))
-            return
-        if len(client.subscribed) >= MAX_SUBSCRIBED_URIS:
-            raise RequestError(jsonrpc.UNAVAILABLE, f"at most {MAX_SUBSCRIBED_URIS} subscriptions")
-        client.subscribed.add(key)
-
-        def answered(message: Message) -> None:
-            if message.result is UNSET:
-                undo()
-                error = cast("Raw", message.error)
-                sink.answer(jsonrpc.forwarded_error(id_bytes, error))
-            else:
-                sink.answer(jsonrpc.answer(id_bytes, b"{}"))
-
-        def failed(code: int, text: str) -> None:
-            undo()
-            sink.answer(jsonrpc.failure(id_bytes, code, text))
-
-        def undo() -> None:
-            if key in client.subscribed:
-                client.subscribed.discard(key)
-                self._fleet.unwatch(name, uri)
-
-        self._fleet.watch(name, uri, Inquiry(answered, failed, timeout_s=30.0))
-
-    def _unsubscribe(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
-        uri = jsonrpc.text(params, "uri")
-        for key in [key for key in client.subscribed if key[1] == uri]:
-            client.subscribed.discard(key)
-            self._fleet.unwatch(*key)
-        sink.answer(jsonrpc.answer(id_bytes, b"{}"))
-
-    def _listen(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
-        wanted = jsonrpc.nested(params, "notifications")
-        if len(client.listens) >= MAX_LISTENS:
-            raise RequestError(jsonrpc.UNAVAILABLE, f"at most {MAX_LISTENS} subscriptions")
-        methods = {m for m, key in LISTEN_FILTERS.items() if bytes(wanted.get(key, b"")) == b"true"}
-        uris = _strings(wanted.get("resourceSubscriptions"))
-        listen = Listen(client, sink, id_bytes, frozenset(methods), frozenset(uris))
-        client.listens[id_bytes] = listen
-        listen.acknowledge()
-        for uri in listen.uris:
-            owner = self._fleet.catalogue.resource_owner(uri)
-            if isinstance(owner, str) and (owner, uri) not in client.subscribed:
-                self._fleet.watch(owner, uri)
-                client.subscribed.add((owner, uri))
-
-    def _unwatch_all(self, listen: Listen) -> None:
-        others = listen.client.listens.values()
-        kept = {uri for other in others if other is not listen for uri in other.uris}
-        gone = listen.uris - kept
-        for key in [key for key in listen.client.subscribed if key[1] in gone]:
-            listen.client.subscribed.discard(key)
-            self._fleet.unwatch(*key)
-
     # ---- notifications and answers from clients --------------------------------------------
 
     def _client_told(self, client: Client, message: Message) -> None:
@@ -533,7 +310,7 @@ class Router:
             call.cancel(reason)
         listen = client.listens.pop(id_bytes, None)
         if listen is not None:
-            self._unwatch_all(listen)
+            self._sessions.unwatch_all(listen)
         task = self._deferred.pop((client, id_bytes), None)
         if task is not None:
             task.cancel()
@@ -555,10 +332,3 @@ def _change_era(call: BridgedCall, params: Object, meta: Object) -> None:
         params["_meta"] = jsonrpc.raw_of(sent)
     else:
         params.pop("_meta", None)
-
-
-def _strings(raw: Raw | None) -> list[str]:
-    if raw is None:
-        return []
-    members = jsonrpc.strings(raw)
-    return members[:MAX_SUBSCRIBED_URIS]

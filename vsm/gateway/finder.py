@@ -1,0 +1,121 @@
+"""Where a request leads: the integration that a name or a URI belongs to, or why to none.
+
+Pure but for a counter of refusals. Runs in S1, for every request that is routed.
+"""
+
+from typing import cast
+
+from vsm.gateway.fleet import Fleet
+from vsm.gateway.integration import Integration
+from vsm.protocol import jsonrpc
+from vsm.protocol.catalogue import SEPARATOR, Entry
+from vsm.protocol.jsonrpc import DecodeError, Object
+
+
+class RequestError(DecodeError):
+    """A request cannot be served: `code`, `message` and `data` go into the answer.
+
+    Args:
+        unserved: it was demand that nobody serves, and is counted as such.
+    """
+
+    def __init__(
+        self, code: int, message: str, data: object = None, *, unserved: bool = False
+    ) -> None:
+        super().__init__(code, message)
+        self.data = data
+        self.unserved = unserved
+
+
+class StartingError(Exception):
+    """What the request needs is still starting; `names` are the integrations to wait for."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
+class Finder:
+    """Finds integrations by what a request names.
+
+    Args:
+        fleet: the integrations and their merged catalogue.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def entry(self, method: str, params: Object, entries: dict[str, Entry]) -> Entry:
+        """The tool or prompt that `params.name` means.
+
+        Raises:
+            RequestError: there is none. StartingError: there may be one soon.
+        """
+        name = jsonrpc.text(params, "name")
+        if name is None:
+            raise RequestError(jsonrpc.INVALID_PARAMS, f"{method}: params.name is a string")
+        entry = entries.get(name)
+        if entry is None:
+            self._raise_unknown(method, name)
+        return cast("Entry", entry)
+
+    def _raise_unknown(self, method: str, name: str) -> None:
+        """Say why a name leads nowhere: its integration is away, or there is no such name."""
+        for integration in self._fleet.integrations.values():
+            prefix = integration.settings.prefix
+            if prefix and name.startswith(prefix + SEPARATOR) and not integration.takes_calls:
+                self.raise_unavailable(integration)
+        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
+        if unsettled:
+            raise StartingError(unsettled)
+        kind = "prompt" if method.startswith("prompts") else "tool"
+        text = f"Unknown {kind}: {name[:200]}"
+        raise RequestError(jsonrpc.INVALID_PARAMS, text, unserved=True)
+
+    def raise_unavailable(self, integration: Integration) -> None:
+        """Say why an integration cannot be called.
+
+        Raises:
+            RequestError: it cannot. StartingError: it can soon.
+        """
+        if not integration.is_settled:
+            raise StartingError([integration.settings.name])
+        integration.totals["refused"] += 1
+        text, data = integration.unavailable, integration.availability
+        raise RequestError(jsonrpc.UNAVAILABLE, text, data, unserved=True)
+
+    def route_of(self, method: str, params: Object, *, modern: bool) -> str:
+        """The integration that serves a prompt, a resource or a completion; renames within."""
+        if method == "prompts/get":
+            entry = self.entry(method, params, self._fleet.catalogue.prompts)
+            params["name"] = entry.raw_name
+            return entry.integration
+        if method == "resources/read":
+            return self.resource_owner(jsonrpc.text(params, "uri"), modern=modern)
+        ref = jsonrpc.nested(params, "ref")
+        if jsonrpc.text(ref, "type") == "ref/prompt":
+            entry = self.entry(method, ref, self._fleet.catalogue.prompts)
+            params["ref"] = jsonrpc.raw_of({**ref, "name": entry.raw_name})
+            return entry.integration
+        return self.resource_owner(jsonrpc.text(ref, "uri"), modern=modern)
+
+    def resource_owner(self, uri: str | None, *, modern: bool = False) -> str:
+        """The integration that serves a resource.
+
+        Raises:
+            RequestError: none does, or several claim it. StartingError: one may do so soon.
+        """
+        if uri is None:
+            raise RequestError(jsonrpc.INVALID_PARAMS, "expected the uri of a resource")
+        owner = self._fleet.catalogue.resource_owner(uri)
+        if isinstance(owner, str):
+            return owner
+        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
+        if unsettled and not owner:
+            raise StartingError(unsettled)
+        if owner:
+            text = f"{uri[:200]}: claimed by {', '.join(owner)}, so served by none"
+        else:
+            text = f"{uri[:200]}: no integration offers this resource"
+        code = jsonrpc.INVALID_PARAMS if modern else jsonrpc.RESOURCE_NOT_FOUND
+        raise RequestError(code, text, {"uri": uri[:200]}, unserved=True)

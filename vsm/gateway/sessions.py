@@ -1,0 +1,188 @@
+"""What the gateway answers itself: handshakes, discovery, log levels and subscriptions.
+
+Owns nothing; changes the state of the client that asks and what the fleet watches for it. Runs
+in S1's event loop.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from msgspec import UNSET, Raw
+
+from vsm.gateway.call import Inquiry, Sink
+from vsm.gateway.client import MAX_LISTENS, MAX_SUBSCRIBED_URIS, Client, Listen
+from vsm.gateway.finder import Finder, RequestError
+from vsm.gateway.fleet import Fleet
+from vsm.gateway.integration import GATEWAY
+from vsm.protocol import envelope, jsonrpc
+from vsm.protocol.jsonrpc import Message, Object
+from vsm.protocol.tables import (
+    LEGACY_VERSION,
+    LEGACY_VERSIONS,
+    LISTEN_FILTERS,
+    LOG_LEVELS,
+    META_SERVER,
+    MODERN_VERSIONS,
+    Era,
+)
+
+MAX_INSTRUCTIONS_CHARS: Final = 2048
+
+CAPABILITIES: Final = {
+    "tools": {"listChanged": True},
+    "prompts": {"listChanged": True},
+    "resources": {"subscribe": True, "listChanged": True},
+    "completions": {},
+}
+
+
+class Sessions:
+    """What clients ask of the gateway rather than of a server.
+
+    Args:
+        clients: everybody who is connected, kept by the router.
+        finder: finds the integration of a resource.
+    """
+
+    def __init__(self, fleet: Fleet, clients: set[Client], finder: Finder) -> None:
+        self._fleet = fleet
+        self._clients = clients
+        self._finder = finder
+        self.answers: dict[Era, dict[str, Callable[[Client, Sink, bytes, Object], None]]] = {
+            Era.LEGACY: {
+                "initialize": self._initialize,
+                "ping": self._ping,
+                "logging/setLevel": self._set_level,
+                "resources/subscribe": self._subscribe,
+                "resources/unsubscribe": self._unsubscribe,
+            },
+            Era.MODERN: {
+                "server/discover": self._discover,
+                "subscriptions/listen": self._listen,
+            },
+        }
+
+    def _instructions(self) -> str:
+        """What the servers say of themselves, each marked as theirs and cut to a bound."""
+        texts = []
+        for name, integration in sorted(self._fleet.integrations.items()):
+            session = integration.session
+            if session is not None and session.instructions and integration.upstream is not None:
+                said = session.instructions[:MAX_INSTRUCTIONS_CHARS]
+                texts.append(f"[{name}, in its own words] {said}")
+        return "\n\n".join(texts)
+
+    def _initialize(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
+        wanted = jsonrpc.text(params, "protocolVersion")
+        if wanted is None:
+            raise RequestError(jsonrpc.INVALID_PARAMS, "initialize: protocolVersion is a string")
+        client.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSION
+        client.capabilities = jsonrpc.nested(params, "capabilities")
+        client.initialized = True
+        client.envelope = envelope.of_legacy_client(GATEWAY, client.capabilities, client.log_level)
+        result: dict[str, Any] = {
+            "protocolVersion": client.version,
+            "capabilities": {**CAPABILITIES, "logging": {}},
+            "serverInfo": GATEWAY,
+        }
+        instructions = self._instructions()
+        if instructions:
+            result["instructions"] = instructions
+        sink.answer(jsonrpc.answer(id_bytes, jsonrpc.encode(result)))
+
+    def _discover(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:  # noqa: ARG002
+        result: dict[str, Any] = {
+            "resultType": "complete",
+            "supportedVersions": list(MODERN_VERSIONS),
+            "capabilities": CAPABILITIES,
+            "ttlMs": 0,
+            "cacheScope": "private",
+            "_meta": {META_SERVER: GATEWAY},
+        }
+        instructions = self._instructions()
+        if instructions:
+            result["instructions"] = instructions
+        sink.answer(jsonrpc.answer(id_bytes, jsonrpc.encode(result)))
+
+    def _ping(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:  # noqa: ARG002
+        sink.answer(jsonrpc.answer(id_bytes, b"{}"))
+
+    def _set_level(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
+        level = jsonrpc.text(params, "level")
+        if level not in LOG_LEVELS:
+            raise RequestError(jsonrpc.INVALID_PARAMS, f"level: one of {', '.join(LOG_LEVELS)}")
+        client.log_level = LOG_LEVELS.index(level)
+        client.envelope = envelope.of_legacy_client(GATEWAY, client.capabilities, client.log_level)
+        levels = [c.log_level for c in self._clients if c.log_level is not None]
+        self._fleet.set_log_level(min(levels, default=client.log_level))
+        sink.answer(jsonrpc.answer(id_bytes, b"{}"))
+
+    def _subscribe(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
+        uri = jsonrpc.text(params, "uri") or ""
+        name = self._finder.resource_owner(uri)
+        if not self._fleet.integrations[name].takes_calls:
+            self._finder.raise_unavailable(self._fleet.integrations[name])
+        key = (name, uri)
+        if key in client.subscribed:
+            sink.answer(jsonrpc.answer(id_bytes, b"{}"))
+            return
+        if len(client.subscribed) >= MAX_SUBSCRIBED_URIS:
+            raise RequestError(jsonrpc.UNAVAILABLE, f"at most {MAX_SUBSCRIBED_URIS} subscriptions")
+        client.subscribed.add(key)
+
+        def answered(message: Message) -> None:
+            if message.result is UNSET:
+                undo()
+                error = cast("Raw", message.error)
+                sink.answer(jsonrpc.forwarded_error(id_bytes, error))
+            else:
+                sink.answer(jsonrpc.answer(id_bytes, b"{}"))
+
+        def failed(code: int, text: str) -> None:
+            undo()
+            sink.answer(jsonrpc.failure(id_bytes, code, text))
+
+        def undo() -> None:
+            if key in client.subscribed:
+                client.subscribed.discard(key)
+                self._fleet.unwatch(name, uri)
+
+        self._fleet.watch(name, uri, Inquiry(answered, failed, timeout_s=30.0))
+
+    def _unsubscribe(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
+        uri = jsonrpc.text(params, "uri")
+        for key in [key for key in client.subscribed if key[1] == uri]:
+            client.subscribed.discard(key)
+            self._fleet.unwatch(*key)
+        sink.answer(jsonrpc.answer(id_bytes, b"{}"))
+
+    def _listen(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
+        wanted = jsonrpc.nested(params, "notifications")
+        if len(client.listens) >= MAX_LISTENS:
+            raise RequestError(jsonrpc.UNAVAILABLE, f"at most {MAX_LISTENS} subscriptions")
+        methods = {m for m, key in LISTEN_FILTERS.items() if bytes(wanted.get(key, b"")) == b"true"}
+        uris = _strings(wanted.get("resourceSubscriptions"))
+        listen = Listen(client, sink, id_bytes, frozenset(methods), frozenset(uris))
+        client.listens[id_bytes] = listen
+        listen.acknowledge()
+        for uri in listen.uris:
+            owner = self._fleet.catalogue.resource_owner(uri)
+            if isinstance(owner, str) and (owner, uri) not in client.subscribed:
+                self._fleet.watch(owner, uri)
+                client.subscribed.add((owner, uri))
+
+    def unwatch_all(self, listen: Listen) -> None:
+        """A subscription ended: watch no resource for it that nobody else of its client wants."""
+        others = listen.client.listens.values()
+        kept = {uri for other in others if other is not listen for uri in other.uris}
+        gone = listen.uris - kept
+        for key in [key for key in listen.client.subscribed if key[1] in gone]:
+            listen.client.subscribed.discard(key)
+            self._fleet.unwatch(*key)
+
+
+def _strings(raw: Raw | None) -> list[str]:
+    if raw is None:
+        return []
+    members = jsonrpc.strings(raw)
+    return members[:MAX_SUBSCRIBED_URIS]
