@@ -38,7 +38,6 @@ PRELOAD: Final = (
     "msgspec",
     "structlog",
     "uvloop",
-    "uvicorn",
     "httptools",
     "encodings.idna",
     "asyncio.unix_events",
