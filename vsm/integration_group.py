@@ -319,18 +319,21 @@ class IntegrationGroup:
             self.terminate(running.name)
 
     async def _launch(self, running: RunningWorker, link: LauncherLink) -> Spawned:
-        stdin_read, running.stdin = os.pipe2(os.O_CLOEXEC)
-        running.stdout, stdout_write = os.pipe2(os.O_CLOEXEC)
-        stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC)
-        running.output = OutputReader(stderr_read, self.hooks.ring(running.name))
         if running.provided is None:
             raise LaunchError("nothing was provided")
+        theirs: list[int] = []  # closed even if the next descriptor is the one too many
         try:
-            return await link.spawn(
-                running.worker_id, running.provided.plan, stdin_read, stdout_write, stderr_write
-            )
+            stdin, running.stdin = os.pipe2(os.O_CLOEXEC)
+            theirs.append(stdin)
+            running.stdout, stdout = os.pipe2(os.O_CLOEXEC)
+            theirs.append(stdout)
+            stderr_read, stderr = os.pipe2(os.O_CLOEXEC)
+            theirs.append(stderr)
+            running.output = OutputReader(stderr_read, self.hooks.ring(running.name))
+            plan = running.provided.plan
+            return await link.spawn(running.worker_id, plan, stdin, stdout, stderr)
         finally:
-            close_fds([stdin_read, stdout_write, stderr_write])
+            close_fds(theirs)
 
     def drain(self, name: str) -> None:
         """S1 finishes what is in flight."""

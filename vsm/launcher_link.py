@@ -23,6 +23,7 @@ from vsm import scratch
 from vsm.errors import ConfinementError
 from vsm.execution import Plan
 from vsm.launcher import MOST_MESSAGE_BYTES, receive, send
+from vsm.link import duplicate
 from vsm.linux import pidfd, prctl
 from vsm.pulse import Pulse
 
@@ -215,8 +216,9 @@ class LauncherLink:
             raise LaunchError(f"{worker_id}: its arguments and environment exceed 128 KiB")
         if self.pidfd < 0 or self._closing:
             raise LaunchError(f"{worker_id}: the launcher does not run")
-        worker = self._workers[worker_id] = _Worker(plan, loop.create_future())
+        worker = _Worker(plan, loop.create_future())
         self._send(data, [stdin, stdout, stderr])
+        self._workers[worker_id] = worker
         timer = loop.call_later(_SPAWN_TIMEOUT_S, self._give_up, worker_id)
         try:
             return await worker.started
@@ -274,7 +276,7 @@ class LauncherLink:
 
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         """Queue copies of the fds: the caller may close his before the launcher reads."""
-        self._queue.append((data, [os.dup(fd) for fd in fds]))
+        self._queue.append((data, duplicate(fds)))
         self._flush()
 
     def _flush(self) -> None:
@@ -345,7 +347,9 @@ class LauncherLink:
         worker = self._workers.pop(worker_id)
         if worker.pidfd >= 0:
             os.close(worker.pidfd)
-        if not worker.started.cancelled():
+        if not worker.started.done():  # the word that it started was lost: no fd was free for it
+            worker.started.set_exception(LaunchError(f"{worker.plan.name}: it ended as it began"))
+        elif not worker.started.cancelled():
             # Not called directly: whoever awaits the spawn of a short-lived server runs first.
             asyncio.get_running_loop().call_soon(self._on_exit, worker_id, report)
 

@@ -72,6 +72,18 @@ def close_fds(fds: Sequence[int]) -> None:
             continue
 
 
+def duplicate(fds: Sequence[int]) -> list[int]:
+    """Close-on-exec copies, all or (OSError) none."""
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))  # noqa: PERF401 - what was made has to be known
+    except OSError:
+        close_fds(copies)
+        raise
+    return copies
+
+
 def socketpair() -> tuple[socket.socket, socket.socket]:
     """A non-blocking SEQPACKET pair, closed on exec."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -139,7 +151,7 @@ class Link(Generic[MessageT]):
         if self.closed or len(self._queue) >= MAX_QUEUED:
             self._counts.dropped += 1
             return False
-        self._queue.append(_Outgoing(payload, [os.dup(fd) for fd in fds]))
+        self._queue.append(_Outgoing(payload, duplicate(fds)))
         self._want_write()
         return True
 

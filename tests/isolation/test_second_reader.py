@@ -389,6 +389,49 @@ def test_stopped_launcher_is_killed_when_it_does_not_answer(
     asyncio.run(scene())
 
 
+def test_supervisor_without_a_free_descriptor_fails_one_start_and_leaks_nothing() -> None:
+    who = "root" if IS_ROOT else "user"
+    host(who)
+
+    async def scene() -> None:
+        ended = asyncio.get_running_loop().create_future()
+        link = LauncherLink(lambda _name, report: ended.set_result(report))
+        await link.start()
+        plan = plan_for(who, "landlocked", ["/bin/true"])
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        before = len(os.listdir("/proc/self/fd"))
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+        try:
+            free = _fill_descriptors(2)
+            with pytest.raises(OSError, match="Too many open files"):
+                await link.spawn("one", plan, 0, 1, 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in free:
+                os.close(fd)
+        assert len(os.listdir("/proc/self/fd")) == before
+        spawned = await link.spawn("one", plan, 0, 1, 2)
+        assert (await asyncio.wait_for(ended, BOUND_S)).status == 0
+        os.close(spawned.pidfd)
+        await link.close()
+
+    asyncio.run(scene())
+
+
+def _fill_descriptors(left: int) -> list[int]:
+    """Take every free descriptor but some."""
+    taken: list[int] = []
+    while True:
+        try:
+            taken.append(os.dup(0))
+        except OSError:
+            break
+    for _ in range(min(left, len(taken))):
+        os.close(taken.pop())
+    return taken
+
+
 @pytest.mark.skipif(not IS_ROOT, reason="an ordinary user's interpreter may be out of its reach")
 def test_killed_command_line_leaves_no_process_and_its_folder_until_the_next() -> None:
     attack = "kill -STOP $PPID; kill -KILL $PPID; setsid sleep 300 & echo up; exec sleep 300"
