@@ -343,12 +343,10 @@ class DemandBoard:
         return place
 
     def close(self) -> None:
-        """Close every descriptor."""
+        """Close every descriptor; whoever still counts does so for nobody."""
         for segment in self.segments:
             segment.close()
         self.segments.clear()
-        self.rows.clear()
-        self._extra.clear()
 
     def _places(self, wanted: list[str]) -> list[Place]:
         """Places for new rows: free ones first, then one new segment for the rest."""

@@ -321,3 +321,11 @@ def test_without_the_protocol_rows_would_be_torn() -> None:
     place.heads[1] = sequence + 1  # a writer that published it torn is not believed
     assert totals(board).get("git") is None
     board.close()
+
+
+def test_counting_after_the_end_disturbs_nobody() -> None:
+    board = DemandBoard(7, ["git"])
+    board.close()
+    count(board, "git", "log")
+    board.nobody.count("x", UNSERVED, time.perf_counter_ns())
+    assert board.filenos() == []
