@@ -16,6 +16,7 @@ from vsm.config import Integration
 from vsm.core import restart
 from vsm.egress_actor import EgressActor, Refused
 from vsm.errors import VsmError
+from vsm.detection import Detection
 from vsm.group import GroupRunner
 from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
 from vsm.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
@@ -133,6 +134,7 @@ class IntegrationGroup:
         self.launcher = GroupRunner([launcher_spec()], self.launcher_actor)
         self.egress = EgressActor(hooks.host, hooks.changed, self._egress_refused)
         self.running: dict[str, RunningWorker] = {}
+        self.detection = Detection(self)
         self.limits: dict[str, dict[str, Any]] = {}  # set by command; see vsm.limits
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -185,6 +187,7 @@ class IntegrationGroup:
         """End the launcher, last of all."""
         self.launcher.send(restart.Stop(LAUNCHER, drain=False, reason="shutting down"))
         await self.launcher.wait_all_dead()
+        self.detection.stop()
         while self._tasks:
             await asyncio.wait(self._tasks)
         self.workers.close()
@@ -306,6 +309,7 @@ class IntegrationGroup:
             lost = self.launcher_actor.usable_link is not link
             self._gone(running, str(error), collateral=lost)
             return
+        self.detection.start()
         if running.provided.egress is not None:
             rules = running.provided.egress
             self.egress.serve(running.worker_id, rules, running.spawned.listeners)

@@ -39,6 +39,7 @@ Tier = Literal["namespaced", "landlocked"]
 
 _BASE_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 _TCP_ABI = 4
+DETECTED = "; no control group holds it, so it was noticed late"
 _SCOPE_ABI = 6
 _REMEDIES = {
     "user": "Start vsm as root, or list user in the profile's may_lack.",
@@ -278,14 +279,20 @@ def _resource_layers(case: _Case) -> Iterator[LayerState]:
         elif layer == "processes" and _counts_processes(case):
             yield LayerState(layer, IN_FORCE, f"{amount}, by RLIMIT_NPROC")
         else:
-            each = layer == "memory" and _bounds_data(case)
-            instead = "; RLIMIT_DATA bounds the private memory of each process" if each else ""
-            yield LayerState(layer, ABSENT, f"{amount} asked for, no cgroup enforces it{instead}")
+            detail = f"{amount} asked for, no cgroup enforces it"
+            yield LayerState(layer, ABSENT, f"{detail}{_instead(case, layer)}")
 
 
 def _counts_processes(case: _Case) -> bool:
     """RLIMIT_NPROC counts per uid and user namespace: it serves where either is the worker's."""
     return (case.host.root and case.request.uid is not None) or case.own_user_namespace
+
+
+def _instead(case: _Case, layer: str) -> str:
+    if case.itself or layer == "cpu":
+        return ""
+    data = "; RLIMIT_DATA bounds the private memory of each process" if layer == "memory" else ""
+    return f"{data}; vsm looks at the tree twice a second and kills it: a detection, no limit"
 
 
 def _bounds_data(case: _Case) -> bool:
