@@ -126,8 +126,10 @@ class Reloader:
         for name, running in self._supervisor.integrations.running.items():
             if running.provided is None or name not in config.integrations:
                 continue
-            new = profiles[config.integrations[name].profile]
-            change = changes.with_profile(found.get(name), name, running.provided.profile, new)
+            commanded = self._supervisor.integrations.limits.get(name)  # on both: no difference
+            old = provision.with_limits(running.provided.profile, commanded)
+            new = provision.with_limits(profiles[config.integrations[name].profile], commanded)
+            change = changes.with_profile(found.get(name), name, old, new)
             if change is not None:
                 found[name] = change
         return list(found.values())
@@ -143,11 +145,12 @@ class Reloader:
 
     async def _check(self, config: Config, found: list[Change], numbers: dict[str, int]) -> None:
         """A typing error must not take a running server down."""
+        host = replace(self._supervisor.host, written=provision.written_paths(config))
         for change in found:
             integration = config.integrations.get(change.name)
             if integration is not None and change.action in {"start", "restart"}:
                 uid = numbers.get(change.name)
-                _check_one(self._supervisor.host, integration, uid)
+                _check_one(host, integration, uid)
                 await asyncio.sleep(0)
 
     # ---- applying --------------------------------------------------------------------------

@@ -149,6 +149,9 @@ def test_limits_move_under_a_running_worker(toml: Toml) -> None:
         assert pids(vsm) == before
         assert str(300 << 20) in _memory_limits(before["a"])
         assert reload(vsm) == {}
+        assert vsm.vsm("limit", "a", "memory=250M").returncode == 0
+        assert reload(vsm) == {}  # what a command set is no difference
+        assert str(250 << 20) in _memory_limits(before["a"])
         assert vsm.stop() == 0
 
 
