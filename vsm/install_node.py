@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from vsm.core.packages import Package, choose_command, parse_bins, parse_npm_lock
 from vsm.errors import VsmError
-from vsm.install_python import last_words
+from vsm.install_python import describe_unreached, last_words
 from vsm.install_registry import Registry, npm_registry
 from vsm.install_sandbox import Done, InstallSandbox
 from vsm.server_store import PinnedFile
@@ -134,6 +134,7 @@ class NodeInstaller:
             "npm_config_globalconfig": str(nothing),
             "npm_config_update_notifier": "false",
             "npm_config_fetch_retries": "1",
+            "npm_config_fetch_retry_mintimeout": "1000",
             "NODE_OPTIONS": "--dns-result-order=ipv4first",
         }
         return self._sandbox.run(["npm", *words, *_QUIET], env=env, allow=self._allow)
@@ -147,8 +148,7 @@ class NodeInstaller:
             return VsmError(where, "there is no such version", f"The newest is {newest}.")
         if "E404" in done.output:
             return VsmError(where, "there is no such package", "Correct its name.")
-        if any(text in done.output for text in _NO_ANSWER):
-            hosts = ", ".join(self.registry.hosts)
-            what = f"the registry ({hosts}) cannot be reached: {last_words(done)}"
-            return VsmError(where, what, "See `npm config get registry`, and --allow.")
+        if done.unreached or any(text in done.output for text in _NO_ANSWER):
+            remedy = "See `npm config get registry`, and --allow for further hosts."
+            return VsmError(where, describe_unreached(done, self.registry), remedy)
         return VsmError(where, f"cannot be fetched: {last_words(done)}", "")

@@ -7,6 +7,7 @@ each pinned by its hash, with no network at all. Runs in the command line.
 
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,13 @@ _ONLY_WHEELS: Final = ("--only-binary", ":all:")
 _NO_ANSWER: Final = (
     *("NewConnectionError", "Connection refused", "Connection reset", "Read timed out"),
     *("Temporary failure in name resolution", "Name or service not known", "ConnectTimeoutError"),
-    *("RemoteDisconnected", "Connection aborted", "Max retries exceeded", "SSLError"),
+    *(
+        "connection error",
+        "RemoteDisconnected",
+        "Connection aborted",
+        "Max retries exceeded",
+        "SSLError",
+    ),
 )
 
 
@@ -128,23 +135,29 @@ class PythonInstaller:
         package, where = self._package, str(self._package)
         if done.timed_out:
             return VsmError(where, "the registry is too slow", "Try again later.")
-        if "No matching distribution" in done.output:
-            versions = self._pip(["index", "versions", package.name], online=True)
-            if f" {package.version}," in f"{versions.output.replace(chr(10), ',')},".replace(
-                "Available versions:", ""
-            ):
-                what = "has no wheel for this Python; building it would run its code"
-                return VsmError(where, what, "Choose another version, or another Python.")
-            if versions.status == 0:
-                newest = parse_latest(versions.output)
-                return VsmError(where, "there is no such version", f"The newest is {newest}.")
-            if not any(text in versions.output for text in _NO_ANSWER):
-                return VsmError(where, "there is no such package", "Correct its name.")
-        if any(text in done.output for text in _NO_ANSWER):
-            hosts = ", ".join(self.registry.hosts) or "none"
-            what = f"the registry ({hosts}) cannot be reached: {last_words(done)}"
-            return VsmError(where, what, "See `pip config list`, and --allow for further hosts.")
+        missing = re.search(r"No matching distribution found for ([A-Za-z0-9._-]+)", done.output)
+        if missing and normalize(missing.group(1)) != normalize(package.name):
+            what = f"it needs {missing.group(1)}, which has no wheel here or does not exist"
+            return VsmError(where, what, "Choose another version, or another Python.")
+        if done.unreached or any(text in done.output for text in _NO_ANSWER):
+            remedy = "See `pip config list`, and --allow for further hosts."
+            return VsmError(where, describe_unreached(done, self.registry), remedy)
+        if missing:
+            return self._explain_missing()
         return VsmError(where, f"cannot be fetched: {last_words(done)}", "")
+
+    def _explain_missing(self) -> VsmError:
+        """No wheel, no version or no package? The registry's list of versions tells."""
+        where = str(self._package)
+        done = self._pip(["index", "versions", self._package.name], online=True)
+        if done.status != 0:
+            return VsmError(where, "there is no such package", "Correct its name.")
+        listed = re.search(r"(?m)^Available versions: (.*)$", done.output)
+        if listed and self._package.version in listed.group(1).split(", "):
+            what = "has no wheel for this Python; building it would run its code"
+            return VsmError(where, what, "Choose another version, or another Python.")
+        newest = parse_latest(done.output)
+        return VsmError(where, "there is no such version", f"The newest is {newest}.")
 
 
 def _pin(path: Path) -> PinnedFile:
@@ -162,9 +175,19 @@ def _pin(path: Path) -> PinnedFile:
     )
 
 
+def describe_unreached(done: Done, registry: Registry) -> str:
+    """Which host did not answer, and why."""
+    if done.unreached:
+        rows = [f"{host}: {reason}" for host, reason in done.unreached.items()]
+        return f"the registry cannot be reached: {'; '.join(rows)}"
+    return f"the registry ({', '.join(registry.hosts)}) cannot be reached: {last_words(done)}"
+
+
 def last_words(done: Done) -> str:
     """The most telling line of a step's output, for an error."""
     lines = [line.strip() for line in done.output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith(("error", "npm error"))]
-    text = (errors or lines or [f"status {done.status}"])[-1]
+    pip = [line for line in lines if line.startswith("ERROR")]
+    # npm says first what happened, and then at length what to do about it.
+    npm = [line for line in lines if line.startswith("npm error") and " code " not in line]
+    text = pip[-1] if pip else npm[0] if npm else lines[-1] if lines else f"status {done.status}"
     return "".join(character for character in text if character.isprintable())[:300]

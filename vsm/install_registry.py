@@ -5,6 +5,7 @@ nothing of a package. What an install sandbox gets of it is the registry, its ho
 certificate and its credentials, and nothing else of the configuration.
 """
 
+import json
 import os
 import re
 import socket
@@ -19,6 +20,7 @@ from vsm.core.packages import Location, parse_location, parse_pip_settings, with
 from vsm.errors import VsmError
 
 _ASK_TIMEOUT_S: Final = 60.0
+_DEFAULT_NPM: Final = "https://registry.npmjs.org/"
 _DEFAULT_INDEX: Final = "https://pypi.org/simple"
 # The one index that keeps its files elsewhere by design.
 _COMPANIONS: Final = {"pypi.org": ("files.pythonhosted.org", 443)}
@@ -90,19 +92,21 @@ def npm_registry(scope: str = "") -> Registry:
     Raises:
         VsmError: npm is missing or cannot be asked.
     """
-    key = f"{scope}:registry" if scope else "registry"
-    url = _ask_npm(key) or _ask_npm("registry")
-    location = _location(url, "npm's configuration")
-    certificate = _ask_npm("cafile")
+    settings = _npm_settings()
+    url = settings.get("registry", _DEFAULT_NPM)
+    own = settings.get(f"{scope}:registry", "") if scope else ""
+    urls = list(dict.fromkeys(one for one in (own, url) if one))
+    locations = [_location(one, "npm's configuration") for one in urls]
+    certificate = settings.get("cafile", "")
     env = {"npm_config_registry": url}
-    if scope:
-        env[f"npm_config_{scope}:registry"] = url
+    if own:
+        env[f"npm_config_{scope}:registry"] = own
     if certificate:
         env["npm_config_cafile"] = certificate
-    if _ask_npm("strict-ssl") == "false":
+    if settings.get("strict-ssl") == "False":
         env["npm_config_strict_ssl"] = "false"
-    made = _registry([url], [location], [certificate] if certificate else [], env)
-    return made._replace(npmrc=_npm_credentials(url))
+    made = _registry(urls, locations, [certificate] if certificate else [], env)
+    return made._replace(npmrc="".join(_npm_credentials(one, settings) for one in urls))
 
 
 def _registry(
@@ -147,9 +151,14 @@ def _location(text: str, where: str) -> Location:
         raise VsmError(where, str(error), "Correct it.") from error
 
 
-def _ask_npm(key: str) -> str:
-    answer = _ask(["npm", "config", "get", key, "--loglevel=silent"]).strip()
-    return "" if answer in {"undefined", "null"} else answer
+def _npm_settings() -> dict[str, str]:
+    """Every setting of npm's, its defaults among them."""
+    answer = _ask(["npm", "config", "list", "--json", "--loglevel=silent"])
+    try:
+        settings = json.loads(answer)
+    except ValueError as error:
+        raise VsmError("install", f"`npm config list` is no JSON: {error}") from error
+    return {str(key): str(value) for key, value in settings.items() if value is not None}
 
 
 def _ask(argv: list[str]) -> str:
@@ -167,12 +176,12 @@ def _ask(argv: list[str]) -> str:
     return done.stdout
 
 
-def _npm_credentials(url: str) -> str:
+def _npm_credentials(url: str, settings: dict[str, str]) -> str:
     """The lines of npm's user and global configuration that are for this registry's host."""
     prefix = "//" + without_password(url).partition("://")[2].partition("/")[0]
     lines = []
     for key in ("userconfig", "globalconfig"):
-        path = Path(_ask_npm(key) or os.devnull)
+        path = Path(settings.get(key, os.devnull))
         if path.is_file() and os.access(path, os.R_OK):
             lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = [line.strip() for line in lines if _AUTHENTICATION.fullmatch(line.strip())]

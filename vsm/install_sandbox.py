@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ from vsm.cgroup import CgroupFacts, detect
 from vsm.closure import DEFAULT_PATH, closure
 from vsm.commands.sandbox import FIRST_RUN_UID, egress_process
 from vsm.commands.sandbox import _group as control_group
+from vsm.egress_link import EgressLink
 from vsm.errors import VsmError
 from vsm.launch import LaunchError, Spawned, spawn_confined, wait_confined
 from vsm.plan import WorkerRequest, compile_plan
@@ -37,12 +39,14 @@ class Done(NamedTuple):
     Args:
         status: exit status; 128 + n after signal n.
         output: stdout and stderr, the end of it.
+        unreached: host → why, of those that were asked for and never answered.
         timed_out: it took too long and was killed.
     """
 
     status: int
     output: str
     timed_out: bool = False
+    unreached: Mapping[str, str] = MappingProxyType({})
 
 
 class InstallSandbox:
@@ -102,7 +106,8 @@ class InstallSandbox:
                 if egress is not None:
                     link, rules = egress
                     link.serve("install", rules, spawned.listeners)
-                return _finish(spawned, reader, timeout_s)
+                done = _finish(spawned, reader, timeout_s)
+            return done._replace(unreached=_unreached(egress[0])) if egress else done
 
     def _profile_for(self, allow: Sequence[str]) -> Profile:
         if not allow:
@@ -139,6 +144,12 @@ def _started(plan: object) -> Iterator[tuple[Spawned, int]]:
         os.close(reader)
         for fd in spawned.listeners:
             os.close(fd)
+
+
+def _unreached(link: EgressLink) -> dict[str, str]:
+    link.wait_last_counts("install")
+    rows = link.counts.get("install", {})
+    return {name: row["reason"] for name, row in rows.items() if not row["allowed"]}
 
 
 def _finish(spawned: Spawned, reader: int, timeout_s: float) -> Done:

@@ -1,0 +1,275 @@
+"""Installing from registries of the test's own: pinned, nothing run, all or nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from registries import NpmRegistry, SimpleIndex, serve, write_sdist, write_wheel
+
+pytestmark = pytest.mark.isolation
+
+VSM = str(Path(sys.executable).with_name("vsm"))
+BOUND_S = 100
+
+
+class Host:
+    """A host with its configuration of pip and npm, and an empty state directory."""
+
+    def __init__(self, folder: Path, state: Path) -> None:
+        self.folder = folder
+        self.servers = state / "servers"
+        kept = {k: v for k, v in os.environ.items() if not k.lower().startswith(("pip_", "npm_"))}
+        self.env = {**kept, "PIP_CONFIG_FILE": os.devnull, "VSM_TEST_SECRET": "do-not-leak"}
+        self.env["npm_config_userconfig"] = str(folder / "npmrc")
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [VSM, *words],
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd="/",
+        )
+
+    def vsm(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [VSM, *words],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=BOUND_S,
+            check=False,
+            cwd="/",
+        )
+
+    def install(self, *words: str) -> dict[str, Any]:
+        done = self.vsm("install", "--json", *words)
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def refused(self, *words: str) -> str:
+        """Why an installation is refused; it leaves nothing but what is known of hashes."""
+        before = self.trees()
+        done = self.vsm("install", *words)
+        assert done.returncode == 1, (done.stdout, done.stderr)
+        assert self.trees() == before
+        return done.stderr.splitlines()[-1]
+
+    def trees(self) -> set[str]:
+        hidden = {".lock", "hashes.json"}
+        if not self.servers.exists():
+            return set()
+        return {str(p) for p in self.servers.glob("*") if p.name not in hidden} | {
+            str(p) for p in self.servers.glob("*/*")
+        }
+
+
+@pytest.fixture
+def host(runtime_dir: Path, tmp_path: Path) -> Iterator[Host]:
+    yield Host(tmp_path, runtime_dir.parent / "state")
+    for folder, _, _ in os.walk(runtime_dir.parent):
+        os.chmod(folder, 0o700)
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> Path:
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    write_wheel(folder, "tiny_dep", "2.0")
+    write_wheel(folder, "tiny_server", "1.0", requires=("tiny_dep==2.0",), scripts=("tiny-server",))
+    return folder
+
+
+def run_confined(host: Host, profile: str, argv: list[str]) -> str:
+    done = host.vsm("sandbox", "run", "--profile", profile, "--", *argv)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# -- PyPI ------------------------------------------------------------------------------------------
+
+
+def test_a_server_from_an_index_is_pinned_sealed_replaced_and_runs_offline(
+    host: Host, wheels: Path
+) -> None:
+    index = SimpleIndex(wheels)
+    with serve(index) as url:
+        host.env["PIP_INDEX_URL"] = url.replace("http://", "http://user:s3cret@") + "/simple"
+        answer = host.install("pypi:tiny-server==1.0")
+        asked = len(index.asked)
+        again = host.install("pypi:tiny-server==1.0")
+        assert len(index.asked) == asked  # a no-op asks nobody
+        outdated = json.loads(host.vsm("outdated", "--json").stdout)
+    assert (answer["installed"], again["installed"]) == (True, False)
+    assert again["server"] == answer["server"]
+    assert outdated == {"servers": [{"name": "tiny-server", "installed": "1.0", "latest": "1.0"}]}
+    server = answer["server"]
+    assert {one["file"]: one["hash"][:7] for one in server["files"]} == {
+        "tiny_dep-2.0-py3-none-any.whl": "sha256:",
+        "tiny_server-1.0-py3-none-any.whl": "sha256:",
+    }
+    assert all(authorization.startswith("Basic ") for _, authorization in index.asked)
+    home = host.servers / "tiny-server"
+    everything = [path for path in home.rglob("*") if not path.is_symlink()]
+    assert "s3cret" not in (home / "server.json").read_text()
+    tree = [path for path in everything if "1.0-" in str(path)]
+    assert tree
+    assert [path for path in tree if path.stat().st_mode & 0o6222] == []
+    assert not (home / "current" / "tmp").exists()
+    assert run_confined(host, "python-server", server["command"]) == "tiny_server 1.0"
+    write_wheel(wheels, "tiny_server", "1.1", requires=("missing==1",), scripts=("tiny-server",))
+    write_wheel(wheels, "tiny_server", "1.2", scripts=("tiny-server",))
+    host.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    assert "it needs missing" in host.refused("pypi:tiny-server==1.1")
+    newer = host.install("pypi:tiny-server==1.2")["server"]
+    assert (newer["previous"], newer["command"]) == (server["directory"], server["command"])
+    assert run_confined(host, "python-server", newer["command"]) == "tiny_server 1.2"
+    other = host.vsm("install", "pypi:tiny-dep==2.0", "--name", "tiny-server")
+    assert other.returncode == 2
+    assert "tiny-server is pypi:tiny-server already" in other.stderr
+    assert host.vsm("uninstall", "tiny-server").returncode == 0
+    assert host.trees() == set()
+    # What was installed once may not come back as something else.
+    write_wheel(wheels, "tiny_dep", "2.0", content="def main(): steal()\n")
+    assert "another hash" in host.refused("pypi:tiny-dep==2.0")
+    assert host.trees() == set()
+
+
+def test_what_has_no_wheel_is_refused_and_never_built(host: Host, tmp_path: Path) -> None:
+    folder, mark = tmp_path / "sdists", tmp_path / "it-ran"
+    folder.mkdir()
+    write_sdist(folder, "tiny_source", "1.0", f"open({str(mark)!r}, 'w')\n")
+    host.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
+    assert "has no wheel" in host.refused("pypi:tiny-source==1.0")
+    assert "no such package" in host.refused("pypi:no-such-thing==1.0")
+    assert not mark.exists()
+
+
+def test_files_on_another_host_are_out_of_reach_unless_allowed(host: Host, wheels: Path) -> None:
+    index, elsewhere = SimpleIndex(wheels), SimpleIndex(wheels)
+    with serve(elsewhere) as other, serve(index) as url:
+        plain = index.answer
+        index.answer = lambda path, base: (  # type: ignore[method-assign]
+            plain(path, base)[0],
+            plain(path, base)[1].replace(b'href="/files', f'href="{other}/files'.encode()),
+        )
+        host.env["PIP_INDEX_URL"] = f"{url}/simple"
+        assert "cannot be" in host.refused("pypi:tiny-dep==2.0")
+        assert elsewhere.asked == []
+        host.install("pypi:tiny-dep==2.0", "--allow", other.removeprefix("http://"))
+        assert elsewhere.asked
+
+
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_installation_leaves_nothing(
+    host: Host, wheels: Path, signo: signal.Signals, wait_gone: Any
+) -> None:
+    index = SimpleIndex(wheels)
+    index.broken = "silence"
+    with serve(index) as url:
+        host.env["PIP_INDEX_URL"] = f"{url}/simple"
+        installing = host.start("install", "pypi:tiny-dep==2.0")
+        try:
+            while not index.asked:
+                assert installing.poll() is None
+                os.sched_yield()
+            assert len(host.trees()) == 2  # it is under way
+            busy = host.vsm("install", "pypi:tiny-dep==2.0")
+            assert "under way" in busy.stderr
+            children = Path(f"/proc/{installing.pid}/task/{installing.pid}/children").read_text()
+        finally:
+            installing.send_signal(signo)
+            installing.communicate(timeout=BOUND_S)
+        for pid in children.split():
+            wait_gone(int(pid))
+    assert installing.returncode in (130, -signo)
+    if signo == signal.SIGKILL:
+        assert host.vsm("uninstall", "tiny-dep").returncode == 1  # any next command sweeps
+    assert host.trees() == set()
+
+
+def test_a_registry_that_does_not_answer_is_named(host: Host) -> None:
+    host.env["PIP_INDEX_URL"] = "http://127.0.0.1:1/simple"
+    host.env["PIP_RETRIES"] = "0"
+    reason = host.refused("pypi:tiny-dep==2.0")
+    assert "the registry cannot be reached: 127.0.0.1:1: cannot connect" in reason
+
+
+# -- npm -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(tmp_path: Path, require: Any) -> NpmRegistry:
+    require("npm", shutil.which("npm") is not None, "not installed")
+    made = NpmRegistry()
+    made.add("tiny-dep", "2.0.0", {"index.js": "module.exports = 'dep'"})
+    made.add(
+        "@scope/tiny-server",
+        "1.0.0",
+        {"cli.js": "#!/usr/bin/env node\nconsole.log('tiny', require('tiny-dep'))"},
+        bin={"tiny-server": "./cli.js"},
+        dependencies={"tiny-dep": "^2.0.0"},
+        scripts={"postinstall": f"touch {tmp_path}/it-ran; exit 1", "preinstall": "exit 1"},
+    )
+    return made
+
+
+def test_a_server_from_npm_is_pinned_sealed_and_its_scripts_are_not_run(
+    host: Host, registry: NpmRegistry, tmp_path: Path
+) -> None:
+    with serve(registry) as url:
+        host.env["npm_config_registry"] = f"{url}/"
+        authority = url.removeprefix("http:")
+        (tmp_path / "npmrc").write_text(
+            f"{authority}/:_authToken=t0ken\n//other.example.com/:_authToken=another\n"
+        )
+        done = host.vsm("install", "npm:@scope/tiny-server@1.0.0", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "brings an install script, which is not run" in done.stderr
+    server = json.loads(done.stdout)["server"]
+    assert not (tmp_path / "it-ran").exists()
+    assert {authorization for _, authorization in registry.asked} == {"Bearer t0ken"}
+    assert {one["name"]: one["install_script"] for one in server["files"]} == {
+        "@scope/tiny-server": True,
+        "tiny-dep": False,
+    }
+    home = host.servers / "scope-tiny-server"
+    texts = [p.read_bytes() for p in home.rglob("*") if p.is_file() and not p.is_symlink()]
+    assert not any(b"t0ken" in text or b"another" in text for text in texts)
+    real = [path for path in home.rglob("*") if not path.is_symlink() and "1.0.0-" in str(path)]
+    assert [path for path in real if path.stat().st_mode & 0o6222] == []
+    assert not list(home.rglob("link"))  # a link out of the tree
+    assert run_confined(host, "node-server", server["command"]) == "tiny dep"
+
+
+def test_a_registry_that_lies_is_refused(host: Host, registry: NpmRegistry) -> None:
+    with serve(NpmRegistry()) as other, serve(registry) as url:
+        host.env["npm_config_registry"] = f"{url}/"
+        assert "The newest is 2.0.0" in host.refused("npm:tiny-dep@3.0.0")
+        registry.broken = "no hash"
+        assert "no hash" in host.refused("npm:tiny-dep@2.0.0")
+        registry.broken, registry.tarball_base = "", other
+        assert "not the registry" in host.refused("npm:tiny-dep@2.0.0")
+        registry.broken = "garbage"
+        assert "tiny-dep" in host.refused("npm:tiny-dep@2.0.0")
+    assert host.trees() == set()
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", ["tiny", "pypi:tiny", "npm:tiny@latest", "pypi:--help==1"])
+def test_what_is_no_exact_version_is_refused_at_once(host: Host, package: str) -> None:
+    done = host.vsm("install", package)
+    assert done.returncode == 2
+    assert "Write" in done.stderr
+    assert host.trees() == set()

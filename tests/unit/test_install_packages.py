@@ -1,0 +1,155 @@
+"""Names, locks and what registries print: parsed strictly, whatever they say."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsm.core.packages import (
+    Location,
+    Package,
+    choose_command,
+    is_server_name,
+    parse_bins,
+    parse_console_scripts,
+    parse_latest,
+    parse_location,
+    parse_npm_lock,
+    parse_package,
+    parse_pip_settings,
+    parse_wheel_name,
+    server_name,
+    without_password,
+)
+
+HASH = "sha512-" + "A" * 86 + "=="
+
+
+@pytest.mark.parametrize(
+    ("text", "package", "server"),
+    [
+        ("pypi:mcp-time==2026.8.31", ("pypi", "mcp-time", "2026.8.31"), "mcp-time"),
+        ("pypi:A.b_C==1.0+cpu", ("pypi", "A.b_C", "1.0+cpu"), "a-b_c"),
+        ("npm:left-pad@1.3.0", ("npm", "left-pad", "1.3.0"), "left-pad"),
+        ("npm:@scope/name@1.0.0-rc.1", ("npm", "@scope/name", "1.0.0-rc.1"), "scope-name"),
+    ],
+)  # fmt: skip
+def test_an_exact_version_is_a_package(text: str, package: tuple[str, ...], server: str) -> None:
+    assert parse_package(text) == package
+    assert str(Package(*package)) == text
+    assert server_name(Package(*package)) == server
+    assert is_server_name(server)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "x",
+            "pypi:",
+            "pypi:a",
+            "pypi:a>=1",
+            "pypi:a==1.*",
+            "pypi:a==",
+            "pypi:-r==1",
+            "npm:a",
+        ),
+        *("npm:a@latest", "npm:a@^1.0.0", "npm:a@1", "npm:../a@1.0.0", "npm:@a/b/c@1.0.0"),
+        *("npm:a@1.0.0 --flag", "pypi:a==1\n--flag", "pypi:a==1;b", "docker:a@1.0.0"),
+        *("pypi:a @ file:///x==1", "npm:a@npm:b@1.0.0", "npm:-g@1.0.0x y", "pypi:a[x]==1"),
+    ],
+)
+def test_anything_else_is_refused_with_how_to_write_it(text: str) -> None:
+    with pytest.raises(ValueError, match="Write"):
+        parse_package(text)
+
+
+@given(st.text(max_size=60))
+def test_whatever_is_a_package_is_no_option_and_no_path(text: str) -> None:
+    try:
+        package = parse_package(text)
+    except ValueError:
+        return
+    assert not package.name.startswith("-")
+    assert ".." not in package.name.split("/")
+    assert not set(package.version) & set(" /\\;'\"")
+
+
+def test_wheels_are_named_and_nothing_else() -> None:
+    assert parse_wheel_name("Foo_Bar-1.0-py3-none-any.whl") == ("foo-bar", "1.0")
+    assert parse_wheel_name("torch-2.0+cpu-cp311-cp311-linux_x86_64.whl").version == "2.0+cpu"
+    for file in ("a-1.0.tar.gz", "../a-1.0-py3-none-any.whl", "a.whl", "a-1.0-py3-none-any.whl\n"):
+        with pytest.raises(ValueError, match="no wheel"):
+            parse_wheel_name(file)
+
+
+def test_pips_settings_are_read_with_the_environment_first() -> None:
+    settings = parse_pip_settings(
+        "global.index-url='https://a/'\n:env:.index-url='https://b/'\n"
+        "global.extra-index-url='x\\ny'\nfreeze.timeout='1'\n:env:.find_links='/w'\nnoise\n"
+        "download.index-url='https://c/'\n"
+    )
+    assert settings == {"index-url": "https://b/", "extra-index-url": "x y", "find-links": "/w"}
+
+
+def test_a_registry_is_a_host_or_a_path() -> None:
+    assert parse_location("https://u:p@pypi.org/simple") == Location("pypi.org", 443)
+    assert parse_location("http://127.0.0.1:81/x") == Location("127.0.0.1", 81)
+    assert parse_location("file:///opt/x") == parse_location("/opt/x") == Location(path="/opt/x")
+    for text in ("", "x", "git+https://a/b", "ftp://a/", "file://host/x", "https://"):
+        with pytest.raises(ValueError, match="expected"):
+            parse_location(text)
+    assert without_password("https://u:p@a:1/b") == "https://a:1/b"
+
+
+def lock(**entry: object) -> dict[str, object]:
+    package = {"version": "1.0.0", "integrity": HASH, "resolved": "https://r/a.tgz", **entry}
+    return {"packages": {"": {}, "node_modules/a": package}}
+
+
+def test_a_lock_gives_every_package_with_its_hash() -> None:
+    found = list(parse_npm_lock(lock(hasInstallScript=True), {"r": 443}))
+    assert [(one.name, one.version, one.integrity, one.script) for one in found] == [
+        ("a", "1.0.0", HASH, True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"integrity": None}, "no hash"),
+        ({"integrity": "sha1-xxxx"}, "no hash"),
+        ({"integrity": "sha512-\n"}, "no hash"),
+        ({"resolved": "https://evil/a.tgz"}, "not the registry"),
+        ({"resolved": "https://r:444/a.tgz"}, "not the registry"),
+        ({"resolved": "git+ssh://git@r/a"}, "expected"),
+        ({"resolved": "file:../x"}, "not the registry"),
+        ({"link": True}, "not a package"),
+    ],
+)
+def test_an_unsafe_lock_is_refused(entry: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        list(parse_npm_lock(lock(**entry), {"r": 443}))
+
+
+@pytest.mark.parametrize("text", [None, [], {}, {"packages": []}, {"packages": {"a/../b": {}}}])
+def test_what_is_no_lock_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match=r"packages|package of"):
+        list(parse_npm_lock(text, {}))
+
+
+def test_commands_are_found_and_the_servers_own_is_chosen() -> None:
+    text = "[gui_scripts]\nno = a:b\n[console_scripts]\nmy-server = a:b\nhelper=c:d [x]\n"
+    assert parse_console_scripts(f"{text}[other]\nx=y\n") == ["helper", "my-server"]
+    assert choose_command(["helper", "my-server"], Package("pypi", "My_Server", "1")) == "my-server"
+    assert choose_command(["helper", "other"], Package("pypi", "x", "1")) == ""
+    assert choose_command(["only"], Package("npm", "@s/x", "1")) == "only"
+    assert parse_bins({"bin": "./cli.js"}, "@s/x") == {"x": "cli.js"}
+    odd = {"a": "../../etc/passwd", "b": "/bin/sh", "c": "ok.js", "../d": "d.js", "e": 1}
+    assert parse_bins({"bin": odd}, "x") == {"c": "ok.js"}
+    assert parse_bins([], "x") == {}
+
+
+def test_the_newest_version_is_read_from_pips_answer() -> None:
+    assert parse_latest("tiny-server (2.1)\nAvailable versions: 2.1, 2.0\n") == "2.1"
+    assert parse_latest("ERROR: nothing") == ""
