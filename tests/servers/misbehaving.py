@@ -8,6 +8,7 @@ Whatever it eats is bounded here too, so that an unconfined run harms nobody.
 """
 
 import json
+import mmap
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 LARGEST_EATEN_BYTES = 2 * 2**30
+SHARED_BYTES = 200 * 2**20
 MOST_PROCESSES = 2000
 FLOOD_BYTES = 256 * 2**20
 TOOLS = [
@@ -81,6 +83,15 @@ def memory() -> str:
     return "ate 2 GiB"
 
 
+def shared() -> str:
+    """Memory that RLIMIT_DATA does not see."""
+    block = mmap.mmap(-1, SHARED_BYTES)
+    for offset in range(0, len(block), mmap.PAGESIZE):
+        block[offset] = 1
+    time.sleep(600)
+    return "kept it"
+
+
 def cpu() -> str:
     end = time.monotonic() + 600
     while time.monotonic() < end:
@@ -141,6 +152,7 @@ MODES: dict[str, Callable[[], str]] = {
     "ignore-term": ignore_term,
     "orphan": orphan,
     "memory": memory,
+    "shared": shared,
     "cpu": cpu,
     "processes": processes,
     "descriptors": descriptors,

@@ -1,0 +1,63 @@
+"""Without a control group a tree that outgrows its limit is noticed and killed, and said so."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from supervised import (
+    NOBODY,
+    Row,
+    Started,
+    folder_of,
+    ordinary_user,
+    rows,
+    wait_until,
+    write_config,
+)
+
+from vsm.detection import measure
+
+PROFILE = 'extends = "integration"\n[limits]\nmemory = "100M"\n'
+
+
+def hog_is_ready(seen: dict[str, Row]) -> bool:
+    return str(seen["hog"]["state"]) == "ready"
+
+
+def test_shared_memory_of_a_tree_is_detected(
+    scratch: Path, require: Callable[[str, bool, str], None]
+) -> None:
+    uid = NOBODY if os.geteuid() == 0 else os.geteuid()
+    with folder_of(uid, scratch) as folder:
+        who = ordinary_user(folder, require)
+        (folder / "small.toml").write_text(PROFILE, encoding="utf-8")
+        profile = 'profile = "./small.toml"'
+        one = Started(folder, write_config(folder, hog=f"well;{profile}"), who=who)
+        one.wait_log("vsm: ready")
+        before = wait_until(one, hog_is_ready)["hog"]
+        memory = next(layer for layer in before["layers"] if layer["name"] == "memory")
+        if memory["state"] == "in force":  # a delegated control group: nothing to detect
+            assert one.end() == 0
+            return
+        assert "a detection, no limit" in memory["detail"]
+        call = one.start("call", "hog", "act", '{"mode": "shared"}', to=subprocess.PIPE)
+        wait_until(one, lambda seen: seen["hog"]["restarts"] == 1)
+        call.communicate(timeout=20)
+        assert call.returncode == 1
+        assert "out of memory: found at" in one.log()
+        wait_until(one, hog_is_ready)
+        assert rows(one)["hog"]["pid"] != before["pid"]
+        assert one.end() == 0, one.log()
+
+
+def test_a_tree_is_its_descendants() -> None:
+    script = "sleep 60 & sleep 60 & echo ready; wait"
+    with subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"ready\n"
+        seen = measure(shell.pid)
+        assert seen.tasks == 3
+        assert 0 < seen.memory_bytes < 64 << 20
+        subprocess.run(["/usr/bin/pkill", "-P", str(shell.pid)], check=True)
+    assert measure(shell.pid).tasks == 0
