@@ -157,6 +157,11 @@ class DemandRow:
         """How many calls were counted since the row began."""
         return self._cells[EVENTS]
 
+    def outcomes(self) -> dict[str, int]:
+        """How often each outcome was counted, all classes together."""
+        counts = self._cells[COUNTS:]
+        return {name: sum(counts[i::_WIDTH]) for i, name in enumerate(names.OUTCOMES)}
+
     def count(self, label: str, outcome: int, began_ns: int) -> None:
         """Count one call.
 

@@ -156,18 +156,31 @@ def test_vsms_own_tools_can_be_turned_off(tmp_path: Path, session_leaves_nothing
         assert it.stop() == 0
 
 
+def test_control_and_coordination_hear_how_calls_ended(vsm: running.Running) -> None:
+    client = Client(vsm.folder)
+    client.call("it__fails", 2)
+    client.close()
+    for _ in range(200):
+        systems = vsm.status()["systems"]
+        heard = [systems[name]["last_summary"] for name in ("system2", "system3")]
+        if all(one and one["integrations"]["it"].get("tool_error") for one in heard):
+            return
+        time.sleep(0.05)  # S1 summarises every five seconds
+    raise AssertionError(heard)
+
+
 def test_board_dump_shows_every_count(vsm: running.Running) -> None:
     client = Client(vsm.folder)
-    client.call("it__fails", 3)
+    client.call("it__refuses", 3)
     client.close()
     dump = json.loads(vsm.vsm("board", "dump", "--json").stdout)
     demand = dump["demand"]["integrations"]["it"]
-    assert demand["classes"]["fails"] == [0, 3, 0, 0, 0, 0]
+    assert demand["classes"]["refuses"] == [0, 0, 3, 0, 0, 0]
     assert sum(demand["latency"]) == demand["events"]
     assert dump["demand"]["bytes"] + dump["channel_bytes"] <= 5000 + 2300
     assert set(dump["heartbeats"]) == {f"system{n}" for n in range(1, 6)}
     assert all(row["sufficient"] for row in dump["channels"])
-    assert "fails" in vsm.vsm("board", "dump").stdout
+    assert "refuses" in vsm.vsm("board", "dump").stdout
 
 
 @pytest.mark.parametrize("name", ["system1", "system4"])

@@ -69,6 +69,7 @@ def test_reader_finds_what_was_counted(board: DemandBoard) -> None:
     assert found["git"].classes == {"log": [3, 1, 0, 0, 0, 0], "diff": [0, 0, 0, 2, 0, 0]}
     assert found["git"].cancelled == 1
     assert sum(found["git"].latency) == found["git"].events == 6
+    assert board.rows["git"].outcomes() == dict(zip(OUTCOMES, [3, 1, 0, 2, 0, 0], strict=True))
     assert found["time"].classes == {}
     assert found[NOBODY].classes == {"translate": [0, 0, 0, 0, 0, 1]}
 

@@ -124,7 +124,7 @@ class Operations:
         """Tell S2 and S3, at intervals, what was asked since the last time."""
         while True:
             await asyncio.sleep(SUMMARY_INTERVAL_S)
-            totals = self.gateway.fleet.totals()
+            totals = self._totals()
             summary = Summary(
                 interval_s=SUMMARY_INTERVAL_S,
                 integrations={name: self._since(name, row) for name, row in totals.items()},
@@ -135,7 +135,14 @@ class Operations:
 
     def _since(self, name: str, row: dict[str, int]) -> dict[str, int | float]:
         before = self._summarised.get(name, {})
-        return {key: value - before.get(key, 0) for key, value in row.items()}
+        return {key: max(0, value - before.get(key, 0)) for key, value in row.items()}
+
+    def _totals(self) -> dict[str, dict[str, int]]:
+        rows = self.accounting.board.rows
+        return {
+            name: {**row, **rows[name].outcomes()}
+            for name, row in self.gateway.fleet.totals().items()
+        }
 
     # ---- control messages ------------------------------------------------------------------
 
@@ -187,6 +194,7 @@ class Operations:
         predecessor = take_segments(message, fds)
         rows = predecessor.rows() if predecessor else []
         self.accounting.begin(rows, self._announce)
+        self._summarised = self._totals()  # it told of its own
         if predecessor is not None:
             predecessor.close()
 
