@@ -64,6 +64,7 @@ class Supervisor:
         self.recorder = Recorder(self.log, config.journal, self._links)
         self.reloader = Reloader(self, load)
         self._announced = False
+        self._failure: VsmError | None = None
         self._on_terminal = os.isatty(0)
         self._shutdown = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -108,6 +109,8 @@ class Supervisor:
         finally:
             self.systems.close()
             await self.integrations.stop_launcher()  # last: it removes what we could not
+        if self._failure is not None:
+            raise self._failure
         return 0
 
     async def _run(self) -> None:
@@ -223,6 +226,7 @@ class Supervisor:
         told = {"worker": change.name} | ({"reason": change.reason} if change.reason else {})
         if change.escalated:
             self.log.error("keeps failing, retried at the longest back-off", **told)
+            self._give_up(change)
         elif change.phase == "quarantined":
             self.log.error("quarantined", **told)
         elif change.phase == "backing_off" or (change.phase == "starting" and change.reason):
@@ -236,6 +240,13 @@ class Supervisor:
             notify("READY=1")
         if self._announced:
             self._tell_status()
+
+    def _give_up(self, change: restart.Changed) -> None:
+        """What served once is retried for ever; what never did is somebody's to repair."""
+        if not self._announced and not self.stopping:
+            remedy = "Repair that and start vsm again; `vsm doctor` looks at the whole."
+            self._failure = VsmError(change.name, f"cannot run here: {change.reason}", remedy)
+            self.request_shutdown(f"{change.name} cannot run here")
 
     def _tell_status(self) -> None:
         phases = [worker.phase for worker in self.integrations.workers.group.workers.values()]

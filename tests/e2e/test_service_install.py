@@ -312,3 +312,18 @@ def fill(path: Path) -> None:
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while file.write(b"x" * 4096):
             pass
+
+
+def test_what_can_never_serve_ends_with_the_reason(
+    test_leaves_nothing: None, runtime_dir: Path, image: Path
+) -> None:
+    del test_leaves_nothing
+    (image / "broken.toml").write_text('extends = "system4"\nnope = 1\n', encoding="utf-8")
+    config = image / "etc/vsm/vsm.toml"
+    config.write_text(f'[systems]\nsystem4 = "{image}/broken.toml"\n', encoding="utf-8")
+    command = [VSM, "up", "--http", "", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BOUND_S)
+    assert done.returncode == 1
+    assert "vsm: system4: cannot run here" in done.stderr
+    assert "nope" in done.stderr.splitlines()[-1]
+    assert not (runtime_dir / "control.sock").exists()
