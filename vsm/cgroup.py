@@ -112,7 +112,7 @@ def _v2_folders(claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT
     if not set(wanted) <= set(read_words(base / "cgroup.subtree_control")):
         try:
             if claim:
-                write_value(made_folder(base / SUPERVISOR_LEAF) / "cgroup.procs", "0")
+                move_family(base, made_folder(base / SUPERVISOR_LEAF))
             write_value(base / "cgroup.subtree_control", " ".join(f"+{name}" for name in wanted))
         except OSError as error:
             reasons.append(
@@ -239,6 +239,19 @@ def _be_trial_child(procs: tuple[str, ...], tell: int) -> None:
         signal.pause()
     finally:
         os._exit(1)
+
+
+def move_family(base: Path, leaf: Path) -> None:
+    """Move this process, and its children if they are in `base`, into `leaf`.
+
+    A v2 group that hands out controllers must hold no process, and the launcher and the template
+    have been started before.
+    """
+    family = {str(os.getpid())} | set(read_words(Path(f"/proc/self/task/{os.getpid()}/children")))
+    for pid in read_words(base / "cgroup.procs"):
+        if pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                write_value(leaf / "cgroup.procs", pid)
 
 
 def places() -> list[str]:

@@ -32,6 +32,7 @@ _SPAWN_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 10.0
 _REMOVAL_SLICE_S, _REMOVAL_PAUSE_S = 0.02, 0.05
+_ABANDON_TIMEOUT_S = 2.0
 _MOST_SILENT_S = 10  # it may be reaping many workers
 _LINK_FD = 3
 Order: TypeAlias = tuple[dict[str, Any], Sequence[int]]  # and the descriptors that go with it
@@ -393,9 +394,16 @@ class LauncherLink:
             del self._workers[worker_id]
             _remove_scratch(worker.plan.scratch_dir)
             return
-        asyncio.get_running_loop().add_reader(
+        loop = asyncio.get_running_loop()
+        loop.add_reader(
             worker.pidfd, self._orphan_ended, worker_id, worker.pidfd, worker.plan.scratch_dir
         )
+        loop.call_later(_ABANDON_TIMEOUT_S, self._kill_abandoned, worker_id, worker)
+
+    def _kill_abandoned(self, worker_id: str, worker: _Worker) -> None:
+        """Its mini-init should have ended by itself; one that was stopped does not."""
+        if self._workers.get(worker_id) is worker:
+            pidfd.send_signal(worker.pidfd, signal.SIGKILL)
 
     def _orphan_ended(self, worker_id: str, fd: int, scratch_dir: str) -> None:
         asyncio.get_running_loop().remove_reader(fd)

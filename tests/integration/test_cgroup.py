@@ -153,3 +153,42 @@ def test_groups_of_a_killed_run_are_swept_and_those_of_a_living_one_are_not(
     assert not left.parent.exists()
     os.waitpid(sleeper, 0)  # ours to reap: the tests are a subreaper
     assert all(Path(path).exists() for path in group.paths)
+
+
+FAMILY = """
+import os, pathlib, signal, sys
+base = pathlib.Path(sys.argv[1])
+(base / "cgroup.procs").write_text("0")
+child = os.fork()
+if child == 0:
+    signal.pause()
+sys.path.append(sys.argv[2])
+from vsm.cgroup import move_family
+move_family(base, base / "leaf")
+names = ("cgroup.procs", "leaf/cgroup.procs")
+members = {name: (base / name).read_text().split() for name in names}
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+assert members["cgroup.procs"] == [sys.argv[3]], members
+assert sorted(members["leaf/cgroup.procs"]) == sorted([str(os.getpid()), str(child)]), members
+"""
+
+
+def test_a_family_moves_into_a_leaf_and_leaves_strangers_alone(
+    facts: CgroupFacts, require: Require
+) -> None:
+    require("a v2 mount", "unified" in facts.folders, facts.reason)
+    group = Group(facts, "vsm-family", {"unified": Path(facts.folders["unified"], "vsm-family")})
+    group.folders["unified"].mkdir()
+    leaf = group.folders["unified"] / "leaf"
+    leaf.mkdir()
+    with subprocess.Popen(["/bin/sleep", "1000"]) as stranger:
+        try:
+            (group.folders["unified"] / "cgroup.procs").write_text(str(stranger.pid))
+            words = [str(group.folders["unified"]), str(Path(__file__).parents[2])]
+            command = [sys.executable, "-c", FAMILY, *words, str(stranger.pid)]
+            subprocess.run(command, check=True)
+        finally:
+            stranger.kill()
+            stranger.wait()
+            assert group.remove()

@@ -194,6 +194,23 @@ def test_a_launcher_killed_while_workers_start_leaves_nothing(tier: str) -> None
 
 
 @pytest.mark.parametrize("tier", TIERS)
+def test_a_spawn_is_refused_while_workers_of_a_dead_launcher_still_end(tier: str) -> None:
+    async def scene(field: Field) -> None:
+        one = await field.ready("one", tier)
+        os.kill(one.pid, signal.SIGSTOP)  # it does not see that its launcher is gone
+        os.kill(field.link.pid, signal.SIGKILL)
+        while field.link.pidfd >= 0:  # noqa: ASYNC110 - before anybody is told
+            await asyncio.sleep(0)
+        assert not field.lost.is_set()
+        with pytest.raises(LaunchError, match="the launcher does not run"):
+            await asyncio.wait_for(field.spawn("two", SERVER, tier), BOUND_S)
+        assert (await field.ended("one")).cause == "launcher"
+        await asyncio.wait_for(field.lost.wait(), BOUND_S)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("tier", TIERS)
 def test_signals_reach_the_server_and_kill_reaches_all(tier: str) -> None:
     async def scene(field: Field) -> None:
         await field.ready("term", tier)
