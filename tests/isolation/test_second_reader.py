@@ -8,6 +8,7 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from vsm.cgroup import CgroupFacts, Cgroups
 from vsm.config import Config, Integration
 from vsm.errors import ConfigurationError, ConfinementError
 from vsm.launch import LauncherLink, LaunchError, spawn_confined, wait_confined
+from vsm.library.values import UnfitError, receive_value
 from vsm.linux import prctl
 from vsm.root_operations import open_parent
 
@@ -363,6 +365,15 @@ def test_log_on_a_terminal_holds_nothing_that_a_terminal_obeys() -> None:
     line = done.stderr.removesuffix("\n")
     assert "title" in line
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("head", ['{"kind": []}', '{"kind": "error", "denied": {}}', "[]", "1"])
+def test_answer_of_any_shape_is_unfit_and_nothing_worse(head: str) -> None:
+    worker, program = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with worker, program:
+        worker.send(head.encode())
+        with pytest.raises(UnfitError):
+            receive_value(program, 1 << 20)
 
 
 # -- the launcher ----------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ MOST_HEAD_BYTES = 4096
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _DTYPE = re.compile(r"[<>|](b1|[iu][1248]|f[248]|c(8|16))")  # numbers only: nothing has pointers
 _MOST_DIMENSIONS = 32
+_MOST_LENGTH = 1 << 31
 _MOST_TEXT = 2000
+_LEAST_MAPPED_BYTES = 4 << 20
 
 
 class UnfitError(ValueError):
@@ -93,7 +95,9 @@ def _encode_array(numpy: Any, value: Any) -> tuple[dict[str, Any], memoryview]: 
     if not _DTYPE.fullmatch(dtype):
         raise UnfitError(f"the result is an array of {value.dtype}, not of numbers")
     flat = numpy.ascontiguousarray(value).reshape(-1).view(numpy.uint8)
-    return {"form": "array", "dtype": dtype, "shape": list(value.shape)}, memoryview(flat)
+    return {"form": "array", "dtype": dtype, "shape": list(value.shape)}, memoryview(
+        flat.tobytes() if not flat.size else flat
+    )
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever json cannot take
@@ -135,7 +139,9 @@ def _parse(data: bytes, fds: list[int], most_bytes: int) -> Answer:
     if not isinstance(head, dict):
         raise UnfitError("its answer is no object")
     kind, text, denied = head.get("kind"), head.get("text", ""), head.get("denied", "")
-    if kind in {"error", "unfit", "start"} and isinstance(text, str):
+    if not all(isinstance(part, str) for part in (kind, text, denied)):
+        raise UnfitError("its answer is no answer")
+    if kind in {"error", "unfit", "start"}:
         return Answer(kind, text=text, denied=denied if denied in {"violation", "memory"} else "")
     if kind != "value" or len(fds) != 1:
         raise UnfitError("its answer holds no value")
@@ -191,13 +197,15 @@ def _map_array(head: dict[str, Any], fd: int, size: int) -> object:
         raise UnfitError("its array is not one of numbers")
     if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
         raise UnfitError("its array has no shape")
-    if not all(type(n) is int and 0 <= n <= size for n in shape):
+    if not all(type(n) is int and 0 <= n <= _MOST_LENGTH for n in shape):
         raise UnfitError("its array has a wrong shape")
     kind = np.dtype(dtype)
     if math.prod(shape) * kind.itemsize != size:
         raise UnfitError("its array has another size than its shape says")
     if not size:
         return np.empty(shape, kind)
+    if size < _LEAST_MAPPED_BYTES:  # a map holds a descriptor as long as the array lives
+        return np.frombuffer(_read(fd, size), kind).reshape(shape)
     # Private, because kernels before 6.7 give no shared map of memory sealed against writing.
     memory = mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     return np.frombuffer(memory, kind).reshape(shape)
