@@ -57,6 +57,7 @@ def _confined(plan: Plan, spare: Spare | None) -> None:
     worker.events()
     pidfd.reap(worker.pidfd)
     worker.close()
+    worker.remove_scratch()
     _insist(any(event["event"] == "started" for event in worker.heard), plan.tier)
 
 
