@@ -26,9 +26,14 @@ _NOT_STARTED = 127
 _STACK_BYTES = 8 << 20
 
 
+def load_ahead() -> None:
+    """In the runner: the library that every worker needs."""
+    import dill  # noqa: F401
+
+
 def run(plan: Plan) -> NoReturn:
-    """Take the work from fd 0, do it, exit."""
-    channel = socket.socket(fileno=fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _FIRST_FD))
+    """Wait for the run that this worker is to be, take its work, do it, exit."""
+    channel = _become_run()
     try:
         order, content = _take(channel)
         _prepare(plan, order)
@@ -52,9 +57,25 @@ def _prepare(plan: Plan, order: dict[str, Any]) -> None:
         rlimits.lower("data", order["memory_bytes"])
 
 
+def _become_run() -> socket.socket:
+    """The runner sends, to fd 0, the channel to the program, stdout and stderr; its end: no run."""
+    with socket.socket(fileno=os.dup(0)) as runner:
+        _, fds, _, _ = socket.recv_fds(runner, _MOST_BYTES, 3)
+    if not fds:
+        os._exit(0)
+    channel = socket.socket(fileno=fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, _FIRST_FD))
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)  # fd 0 until stdin comes
+    os.closerange(3, _FIRST_FD)
+    return channel
+
+
 def _take(channel: socket.socket) -> tuple[dict[str, Any], bytes]:
     """The first line of the work is JSON, the rest the pickle."""
-    _, (work, stdin), _, _ = socket.recv_fds(channel, _MOST_BYTES, 2)
+    _, fds, _, _ = socket.recv_fds(channel, _MOST_BYTES, 2)
+    if not fds:
+        os._exit(0)  # given up before it began
+    work, stdin = fds
     os.dup2(stdin, 0)
     os.close(stdin)
     with open(work, "rb") as file:
@@ -66,7 +87,7 @@ def _exec(channel: socket.socket, program: str, argv: list[str]) -> NoReturn:
         with suppress(OSError):
             signal.signal(signo, signal.SIG_DFL)
     try:
-        os.execve(program, argv, dict(os.environ))
+        os.execve(program, argv, dict(os.environ))  # noqa: S606 - an argv, never a shell
     except OSError as error:
         send_failure(channel, "start", f"cannot exec {program}: {error.strerror}")
     os._exit(_NOT_STARTED)
@@ -110,7 +131,7 @@ def _call(channel: socket.socket, order: dict[str, Any], content: bytes) -> int:
 
 
 def _load(order: dict[str, Any], content: bytes) -> Any:  # noqa: ANN401 - function and arguments
-    import dill  # type: ignore[import-untyped]
+    import dill
 
     sys.path[:] = order["path"]
     sys.argv[:] = ["-"]

@@ -114,17 +114,20 @@ class Exchange:
         self._open = {}
 
     def _hear(self) -> None:
-        with suppress(ConnectionResetError):
-            data = self._control.recv(_MOST_EVENT_BYTES)
-            event = json.loads(data) if data else {}
-            if event.get("event") == "refused":
-                raise _refusal(event)
-            if event:
-                self.ended = event
-                for output in self.outputs:
-                    output.read()
-                return
-        raise VsmError("vsm.run", "the runner died", "Run again: another one will be started.")
+        data = b""
+        for _ in range(2):  # a reset (of a word that it did not read) is said before its last word
+            with suppress(ConnectionResetError):
+                data = self._control.recv(_MOST_EVENT_BYTES)
+                break
+        if not data:
+            what = "the runner died"
+            raise VsmError("vsm.run", what, "Run again: another one will be started.")
+        event = json.loads(data)
+        if event["event"] == "refused":
+            raise _refusal(event)
+        self.ended = event
+        for output in self.outputs:
+            output.read()
 
 
 def _send_work(channel: socket.socket, work: Work, stdin: bytes) -> None:

@@ -79,28 +79,30 @@ def judge(
         expects_value: a callable's run.
         late: its time had passed.
     """
-    status, signo = ended["status"], ended["signal"]
-    if status is None or status:
-        return _judge_death(ended, answer, late=late)
-    if unfit or (answer and answer.kind != "value"):
-        return "refused", unfit or (answer.text if answer else "")
+    if ended["status"] != 0:
+        return _judge_kill(ended, late=late) or _judge_failure(ended, answer)
+    if unfit:
+        return "refused", unfit
+    if answer and answer.kind != "value":
+        return "refused", answer.text
     if expects_value and answer is None:
         return "refused", "it ended without a value"
-    del signo
     return "ok", ""
 
 
-def _judge_death(
-    ended: dict[str, Any], answer: Answer | None, *, late: bool
-) -> tuple[Cause, str]:
+def _judge_kill(ended: dict[str, Any], *, late: bool) -> tuple[Cause, str] | None:
+    """By the kernel or by us: no word of the worker counts against these."""
     status, signo = ended["status"], ended["signal"]
-    text = answer.text if answer else ""
     if signo == signal.SIGSYS:
         return "violation", "it was killed for a forbidden system call"
     if ended["oom_kills"] and (signo == signal.SIGKILL or status == 128 + signal.SIGKILL):
         return "memory", "it was killed at its memory limit"
-    if late:
-        return "timeout", "its time was over"
+    return ("timeout", "its time was over") if late else None
+
+
+def _judge_failure(ended: dict[str, Any], answer: Answer | None) -> tuple[Cause, str]:
+    status, signo = ended["status"], ended["signal"]
+    text = answer.text if answer else ""
     if answer and answer.denied == "memory":
         return "memory", text
     if answer and answer.denied == "violation":

@@ -70,9 +70,7 @@ def run(
         VsmError: the work cannot travel, or the runner died.
     """
     started = time.monotonic()
-    case = _prepare(
-        _Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes)
-    )
+    case = _prepare(_Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes))
     exchange = Exchange(
         case.message, case.work, stdin, output_bytes=output_bytes, most_bytes=value_bytes
     )
@@ -100,14 +98,12 @@ async def run_async(
 ) -> Result:
     """As `run`, without blocking the event loop; cancelling it kills the worker."""
     started = time.monotonic()
-    case = _prepare(
-        _Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes)
-    )
+    case = _prepare(_Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes))
     exchange = Exchange(
         case.message, case.work, stdin, output_bytes=output_bytes, most_bytes=value_bytes
     )
     try:
-        await _watch(exchange, timeout_s)
+        await _Watch(exchange, timeout_s).wait()
         return _result(exchange, callable(what), started)
     finally:
         exchange.close()
@@ -156,6 +152,7 @@ def _prepare(request: _Request) -> _Case:
         "read": [path for path in work.read if path not in write],
         "write": write,
         "tier": request.tier,
+        "identity": [_identity(p) for p in (*work.read, *profile.files.read, *profile.files.write)],
         "warm": ["numpy"] if "numpy" in sys.modules else [],
     }
     return _Case(msgspec.json.encode(order), work)
@@ -198,6 +195,15 @@ def _paths(paths: Sequence[str | os.PathLike[str]], name: str) -> list[str]:
     return [str(path) for path in found]
 
 
+def _identity(path: str) -> tuple[int, int]:
+    """What a path names now: a worker confined ahead must not show what it named before."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0  # whoever compiles the plan says so
+    return found.st_dev, found.st_ino
+
+
 def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
     table = dict(env or {})
     for name, value in table.items():
@@ -236,43 +242,54 @@ def _expire(exchange: Exchange) -> float:
     return time.monotonic() + _ANSWER_TIMEOUT_S
 
 
-async def _watch(exchange: Exchange, timeout_s: float | None) -> None:
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    watched = set(exchange.fds)
-    timers: list[asyncio.TimerHandle] = []
+class _Watch:
+    """An event loop's eye on an exchange."""
 
-    def settle(error: BaseException | None = None) -> None:
-        if not done.done():
-            done.set_exception(error) if error else done.set_result(None)
+    def __init__(self, exchange: Exchange, timeout_s: float | None) -> None:
+        self._exchange = exchange
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._watched = set(exchange.fds)
+        self._timer: asyncio.TimerHandle | None = None
+        for fd in exchange.fds:
+            self._loop.add_reader(fd, self._ready, fd)
+        if timeout_s is not None:
+            self._timer = self._loop.call_later(timeout_s, self._expire)
 
-    def ready(fd: int) -> None:
+    async def wait(self) -> None:
         try:
-            if not exchange.ready(fd):
-                loop.remove_reader(fd)
-                watched.discard(fd)
-        except VsmError as error:
-            settle(error)
-        if exchange.ended is not None:
-            settle()
+            await self._done
+        finally:
+            for fd in self._watched:
+                self._loop.remove_reader(fd)
+            if self._timer is not None:
+                self._timer.cancel()
 
-    def expire() -> None:
+    def _ready(self, fd: int) -> None:
         try:
-            timers.append(loop.call_at(loop.time() + _expire(exchange) - time.monotonic(), expire))
+            if not self._exchange.ready(fd):
+                self._loop.remove_reader(fd)
+                self._watched.discard(fd)
         except VsmError as error:
-            settle(error)
+            self._settle(error)
+        if self._exchange.ended is not None:
+            self._settle()
 
-    for fd in exchange.fds:
-        loop.add_reader(fd, ready, fd)
-    if timeout_s is not None:
-        timers.append(loop.call_later(timeout_s, expire))
-    try:
-        await done
-    finally:
-        for fd in watched:
-            loop.remove_reader(fd)
-        for timer in timers:
-            timer.cancel()
+    def _expire(self) -> None:
+        try:
+            left_s = _expire(self._exchange) - time.monotonic()
+        except VsmError as error:
+            self._settle(error)
+        else:
+            self._timer = self._loop.call_later(left_s, self._expire)
+
+    def _settle(self, error: VsmError | None = None) -> None:
+        if self._done.done():
+            return
+        if error is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(error)
 
 
 # -- afterwards ------------------------------------------------------------------------------------
@@ -283,9 +300,7 @@ def _result(exchange: Exchange, expects_value: bool, started: float) -> Result: 
     answer, unfit = exchange.answer()
     if answer and answer.kind == "start":
         raise VsmError(_WHERE, f"the work did not begin: {answer.text}", "")
-    cause, error = judge(
-        ended, answer, unfit, expects_value=expects_value, late=exchange.late
-    )
+    cause, error = judge(ended, answer, unfit, expects_value=expects_value, late=exchange.late)
     stdout, stderr = exchange.outputs
     return Result(
         value=answer.value if answer and cause == "ok" else None,

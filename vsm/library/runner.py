@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ import msgspec
 from vsm import cgroup, scratch, uids
 from vsm.cgroup import CgroupLimits, Cgroups
 from vsm.errors import ConfigurationError, ConfinementError, VsmError
+from vsm.execution import Plan
 from vsm.forked_worker import ForkedWorker
 from vsm.launcher import receive
 from vsm.library import child
@@ -32,12 +34,21 @@ from vsm.profile import Profile
 
 _MOST_AT_ONCE = uids.RUN_SLOTS - 1
 _END_TIMEOUT_S = 5.0
+_SPARE_LIFE_S = 10.0
+_MOST_SPARES = 2
+_QUIET_S = 0.02  # a short run's end is heard before the next spare is made
+_MOST_WORD_BYTES = 16
 _FDS = 4  # control, channel, stdout, stderr
 _KINDS = {ConfigurationError: "configuration", ConfinementError: "confinement"}
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """One run, as the program asks for it: how it is confined, not what it does."""
+    """One run, as the program asks for it: how it is confined, not what it does.
+
+    Args:
+        identity: device and inode of each path, so that no spare shows what was there before.
+        warm: libraries that the program uses.
+    """
 
     profile: Profile
     executable: str
@@ -45,33 +56,62 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     read: tuple[str, ...]
     write: tuple[str, ...]
     tier: str | None
+    identity: tuple[tuple[int, int], ...]
     warm: tuple[str, ...] = ()
 
 
 class _Run:
-    """One worker and what belongs to it; owns the control socket and the group."""
+    """One worker, used once; a spare until an order adopts it. Owns its sockets and its group."""
 
-    def __init__(self, runner: "Runner", slot: int, order: Order, fds: list[int]) -> None:
-        self.control = socket.socket(fileno=os.dup(fds[0]))
+    def __init__(self, runner: "Runner", slot: int, order: Order) -> None:
+        self.control: socket.socket | None = None
+        self.doomed = self.given_up = False
+        self.order = order
         self.slot = slot
         self.layers: list[dict[str, str]] = []
         self.group = runner.make_group(f"run{slot}", order.profile)
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            plan = compile_plan(order.profile, runner.request(self, order), runner.host)
-            stdio = (fds[1], fds[2], fds[3])
+            plan = runner.plan(self)
+            stdio = (theirs.fileno(), runner.nothing, runner.nothing)
             self.worker = ForkedWorker(plan, stdio, program=child.run)
         except BaseException:
-            self.remove_group()
-            self.control.close()
+            self.close()
             raise
+        finally:
+            theirs.close()
 
-    def remove_group(self) -> None:
-        if self.group is not None:
-            self.group.remove()
+    def adopt(self, fds: list[int]) -> None:
+        """From now on it is this run: control socket, channel, stdout, stderr."""
+        self.control = socket.socket(fileno=os.dup(fds[0]))
+        with suppress(OSError):  # it died: its burial says so
+            socket.send_fds(self._channel, [b"run"], fds[1:])
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether an order may adopt it."""
+        return self.control is None and not self.doomed
+
+    def discard(self) -> None:
+        """Nobody will adopt it."""
+        self.doomed = True
+        self.worker.kill()
+
+    def fds(self) -> list[int]:
+        """What to wait for."""
+        control = [self.control.fileno()] if self.control else []
+        return [*control, self.worker.status_fd, self.worker.pidfd]
 
     def tell(self, event: dict[str, Any]) -> None:
-        with suppress(OSError):  # the program has given this run up
-            self.control.send(json.dumps(event).encode())
+        if self.control is not None:
+            with suppress(OSError):  # the program has given this run up
+                self.control.send(json.dumps(event).encode())
+
+    def close(self) -> None:
+        """After its end, or when it never began."""
+        if self.group is not None:
+            self.group.remove()
+        self._channel.close()
 
 
 class Runner:
@@ -89,9 +129,13 @@ class Runner:
         self._cgroups.sweep()
         scratch.sweep(uids.may_be_workers)
         self._link, self._program = link, program
+        self.nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._runs: dict[int, _Run] = {}
         self._waiting: deque[tuple[Order, list[int]]] = deque()
         self._by_fd: dict[int, _Run] = {}
+        self._plans: dict[int, tuple[Order, Plan]] = {}
+        self._spare_for: Order | None = None
+        self._spare_deadline_s = self._quiet_from_s = 0.0
         self._poll = select.poll()
         self._children = pidfd.children_file()
         for fd in (link.fileno(), program):
@@ -103,7 +147,7 @@ class Runner:
         """Until the program says so, or is gone."""
         try:
             while True:
-                for fd, _ in self._poll.poll():
+                for fd, _ in self._wait():
                     if fd == self._link.fileno():
                         if not self._receive():
                             return
@@ -113,6 +157,21 @@ class Runner:
                         self._hear(run, fd)
         finally:
             self._end()
+
+    def _wait(self) -> list[tuple[int, int]]:
+        """Poll; make spares in quiet moments, after a long one let them go."""
+        spares = self._spares()
+        wanted = self._spare_for if len(spares) < _MOST_SPARES else None
+        if wanted is None and not spares:
+            return self._poll.poll()
+        due_s = self._quiet_from_s if wanted else self._spare_deadline_s
+        events = self._poll.poll(max(0.0, due_s - time.monotonic()) * 1000)
+        if not events and time.monotonic() >= due_s:
+            if wanted:
+                self._make_spare(wanted)
+            else:
+                self._discard_spares()
+        return events
 
     # -- starting ----------------------------------------------------------------------------------
 
@@ -131,8 +190,17 @@ class Runner:
             ),
         )
 
-    def request(self, run: _Run, order: Order) -> WorkerRequest:
+    def plan(self, run: _Run) -> Plan:
+        """Compiled once for the same order in the same slot: even its paths are the same files."""
+        last = self._plans.get(run.slot)
+        if last is None or last[0] != run.order or last[1].scratch_dir:
+            plan = compile_plan(run.order.profile, self.request(run), self.host)
+            last = self._plans[run.slot] = run.order, plan
+        return last[1]
+
+    def request(self, run: _Run) -> WorkerRequest:
         """How one run is to be confined."""
+        order = run.order
         return WorkerRequest(
             name="run",
             argv=(order.executable,),
@@ -140,7 +208,7 @@ class Runner:
             read=order.read,
             write=order.write,
             uid=uids.run_uid(run.slot) if self.host.root else None,
-            tier=order.tier,  # type: ignore[arg-type] # checked by compile_plan
+            tier=order.tier,  # type: ignore[arg-type] # checked by the program's side
             cgroups=run.group.paths if run.group else (),
             cgroup_layers=run.group.layers if run.group else (),
         )
@@ -167,22 +235,60 @@ class Runner:
     def _start(self, order: Order, fds: list[int]) -> None:
         for name in order.warm:
             _warm(name)
+        spares = self._spares()
+        if spares and spares[0].order != order:
+            spares = self._discard_spares()
+        if spares:
+            run = spares[0]
+        else:
+            try:
+                run = self._make(order)
+            except (VsmError, OSError) as error:
+                with socket.socket(fileno=os.dup(fds[0])) as control, suppress(OSError):
+                    control.send(json.dumps(_refusal(error)).encode())
+                return
+        run.adopt(fds)
+        self._watch(run.control.fileno() if run.control else -1, run)
+        self._spare_for = order  # whoever runs something probably runs it again
+        self._quiet_from_s = time.monotonic() + _QUIET_S
+        self._spare_deadline_s = time.monotonic() + _SPARE_LIFE_S
+
+    def _make(self, order: Order) -> _Run:
         slot = next(n for n in range(1, uids.RUN_SLOTS) if n not in self._runs)
-        try:
-            run = _Run(self, slot, order, fds)
-        except (VsmError, OSError) as error:
-            with socket.socket(fileno=os.dup(fds[0])) as control, suppress(OSError):
-                control.send(json.dumps(_refusal(error)).encode())
+        run = self._runs[slot] = _Run(self, slot, order)
+        for fd in run.fds():
+            self._watch(fd, run)
+        return run
+
+    def _make_spare(self, order: Order) -> None:
+        """A worker that is confined already when its run comes."""
+        if len(self._runs) >= _MOST_AT_ONCE - 1:
+            self._spare_for = None
             return
-        self._runs[slot] = run
-        for fd in (run.control.fileno(), run.worker.status_fd, run.worker.pidfd):
-            self._by_fd[fd] = run
-            self._poll.register(fd, select.POLLIN)
+        try:
+            self._make(order)
+        except (VsmError, OSError):
+            self._spare_for = None  # the next run is made when it comes, or says why not
+
+    def _spares(self) -> list[_Run]:
+        return [run for run in self._runs.values() if run.is_spare]
+
+    def _discard_spares(self) -> list[_Run]:
+        self._spare_for = None
+        for run in self._spares():
+            run.discard()
+        return []
+
+    def _watch(self, fd: int, run: _Run) -> None:
+        self._by_fd[fd] = run
+        self._poll.register(fd, select.POLLIN)
 
     # -- running -----------------------------------------------------------------------------------
 
     def _hear(self, run: _Run, fd: int) -> None:
-        if fd == run.control.fileno():
+        if run.control is not None and fd == run.control.fileno():
+            run.control.recv(_MOST_WORD_BYTES)  # unread, it would swallow our own last word
+            run.given_up = True
             run.worker.kill()  # whatever it said, or its end: the program wants no more of it
             self._forget(fd)
             return
@@ -197,7 +303,7 @@ class Runner:
     def _bury(self, run: _Run) -> None:
         """Reap, clean up, then tell: when the program hears of an end, nothing is left."""
         worker = run.worker
-        for fd in (run.control.fileno(), worker.status_fd, worker.pidfd):
+        for fd in run.fds():
             self._forget(fd)
         del self._runs[run.slot]
         pidfd.reap(worker.pidfd)
@@ -207,9 +313,13 @@ class Runner:
         usage = run.group.usage() if run.group else None
         worker.close()
         worker.remove_scratch()
-        run.remove_group()
+        run.close()
         run.tell(_report(run, usage))
-        run.control.close()
+        if run.control is not None:
+            run.control.close()
+            self._quiet_from_s = 0.0
+        elif not run.doomed:
+            self._spare_for = None  # it died by itself: the next would, too
         self._start_waiting()
 
     def _forget(self, fd: int) -> None:
@@ -228,7 +338,7 @@ class Runner:
 
 def _report(run: _Run, usage: cgroup.Usage | None) -> dict[str, Any]:
     heard = run.worker.heard[-1] if run.worker.heard else {}
-    if not run.layers:
+    if not run.layers and not run.given_up:
         what = heard.get("what", "it was killed while it started")
         return {"event": "refused", "kind": "confinement", "where": "run", "what": what,
                 "remedy": "See `vsm sandbox probe`.", "layer": heard.get("layer", "")}  # fmt: skip
@@ -274,8 +384,7 @@ def main(link_fd: int, parent: int) -> NoReturn:
     prctl.forbid_dumps()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(link_fd, False)  # noqa: FBT003 - the function takes no keyword
-    with suppress(ImportError):
-        import dill  # noqa: F401
+    child.load_ahead()
     with suppress(ProcessLookupError):
         program = pidfd.open_pidfd(parent)
         if os.getppid() == parent:

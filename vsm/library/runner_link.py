@@ -88,7 +88,7 @@ def runner_pid() -> int:
 
 def close() -> None:
     """End the runner and everything that it runs; the next run starts another."""
-    global _runner  # noqa: PLW0603 - one per process
+    global _runner
     with _lock:
         runner, _runner = _runner, None
         if runner is not None:

@@ -8,11 +8,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
-from vsm.closure import DEFAULT_PATH, closure
+from vsm.closure import DEFAULT_PATH, Closure, closure
 from vsm.errors import ConfigurationError, VsmError
+
+_IN_THE_RUNNER = {"dill", "numpy", "vsm"}  # loaded there already, visible or not
+_SEARCHED = ("PATH", "PYTHONPATH", "NODE_PATH", "LD_LIBRARY_PATH")
 
 
 class Work:
@@ -44,7 +47,7 @@ class Work:
         argv = _argv(what, arguments)
         path = env.get("PATH") or os.environ.get("PATH") or DEFAULT_PATH
         search = {**base_env, **env, "PATH": path}
-        needed = closure(argv or [sys.executable, "-c", ""], env=search)
+        needed = closure(argv, env=search) if argv else _interpreter(search)
         self.executable = needed.executable
         self.read = (*needed.read, *read)
         visible = Visible((*needed.read, *read))
@@ -55,6 +58,17 @@ class Work:
     def open(self) -> int:
         """A memfd with the work, at its start; the caller's."""
         return memory_file("work", self._content)
+
+
+_interpreters: dict[tuple[str, ...], Closure] = {}
+
+
+def _interpreter(search: Mapping[str, str]) -> Closure:
+    """What this interpreter needs: looked up once, for it does not change while it runs."""
+    key = (sys.executable, *(search.get(name, "") for name in _SEARCHED))
+    if key not in _interpreters:
+        _interpreters[key] = closure([sys.executable, "-c", ""], env=search)
+    return _interpreters[key]
 
 
 def memory_file(name: str, content: bytes) -> int:
@@ -87,6 +101,7 @@ class Visible:
         self._paths = [os.path.realpath(path) for path in ("/usr", "/lib", "/lib64", *paths)]
 
     def sees(self, path: str) -> bool:
+        """Whether it will see this one."""
         real = os.path.realpath(path)
         return any(real == folder or real.startswith(folder + "/") for folder in self._paths)
 
@@ -96,6 +111,8 @@ class Visible:
 
     def has_module(self, name: str) -> bool:
         """Whether a worker can import a module that is loaded here."""
+        if name.partition(".")[0] in _IN_THE_RUNNER:
+            return True
         module = sys.modules.get(name)
         file = getattr(module, "__file__", None)
         return name != "__main__" and module is not None and (file is None or self.sees(file))
@@ -109,7 +126,7 @@ def pickle_call(function: Any, arguments: tuple[object, ...], visible: Visible) 
     """
     import io
 
-    import dill  # type: ignore[import-untyped]
+    import dill
 
     class ByValue(dill.Pickler):  # type: ignore[misc] # dill is untyped
         """Takes functions along whose modules a worker cannot import."""
@@ -117,28 +134,31 @@ def pickle_call(function: Any, arguments: tuple[object, ...], visible: Visible) 
         moved: dict[int, FunctionType]
 
         def save(self, obj: object, save_persistent_id: bool = True) -> None:  # noqa: FBT001, FBT002
+            # By its own module's name a worker could not find it.
             if isinstance(obj, FunctionType) and not visible.has_module(obj.__module__ or ""):
-                obj = self.moved.setdefault(id(obj), _in_main(obj))
+                if id(obj) not in self.moved:
+                    copy = self.moved[id(obj)] = _by_itself(obj)
+                    self.moved[id(copy)] = copy
+                obj = self.moved[id(obj)]
             super().save(obj, save_persistent_id)
 
     file = io.BytesIO()
-    pickler = ByValue(file, protocol=5, recurse=True)
+    pickler = ByValue(file, protocol=5, recurse=False)
     pickler.moved = {}
     try:
         pickler.dump((function, arguments))
-    except Exception as error:  # noqa: BLE001 - whatever a __reduce__ raises; it is the caller's
+    except Exception as error:
         what = f"the work cannot travel to a worker: {type(error).__name__}: {error}"
         raise VsmError("vsm.run", what, "Pass plain values, and functions of modules.") from error
     return file.getvalue()
 
 
-def _in_main(function: FunctionType) -> FunctionType:
-    """The same function, as one of no module that could be imported."""
-    if function.__module__ == "__main__":
-        return function
+def _by_itself(function: FunctionType) -> FunctionType:
+    """The same function with those globals alone that it names, of no module to be imported."""
+    names = _names(function.__code__)
     copy = FunctionType(
         function.__code__,
-        function.__globals__,
+        {name: value for name, value in function.__globals__.items() if name in names},
         function.__name__,
         function.__defaults__,
         function.__closure__,
@@ -146,3 +166,9 @@ def _in_main(function: FunctionType) -> FunctionType:
     copy.__kwdefaults__ = function.__kwdefaults__
     copy.__module__ = "__main__"
     return copy
+
+
+def _names(code: CodeType) -> set[str]:
+    """What the code and the functions inside it name."""
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return set(code.co_names).union(*(_names(one) for one in inner))

@@ -1,0 +1,538 @@
+import asyncio
+import ctypes
+import mmap
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vsm
+from vsm.library import runner_link
+from vsm.library.run import close
+
+FACTOR = 3
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def runner() -> Iterator[None]:
+    """The runner outlives a test by design; it is this module's."""
+    vsm.run(int)
+    yield
+    close()
+
+
+def scaled(value: int) -> int:
+    return value * FACTOR
+
+
+def twice(value: int) -> int:
+    return scaled(value) + scaled(value)
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 1, 1.5, "ü", [1, {"a": None}], b"\x00\xff", b"", 10**30]
+)
+def test_values_come_back(value: object) -> None:
+    result = vsm.run(lambda: value)
+    assert (result.value, result.cause, result.status) == (value, "ok", 0)
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "<i4", ">i8", "f2", "f8", "c16"])
+def test_an_array_comes_back_as_it_was_and_cannot_be_written(dtype: str) -> None:
+    array = np.arange(12).reshape(3, 4).astype(dtype)
+    result = vsm.run(lambda: np.arange(12).reshape(3, 4).astype(dtype).T)
+    assert result.value.dtype == array.dtype
+    assert np.array_equal(result.value, array.T)
+    with pytest.raises(ValueError, match="read-only"):
+        result.value[0, 0] = 1
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (), (1024, 1024)])
+def test_arrays_of_every_size_come_back(shape: tuple[int, ...]) -> None:
+    value = vsm.run(lambda: np.ones(shape)).value
+    assert (value.shape, value.sum()) == (shape, np.ones(shape).sum())
+
+
+def test_functions_of_a_module_that_the_worker_cannot_see_travel_with_what_they_use() -> None:
+    assert vsm.run(twice, 7).check() == 42
+
+
+def test_a_value_that_is_no_json_is_refused_and_says_so() -> None:
+    result = vsm.run(lambda: {1, 2})
+    assert (result.cause, result.value) == ("refused", None)
+    assert "neither JSON, bytes nor an array" in result.error
+    with pytest.raises(vsm.RunError, match="neither JSON"):
+        result.check()
+
+
+def test_an_array_of_objects_is_refused() -> None:
+    result = vsm.run(lambda: np.array([object()]))
+    assert (result.cause, "not of numbers" in result.error) == ("refused", True)
+
+
+def test_a_value_larger_than_allowed_is_refused() -> None:
+    result = vsm.run(lambda: b"x" * 1001, value_bytes=1000)
+    assert (result.cause, "1001 bytes" in result.error) == ("refused", True)
+
+
+def test_what_cannot_travel_is_an_error_before_anything_runs() -> None:
+    with pytest.raises(vsm.VsmError, match="cannot travel"):
+        vsm.run(lambda lock: lock, select.epoll())
+
+
+# -- a worker that lies ----------------------------------------------------------------------------
+
+
+def _forge(head: bytes, content: bytes, *, seal: bool) -> None:
+    """Take the channel that the worker's own code would use, and say something else."""
+    import fcntl
+
+    channel = next(fd for fd in range(3, 64) if _is_socket(fd))
+    fd = os.memfd_create("x", os.MFD_ALLOW_SEALING)
+    os.write(fd, content)
+    if seal:
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    with socket.socket(fileno=channel) as link:
+        socket.send_fds(link, [head], [fd])
+    os._exit(0)
+
+
+def _is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
+ARRAY = b'"form": "array", "kind": "value"'
+FORGERIES = [
+    (b'{"kind": "value", "form": "bytes", "size": 4}', b"abcd", False, "not sealed"),
+    (b'{"kind": "value", "form": "bytes", "size": 5}', b"abcd", True, "another size"),
+    (b'{"kind": "value", "form": "bytes", "size": 1e9}', b"abcd", True, "claims"),
+    (b'{"kind": "value", "form": "bytes", "size": 99999999999}', b"abcd", True, "claims"),
+    (b'{"kind": "value", "form": "pickle", "size": 4}', b"abcd", True, "no known form"),
+    (b'{"kind": "value", "form": "json", "size": 4}', b"[[[[", True, "no JSON"),
+    (b'{"size": 8, "dtype": "|O8", "shape": [1], ' + ARRAY + b"}", b"12345678", True, "numbers"),
+    (b'{"size": 8, "dtype": "<f8", "shape": [2], ' + ARRAY + b"}", b"12345678", True, "size"),
+    (b'{"size": 8, "dtype": "<f8", "shape": [-1], ' + ARRAY + b"}", b"12345678", True, "shape"),
+    (b"[" * 4000, b"", True, "JSON"),
+    (b"{}", b"", True, "no value"),
+    (b"x" * 5000, b"", True, "too long"),
+]
+
+
+@pytest.mark.parametrize(("head", "content", "seal", "says"), FORGERIES)
+def test_a_forged_answer_is_refused(head: bytes, content: bytes, seal: bool, says: str) -> None:
+    result = vsm.run(lambda: _forge(head, content, seal=seal))
+    assert (result.cause, result.value) == ("refused", None)
+    assert says in result.error
+
+
+def test_an_honest_forgery_is_taken() -> None:
+    """The control: what the cases above change is all that is wrong with them."""
+    head = b'{"kind": "value", "form": "bytes", "size": 4}'
+    assert vsm.run(lambda: _forge(head, b"abcd", seal=True)).value == b"abcd"
+
+
+# -- ends ------------------------------------------------------------------------------------------
+
+
+def test_an_exception_is_an_exit_with_its_words_and_its_traceback() -> None:
+    result = vsm.run(lambda: 1 / 0)
+    assert (result.cause, result.status) == ("exit", 1)
+    assert result.error == "ZeroDivisionError: division by zero"
+    assert b"Traceback" in result.stderr
+
+
+def test_an_exit_status_is_the_workers() -> None:
+    assert vsm.run(["/bin/sh", "-c", "exit 7"]).status == 7
+    assert vsm.run(lambda: sys.exit(9)).status == 9
+
+
+def test_a_signal_is_named() -> None:
+    result = vsm.run(lambda: os.kill(os.getpid(), signal.SIGSEGV))
+    assert (result.cause, result.signal, result.status) == ("signal", signal.SIGSEGV, None)
+
+
+def test_a_run_over_its_time_is_killed() -> None:
+    started = time.monotonic()
+    result = vsm.run(lambda: threading.Event().wait(), timeout_s=0.3)
+    assert (result.cause, result.error) == ("timeout", "its time was over")
+    assert time.monotonic() - started < 20
+
+
+def test_output_survives_a_time_out() -> None:
+    def talk() -> None:
+        os.write(1, b"so far\n")
+        threading.Event().wait()
+
+    assert vsm.run(talk, timeout_s=0.5).stdout == b"so far\n"
+
+
+def test_memory_over_the_limit_is_a_memory_end() -> None:
+    result = vsm.run(lambda: len(bytearray(400 << 20)), limits={"memory_bytes": 96 << 20})
+    assert (result.cause, result.value) == ("memory", None)
+
+
+def test_a_refused_system_call_is_a_violation() -> None:
+    result = vsm.run(lambda: os.chroot("/"))
+    assert (result.cause, result.error.split(":")[0]) == ("violation", "PermissionError")
+
+
+def _foreign_call() -> None:
+    """getpid by the 32-bit entry, which every filter here answers with death."""
+    code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")
+    address = ctypes.addressof(ctypes.c_char.from_buffer(code))
+    ctypes.CFUNCTYPE(ctypes.c_long)(address)()
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the 32-bit entry is x86's")
+def test_a_foreign_system_call_kills_and_is_a_violation() -> None:
+    result = vsm.run(_foreign_call)
+    assert (result.cause, result.signal) == ("violation", signal.SIGSYS)
+
+
+def test_output_is_bounded() -> None:
+    result = vsm.run(lambda: os.write(1, b"x" * 50_000), output_bytes=1000)
+    assert (len(result.stdout), result.truncated, result.value) == (1000, True, 50_000)
+
+
+# -- confinement -----------------------------------------------------------------------------------
+
+
+def test_the_layers_in_force_are_said_and_hold(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    result = vsm.run(lambda: os.path.exists(str(secret)))
+    assert result.value is False
+    assert {layer["name"]: layer["state"] for layer in result.layers}["seccomp"] == "in force"
+
+
+def test_read_and_write_open_what_they_name(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.write_text("7")
+    out.mkdir()
+    out.chmod(0o777)
+
+    def work() -> int:
+        (out / "result").write_text(source.read_text())
+        return int(source.read_text())
+
+    assert vsm.run(work, read=[source], write=[out]).check() == 7
+    assert (out / "result").read_text() == "7"
+
+
+def test_a_replaced_file_is_seen_by_the_next_run(tmp_path: Path) -> None:
+    """A worker confined ahead of its run must not show what was there before."""
+    tmp_path.chmod(0o755)
+    source = tmp_path / "source"
+    for text in ("1", "2", "3"):
+        fresh = tmp_path / "fresh"
+        fresh.write_text(text)
+        fresh.rename(source)
+        assert vsm.run(source.read_text, read=[source]).value == text
+
+
+def test_runs_share_no_state() -> None:
+    def leave() -> None:
+        os.environ["LEFT"] = "x"
+        Path("/tmp/left").write_text("x")
+        sys.modules["left"] = sys
+
+    vsm.run(leave).check()
+    seen = vsm.run(
+        lambda: [os.environ.get("LEFT"), os.path.exists("/tmp/left"), "left" in sys.modules]
+    )
+    assert seen.value == [None, False, False]
+
+
+def test_random_numbers_differ_between_runs() -> None:
+    draws = {vsm.run(lambda: int(np.random.randint(1 << 60))).value for _ in range(4)}  # noqa: NPY002
+    assert len(draws) == 4
+
+
+def test_an_argv_runs_with_its_input_and_the_programs_environment_stays_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OF_THE_PROGRAM", "x")
+    result = vsm.run(["/bin/sh", "-c", "cat; env"], stdin=b"in\n", env={"OWN": "1"})
+    lines = result.stdout.splitlines()
+    assert lines[0] == b"in"
+    assert b"OWN=1" in lines
+    assert not any(line.startswith(b"OF_THE_PROGRAM") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: vsm.run("ls -l"), "an argv"),
+        (lambda: vsm.run([]), "an argv"),
+        (lambda: vsm.run(["no-such-program"]), "no executable"),
+        (lambda: vsm.run(int, profile="nosuch"), "nosuch"),
+        (lambda: vsm.run(int, profile="networked"), "not built yet"),
+        (lambda: vsm.run(int, profile="system1"), "vsm's own"),
+        (lambda: vsm.run(int, limits={"memory": 1}), "no such limit"),
+        (lambda: vsm.run(int, limits={"processes": -1}), "processes"),
+        (lambda: vsm.run(int, read=["/nosuch"]), "does not exist"),
+        (lambda: vsm.run(int, read="/etc"), "a list of paths"),
+        (lambda: vsm.run(int, env={"A=B": "x"}), "no variable"),
+        (lambda: vsm.run(int, cwd="/nosuch"), "cannot enter"),
+        (lambda: vsm.run(int, tier="none"), "no such tier"),
+    ],
+)
+def test_a_wrong_argument_is_an_error_that_says_so(call: Callable[[], object], says: str) -> None:
+    with pytest.raises(vsm.VsmError, match=says):
+        call()
+
+
+def test_an_unmet_layer_stops_the_run(tmp_path: Path) -> None:
+    """Fails closed: a tier that the profile does not accept is no weaker run."""
+    profile = tmp_path / "strict.toml"
+    profile.write_text('extends = "integration"\ntier = "namespaced"\n')
+    with pytest.raises(vsm.ConfinementError, match="namespaced tier"):
+        vsm.run(int, profile=str(profile), tier="landlocked")
+
+
+def test_the_landlocked_tier_runs_callables_too(require: Callable[..., None]) -> None:
+    def depth(n: int) -> int:
+        return 0 if n == 0 else 1 + depth(n - 1)
+
+    try:
+        result = vsm.run(depth, 800, tier="landlocked")
+    except vsm.ConfinementError as error:
+        require("a readable interpreter", False, str(error))  # another uid cannot enter /root
+    assert (result.check(), result.tier) == (800, "landlocked")
+
+
+# -- programs --------------------------------------------------------------------------------------
+
+
+def test_threads_run_side_by_side() -> None:
+    results: list[object] = []
+    threads = [
+        threading.Thread(target=lambda n=n: results.append(vsm.run(scaled, n).value))
+        for n in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(map(str, results)) == sorted(str(n * 3) for n in range(12))
+
+
+def test_more_runs_than_places_wait_for_one() -> None:
+    async def main() -> list[object]:
+        runs = (vsm.run_async(scaled, n) for n in range(40))
+        return [result.value for result in await asyncio.gather(*runs)]
+
+    assert asyncio.run(main()) == [n * 3 for n in range(40)]
+
+
+def test_an_event_loop_is_not_blocked_and_a_cancelled_run_is_killed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    os.mkfifo(out / "alive")
+    (out / "alive").chmod(0o666)
+
+    def live() -> None:
+        held = os.open(out / "alive", os.O_WRONLY)
+        os.write(held, b"1")
+        threading.Event().wait()
+
+    async def main() -> None:
+        fifo = os.open(out / "alive", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            task = asyncio.create_task(vsm.run_async(live, write=[out], timeout_s=None))
+            while not await _came(fifo):
+                assert not task.done()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await _ended(fifo)
+        finally:
+            os.close(fifo)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+async def _came(fd: int) -> bool:
+    await asyncio.sleep(0.01)
+    try:
+        return os.read(fd, 1) == b"1"
+    except BlockingIOError:
+        return False
+
+
+async def _ended(fd: int) -> None:
+    """The writer's end of a FIFO closes with its last holder."""
+    gone = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().add_reader(fd, gone.set_result, None)
+    await gone
+    asyncio.get_running_loop().remove_reader(fd)
+
+
+def test_run_async_times_out() -> None:
+    result = asyncio.run(vsm.run_async(lambda: threading.Event().wait(), timeout_s=0.3))
+    assert result.cause == "timeout"
+
+
+def _script(text: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, stdin=subprocess.PIPE, cwd=ROOT
+    )
+
+
+def test_a_fork_of_a_program_has_a_runner_of_its_own() -> None:
+    text = """
+import os, vsm
+from vsm.library.runner_link import runner_pid
+assert vsm.run(int).ok
+ours = runner_pid()
+pid = os.fork()
+if pid == 0:
+    assert runner_pid() == 0
+    assert vsm.run(lambda: 5).value == 5
+    assert runner_pid() not in (0, ours)
+    from vsm.library.run import close
+    close()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert vsm.run(lambda: 6).value == 6
+assert runner_pid() == ours
+print("done")
+"""
+    program = _script(text)
+    assert program.communicate(timeout=60)[0] == b"done\n"
+    assert program.returncode == 0
+
+
+def test_a_killed_program_leaves_nothing() -> None:
+    """The leak check of every test here looks for processes, groups and directories."""
+    text = """
+import os, threading, vsm
+from vsm.library.runner_link import runner_pid
+vsm.run(int)
+print(runner_pid(), flush=True)
+threading.Thread(target=lambda: vsm.run(["/bin/sleep", "1000"], timeout_s=None)).start()
+threading.Thread(target=lambda: vsm.run(["/bin/sleep", "1000"], tier="landlocked")).start()
+input()
+"""
+    program = _script(text)
+    assert program.stdout is not None
+    pid = int(program.stdout.readline())
+    runner = os.pidfd_open(pid)
+    try:
+        _wait_descendants(pid, "sleep", 2)
+        program.kill()
+        program.wait()
+        assert select.select([runner], [], [], 20)[0], "the runner outlived its program"
+    finally:
+        os.close(runner)
+        program.communicate()
+
+
+def _wait_descendants(root: int, name: str, count: int) -> None:
+    import psutil
+
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        names = [child.name() for child in psutil.Process(root).children(recursive=True)]
+        if names.count(name) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(names)
+
+
+def test_a_killed_runner_fails_the_run_and_the_next_run_has_another() -> None:
+    text = """
+import os, signal, sys, threading, time, psutil, vsm
+from vsm.library.runner_link import runner_pid
+def kill():
+    runner = psutil.Process(runner_pid())
+    while "sleep" not in [child.name() for child in runner.children(recursive=True)]:
+        time.sleep(0.02)
+    runner.kill()
+vsm.run(int)
+threading.Thread(target=kill).start()
+try:
+    vsm.run(["/bin/sleep", "1000"], timeout_s=60)
+except vsm.VsmError as error:
+    assert "the runner died" in str(error), error
+    print(vsm.run(lambda: 6).value)
+"""
+    program = _script(text)
+    assert program.communicate(timeout=60)[0] == b"6\n"
+    assert program.returncode == 0
+
+
+def test_a_hundred_runs_leave_nothing_and_grow_nothing() -> None:
+    import psutil
+
+    for _ in range(5):
+        vsm.run(scaled, 1).check()
+    runner = psutil.Process(runner_link.runner_pid())
+    before = len(os.listdir("/proc/self/fd")), runner.num_fds(), runner.memory_info().rss
+    for n in range(100):
+        assert vsm.run(scaled, n).value == n * 3
+    assert len(os.listdir("/proc/self/fd")) == before[0]
+    assert runner.num_fds() <= before[1] + 12  # spares come and go
+    assert runner.memory_info().rss < before[2] + (2 << 20)
+
+
+def test_a_secret_is_in_no_other_process_no_argv_and_no_error() -> None:
+    secret = "s3cr3t-" + os.urandom(8).hex()
+
+    def work() -> list[object]:
+        import resource
+
+        found = os.environ["TOKEN"]
+        cmdline = Path("/proc/self/cmdline").read_bytes().decode()
+        return [found, found in cmdline, max(resource.getrlimit(resource.RLIMIT_CORE)) <= 1]
+
+    assert vsm.run(work, env={"TOKEN": secret}).value == [secret, False, True]
+    runner = runner_link.runner_pid()
+    for file in ("cmdline", "environ"):
+        assert secret.encode() not in Path(f"/proc/{runner}/{file}").read_bytes()
+    assert not _memory_holds(runner, secret.encode())
+    with pytest.raises(vsm.VsmError) as caught:
+        vsm.run(["no-such-program"], env={"TOKEN": secret})
+    assert secret not in str(caught.value)
+    with pytest.raises(vsm.VsmError) as caught:
+        vsm.run(int, env={"TOKEN": secret + "\0"})
+    assert secret not in str(caught.value)
+
+
+def _memory_holds(pid: int, needle: bytes) -> bool:
+    """The runner's own memory: what it knew, the workers forked from it would know."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            area, modes, *_ = line.split()
+            if not modes.startswith("rw"):
+                continue
+            first, last = (int(part, 16) for part in area.split("-"))
+            memory.seek(first)
+            try:
+                if needle in memory.read(last - first):
+                    return True
+            except OSError:
+                continue
+    return False
