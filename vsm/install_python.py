@@ -186,7 +186,7 @@ def describe_unreached(done: Done, registry: Registry) -> str:
 def last_words(done: Done) -> str:
     """The most telling line of a step's output, for an error."""
     lines = [line.strip() for line in done.output.splitlines() if line.strip()]
-    pip = [line for line in lines if line.startswith("ERROR")]
+    pip = [line for line in lines if line.startswith("ERROR") and line != "ERROR: Exception:"]
     # npm says first what happened, and then at length what to do about it.
     npm = [line for line in lines if line.startswith("npm error") and " code " not in line]
     text = pip[-1] if pip else npm[0] if npm else lines[-1] if lines else f"status {done.status}"

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from vsm.closure import SHARED
 from vsm.core.addresses import judge, parse_literal
 from vsm.core.packages import Location, parse_location, parse_pip_settings, without_password
 from vsm.errors import VsmError
@@ -141,7 +142,13 @@ def _allow(host: str, port: int) -> Iterator[str]:
 
 
 def _existing(path: str) -> str:
-    return str(Path(path).resolve())
+    """A local path; of an index called "simple" the folder above, where its files usually are."""
+    real = Path(path).resolve()
+    if real.name != "simple":
+        return str(real)
+    above = real.parent
+    wide = str(above) in SHARED or above == Path.home() or above in Path.home().parents
+    return str(real if wide else above)
 
 
 def _location(text: str, where: str) -> Location:

@@ -242,7 +242,7 @@ def test_a_server_from_npm_is_pinned_sealed_and_its_scripts_are_not_run(
         "@scope/tiny-server": True,
         "tiny-dep": False,
     }
-    home = host.servers / "scope-tiny-server"
+    home = host.servers / "tiny-server"
     texts = [p.read_bytes() for p in home.rglob("*") if p.is_file() and not p.is_symlink()]
     assert not any(b"t0ken" in text or b"another" in text for text in texts)
     real = [path for path in home.rglob("*") if not path.is_symlink() and "1.0.0-" in str(path)]

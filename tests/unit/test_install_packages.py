@@ -30,7 +30,7 @@ HASH = "sha512-" + "A" * 86 + "=="
         ("pypi:mcp-time==2026.8.31", ("pypi", "mcp-time", "2026.8.31"), "mcp-time"),
         ("pypi:A.b_C==1.0+cpu", ("pypi", "A.b_C", "1.0+cpu"), "a-b_c"),
         ("npm:left-pad@1.3.0", ("npm", "left-pad", "1.3.0"), "left-pad"),
-        ("npm:@scope/name@1.0.0-rc.1", ("npm", "@scope/name", "1.0.0-rc.1"), "scope-name"),
+        ("npm:@scope/name@1.0.0-rc.1", ("npm", "@scope/name", "1.0.0-rc.1"), "name"),
     ],
 )  # fmt: skip
 def test_an_exact_version_is_a_package(text: str, package: tuple[str, ...], server: str) -> None:

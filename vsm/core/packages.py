@@ -58,8 +58,9 @@ def parse_package(text: str) -> Package:
 
 
 def server_name(package: Package) -> str:
-    """The name that a server gets from its package: @scope/name is scope-name."""
-    plain = re.sub(r"[^a-z0-9_-]+", "-", package.name.lower().lstrip("@")).strip("-_")
+    """The name that a server gets from its package: that of @scope/name is name."""
+    short = package.name.rpartition("/")[2].lower()
+    plain = re.sub(r"[^a-z0-9_-]+", "-", short).strip("-_")
     return re.sub(r"__+", "_", plain)[:32].rstrip("-_")
 
 
