@@ -82,14 +82,26 @@ class LineSplitter:
     def _hold(self, part: bytes) -> None:
         self._size += len(part)
         if self.skipping:
-            self._tail = (self._tail + part)[-TAIL_BYTES:]
+            self._tail = (self._tail + part[-TAIL_BYTES:])[-TAIL_BYTES:]
             return
         self._parts.append(part)
         if self._size > self._max:
-            whole = b"".join(self._parts)
-            self._head, self._tail = whole[:HEAD_BYTES], whole[-TAIL_BYTES:]
-            self._parts.clear()
-            self.skipping = True
+            self._skip()
+
+    def _skip(self) -> None:
+        """Keep the ends of what is held; joining all of it would stop the loop for milliseconds."""
+        head = tail = b""
+        for part in self._parts:
+            if len(head) >= HEAD_BYTES:
+                break
+            head += part[:HEAD_BYTES]
+        for part in reversed(self._parts):
+            if len(tail) >= TAIL_BYTES:
+                break
+            tail = part[-TAIL_BYTES:] + tail
+        self._head, self._tail = head[:HEAD_BYTES], tail[-TAIL_BYTES:]
+        self._parts.clear()
+        self.skipping = True
 
     def _finish(self, last: bytes) -> bytes | OversizedFrame:
         self._hold(last)
