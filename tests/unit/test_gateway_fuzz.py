@@ -62,8 +62,13 @@ def some(**usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries({}, optional={key: often(of) for key, of in usual.items()})
 
 
-ids = often(st.integers(FIRST_ID, FIRST_ID + 6) | st.sampled_from(["vsm-1", "vsm-2", 1, 2]))
-modern = st.just({META + "protocolVersion": "2026-07-28", META + "clientCapabilities": {}})
+ASKABLE: dict[str, Any] = {"roots": {}, "sampling": {}, "elicitation": {}}
+ENVELOPE = {META + "protocolVersion": "2026-07-28", META + "clientCapabilities": ASKABLE}
+ids = often(
+    st.integers(FIRST_ID, FIRST_ID + 6)
+    | st.sampled_from(["vsm-1", "vsm-2", "vsm-m1", "vsm-m2", 1, 2])
+)
+modern = st.sampled_from([ENVELOPE, {**ENVELOPE, META + "clientCapabilities": {}}])
 meta = often(
     modern
     | st.just({"progressToken": 7})
@@ -89,7 +94,9 @@ params = st.builds(
             toolsListChanged=st.just(True), resourceSubscriptions=st.just(["x://1"])
         ),
         protocolVersion=st.just("2025-11-25"),
-        capabilities=st.just({"roots": {}, "sampling": {}, "elicitation": {}}),
+        capabilities=st.just(ASKABLE),
+        requestState=st.just("mine"),
+        inputResponses=some(q=st.just({})),
     ),
 )
 bare = params.map(lambda p: {k: v for k, v in p.items() if k != "_meta"})
@@ -103,18 +110,54 @@ requests = st.fixed_dictionaries(
 notifications = st.fixed_dictionaries(
     {**envelope, "method": st.sampled_from(METHODS), "params": often(params | bare)}
 )
+questions = some(
+    resultType=st.just("input_required"),
+    requestState=st.just("mine"),
+    inputRequests=some(
+        q=some(method=st.sampled_from(["roots/list", "elicitation/create"]), params=bodies)
+    ),
+)
 answers = st.fixed_dictionaries(
-    {**envelope, "id": ids, "result": often(some(resultType=st.just("complete")))}
+    {**envelope, "id": ids, "result": often(some(resultType=st.just("complete")) | questions)}
 ) | st.fixed_dictionaries(
     {**envelope, "id": ids, "error": often(some(code=st.just(1), message=st.just("no")))}
 )
 messages = calls | requests | notifications | answers
-streams = st.lists(
-    st.integers(0, 9).flatmap(
-        lambda n: messages.map(lambda m: json.dumps(m).encode()) if n else st.binary(max_size=30)
-    ),
-    max_size=12,
+usual_calls = st.fixed_dictionaries(
+    {
+        **envelope,
+        "id": st.integers(1, 9),
+        "method": st.just("tools/call"),
+        "params": st.just({"name": "echo", "uri": "x://1", "_meta": ENVELOPE})
+        | st.just({"name": "echo"}),
+    }
 )
+usual_questions = st.fixed_dictionaries(
+    {
+        **envelope,
+        "id": st.integers(1, 3),
+        "method": st.sampled_from(["elicitation/create", "roots/list"]),
+        "params": st.just({"message": "?"}),
+    }
+) | st.fixed_dictionaries(
+    {
+        **envelope,
+        "id": st.integers(FIRST_ID, FIRST_ID + 3),
+        "result": st.just(
+            {
+                "resultType": "input_required",
+                "inputRequests": {"q": {"method": "roots/list", "params": {}}},
+            }
+        ),
+    }
+)
+
+
+def streams_of(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[list[bytes]]:
+    """Frames: half of them make sense where they are, a few are no messages at all."""
+    frames = (usual | messages).map(lambda m: json.dumps(m).encode())
+    broken = st.integers(0, 9).flatmap(lambda n: frames if n else st.binary(max_size=30))
+    return st.lists(broken, max_size=12)
 
 
 class Silent:
@@ -130,12 +173,33 @@ class Silent:
 
 
 class Listening(Client):
-    """A client that must get valid frames only."""
+    """A client that must get valid frames only, and keeps the states that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[tuple[str, list[str]]] = []
 
     def notify(self, frame: bytes) -> None:
         jsonrpc.decode(frame)
 
-    ask = answer = notify
+    def answer(self, frame: bytes) -> None:
+        result = json.loads(frame).get("result")
+        if isinstance(result, dict) and result.get("resultType") == "input_required":
+            asked = result.get("inputRequests")
+            if isinstance(asked, dict):
+                self.states.append((result.get("requestState", ""), list(asked)))
+
+    ask = notify
+
+    def returns(self) -> list[bytes]:
+        """The requests by which it comes back with answers, each twice."""
+        frames = []
+        for number, (state, names) in enumerate(self.states):
+            params = {"name": "echo", "uri": "x://1", "_meta": ENVELOPE, "requestState": state}
+            params["inputResponses"] = {name: {} for name in names}
+            message = {"id": f"r{number}", "method": "tools/call", "params": params}
+            frames.append(json.dumps({"jsonrpc": "2.0", **message}).encode())
+        return frames * 2
 
 
 class Sunk:
@@ -175,7 +239,12 @@ def gateway(era: Era) -> tuple[Router, Upstream, Listening]:
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.sampled_from(list(Era)), st.booleans(), streams, streams)
+@given(
+    st.sampled_from(list(Era)),
+    st.booleans(),
+    streams_of(usual_calls),
+    streams_of(usual_questions | answers),
+)
 def test_no_stream_of_messages_breaks_the_gateway(
     era: Era,
     initialized: bool,
@@ -187,6 +256,7 @@ def test_no_stream_of_messages_breaks_the_gateway(
         asyncio.get_running_loop().set_exception_handler(lambda _, c: broken.append(c))
         router, upstream, client = gateway(era)
         client.initialized = initialized
+        client.capabilities = {key: Raw(b"{}") for key in ASKABLE}
         for frame in from_client:
             try:
                 message = jsonrpc.decode(frame)
@@ -196,7 +266,7 @@ def test_no_stream_of_messages_breaks_the_gateway(
         upstream.received(b"".join(frame + b"\n" for frame in from_server))
         await asyncio.sleep(0)
         # What the server asked may be answered now, and what the client wants told again.
-        for frame in from_client:
+        for frame in (*client.returns(), *from_client):
             try:
                 message = jsonrpc.decode(frame)
             except DecodeError:
