@@ -41,6 +41,8 @@ MAX_SEGMENTS: Final = 8
 """A set of more is rewritten as one; all of a set's descriptors fit one message."""
 
 _WIDTH: Final = len(names.OUTCOMES)
+_DENIED: Final = names.DENIED
+_SHIFT: Final = names.LATENCY_SHIFT
 _TOP: Final = (1 << names.LATENCY_BUCKETS - 1) - 1
 
 
@@ -125,6 +127,7 @@ class DemandRow:
         "_defer",
         "_labels_used",
         "_place",
+        "_publisher",
         "_seq",
         "_stale",
         "name",
@@ -135,6 +138,7 @@ class DemandRow:
         self._board = board
         self._defer = board.defer
         self._stale = False
+        self._publisher = self._publish  # bound once
         self._begin(place)
 
     def _begin(self, place: Place) -> None:
@@ -181,12 +185,12 @@ class DemandRow:
             self.count(label, outcome, began_ns)
             return
         cells[COUNTS + index * _WIDTH + outcome] += 1
-        if outcome < names.DENIED:  # what no server saw has no latency
-            late = (time.perf_counter_ns() - began_ns) >> names.LATENCY_SHIFT
+        if outcome < _DENIED:  # what no server saw has no latency
+            late = (time.perf_counter_ns() - began_ns) >> _SHIFT
             cells[LATENCY + (late if late <= _TOP else _TOP).bit_length()] += 1  # noqa: FURB136 - min() takes twice as long
         if not self._stale:
             self._stale = True
-            self._defer(self._publish)
+            self._defer(self._publisher)
 
     def cancel(self) -> None:
         """Count a call that its client took back: it has no outcome."""

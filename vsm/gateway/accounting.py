@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _NAMED: Final = frozenset({"tools/call", "prompts/get"})
 
-_TOOL_ERROR_KEY: Final = b'"isError"'
+TOOL_ERROR_KEY: Final = b'"isError"'
 _FALSE: Final = b":false"
 
 
@@ -36,6 +36,8 @@ class _Envelope(msgspec.Struct):
     result: _Result
 
 
+now_ns: Final = time.perf_counter_ns
+"""The clock that latencies are measured by."""
 _answers: Final = msgspec.json.Decoder(_Envelope)
 
 
@@ -81,11 +83,6 @@ class Accounting:
     def close(self) -> None:
         """Close the board's descriptors."""
         self.board.close()
-
-
-def now_ns() -> int:
-    """The clock that latencies are measured by."""
-    return time.perf_counter_ns()
 
 
 def label_of(method: str, params: Object) -> str | None:
@@ -140,11 +137,11 @@ def outcome_of(frame: bytes) -> int:
 
     Most answers are told by looking for the key; only a doubtful one is decoded again.
     """
-    at = frame.find(_TOOL_ERROR_KEY)
+    at = frame.find(TOOL_ERROR_KEY)
     if at < 0:
         return names.OK
-    end = at + len(_TOOL_ERROR_KEY)
-    if frame.startswith(_FALSE, end) and frame.find(_TOOL_ERROR_KEY, end) < 0:
+    end = at + len(TOOL_ERROR_KEY)
+    if frame.startswith(_FALSE, end) and frame.find(TOOL_ERROR_KEY, end) < 0:
         return names.OK
     try:
         failed = _answers.decode(frame).result.isError is True

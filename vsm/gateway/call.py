@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import UNSET, Raw
 
 from vsm.core.demand import OK, PROTOCOL_ERROR
-from vsm.gateway.accounting import now_ns, outcome_of, outcome_of_failure
+from vsm.gateway.accounting import TOOL_ERROR_KEY, now_ns, outcome_of, outcome_of_failure
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import Id, Message
 
@@ -113,7 +113,8 @@ class Call:
     def _deliver(self, result: bytes | Raw) -> None:
         frame = jsonrpc.answer(self.id_bytes, result)
         self.sink.answer(frame)
-        outcome = outcome_of(frame) if self.method == "tools/call" else OK
+        doubtful = TOOL_ERROR_KEY in frame and self.method == "tools/call"
+        outcome = outcome_of(frame) if doubtful else OK
         self.row.count(self.label, outcome, self.began_ns)
 
     def _answered_with_error(self, message: Message) -> None:
