@@ -140,7 +140,7 @@ def _parse(data: bytes, fds: list[int], most_bytes: int) -> Answer:
         raise UnfitError("its answer is no object")
     kind, text, denied = head.get("kind"), head.get("text", ""), head.get("denied", "")
     if not all(isinstance(part, str) for part in (kind, text, denied)):
-        raise UnfitError("its answer is no answer")
+        raise UnfitError("its answer holds no value")
     if kind in {"error", "unfit", "start"}:
         return Answer(kind, text=text, denied=denied if denied in {"violation", "memory"} else "")
     if kind != "value" or len(fds) != 1:
