@@ -125,9 +125,24 @@ def latest(server: Server, allow: tuple[str, ...] = ()) -> str:
     Raises:
         VsmError: it could not be asked.
     """
+    return _ask(Package(server.kind, server.package, server.version), allow)
+
+
+def newest(kind: str, name: str) -> str:
+    """The newest version of a package.
+
+    Raises:
+        VsmError: the registry names none.
+    """
+    version = _ask(Package(kind, name, ""), ())
+    if not version:
+        raise VsmError(f"{kind}:{name}", "the registry names no version of it", "Correct its name.")
+    return version
+
+
+def _ask(package: Package, allow: tuple[str, ...]) -> str:
     store = ServerStore()
     with store.locked(), store.scratch() as build:
-        package = Package(server.kind, server.package, server.version)
         return _installer(package, build, allow).latest()
 
 

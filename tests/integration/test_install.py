@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,31 @@ def test_a_registry_that_lies_is_refused(host: Host, registry: NpmRegistry) -> N
         registry.broken = "garbage"
         assert "tiny-dep" in host.refused("npm:tiny-dep@2.0.0")
     assert host.trees() == set()
+
+
+def test_an_import_installs_the_newest_pins_it_and_writes_the_entry(
+    host: Host, registry: NpmRegistry, tmp_path: Path
+) -> None:
+    client, config = tmp_path / "client.json", tmp_path / "vsm.toml"
+    npx = {"command": "npx", "args": ["-y", "@scope/tiny-server", "--flag"], "env": {"A_KEY": "k"}}
+    docker = {"command": "docker", "args": ["run", "x"]}
+    client.write_text(json.dumps({"mcpServers": {"Tiny": npx, "Boxed": docker}}))
+    words = ("import", str(client), "--config", str(config))
+    shown = host.vsm(*words)
+    assert "vsm install npm:@scope/tiny-server@NEWEST --name tiny" in shown.stdout
+    assert "cannot be taken over: it runs a container image" in shown.stdout
+    assert (config.exists(), host.trees()) == (False, set())
+    with serve(registry) as url:
+        host.env["npm_config_registry"] = f"{url}/"
+        done = host.vsm(*words, "--write")
+    assert done.returncode == 1, done.stderr  # one was refused
+    text = config.read_text()
+    entry = tomllib.loads(text)["integrations"]
+    assert set(entry) == {"tiny"}
+    assert entry["tiny"]["command"][-1] == "--flag"
+    assert Path(entry["tiny"]["secrets"]["A_KEY"]["file"]).read_text() == "k"
+    assert json.loads((host.servers / "tiny/server.json").read_text())["version"] == "1.0.0"
+    assert run_confined(host, "node-server", entry["tiny"]["command"]) == "tiny dep"
 
 
 # -- the command line ------------------------------------------------------------------------------

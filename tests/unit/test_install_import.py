@@ -1,0 +1,152 @@
+"""Entries of desktop clients: what each becomes, and honest refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsm.config import load_config
+from vsm.core.client_entries import Entry, Wanted, is_secret, parse_entries
+from vsm.errors import ConfigurationError
+from vsm.import_clients import apply, describe, read_client_file
+
+
+def one(**entry: Any) -> Entry:
+    return parse_entries({"mcpServers": {"My Server": entry}})[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "package", "rest"),
+    [
+        ("npx", ["-y", "a-b@1.2.3", "/x"], ("npm", "a-b", "1.2.3", ""), ("/x",)),
+        ("npx", ["@s/n"], ("npm", "@s/n", "", ""), ()),
+        ("npx", ["--yes", "@s/n@latest", "-v"], ("npm", "@s/n", "", ""), ("-v",)),
+        ("/usr/bin/npx", ["-p", "@s/n@1.0.0", "cmd", "a"], ("npm", "@s/n", "1.0.0", "cmd"), ("a",)),
+        ("C:\\node\\npx.cmd", ["-y", "x"], ("npm", "x", "", ""), ()),
+        ("uvx", ["mcp-git", "--repo", "/r"], ("pypi", "mcp-git", "", ""), ("--repo", "/r")),
+        ("uvx", ["x@1.0"], ("pypi", "x", "1.0", ""), ()),
+        ("uvx", ["--from", "pkg==2.0", "tool"], ("pypi", "pkg", "2.0", "tool"), ()),
+        ("uv", ["tool", "run", "x==1"], ("pypi", "x", "1", ""), ()),
+        ("pipx", ["run", "x"], ("pypi", "x", "", ""), ()),
+    ],
+)  # fmt: skip
+def test_package_runners_become_installs(
+    command: str, args: list[str], package: tuple[str, ...], rest: tuple[str, ...]
+) -> None:
+    entry = one(command=command, args=args)
+    assert entry.refused == ""
+    assert entry.package == Wanted(*package)
+    assert entry.argv == rest
+    assert entry.name == "my-server"
+
+
+def test_other_programs_stay_as_they_are() -> None:
+    entry = one(command="/opt/x/bin/python", args=["-m", "x"], disabled=True, autoApprove=["y"])
+    assert (entry.package, entry.argv) == (None, ("/opt/x/bin/python", "-m", "x"))
+    assert not entry.enabled
+    assert list(describe(entry)) == ["autoApprove is not taken over"]
+    keyed = one(command="/bin/x", args=["--api-key", "s3cret", "--verbose"])
+    assert [line.partition(" ")[0] for line in describe(keyed)] == ["--api-key"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"url": "https://x/mcp"}, "remote"),
+        ({"type": "sse", "command": "x"}, "remote"),
+        ({"command": "docker", "args": ["run", "-i", "x"]}, "container"),
+        ({"command": "/bin/sh", "args": ["-c", "npx x | tee"]}, "shell line"),
+        ({"command": "cmd.exe", "args": ["/c", "npx", "x"]}, "shell line"),
+        ({"command": "npx", "args": ["-c", "x"]}, "no counterpart"),
+        ({"command": "npx", "args": ["x@^1.0.0"]}, "range"),
+        ({"command": "npx", "args": ["github:a/b"]}, "no package"),
+        ({"command": "npx", "args": []}, "no package"),
+        ({"command": "uvx", "args": ["--with", "y", "x"]}, "no counterpart"),
+        ({"command": "uvx", "args": ["--from", "git+https://x/y", "z"]}, "no package"),
+        ({"command": "uvx", "args": ["x[extra]"]}, "no package"),
+        ({"command": "uv", "args": ["run", "x.py"]}, "fetches or builds"),
+        ({"command": "bunx", "args": ["x"]}, "fetches or builds"),
+        ({"command": "x", "env": {"A": "${HOME}"}}, "only its client"),
+        ({"command": "x", "args": ["${input:key}"]}, "only its client"),
+        ({"command": "x", "env": {"A B": "1"}}, "variable"),
+        ({"command": "x", "env": {"A": 1}}, "env"),
+        ({"command": "x", "args": "y"}, "args"),
+        ({"command": ["x"]}, "no command"),
+        ({}, "no command"),
+        ("x", "no object"),
+    ],
+)
+def test_what_cannot_be_translated_is_refused_with_the_reason(entry: Any, reason: str) -> None:
+    refused = parse_entries({"mcpServers": {"x": entry}})[0].refused
+    assert reason in refused
+
+
+def test_names_that_cannot_be_or_clash_are_refused() -> None:
+    entries = parse_entries(
+        {"servers": {"A B": {"command": "x"}, "a-b": {"command": "x"}, "é": {}}}
+    )
+    assert [bool(entry.refused) for entry in entries] == [False, True, True]
+
+
+@pytest.mark.parametrize("document", [None, [], {}, {"mcpServers": []}, "x"])
+def test_what_is_no_clients_file_is_refused(document: Any, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigurationError):
+        read_client_file(tmp_path / "c.json")
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=8),
+        st.text(max_size=9) | st.none() | st.lists(st.text(max_size=9), max_size=3),
+        max_size=4,
+    )
+)
+def test_any_document_gives_entries_or_refusals(entry: dict[str, Any]) -> None:
+    for found in parse_entries({"mcpServers": {"x": {"command": "npx", **entry}}}):
+        assert found.refused or found.package or found.argv
+
+
+def test_secrets_are_told_by_their_names() -> None:
+    assert all(
+        map(is_secret, ("API_KEY", "GITHUB_TOKEN", "apikey", "DB_PASSWORD", "AUTH", "GH_PAT"))
+    )
+    assert not any(map(is_secret, ("PATH", "MONKEY", "KEYBOARD", "TIMEZONE", "AUTHOR", "COMPAT")))
+
+
+def test_an_import_adds_entries_and_keeps_secrets_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    monkeypatch.setenv("VSM_STATE_DIR", str(state))
+    client, config = tmp_path / "c.json", tmp_path / "vsm.toml"
+    config.write_text('# mine\n[integrations.old]\ncommand = ["/bin/true"]\n')
+    odd = 'quote " backslash \\ newline \n é \x7f'
+    document = {
+        "mcpServers": {
+            "x": {"command": "/bin/cat", "args": [odd], "env": {"A": odd, "API_KEY": "s3cret"}},
+            "container": {"command": "docker", "args": ["run", "y"]},
+        }
+    }
+    client.write_text(json.dumps(document))
+    entries = read_client_file(client)
+    shown = "\n".join(line for entry in entries for line in describe(entry))
+    assert "s3cret" not in shown
+    apply(entries, config, print)
+    text = config.read_text()
+    assert text.startswith("# mine\n")
+    assert "s3cret" not in text
+    loaded = load_config(config).integrations
+    assert set(loaded) == {"old", "x"}
+    assert loaded["x"].command == ("/bin/cat", odd)
+    assert loaded["x"].env == {"A": odd}
+    kept = Path(str(loaded["x"].secrets["API_KEY"].file))
+    assert kept.read_text() == "s3cret"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ConfigurationError, match="already"):
+        apply(entries, config, print)
+    assert config.read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.json", "state", "vsm.toml"]

@@ -1,0 +1,86 @@
+"""`vsm import FILE [--write]`: the servers of a desktop client's file, taken over by vsm.
+
+Without --write it only says what would be done. Names and commands from the file are foreign text
+and are stripped of control characters; the values of secrets are never printed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from vsm.commands.terminal import clean, print_json
+from vsm.core.client_entries import Entry
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `import`."""
+    parser = subparsers.add_parser("import", help="take over the mcpServers of a desktop client")
+    parser.add_argument("file", type=Path, metavar="FILE", help="the client's JSON file")
+    parser.add_argument("--write", action="store_true", help="do it; else only say what would be")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="vsm.toml ($VSM_CONFIG)")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Say it, or do it."""
+    from vsm.import_clients import apply, describe, read_client_file
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    entries = read_client_file(args.file)
+    added: list[str] = []
+    config = args.config or Path(os.environ.get("VSM_CONFIG") or "vsm.toml")
+    if args.write:
+        added = [taken.entry.name for taken in apply(entries, config, _say)]
+    if args.json:
+        rows = [_row(entry, list(describe(entry)), entry.name in added) for entry in entries]
+        print_json({"entries": rows})
+    else:
+        for entry in entries:
+            _print(entry, list(describe(entry)), added=entry.name in added)
+        _print_rest(config, added=added, wrote=args.write)
+    return 1 if any(entry.refused for entry in entries) else 0
+
+
+def _interrupt(_signo: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _row(entry: Entry, steps: list[str], added: bool) -> dict[str, object]:  # noqa: FBT001 - a row
+    return {
+        "client_name": entry.client_name,
+        "integration": entry.name,
+        "refused": entry.refused,
+        "steps": [] if entry.refused else steps,
+        "added": added,
+    }
+
+
+def _print(entry: Entry, steps: list[str], *, added: bool) -> None:
+    state = "not taken over" if entry.refused else "added" if added else "would be added"
+    print(f"{clean(entry.client_name)} → [integrations.{clean(entry.name)}]: {state}")
+    for step in steps:
+        print(f"    {clean(step)}")
+    if not entry.package and not entry.refused:
+        print(f"    command = {clean(json.dumps(list(entry.argv)))}")
+
+
+def _print_rest(config: Path, *, added: list[str], wrote: bool) -> None:
+    if not wrote:
+        print("\nNothing was changed. `--write` does it.")
+        return
+    if added:
+        command = shutil.which("vsm") or sys.argv[0]
+        entry = {"mcpServers": {"vsm": {"command": command, "args": ["connect"]}}}
+        print(f"\n{config} has them now. The client's file needs this instead of its entries:\n")
+        print(json.dumps(entry, indent=2))
+        print("\nThe client's own file was not touched: remove the secrets that moved from it.")
+
+
+def _say(line: str) -> None:
+    print(f"vsm: {clean(line)} ...", file=sys.stderr, flush=True)
