@@ -1,7 +1,7 @@
 """`vsm profile list|show|check|explain|diff`: what the profiles say and what they do on this host.
 
 Needs no running supervisor, starts no worker, and loads nothing but msgspec beside the standard
-library.
+library. `learn`, which starts one, is in `vsm.commands.learn`.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vsm.commands import learn
 from vsm.commands.terminal import clean, print_json, print_table
 from vsm.core.seccomp import (
     FILTERED,
@@ -70,6 +71,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="CMD",
         help="explain it for this command; everything after it belongs to the command",
     )
+    learn.add_parser(actions)
     diff = _action(actions, "diff", "what differs between two; exit code 1 if anything does")
     diff.add_argument("profile", metavar="NAME", help="name or file")
     diff.add_argument("other", metavar="OTHER", help="name or file")
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         "check": _check,
         "explain": _explain,
         "diff": _diff,
+        "learn": learn.run,
     }
     return actions[args.action](args)
 

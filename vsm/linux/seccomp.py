@@ -34,3 +34,8 @@ def install(program: bytes, flags: int = 0) -> int:
     buffer = ctypes.create_string_buffer(program, len(program))
     descriptor = _Program(length, ctypes.addressof(buffer))
     return call("seccomp", _SET_MODE_FILTER, flags, descriptor)
+
+
+def take_descriptor(pidfd: int, fd: int) -> int:
+    """A duplicate of another process's descriptor; needs to be allowed to trace it."""
+    return call("pidfd_getfd", pidfd, fd, 0)

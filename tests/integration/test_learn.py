@@ -1,0 +1,97 @@
+"""`vsm profile learn`: what it writes is enough for the same run, and for nothing more."""
+
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vsm.probe import HostFacts, probe_host
+
+Require = Callable[[str, bool, str], None]
+TIERS = ("namespaced", "landlocked")
+PYTHON = "/usr/bin/python3"
+# Forks, so that a descendant's calls are seen too.
+WORK = "import os; pid = os.fork(); pid or os._exit(os.umask(0o77) * 0); os.waitpid(pid, 0)"
+MORE = "import os; os.mkfifo(os.environ['TMPDIR'] + '/made')"
+
+
+def vsm(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vsm", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def learn(tier: str, output: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    return vsm(
+        "profile", "learn", "integration", "--tier", tier, "--output", str(output), "--", *argv
+    )
+
+
+def run(tier: str, profile: str, code: str) -> int:
+    return vsm(
+        "sandbox", "run", "--profile", profile, "--tier", tier, "--", PYTHON, "-c", code
+    ).returncode
+
+
+@pytest.fixture(scope="module")
+def facts() -> HostFacts:
+
+    return probe_host()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_learnt_profile_runs_the_same_and_no_more(
+    tmp_path: Path, require: Require, facts: HostFacts, tier: str
+) -> None:
+    require("user notification", facts.seccomp_notification, "not in this kernel")
+    works = facts.tier in {"namespaced", tier}
+    require(f"the {tier} tier", works, "no namespaces")
+    output = tmp_path / "learnt.toml"
+    done = learn(tier, output, PYTHON, "-c", WORK)
+    assert done.returncode == 0, done.stderr
+    text = output.read_text(encoding="utf-8")
+    document = tomllib.loads(text)
+    assert '"umask",  # ' in text
+    assert {"umask", "execve"} <= set(document["syscalls"]["allow"])
+    assert "mknodat" not in document["syscalls"]["allow"]
+    assert vsm("profile", "check", str(output)).returncode == 0
+    assert run(tier, str(output), WORK) == 0
+    assert run(tier, "integration", MORE) == 0
+    assert run(tier, str(output), MORE) == 1
+
+
+def test_refused_call_is_refused_and_never_learnt(
+    tmp_path: Path, require: Require, facts: HostFacts
+) -> None:
+    require("user notification", facts.seccomp_notification, "not in this kernel")
+    output = tmp_path / "learnt.toml"
+    code = "import ctypes; raise SystemExit(ctypes.CDLL(None).unshare(0x10000000) != -1)"
+    assert learn("landlocked", output, PYTHON, "-c", code).returncode == 0
+    assert "unshare" not in tomllib.loads(output.read_text(encoding="utf-8"))["syscalls"]["allow"]
+
+
+def test_status_of_the_command_is_the_answer(
+    tmp_path: Path, require: Require, facts: HostFacts
+) -> None:
+    require("user notification", facts.seccomp_notification, "not in this kernel")
+    output = tmp_path / "learnt.toml"
+    assert learn("landlocked", output, PYTHON, "-c", "raise SystemExit(7)").returncode == 7
+
+
+def test_killed_observer_leaves_nothing(tmp_path: Path, require: Require, facts: HostFacts) -> None:
+    require("user notification", facts.seccomp_notification, "not in this kernel")
+    code = "print('ready', flush=True); import time; time.sleep(60)"
+    words = ("profile", "learn", "integration", "--tier", "namespaced", "--output", "/dev/null")
+    require("the namespaced tier", facts.tier == "namespaced", "no namespaces")
+    command = [sys.executable, "-m", "vsm", *words, "--", PYTHON, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path) as learning:
+        assert learning.stdout is not None
+        assert learning.stdout.readline() == b"ready\n"
+        os.kill(learning.pid, signal.SIGKILL)
+        assert learning.stdout.read() == b""  # every holder of the pipe has ended
+    # Its control group goes with the next run, as that of any killed command line.
+    assert vsm("sandbox", "run", "--", "/usr/bin/true").returncode == 0
