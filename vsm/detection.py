@@ -71,7 +71,9 @@ def _excess(running: "RunningWorker", unheld: set[str]) -> str:
     limits, used = running.provided.profile.limits, measure(running.spawned.pid)
     most = limits.memory_bytes
     if "memory" in unheld and most is not None and used.memory_bytes > most:
-        return f"out of memory: found at {used.memory_bytes >> 20} MiB of {most >> 20} MiB{DETECTED}"
+        return (
+            f"out of memory: found at {used.memory_bytes >> 20} MiB of {most >> 20} MiB{DETECTED}"
+        )
     if "processes" in unheld and limits.processes is not None and used.tasks > limits.processes + 1:
         return f"too many processes: found {used.tasks} of {limits.processes}{DETECTED}"
     return ""
@@ -113,5 +115,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-

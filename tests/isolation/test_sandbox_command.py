@@ -53,7 +53,9 @@ def test_missing_command_is_named_with_where_it_was_looked_for() -> None:
 
 def test_required_layer_that_is_missing_stops_the_command(tmp_path: Path) -> None:
     profile = tmp_path / "proxy.toml"
-    profile.write_text('extends = "integration"\n[network]\nmode = "proxy"\nallow = ["a.org:443"]\n')
+    profile.write_text(
+        'extends = "integration"\n[network]\nmode = "proxy"\nallow = ["a.org:443"]\n'
+    )
     done = run("--profile", str(profile), "--tier", "landlocked", "--", "/bin/echo", "it ran")
     assert done.returncode == 3
     assert "it ran" not in done.stdout
