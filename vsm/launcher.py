@@ -77,6 +77,8 @@ class Launcher:
                     elif fd == self._wakeup:
                         if signal.SIGTERM in os.read(fd, 4096):
                             self._hear_last_orders()
+                            # A supervisor that lives was not meant: it removes its own things.
+                            self._released |= os.getppid() == self._supervisor
                             return
                         self._kill_orphans()
                     elif fd in self._by_fd:
