@@ -217,7 +217,8 @@ class Upstream:
         if self.writable and len(self._in_flight.waiting) < self._limit:
             self._send_call(call)
         elif self.lost:
-            call.failed(jsonrpc.UNAVAILABLE, f"{self.integration}: the server is gone.")
+            remedy = "Try again shortly, or see `vsm status`."
+            call.failed(jsonrpc.UNAVAILABLE, f"{self.integration}: the server has ended. {remedy}")
         else:
             self._enqueue(call)
         if call.deadline is not None and call.deadline < self._timer_at:
