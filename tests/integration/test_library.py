@@ -492,6 +492,22 @@ except vsm.VsmError as error:
     assert program.returncode == 0
 
 
+def test_a_terminated_runner_cleans_up_and_the_next_run_has_another() -> None:
+    """A service manager sends SIGTERM to every process at once."""
+    text = """
+import os, signal, vsm
+from vsm.library.runner_link import runner_pid
+vsm.run(int)
+fd = os.pidfd_open(runner_pid())
+signal.pidfd_send_signal(fd, signal.SIGTERM)
+import select
+assert select.select([fd], [], [], 20)[0]
+print(vsm.run(lambda: 6).value)
+"""
+    program = _script(text)
+    assert program.communicate(timeout=60)[0] == b"6\n"
+
+
 def test_a_hundred_runs_leave_nothing_and_grow_nothing() -> None:
     import psutil
 

@@ -138,20 +138,24 @@ class Runner:
         self._spare_deadline_s = self._quiet_from_s = 0.0
         self._poll = select.poll()
         self._children = pidfd.children_file()
-        for fd in (link.fileno(), program):
+        self._wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        for signo in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signo, lambda _signo, _frame: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for fd in (link.fileno(), program, self._wakeup):
             self._poll.register(fd, select.POLLIN)
         gc.collect()
         gc.freeze()  # what is here stays here: no fork is to touch these pages
 
     def serve(self) -> None:
-        """Until the program says so, or is gone."""
+        """Until the program or a signal says so, or the program is gone."""
         try:
             while True:
                 for fd, _ in self._wait():
                     if fd == self._link.fileno():
                         if not self._receive():
                             return
-                    elif fd == self._program:
+                    elif fd in {self._program, self._wakeup}:
                         return
                     elif run := self._by_fd.get(fd):
                         self._hear(run, fd)
