@@ -65,6 +65,7 @@ def start_three_times_the_process_limit(w: World) -> None:
 def start_three_times_the_process_limit_as_threads(w: World) -> None:
     held = threading.Event()
     threads: list[threading.Thread] = []
+    threading.stack_size(64 << 10)  # that memory is not what stops it
     try:
         for _ in range(w["processes"] * 3):
             threads.append(threading.Thread(target=held.wait))
