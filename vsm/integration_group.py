@@ -14,9 +14,9 @@ from typing import Any, Final
 from vsm import provision
 from vsm.config import Integration
 from vsm.core import restart
+from vsm.detection import Detection
 from vsm.egress_actor import EgressActor, Refused
 from vsm.errors import VsmError
-from vsm.detection import Detection
 from vsm.group import GroupRunner
 from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
 from vsm.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
