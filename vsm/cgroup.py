@@ -21,12 +21,16 @@ from typing import Literal
 import msgspec
 
 from vsm.cgroup_files import (
+    CONTROLLERS,
+    SUPERVISOR_LEAF,
+    V1_CONTROLLERS,
     CgroupLimits,
     folder_name,
     group_names,
     keyed_number,
     made_folder,
     mount_points,
+    move_family,
     own_folder,
     read_words,
     remove_tree,
@@ -41,10 +45,7 @@ from vsm.run_name import RUN_NAME, owner_is_dead, run_name
 
 __all__ = ["CgroupFacts", "CgroupLimits", "Cgroups", "Group", "Usage", "detect"]
 
-CONTROLLERS = ("memory", "pids", "cpu")
-V1_CONTROLLERS = (*CONTROLLERS, "cpuacct", "freezer")
 KILL_ROUNDS = 20
-SUPERVISOR_LEAF = "supervisor"
 Kind = Literal["v2", "v1", "kill-only", "none"]
 
 
@@ -239,29 +240,6 @@ def _be_trial_child(procs: tuple[str, ...], tell: int) -> None:
         signal.pause()
     finally:
         os._exit(1)
-
-
-def move_family(base: Path, leaf: Path) -> None:
-    """Move this process, and its children if they are in `base`, into `leaf`.
-
-    A v2 group that hands out controllers must hold no process, and the launcher and the template
-    have been started before.
-    """
-    family = {str(os.getpid())} | set(read_words(Path(f"/proc/self/task/{os.getpid()}/children")))
-    for pid in read_words(base / "cgroup.procs"):
-        if pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                write_value(leaf / "cgroup.procs", pid)
-
-
-def places() -> list[str]:
-    """Every folder in which this process may make groups: what is left of it when it is killed."""
-    own = [own_folder("cgroup", name) for name in V1_CONTROLLERS]
-    unified = own_folder("cgroup2", "")
-    if unified is not None:
-        own += [unified, unified.parent] if unified.name == SUPERVISOR_LEAF else [unified]
-    bases = dict.fromkeys(str(base) for base in own if base is not None)
-    return [f"{base}/{name}" for base in bases for name in (run_name(), f"{run_name()}-trial")]
 
 
 # -- groups ----------------------------------------------------------------------------------------

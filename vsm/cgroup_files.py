@@ -16,6 +16,11 @@ from pathlib import Path
 
 import msgspec
 
+from vsm.run_name import run_name
+
+CONTROLLERS = ("memory", "pids", "cpu")
+V1_CONTROLLERS = (*CONTROLLERS, "cpuacct", "freezer")
+SUPERVISOR_LEAF = "supervisor"
 CPU_PERIOD_US = 100_000
 
 
@@ -90,6 +95,29 @@ def made_folder(folder: Path) -> Path:
     """The folder, made if need be."""
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def move_family(base: Path, leaf: Path) -> None:
+    """Move this process, and its children if they are in `base`, into `leaf`.
+
+    A v2 group that hands out controllers must hold no process, and the launcher and the template
+    have been started before.
+    """
+    family = {str(os.getpid())} | set(read_words(Path(f"/proc/self/task/{os.getpid()}/children")))
+    for pid in read_words(base / "cgroup.procs"):
+        if pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                write_value(leaf / "cgroup.procs", pid)
+
+
+def places() -> list[str]:
+    """Every folder in which this process may make groups: what is left of it when it is killed."""
+    own = [own_folder("cgroup", name) for name in V1_CONTROLLERS]
+    unified = own_folder("cgroup2", "")
+    if unified is not None:
+        own += [unified, unified.parent] if unified.name == SUPERVISOR_LEAF else [unified]
+    bases = dict.fromkeys(str(base) for base in own if base is not None)
+    return [f"{base}/{name}" for base in bases for name in (run_name(), f"{run_name()}-trial")]
 
 
 def write_value(path: Path, value: str) -> None:

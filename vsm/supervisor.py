@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from vsm import cgroup, endpoint, introspection, logs, provision
+from vsm import cgroup_files, endpoint, introspection, logs, provision
 from vsm.config import Config
 from vsm.control import ControlServer, NotFoundError
 from vsm.core import restart
@@ -70,7 +70,7 @@ class Supervisor:
         self._hurry = asyncio.Event()
         self._plans: dict[str, str] = {}
         self._foreign = set(_children())
-        self._groups: Order = ({"kind": GROUPS, "folders": cgroup.places()}, ())
+        self._groups: Order = ({"kind": GROUPS, "folders": cgroup_files.places()}, ())
         self._files: list[Order] = []
         self._watchdog: asyncio.TimerHandle | None = None
 

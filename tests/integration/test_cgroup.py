@@ -163,7 +163,7 @@ child = os.fork()
 if child == 0:
     signal.pause()
 sys.path.append(sys.argv[2])
-from vsm.cgroup import move_family
+from vsm.cgroup_files import move_family
 move_family(base, base / "leaf")
 names = ("cgroup.procs", "leaf/cgroup.procs")
 members = {name: (base / name).read_text().split() for name in names}
