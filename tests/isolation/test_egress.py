@@ -127,6 +127,8 @@ class Internet:
 @pytest.fixture(scope="module")
 def internet(arena: Any) -> Internet:
     arena.need("namespaced")
+    tools = [name for name in ("openssl", "curl", "git") if shutil.which(name) is None]
+    arena.require("clients to test with", not tools, f"not installed: {', '.join(tools)}")
     folder = arena.folder / "internet"
     folder.mkdir(exist_ok=True)
     folder.chmod(0o777)
