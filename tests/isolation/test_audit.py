@@ -39,7 +39,12 @@ REMOVED: dict[str, tuple[Any, str, str, tuple[str, ...]]] = {
     "seccomp": (operations.FilterSystemCalls, "namespaced", "system calls", ("call_bpf",)),
     "landlock": (operations.Restrict, "landlocked", "files", ("read_a_file_outside",)),
     "privileges": (operations.DropPrivileges, "namespaced", "privileges", ("become_root",)),
-    "limits": (operations.SetLimits, "namespaced", "privileges", ("dump_core",)),
+    "limits": (
+        operations.SetLimits,
+        "namespaced",
+        "exhaustion",
+        ("open_more_files_than_the_limit",),
+    ),
     "memory and processes": (
         operations.JoinCgroups,
         "namespaced",
