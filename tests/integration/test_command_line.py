@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from running import VSM
 
-SLOW_IMPORTS = {"pydantic", "numpy", "mcp", "asyncio", "msgspec", "structlog", "uvicorn"}
+SLOW_IMPORTS = {"pydantic", "numpy", "mcp", "asyncio", "msgspec", "structlog"}
 
 
 def _vsm(*words: str, **options: object) -> "subprocess.CompletedProcess[str]":
