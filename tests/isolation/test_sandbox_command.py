@@ -201,3 +201,32 @@ def _blocks(terminal: int) -> Iterator[bytes]:
         if not block:
             return
         yield block
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_resizing_and_continuing_reach_the_command_and_stopping_stops_vsm(tier: str) -> None:
+    script = (
+        "import os, signal\n"
+        "told, tell = os.pipe()\n"
+        "os.set_blocking(tell, False)\n"
+        "signal.set_wakeup_fd(tell)\n"
+        "for one in (signal.SIGCONT, signal.SIGWINCH):\n"
+        "    signal.signal(one, lambda *_: None)\n"
+        "print('READY', flush=True)\n"
+        "for _ in range(2):\n"
+        "    print(signal.Signals(os.read(told, 1)[0]).name, flush=True)\n"
+    )
+    command = [*RUN, "--tier", tier, "--", "/usr/bin/python3", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"READY\n"
+        process.send_signal(signal.SIGWINCH)
+        assert process.stdout.readline() == b"SIGWINCH\n"
+        process.send_signal(signal.SIGTSTP)
+        # As a shell's job control expects. A terminal sends it to the command as well.
+        stopped = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED)
+        assert stopped is not None
+        assert stopped.si_code == os.CLD_STOPPED
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == b"SIGCONT\n"
+        assert process.wait(20) == 0
