@@ -169,6 +169,7 @@ def _group(profile: "Profile", facts: "CgroupFacts") -> "Iterator[Group | None]"
         return
     limits = profile.limits
     cgroups = Cgroups(facts)
+    cgroups.sweep()
     try:
         yield cgroups.create(
             "sandbox",
