@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 
+from vsm import uids
 from vsm.attempts import ATTEMPTS, outcome_of
 from vsm.audit_result import Result, judge
 from vsm.audit_world import LEAKED_FD, SECRET_VARIABLE, World
@@ -36,7 +37,6 @@ from vsm.profile import Limits, Profile
 CODE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from attempts.base import main; main()"
 MEMORY, PROCESSES, OPEN_FILES, FILE, TMP, SHM = 96 << 20, 24, 128, 8 << 20, 16 << 20, 8 << 20
 CORES = 0.1
-RUN_UIDS = 0x7800_0000  # above those of `vsm.uids`, by pid: no other process has it
 LAST_NUMBER, GETPID = 480, 39
 X32 = 0x4000_0000
 TIMEOUT_S = 120.0
@@ -224,7 +224,7 @@ def _python() -> str:
 
 
 def _run_uid(host: HostFacts) -> int | None:
-    return RUN_UIDS + os.getpid() if host.root else None
+    return uids.run_uid(0) if host.root else None
 
 
 def _run(plan: Plan, out: int, err: int) -> list[dict[str, str]]:

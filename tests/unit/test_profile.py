@@ -202,7 +202,9 @@ def test_every_shipped_profile_loads_and_says_what_it_is(name: str) -> None:
 def test_the_shipped_profiles_are_the_documented_ones() -> None:
     systems = {f"system{number}" for number in range(1, 6)}
     servers = {"integration", "python-server", "node-server", "networked"}
-    assert set(shipped()) == {"base", "system", "journal", "egress", "installer"} | systems | servers
+    assert (
+        set(shipped()) == {"base", "system", "journal", "egress", "installer"} | systems | servers
+    )
 
 
 def test_the_strict_default_has_no_network_and_bounds_everything() -> None:
