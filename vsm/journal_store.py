@@ -7,6 +7,7 @@ library only; runs in the journal process (and in tests). Readers are `vsm.journ
 
 import contextlib
 import fcntl
+import math
 import os
 import sqlite3
 import time
@@ -28,6 +29,7 @@ from vsm.journal_schema import SchemaError, check_owner, migrate
 
 TRIM_ROWS: Final = 1000  # a step of retention: about 2 ms
 _VACUUM_PAGES: Final = 256
+_SURPLUS_MARGIN: Final = 16  # rows: so that the next record does not start another step
 _SENDER_KEPT_NS: Final = 7 * DAY_NS
 _SIDE_FILES: Final = ("-wal", "-shm")  # names that SQLite gives
 _BUSY_TIMEOUT_S: Final = 5.0
@@ -284,11 +286,18 @@ class JournalStore:
         Returns:
             Whether another step has something to do.
         """
+        more = self._trim_rows(now_ns, rows)
+        # Fetched, because SQLite frees one page a row.
+        self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+        return more or free > 0
+
+    def _trim_rows(self, now_ns: int, rows: int) -> bool:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             deleted = self._delete_old(now_ns, rows)
             if deleted < rows and self.is_oversized():
-                deleted += self._delete_oldest(rows - deleted)
+                deleted += self._delete_oldest(min(rows - deleted, self._surplus_rows()))
             self._connection.execute(
                 "DELETE FROM senders WHERE at_ns < ?", (now_ns - _SENDER_KEPT_NS,)
             )
@@ -296,10 +305,16 @@ class JournalStore:
         except BaseException:
             self._roll_back()
             raise
-        # Fetched, because SQLite frees one page a row.
-        self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-        return deleted >= rows or free > 0
+        return deleted >= rows or self.is_oversized()
+
+    def _surplus_rows(self) -> int:
+        """About how many of the oldest are too much: a step never empties a small journal."""
+        held = 1
+        for table in ("events", "decisions"):
+            span = f"SELECT max(id) - min(id) + 1 FROM {table}"  # noqa: S608 - as above
+            held += self._connection.execute(span).fetchone()[0] or 0
+        used = self.used_bytes()
+        return math.ceil((used - self._retention.size_bytes) / used * held) + _SURPLUS_MARGIN
 
     def _delete_old(self, now_ns: int, rows: int) -> int:
         deleted = 0
