@@ -194,7 +194,9 @@ def test_an_interrupted_installation_leaves_nothing(
             wait_gone(int(pid))
     assert installing.returncode in (130, -signo)
     if signo == signal.SIGKILL:
-        assert host.vsm("uninstall", "tiny-dep").returncode == 1  # any next command sweeps
+        assert host.vsm("uninstall", "tiny-dep").returncode == 1  # sweeps the store
+        swept = host.vsm("sandbox", "run", "--profile", "integration", "--", "/bin/true")
+        assert swept.returncode == 0, swept.stderr  # sweeps the control groups
     assert host.trees() == set()
 
 

@@ -170,9 +170,12 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _sweep() -> None:
+    """What the next run does before it starts."""
+    from vsm import scratch, uids
     from vsm.cgroup import Cgroups, detect
 
     Cgroups(detect()).sweep()
+    scratch.sweep(uids.may_be_workers)
 
 
 def _in_terminal(words: list[str], *, keys: bytes) -> tuple[bytes, int]:
