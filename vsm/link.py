@@ -207,6 +207,10 @@ class Link(Generic[MessageT]):
             )
         except (BlockingIOError, InterruptedError):
             return None
+        except ConnectionResetError:
+            # The peer died with our message unread. The kernel says so once, before the last
+            # words of the peer; the end of file comes after them.
+            return None
         except OSError:
             self.close()
             return None

@@ -118,6 +118,17 @@ def test_queued_message_keeps_its_descriptors_alive(ends: Ends) -> None:
     link.close_fds(received[1])
 
 
+def test_last_words_of_a_peer_that_left_ours_unread_are_heard(ends: Ends) -> None:
+    ends[0].send(messages.Stop())
+    ends[1].send(messages.Ready())
+    ends[1].close()
+    received = ends[0].receive(1)
+    assert received is not None
+    assert received[0].kind == "ready"
+    assert ends[0].receive(1) is None
+    assert ends[0].closed
+
+
 def test_end_of_file_closes_and_is_reported_once(ends: Ends) -> None:
     async def scenario() -> list[str]:
         seen: list[str] = []
