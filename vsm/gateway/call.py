@@ -4,6 +4,7 @@ Runs in S1. A call is answered exactly once: by the server, by a failure, or, wh
 cancelled it or left, not at all.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import UNSET, Raw
@@ -148,6 +149,20 @@ class Call:
         self.row.cancel()
         if self.upstream is not None:
             self.upstream.cancel(self, reason)
+
+
+class Gate(Protocol):
+    """Decides whether a call may be sent now; an integration has any number of them."""
+
+    def admit(self, call: Call, go: Callable[[Call], None], /) -> bool:
+        """Whether the call may be sent.
+
+        False: it is held, and `go(call)` or `call.failed(…)` follows; a call that was cancelled
+        meanwhile is not in `call.client.in_flight` any more, and `go` does nothing then.
+
+        Raises:
+            RequestError: the call is refused.
+        """
 
 
 class Inquiry:

@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 import vsm
 from vsm.board_demand import DemandRow
-from vsm.gateway.call import Inquiry
+from vsm.gateway.call import Gate, Inquiry
 from vsm.gateway.upstream import Upstream
 from vsm.protocol import catalogue, era, jsonrpc
 from vsm.protocol.catalogue import Surface
@@ -54,6 +54,7 @@ class Integration:
         state: what the supervisor said last; `reason` is its explanation.
         upstream: the server that takes calls, once its session stands and its lists are here.
         draining: takes no new calls.
+        gates: asked in order before a call is sent.
     """
 
     settings: Settings
@@ -61,6 +62,7 @@ class Integration:
     state: str = "starting"
     reason: str = ""
     draining: bool = False
+    gates: tuple[Gate, ...] = ()
     upstream: Upstream | None = None
     starting: "Startup | None" = None
     session: era.PeerSession | None = None

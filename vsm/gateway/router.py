@@ -8,13 +8,14 @@ without waiting unless an integration that it needs is still starting.
 import asyncio
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Final, cast
 
 from msgspec import UNSET
 
 from vsm.gateway.accounting import count_unserved, routed_label
 from vsm.gateway.bridge import Bridge, BridgedCall
-from vsm.gateway.call import Call, Sink, id_json
+from vsm.gateway.call import Call, Gate, Sink, id_json
 from vsm.gateway.client import (
     MAX_IN_FLIGHT,
     Client,
@@ -262,8 +263,31 @@ class Router:
         if type(call) is BridgedCall and modern and "requestState" in params:
             self._bridge.resume(call)
             return
+        admitted = not integration.gates or self._admitted(call, integration.gates)
         client.in_flight[id_bytes] = call
-        upstream.call(call)
+        if admitted:
+            upstream.call(call)
+
+    def _admitted(self, call: Call, gates: tuple[Gate, ...]) -> bool:
+        for number, gate in enumerate(gates, 1):
+            if not gate.admit(call, partial(self._release, gates[number:])):
+                return False
+        return True
+
+    def _release(self, gates: tuple[Gate, ...], call: Call) -> None:
+        """Send a call that a gate held past those behind it, unless it was cancelled meanwhile."""
+        if call.client.in_flight.get(call.id_bytes) is not call:
+            return
+        integration = self._fleet.integrations.get(call.integration)
+        if integration is None or integration.upstream is None or not integration.takes_calls:
+            text = integration.unavailable if integration else f"{call.integration} was removed."
+            call.failed(jsonrpc.UNAVAILABLE, text)
+            return
+        try:
+            if self._admitted(call, gates):
+                integration.upstream.call(call)
+        except RequestError as error:
+            call.failed(error.code, error.message)
 
     # ---- what the gateway answers itself ---------------------------------------------------
 
