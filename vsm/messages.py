@@ -3,7 +3,7 @@
 Owns what is valid on the control links, the template's link and the channels; a receiver parses
 with the parser of its direction and drops what does not fit. Pure data, in every process that
 holds a link (the launcher has its own, smaller framing). No field is a path that is opened or
-code that is run.
+code that is run. It is one file so that what may be said can be read in one place.
 """
 
 from collections.abc import Callable
@@ -100,6 +100,7 @@ class Query(Message):
     kind: Literal["query"] = "query"
     id: int = Field(ge=0)
     what: str = Field(max_length=64)
+    about: str = Field(default="", max_length=128)
 
 
 class Drain(Message):
@@ -140,6 +141,69 @@ class Told(Message):
     body: Body | None = None
 
 
+class ResourceRow(BaseModel):
+    """What one integration may use and does use; None where nothing measures or limits it.
+
+    Args:
+        floor, ceiling: between which the supervisor moves a limit; a resource that is in neither
+            stays as it is. `limit` is what holds now.
+        pressure: how often the limit was hit since the worker started.
+        out_of_memory: how often that killed it since vsm started.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    priority: int = Field(default=1, ge=1, le=100)
+    floor: dict[str, float] = Field(default_factory=dict, max_length=8)
+    ceiling: dict[str, float] = Field(default_factory=dict, max_length=8)
+    limit: dict[str, float] = Field(default_factory=dict, max_length=8)
+    usage: dict[str, float] = Field(default_factory=dict, max_length=8)
+    pressure: dict[str, float] = Field(default_factory=dict, max_length=8)
+    out_of_memory: int = Field(default=0, ge=0)
+
+
+class Resources(Message):
+    """To S3: a sample of every integration that runs. `at_s` is the supervisor's clock."""
+
+    kind: Literal["resources"] = "resources"
+    at_s: float = Field(ge=0)
+    rows: dict[Name, ResourceRow] = Field(default_factory=dict)
+
+
+class Moved(Message):
+    """To S3: what became of `move` with the same id."""
+
+    kind: Literal["moved"] = "moved"
+    id: int = Field(ge=0)
+    state: Literal["in force", "refused"]
+    detail: Text = ""
+
+
+class Happened(Message):
+    """To S2: something that may go to and fro: a restart, a limit that moved.
+
+    Args:
+        series: what moved, such as "restart", "memory". change: in which direction, by sign.
+    """
+
+    kind: Literal["happened"] = "happened"
+    integration: Name
+    series: Name
+    change: float
+    at_s: float = Field(ge=0)
+
+
+class Audited(Message):
+    """To S3: what an audit of a running worker found: failed checks by name, with the reason."""
+
+    kind: Literal["audited"] = "audited"
+    id: int = Field(ge=0)
+    integration: Name
+    checked: int = Field(ge=0)
+    failed: dict[str, Text] = Field(default_factory=dict, max_length=64)
+    detail: Text = ""
+
+
 class Stop(Message):
     """Stop: accept nothing, finish bounded, exit 0."""
 
@@ -157,6 +221,10 @@ ToSystem: TypeAlias = (
     | Configure
     | Segments
     | Told
+    | Resources
+    | Moved
+    | Happened
+    | Audited
     | Stop
 )
 
@@ -226,7 +294,65 @@ class Ask(Message):
     what: Literal["status", "variety", "capabilities", "limitations"]
 
 
-FromSystem: TypeAlias = Ready | Session | Unfit | Idle | SnapshotOut | Answer | Segments | Ask
+class Noted(Message):
+    """S2 to S5: something worth a line in the journal and, from warning on, in the log."""
+
+    kind: Literal["noted"] = "noted"
+    event: str = Field(max_length=64, pattern=r"^[a-z][a-z0-9_.]*$")
+    severity: Literal["info", "notice", "warning", "error", "critical"] = "info"
+    integration: Name | None = None
+    detail: Body = Field(default_factory=dict)
+
+
+class Decided(Message):
+    """S2 to S5: a decision for the journal. `key` is the system's own name for it."""
+
+    kind: Literal["decided"] = "decided"
+    key: str = Field(max_length=64)
+    subject: str = Field(max_length=128)
+    rule: str = Field(max_length=64)
+    inputs: Body = Field(default_factory=dict)
+    alternatives: tuple[str, ...] = Field(default=(), max_length=16)
+    choice: str = Field(max_length=256)
+
+
+class Settled(Message):
+    """S2 to S5: what came of the decision with that key."""
+
+    kind: Literal["settled"] = "settled"
+    key: str = Field(max_length=64)
+    outcome: Body
+
+
+class Move(Message):
+    """S3: put these limits in force for an integration; the supervisor judges them first."""
+
+    kind: Literal["move"] = "move"
+    id: int = Field(ge=0)
+    integration: Name
+    limits: dict[str, float] = Field(max_length=8)
+
+
+class Audit(Message):
+    """S3: look at what the kernel says of a running worker against its plan."""
+
+    kind: Literal["audit"] = "audit"
+    id: int = Field(ge=0)
+    integration: Name
+
+
+class Damp(Message):
+    """S2: an integration restarts again and again: start it more slowly; factor 1 ends that."""
+
+    kind: Literal["damp"] = "damp"
+    integration: Name
+    factor: float = Field(ge=1, le=1000)
+
+
+Regulation: TypeAlias = Noted | Decided | Settled | Move | Audit | Damp
+FromSystem: TypeAlias = (
+    Ready | Session | Unfit | Idle | SnapshotOut | Answer | Segments | Ask | Regulation
+)
 
 # ---- supervisor ↔ template -----------------------------------------------------------------
 
@@ -313,10 +439,25 @@ class Outlook(Message):
 
 
 class Proposal(Message):
-    """S3, S4 → S5: something that policy must decide."""
+    """S3, S4 → S5: something that policy must decide; the answer is a `Policy` on its subject.
+
+    Args:
+        id: the sender's own number. subject: an integration or a demand class.
+        change: what is to change, such as "memory", "ceiling", "serve".
+        from_value, to_value: null where it is no number.
+        expected_gain_bits: absorbed variety that it would bring. cost: in the change's own unit.
+    """
 
     kind: Literal["proposal"] = "proposal"
-    body: Body
+    id: int = Field(ge=0)
+    sender: Literal["system3", "system4"]
+    subject: str = Field(max_length=128)
+    change: str = Field(max_length=64)
+    from_value: float | None = None
+    to_value: float | None = None
+    evidence: Body = Field(default_factory=dict)
+    expected_gain_bits: float = 0.0
+    cost: float = 0.0
 
 
 class Policy(Message):
