@@ -46,6 +46,23 @@ class IntegrationRow(BaseModel):
     max_frame_bytes: int = 8 * 1024 * 1024
 
 
+class Grant(BaseModel):
+    """What a person approved beforehand, for a while: one tool of one rule to one client.
+
+    Args:
+        rule: the digest of the rule; an edited rule is another one. until_s: wall clock.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    rule: str = Field(max_length=64)
+    client: str = Field(max_length=64)
+    integration: Name
+    asks: str = Field(max_length=16)
+    name: str = Field(max_length=512)
+    until_s: float = Field(ge=0)
+
+
 class Start(Message):
     """The first message of a control link. S1 gets its listeners with it: fds "http", "unix"."""
 
@@ -57,6 +74,10 @@ class Start(Message):
     introspection: bool = False  # S1 offers vsm's own tools
     snapshots: dict[Name, Body] = Field(default_factory=dict)
     limits: Body = Field(default_factory=dict)  # integration → what its profile allows (S3)
+    policy: Body = Field(default_factory=dict)  # S5: the operator's rules
+    rules: str = Field(default="", max_length=64)  # S1: which rules S5 is going to publish
+    grants: tuple[Grant, ...] = Field(default=(), max_length=100)  # S1
+    settings: Body = Field(default_factory=dict)  # the system's own tables of vsm.toml
 
 
 class Attach(Message):
@@ -204,6 +225,32 @@ class Audited(Message):
     detail: Text = ""
 
 
+class Hurt(Message):
+    """To S5: what the supervisor itself feels, such as a quarantine; recorded already."""
+
+    kind: Literal["hurt"] = "hurt"
+    severity: Literal["pain", "relief"]
+    subject: str = Field(max_length=128)
+    cause: str = Field(default="", max_length=64)
+    detail: Text
+
+
+class Verdict(Message):
+    """To S1: a person, or the time-out, decided about the call of `asking` with the same id."""
+
+    kind: Literal["verdict"] = "verdict"
+    id: int = Field(ge=0)
+    approved: bool
+    reason: Text = ""
+
+
+class Grants(Message):
+    """To S1: everything that is granted now."""
+
+    kind: Literal["grants"] = "grants"
+    grants: tuple[Grant, ...] = Field(default=(), max_length=100)
+
+
 class Stop(Message):
     """Stop: accept nothing, finish bounded, exit 0."""
 
@@ -225,6 +272,9 @@ ToSystem: TypeAlias = (
     | Moved
     | Happened
     | Audited
+    | Hurt
+    | Verdict
+    | Grants
     | Stop
 )
 
@@ -287,11 +337,67 @@ class Answer(Message):
 
 
 class Ask(Message):
-    """S1: a model asks vsm about itself."""
+    """S1: a model asks vsm about itself; `about` is what it wants to hear of."""
 
     kind: Literal["ask"] = "ask"
     id: int = Field(ge=0)
-    what: Literal["status", "variety", "capabilities", "limitations"]
+    what: Literal[
+        "status",
+        "variety",
+        "capabilities",
+        "limitations",
+        "explain_decision",
+        "reflect",
+        "predictions",
+        "events",
+    ]
+    about: str = Field(default="", max_length=128)
+
+
+class Asking(Message):
+    """S1: a rule says that a person must approve this call, which is held meanwhile.
+
+    Args:
+        rule, rule_digest: the rule's name, and which rule it is.
+        client: who asks, by the transport's word. calls_itself: by its own.
+        asks: tool, prompt, resource or other. name: which.
+        size_bytes, digest: of the arguments; `shape` is their members' kinds.
+        arguments: their text where the configuration says so, else empty.
+    """
+
+    kind: Literal["asking"] = "asking"
+    id: int = Field(ge=0)
+    rule: str = Field(max_length=64)
+    rule_digest: str = Field(max_length=64)
+    client: str = Field(max_length=64)
+    calls_itself: str = Field(default="", max_length=128)
+    integration: Name
+    asks: str = Field(max_length=16)
+    name: str = Field(max_length=512)
+    size_bytes: int = Field(ge=0)
+    digest: str = Field(max_length=64)
+    shape: dict[str, str] = Field(default_factory=dict, max_length=16)
+    arguments: Text = ""
+    timeout_s: float = Field(gt=0)
+
+
+class Withdrawn(Message):
+    """S1: the client of `asking` with this id no longer waits."""
+
+    kind: Literal["withdrawn"] = "withdrawn"
+    id: int = Field(ge=0)
+
+
+class Felt(Message):
+    """S5: a signal of `sender` for the operator; `repeats` were like it and held back."""
+
+    kind: Literal["felt"] = "felt"
+    sender: Name
+    severity: Literal["pain", "relief"]
+    subject: str = Field(max_length=128)
+    cause: str = Field(default="", max_length=64)
+    detail: Text
+    repeats: int = Field(default=0, ge=0)
 
 
 class Noted(Message):
@@ -351,7 +457,18 @@ class Damp(Message):
 
 Regulation: TypeAlias = Noted | Decided | Settled | Move | Audit | Damp
 FromSystem: TypeAlias = (
-    Ready | Session | Unfit | Idle | SnapshotOut | Answer | Segments | Ask | Regulation
+    Ready
+    | Session
+    | Unfit
+    | Idle
+    | SnapshotOut
+    | Answer
+    | Segments
+    | Ask
+    | Asking
+    | Withdrawn
+    | Felt
+    | Regulation
 )
 
 # ---- supervisor ↔ template -----------------------------------------------------------------
@@ -458,21 +575,44 @@ class Proposal(Message):
     evidence: Body = Field(default_factory=dict)
     expected_gain_bits: float = 0.0
     cost: float = 0.0
+    outcome: Body | None = None  # what came of the earlier proposal with this id; asks nothing
 
 
 class Policy(Message):
-    """S5 → S2, S3, S4: what holds."""
+    """S5 → S3, S4: what became of a proposal. S2 hears what was approved.
+
+    Args:
+        id: S5's own number of the decision.
+        sender, proposal: whose proposal it was, and its id.
+        verdict: "revoked" takes an earlier "approved" back: a better proposal stands against it.
+        alternatives: what was weighed against it. reasons: why, one sentence each.
+    """
 
     kind: Literal["policy"] = "policy"
-    body: Body
+    id: int = Field(ge=0)
+    sender: Literal["system3", "system4"]
+    proposal: int = Field(ge=0)
+    subject: str = Field(max_length=128)
+    change: str = Field(max_length=64)
+    to_value: float | None = None
+    verdict: Literal["approved", "refused", "revoked"]
+    rule: str = Field(max_length=64)
+    alternatives: tuple[Text, ...] = Field(default=(), max_length=16)
+    reasons: tuple[Text, ...] = Field(default=(), max_length=16)
 
 
 class Algedonic(Message):
-    """Pain (or relief) that bypasses every filter on its way to S5."""
+    """Pain (or relief) that bypasses every filter on its way to S5.
+
+    Args:
+        cause: one word or two, such as "breaker open"; signals are limited in rate by subject and
+            cause, and relief ends the pain of its subject and cause.
+    """
 
     kind: Literal["algedonic"] = "algedonic"
     severity: Literal["pain", "relief"]
     subject: str = Field(max_length=128)
+    cause: str = Field(default="", max_length=64)
     detail: Text
 
 
