@@ -13,6 +13,18 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from vsm.config_regulation import (
+    Control,
+    ControlDocument,
+    Coordination,
+    Intelligence,
+    Priority,
+    Range,
+    RangeDocument,
+    check_coordination,
+    compile_control,
+    compile_range,
+)
 from vsm.errors import ConfigurationError
 from vsm.toml_file import build, check_trust, read_toml
 from vsm.units import parse_bytes
@@ -79,6 +91,8 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 64
     max_frame_bytes: int = 8 * 2**20
     restart: RestartPolicy = RestartPolicy()
+    priority: int = 1
+    range: Range = {}
 
 
 class Gateway(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +128,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     journal: Journal = Journal()
     integrations: dict[str, Integration] = {}
     systems: Systems = Systems()
+    coordination: Coordination = Coordination()
+    control: Control = Control()
+    intelligence: Intelligence = Intelligence()
 
 
 class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +154,8 @@ class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: Concurrency = 64
     max_frame: str | int = "8M"
     restart: RestartPolicy = RestartPolicy()
+    priority: Priority = 1
+    range: RangeDocument = RangeDocument()
 
 
 class JournalDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +172,9 @@ class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
     journal: JournalDocument = JournalDocument()
     integrations: dict[str, IntegrationDocument] = {}
     systems: Systems = Systems()
+    coordination: Coordination = Coordination()
+    control: ControlDocument = ControlDocument()
+    intelligence: Intelligence = Intelligence()
 
 
 def load_config(path: Path | None) -> Config:
@@ -167,12 +189,16 @@ def load_config(path: Path | None) -> Config:
         name: _integration(name, table, file) for name, table in document.integrations.items()
     }
     _check_prefixes(integrations, str(file))
+    check_coordination(document.coordination, f"{file}: coordination")
     return Config(
         path=str(file),
         gateway=document.gateway,
         journal=_journal(document.journal, f"{file}: journal.size"),
         integrations=integrations,
         systems=_systems(document.systems, file.parent),
+        coordination=document.coordination,
+        control=compile_control(document.control, f"{file}: control"),
+        intelligence=document.intelligence,
     )
 
 
@@ -246,6 +272,8 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
         concurrency=table.concurrency,
         max_frame_bytes=_frame(table.max_frame, f"{where}.max_frame"),
         restart=table.restart,
+        priority=table.priority,
+        range=compile_range(table.range, f"{where}.range"),
     )
 
 
