@@ -6,14 +6,14 @@ resource. Clients are the router's business. Runs in S1's event loop.
 
 import asyncio
 import os
-from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 from msgspec import Raw
 
 from vsm.gateway.accounting import Accounting
-from vsm.gateway.call import Inquiry
+from vsm.gateway.call import Gate, Inquiry
 from vsm.gateway.integration import (
     HIDDEN_STATES,
     Fetch,
@@ -32,6 +32,10 @@ from vsm.protocol.tables import CHANGE_OF_LIST, CHANGED, LISTS, LOG_LEVELS
 SETTLE_LIMIT_S: Final = 10.0
 REFETCH_DELAY_S: Final = 0.1
 MAX_RECORD_BYTES: Final = 65536
+
+GateKind: TypeAlias = Literal["rules", "rates", "queue", "breaker"]
+"""In the order in which they are asked."""
+GateMaker: TypeAlias = Callable[[Integration], Gate | None]
 
 
 class Reports(Protocol):
@@ -85,18 +89,30 @@ class Fleet:
         self._opening: set[asyncio.Task[None]] = set()
         self._waiters: set[asyncio.Future[None]] = set()
         self._stale: dict[str, set[str]] = {}
+        self._gate_makers: dict[GateKind, GateMaker] = {}
 
     # ---- the supervisor's side -------------------------------------------------------------
 
     def add(self, settings: Settings) -> None:
         """Know an integration, or know it anew; its server keeps running."""
-        existing = self.integrations.get(settings.name)
-        if existing is None:
-            self.integrations[settings.name] = Integration(
-                settings, self.accounting.row(settings.name)
-            )
+        integration = self.integrations.get(settings.name)
+        if integration is None:
+            integration = Integration(settings, self.accounting.row(settings.name))
+            self.integrations[settings.name] = integration
         else:
-            existing.settings = settings
+            integration.settings = settings
+        self._put_gates(integration)
+
+    def guard(self, kind: GateKind, make: GateMaker) -> None:
+        """Put a gate before every integration that `make` gives one for; again: replace them."""
+        self._gate_makers[kind] = make
+        for integration in self.integrations.values():
+            self._put_gates(integration)
+
+    def _put_gates(self, integration: Integration) -> None:
+        makers = [self._gate_makers.get(kind) for kind in get_args(GateKind)]
+        gates = [make(integration) for make in makers if make is not None]
+        integration.gates = tuple(gate for gate in gates if gate is not None)
 
     def remove(self, name: str) -> None:
         """Forget an integration: what it offered is gone from every list."""
