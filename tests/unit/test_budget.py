@@ -1,0 +1,117 @@
+"""The division of a budget: who gets what, what moves, and what never happens."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsm.core.budget import Claim, divide, need_of, plan
+
+
+@st.composite
+def claims(draw: st.DrawFn) -> list[Claim]:
+    found = []
+    for number in range(draw(st.integers(1, 6))):
+        floor = draw(st.floats(1, 100))
+        ceiling = floor + draw(st.floats(0, 400))
+        held, need = draw(st.floats(1, 600)), draw(st.floats(0, 800))
+        weight = draw(st.floats(0.5, 10))
+        found.append(Claim(f"i{number}", floor, ceiling, held, need, weight))
+    return found
+
+
+@given(claims(), st.floats(1, 3000))
+def test_division_stays_within_budget_floors_and_ceilings(
+    those: list[Claim], budget: float
+) -> None:
+    given_ = divide(budget, those)
+    assert sum(given_.values()) <= budget * (1 + 1e-9)
+    enough = sum(claim.floor for claim in those) <= budget
+    for claim in those:
+        assert given_[claim.name] <= claim.ceiling * (1 + 1e-9)
+        if enough:
+            assert given_[claim.name] >= claim.floor * (1 - 1e-9)
+        else:
+            assert given_[claim.name] > 0  # cut, never starved
+
+
+@given(claims(), st.floats(1, 3000))
+def test_nobody_has_more_than_he_needs_while_another_is_short(
+    those: list[Claim], budget: float
+) -> None:
+    got = divide(budget, those)
+    short = [c for c in those if got[c.name] < min(c.need, c.ceiling) * (1 - 1e-6)]
+    if short and sum(c.floor for c in those) <= budget:
+        for claim in those:
+            assert got[claim.name] <= max(claim.need, claim.floor) * (1 + 1e-6)
+
+
+@given(claims(), st.floats(1, 3000), st.randoms(use_true_random=False))
+def test_order_of_the_claims_does_not_matter(
+    those: list[Claim], budget: float, random: object
+) -> None:
+    other = list(those)
+    random.shuffle(other)  # type: ignore[attr-defined]
+    one, two = divide(budget, those), divide(budget, other)
+    assert all(abs(one[name] - two[name]) <= 1e-6 * budget for name in one)
+
+
+@given(claims(), st.floats(1, 3000))
+def test_plan_never_exceeds_the_budget_on_the_way_nor_repeats_itself(
+    those: list[Claim], budget: float
+) -> None:
+    found = plan(budget, those)
+    held = {claim.name: claim.held for claim in those}
+    assert all(change.before == held[change.name] for change in found.changes)
+    before = sum(held.values())
+    for change in found.changes:  # lowered first: no step but towards the budget goes above it
+        held[change.name] = change.after
+        now = sum(held.values())
+        slack = sum(c.held for c in those) * 0.05  # changes too small to make
+        assert now <= max(budget + slack, before) * (1 + 1e-6)
+    again = plan(budget, [c._replace(held=held[c.name]) for c in those])
+    raised = {c.name for c in again.changes if c.after > c.before}
+    assert not raised & {c.name for c in found.changes if c.after < c.before}
+
+
+def test_wide_limits_stay_and_the_plan_says_why() -> None:
+    found = plan(1000, [Claim("a", 10, 500, 500, 40), Claim("b", 10, 400, 400, 90)])
+    assert found.changes == ()
+    assert found.reason == "every limit is wide enough for what is used"
+    assert plan(1000, []).reason == "nobody runs whose limit could be moved"
+
+
+def test_who_is_short_is_raised_within_the_ceiling_and_the_budget() -> None:
+    need = need_of([95.0], 100.0, pressed=True)
+    assert need == 150.0
+    found = plan(1000, [Claim("a", 10, 120, 100, need), Claim("b", 10, 400, 400, 90)])
+    assert [(c.name, c.after, c.rule) for c in found.changes] == [("a", 120, "raise.need")]
+    assert found.bounded == ("a",)
+
+
+def test_who_can_spare_gives_to_who_is_short_but_keeps_what_he_needs() -> None:
+    found = plan(600, [Claim("a", 50, 500, 100, 300), Claim("b", 50, 500, 500, 120)])
+    assert [(c.name, c.rule) for c in found.changes] == [
+        ("b", "lower.budget"),
+        ("a", "raise.need"),
+    ]
+    after = {change.name: change.after for change in found.changes}
+    assert after["a"] == 300
+    assert 120 <= after["b"] <= 300
+
+
+def test_weight_decides_who_gets_more_when_both_are_short() -> None:
+    both = [Claim("a", 10, 900, 100, 800, weight=3), Claim("b", 10, 900, 100, 800)]
+    got = divide(420, both)
+    assert round(got["a"] - 10) == 3 * round(got["b"] - 10)
+
+
+def test_fixed_limit_is_left_alone_and_counts_against_the_budget() -> None:
+    those = [Claim("a", 10, 500, 100, 300, fixed="set by command"), Claim("b", 10, 500, 100, 900)]
+    found = plan(400, those)
+    assert [(c.name, c.after) for c in found.changes] == [("b", 300)]
+    assert set(found.short) == {"a", "b"}
+
+
+def test_limits_above_the_budget_come_down_although_nobody_is_short() -> None:
+    found = plan(300, [Claim("a", 10, 500, 400, 20), Claim("b", 10, 500, 400, 20)])
+    assert sum(change.after for change in found.changes) <= 300
+    assert {change.rule for change in found.changes} == {"lower.budget"}

@@ -1,0 +1,103 @@
+"""Buckets never give more than their rate; what goes to and fro is found once and let go again."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsm.core import oscillation
+from vsm.core.oscillation import Damped, Released, Swing, Terms, Watch, is_damped
+from vsm.core.rates import Rate, take
+
+TERMS = Terms(window_s=100.0, reversals=4, cool_down_s=30.0)
+RATES = st.builds(Rate, st.floats(0.1, 1000), st.integers(1, 50), st.floats(0, 5))
+GAPS = st.lists(st.floats(0, 2), min_size=1, max_size=200)
+
+
+@given(RATES, GAPS)
+def test_bucket_lets_no_more_through_than_burst_and_rate_allow(
+    rate: Rate, gaps: list[float]
+) -> None:
+    now_s = full_at_s = 1000.0
+    went: list[float] = []
+    for gap_s in gaps:
+        now_s += gap_s
+        turn = take(rate, full_at_s, now_s)
+        assert turn.full_at_s >= full_at_s
+        if turn.wait_s <= rate.wait_s:
+            went.append(now_s + turn.wait_s)
+        else:
+            assert turn.full_at_s == full_at_s  # a refused call takes nothing
+        full_at_s = turn.full_at_s
+    assert went == sorted(went)  # who waits is not overtaken
+    for begin in range(len(went)):
+        for end in range(begin, len(went)):
+            allowed = rate.burst + (went[end] - went[begin]) * rate.per_second
+            assert end - begin + 1 <= allowed + 1e-3
+
+
+def test_bucket_that_rested_is_full_again_and_not_fuller() -> None:
+    rate = Rate(10, 5)
+    full_at_s, passed = 0.0, 0
+    for _ in range(20):
+        turn = take(rate, full_at_s, 1000.0)
+        passed += turn.wait_s == 0
+        full_at_s = turn.full_at_s
+    assert passed == 5
+
+
+def swings(*moves: tuple[float, float]) -> tuple[Watch, list[oscillation.Action]]:
+    watch: Watch = {}
+    actions: list[oscillation.Action] = []
+    for at_s, change in moves:
+        watch, found = oscillation.step(watch, Swing("git", "memory", change, at_s), TERMS)
+        actions += found
+    return watch, actions
+
+
+def test_to_and_fro_is_found_once_and_released_when_it_rests() -> None:
+    watch, actions = swings(*((at_s, 1 if at_s % 2 else -1) for at_s in range(8)))
+    assert actions == [Damped("git", "memory", 4, 2.0, 30.0, 1)]
+    assert is_damped(watch, "git", "memory")
+    watch, actions = oscillation.tick(watch, 30.0, TERMS)
+    assert actions == []  # it went on while it was damped: quiet counts from the last turn
+    watch, actions = oscillation.tick(watch, 37.0, TERMS)
+    assert actions == [Released("git", "memory")]
+    watch, actions = oscillation.step(watch, Swing("git", "memory", 1, 38.0), TERMS)
+    assert actions == []  # what is over is not counted again
+
+
+def test_second_time_is_damped_for_longer() -> None:
+    watch, _ = swings(*((at_s, 1 if at_s % 2 else -1) for at_s in range(5)))
+    watch, _ = oscillation.tick(watch, 1000.0, TERMS)
+    actions: list[oscillation.Action] = []
+    for at_s in range(1001, 1008):
+        swing = Swing("git", "memory", 1 if at_s % 2 else -1, float(at_s))
+        watch, found = oscillation.step(watch, swing, TERMS)
+        actions += found
+    assert [one.cool_down_s for one in actions if isinstance(one, Damped)] == [60.0]
+
+
+def test_growth_and_slow_turns_are_no_oscillation() -> None:
+    assert swings(*((float(at_s), 1.0) for at_s in range(50)))[1] == []
+    assert swings(*((at_s * 60.0, 1 if at_s % 2 else -1) for at_s in range(50)))[1] == []
+
+
+MOVES = st.lists(st.tuples(st.floats(0, 20), st.sampled_from([-1.0, 0.0, 1.0])), max_size=60)
+
+
+@given(MOVES)
+def test_damping_and_release_alternate_and_memory_is_bounded(
+    moves: list[tuple[float, float]],
+) -> None:
+    watch: Watch = {}
+    now_s, damped = 0.0, False
+    for gap_s, change in moves:
+        now_s += gap_s
+        watch, first = oscillation.tick(watch, now_s, TERMS)
+        watch, second = oscillation.step(watch, Swing("a", "cpu", change, now_s), TERMS)
+        for action in [*first, *second]:
+            assert isinstance(action, Damped) is not damped
+            damped = not damped
+        assert is_damped(watch, "a", "cpu") is damped
+    watch, _ = oscillation.tick(watch, now_s + 4000.0, TERMS)
+    watch, _ = oscillation.tick(watch, now_s + 20_000.0, TERMS)
+    assert not watch
