@@ -25,6 +25,7 @@ from vsm.config_regulation import (
     compile_control,
     compile_range,
 )
+from vsm.config_resilience import Resilience, check_resilience
 from vsm.errors import ConfigurationError
 from vsm.toml_file import build, check_trust, read_toml
 from vsm.units import parse_bytes
@@ -93,6 +94,7 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     restart: RestartPolicy = RestartPolicy()
     priority: int = 1
     range: Range = {}
+    resilience: Resilience = Resilience()
 
 
 class Gateway(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +158,7 @@ class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     restart: RestartPolicy = RestartPolicy()
     priority: Priority = 1
     range: RangeDocument = RangeDocument()
+    resilience: Resilience = Resilience()
 
 
 class JournalDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,6 +277,7 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
         restart=table.restart,
         priority=table.priority,
         range=compile_range(table.range, f"{where}.range"),
+        resilience=check_resilience(table.resilience, f"{where}.resilience"),
     )
 
 

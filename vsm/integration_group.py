@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from vsm import provision
 from vsm.config import Integration
 from vsm.core import restart
@@ -31,6 +33,7 @@ from vsm.messages import (
     Idle,
     IntegrationRow,
     Message,
+    ResilienceRow,
     Session,
     Unfit,
 )
@@ -204,6 +207,7 @@ class IntegrationGroup:
                 call_timeout_s=one.call_timeout_s,
                 concurrency=one.concurrency,
                 max_frame_bytes=one.max_frame_bytes,
+                resilience=ResilienceRow(**msgspec.structs.asdict(one.resilience)),
             )
             for one in self.integrations.values()
         )

@@ -32,6 +32,22 @@ class Message(BaseModel):
 # ---- supervisor → system -------------------------------------------------------------------
 
 
+class ResilienceRow(BaseModel):
+    """[integrations.NAME.resilience]; see vsm.config_resilience."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    failures: int = 5
+    successes: int = 3
+    open_s: float = 60.0
+    retry_tools: tuple[str, ...] = ()
+    max_waiting: int = 256
+    health_interval_s: float = 30.0
+    health_timeout_s: float = 10.0
+    call_limit_s: float = 3600.0
+    keep_arguments: bool = False
+
+
 class IntegrationRow(BaseModel):
     """What S1 must know of an integration to route to it."""
 
@@ -44,6 +60,7 @@ class IntegrationRow(BaseModel):
     call_timeout_s: float = 60.0
     concurrency: int = 64
     max_frame_bytes: int = 8 * 1024 * 1024
+    resilience: ResilienceRow = ResilienceRow()
 
 
 class Grant(BaseModel):
