@@ -64,8 +64,11 @@ _lock = threading.Lock()
 _runner: _Runner | None = None
 
 
-def order(message: bytes, fds: Sequence[int]) -> None:
+def order(message: bytes, fds: Sequence[int]) -> int:
     """Give the runner one run; starts it if there is none.
+
+    Returns:
+        The runner's pid.
 
     Raises:
         VsmError: the runner cannot be reached, or the message is too long.
@@ -78,6 +81,14 @@ def order(message: bytes, fds: Sequence[int]) -> None:
         except OSError as error:
             what = f"the runner takes no order: {error.strerror}"
             raise VsmError("vsm.run", what, "Give fewer paths, or try again.") from error
+        return runner.pid
+
+
+def lost(pid: int) -> None:
+    """This runner closed its side: wait until it is dead, so that nobody gives it another run."""
+    with _lock:
+        if _runner is not None and _runner.pid == pid:
+            pidfd.wait(_runner.pidfd, _END_TIMEOUT_S)
 
 
 def runner_pid() -> int:
