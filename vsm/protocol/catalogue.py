@@ -25,7 +25,14 @@ MAX_NAME_CHARS: Final = 64
 MAX_PAGES: Final = 100
 MAX_ITEMS: Final = 10_000
 MAX_URI_CHARS: Final = 8192
+MAX_KEY_CHARS: Final = 256
 _DIGEST_CHARS: Final = 8
+_KIND_OF_LIST: Final = {
+    "tools/list": "tool",
+    "prompts/list": "prompt",
+    "resources/list": "resource",
+    "resources/templates/list": "template",
+}
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 _EXPRESSION = re.compile(r"\{[^{}]*\}")
 
@@ -36,10 +43,12 @@ class Surface:
 
     Args:
         prefix: what its names start with; "" leaves them bare.
+        suspended: what of it nobody may see or use, and why; keys as in `suspension_key`.
     """
 
     prefix: str
     lists: dict[str, list[Object]] = field(default_factory=dict)
+    suspended: Mapping[str, str] = field(default_factory=dict)
     serves_resources: bool = False
 
 
@@ -131,6 +140,19 @@ def public_name(prefix: str, name: str, integration: str) -> str:
     return f"{fit[: MAX_NAME_CHARS - _DIGEST_CHARS - 1]}_{digest[:_DIGEST_CHARS]}"
 
 
+def suspension_key(method: str, name: str) -> str:
+    """What an item of a list is called among the suspended: its kind and its name, bounded."""
+    key = f"{_KIND_OF_LIST[method]} {name}"
+    if len(key) <= MAX_KEY_CHARS:
+        return key
+    digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+    return f"{key[: MAX_KEY_CHARS - len(digest) - 1]} {digest}"
+
+
+def _is_suspended(method: str, name: str, surface: Surface) -> bool:
+    return bool(surface.suspended) and suspension_key(method, name) in surface.suspended
+
+
 def parse_page(method: str, result: Raw) -> tuple[list[Object], str | None]:
     """The items of one page of a list, and the cursor of the next.
 
@@ -186,6 +208,8 @@ def _named_items(
                 notes.append(f"{integration}: {method}: an item without a name of its own")
                 continue
             seen.add(name)
+            if _is_suspended(method, name, surface):
+                continue
             public = public_name(surface.prefix, name, integration)
             rules = rules_of(item.get("inputSchema"))
             yield public, Entry(integration, name, item["name"], rules), item
@@ -216,10 +240,13 @@ def _merge_resources(
     claims: dict[str, list[tuple[str, Object]]] = {}
     for integration in sorted(surfaces):
         own: dict[str, Object] = {}
-        for item in surfaces[integration].lists.get("resources/list", ()):
+        surface = surfaces[integration]
+        for item in surface.lists.get("resources/list", ()):
             uri = jsonrpc.text(item, "uri")
             if uri and len(uri) <= MAX_URI_CHARS:
                 own.setdefault(uri, item)
+        for uri in [uri for uri in own if _is_suspended("resources/list", uri, surface)]:
+            del own[uri]
         for uri, item in own.items():
             claims.setdefault(uri, []).append((integration, item))
     contested = {uri: tuple(who for who, _ in c) for uri, c in claims.items() if len(c) > 1}
@@ -239,6 +266,8 @@ def _merge_templates(surfaces: Mapping[str, Surface]) -> tuple[tuple[Template, .
         for item in surfaces[integration].lists.get("resources/templates/list", ()):
             pattern = jsonrpc.text(item, "uriTemplate")
             if not pattern or len(pattern) > MAX_URI_CHARS:
+                continue
+            if _is_suspended("resources/templates/list", pattern, surfaces[integration]):
                 continue
             templates.append(Template(integration, tuple(_EXPRESSION.split(pattern))))
             items.append(item)

@@ -1,0 +1,91 @@
+"""An integration's pins at the gateway: what its server offers is compared before anyone sees it.
+
+Owns the pins that the supervisor sent and the judgement of the last surface; the surface itself
+is the integration's. Runs in S1's event loop, when lists come and when pins do, never for a call.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from vsm.core import trust
+from vsm.core.trust import INSTRUCTIONS, Judgement, Mode
+from vsm.protocol import jsonrpc
+from vsm.protocol.catalogue import Surface, suspension_key
+from vsm.protocol.jsonrpc import Object
+
+MAX_DOCUMENT_BYTES: Final = 20 * 1024 * 1024
+WAITING: Final = "not compared with what was approved yet"
+
+_NAMED_BY: Final = {
+    "tools/list": "name",
+    "prompts/list": "name",
+    "resources/list": "uri",
+    "resources/templates/list": "uriTemplate",
+}
+_pins: Final = msgspec.json.Decoder(dict[str, str])
+
+
+class Vetting:
+    """What of a server's surface may be shown.
+
+    Args:
+        mode: of the integration. With "off" everything may.
+        offer: takes the document (JSON: key → item) whenever something in it is not pinned.
+    """
+
+    def __init__(self, mode: Mode, offer: Callable[[bytes], None]) -> None:
+        self.mode = mode
+        self.judgement = Judgement()
+        self._offer = offer
+        self._pins: dict[str, str] | None = None
+        self._told = False
+        self._offered = b""
+
+    def pinned(self, document: bytes) -> None:
+        """Take the pins (JSON: key → hash); b"" where nothing was ever pinned.
+
+        Raises:
+            msgspec.DecodeError: it is no such thing; nothing changes.
+        """
+        self._pins = _pins.decode(document) if document else None
+        self._told = True
+
+    def judge(self, surface: Surface, instructions: str) -> None:
+        """Suspend what is not as it was approved, and report what is new."""
+        items = dict(items_of(surface, instructions))
+        if self.mode == "off":
+            self.judgement = Judgement()
+        elif not self._told:
+            self.judgement = Judgement(dict.fromkeys(items, WAITING))
+        else:
+            offered = {key: trust.fingerprint(item) for key, item in items.items()}
+            self.judgement = trust.judge(offered, self._pins, self.mode)
+            self._report(items)
+        surface.suspended = self.judgement.suspended
+
+    def _report(self, items: Mapping[str, Object]) -> None:
+        judgement = self.judgement
+        if not (judgement.suspended or judgement.fresh or judgement.gone):
+            self._offered = b""
+            return
+        document = msgspec.json.encode(items)
+        digest = hashlib.sha256(document).digest()
+        if digest != self._offered:
+            self._offered = digest
+            self._offer(document)
+
+
+def items_of(surface: Surface, instructions: str) -> Iterator[tuple[str, Object]]:
+    """Every item under its key; of two with one name the first counts, as in the merged lists."""
+    seen: set[str] = set()
+    for method, member in _NAMED_BY.items():
+        for item in surface.lists.get(method, ()):
+            key = suspension_key(method, jsonrpc.text(item, member) or "")
+            if key not in seen:
+                seen.add(key)
+                yield key, item
+    if instructions:
+        yield INSTRUCTIONS, {"text": jsonrpc.raw_of(instructions)}
