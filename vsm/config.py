@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from vsm.config_policy import Policy, compile_policy
 from vsm.config_regulation import (
     Control,
     ControlDocument,
@@ -130,6 +131,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     journal: Journal = Journal()
     integrations: dict[str, Integration] = {}
     systems: Systems = Systems()
+    policy: Policy = Policy()
     coordination: Coordination = Coordination()
     control: Control = Control()
     intelligence: Intelligence = Intelligence()
@@ -175,6 +177,7 @@ class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
     journal: JournalDocument = JournalDocument()
     integrations: dict[str, IntegrationDocument] = {}
     systems: Systems = Systems()
+    policy: Policy = Policy()
     coordination: Coordination = Coordination()
     control: ControlDocument = ControlDocument()
     intelligence: Intelligence = Intelligence()
@@ -193,12 +196,14 @@ def load_config(path: Path | None) -> Config:
     }
     _check_prefixes(integrations, str(file))
     check_coordination(document.coordination, f"{file}: coordination")
+    compile_policy(document.policy, f"{file}: policy")
     return Config(
         path=str(file),
         gateway=document.gateway,
         journal=_journal(document.journal, f"{file}: journal.size"),
         integrations=integrations,
         systems=_systems(document.systems, file.parent),
+        policy=document.policy,
         coordination=document.coordination,
         control=compile_control(document.control, f"{file}: control"),
         intelligence=document.intelligence,
