@@ -154,4 +154,6 @@ def outcome_of_failure(code: int) -> int:
     """What a failure of the gateway's own counts as."""
     if code == jsonrpc.TIMED_OUT:
         return names.TIMEOUT
+    if code == jsonrpc.DENIED:
+        return names.DENIED
     return names.UNSERVED if code == jsonrpc.UNAVAILABLE else names.PROTOCOL_ERROR

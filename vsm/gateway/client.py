@@ -20,6 +20,7 @@ MAX_IN_FLIGHT = 256
 MAX_ASKED = 16
 MAX_LISTENS = 64
 MAX_SUBSCRIBED_URIS = 1024
+MAX_NAME_CHARS = 128
 
 
 class Asked(Protocol):
@@ -102,12 +103,17 @@ class Client(ABC):
     """A client's session.
 
     Args:
+        identity: who it is by the transport's word: "unix:UID", by the kernel's, or "http", which
+            is whoever holds the token.
+        calls_itself: the name that it gives itself; nothing proves it.
         capabilities: what a legacy client declared at its handshake.
         envelope: what a modern server is told of a legacy client, with every request.
         log_level: the index in LOG_LEVELS below which it wants no log messages, if it said so.
     """
 
     lasts: ClassVar[bool] = True  # beyond one request
+    identity: str = ""
+    calls_itself: str = ""
     version: str = LEGACY_VERSION
     initialized: bool = False
     closed: bool = False
@@ -118,6 +124,10 @@ class Client(ABC):
     asked: dict[str, Asked] = field(default_factory=dict)
     listens: dict[bytes, Listen] = field(default_factory=dict)
     subscribed: set[tuple[str, str]] = field(default_factory=set)
+
+    def introduces_itself(self, information: Object) -> None:
+        """Take the name of a `clientInfo`; without one it has none."""
+        self.calls_itself = (jsonrpc.text(information, "name") or "")[:MAX_NAME_CHARS]
 
     @abstractmethod
     def notify(self, frame: bytes) -> None:

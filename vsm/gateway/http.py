@@ -29,6 +29,7 @@ SESSION_IDLE_S: Final = 3600.0
 SWEEP_INTERVAL_S: Final = 1.0
 HTTP_PORT: Final = 80
 
+IDENTITY: Final = "http"
 SESSION_HEADER: Final = "mcp-session-id"
 _JSON: Final = (b"content-type", b"application/json")
 _META_VERSION: Final = META_VERSION.encode()
@@ -48,7 +49,7 @@ class HttpSession(Client):
     """A legacy client's session."""
 
     def __init__(self, now: float) -> None:
-        super().__init__()
+        super().__init__(identity=IDENTITY)
         self.id = secrets.token_urlsafe(24)
         self.stream: Exchange | None = None
         self.used_at = now
@@ -165,7 +166,7 @@ class HttpApplication:
             failure = jsonrpc.failure(id_json(message.id), jsonrpc.HEADER_MISMATCH, text)
             exchange.respond(400, failure, (_JSON,))
             return
-        client = RequestClient()
+        client = RequestClient(identity=IDENTITY)
         exchange.modern = True
         exchange.on_end = lambda: self._router.leave(client, _GONE)
         self._router.join(client)

@@ -71,6 +71,7 @@ class UnixProtocol(asyncio.Protocol):
         if not self._listener.admit(self):
             self._transport.abort()
             return
+        self._client.identity = f"unix:{self.peer_uid}"
         self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         self._router.join(self._client)
 
