@@ -82,14 +82,15 @@ def _excess(running: "RunningWorker", unheld: set[str]) -> str:
 def measure(pid: int) -> Tree:
     """Sum up a process and all below it; those that end meanwhile count as nothing."""
     memory_kib = tasks = 0
-    for one in _descendants(pid):
+    for one in descendants(pid):
         fields = _status(one)
         memory_kib += fields.get("RssAnon", 0) + fields.get("RssShmem", 0)
         tasks += fields.get("Threads", 0)
     return Tree(memory_kib << 10, tasks)
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[int]:
+    """A process and all below it, at most MOST_PROCESSES."""
     waiting, seen = [pid], 0
     while waiting and seen < MOST_PROCESSES:
         seen += 1

@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
@@ -139,6 +139,7 @@ class IntegrationGroup:
         self.running: dict[str, RunningWorker] = {}
         self.detection = Detection(self)
         self.limits: dict[str, dict[str, Any]] = {}  # set by command; see vsm.limits
+        self.granted: dict[str, dict[str, Any]] = {}  # set by S3; see vsm.regulation
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- commands --------------------------------------------------------------------------
@@ -161,10 +162,26 @@ class IntegrationGroup:
         self.workers.put(_spec(integration))
         return not known
 
+    def overrides(self, name: str) -> dict[str, Any]:
+        """What goes before the limits of a profile; a command before what S3 granted."""
+        return {**self.granted.get(name, {}), **self.limits.get(name, {})}
+
+    def slow_down(self, name: str, factor: float) -> None:
+        """Restart an integration that keeps failing more slowly; 1 is as it is configured."""
+        spec = _spec(self.integrations[name])
+        self.workers.put(
+            replace(
+                spec,
+                backoff_initial_s=min(spec.backoff_max_s, spec.backoff_initial_s * factor),
+                stable_s=spec.stable_s * factor,
+            )
+        )
+
     def forget(self, name: str) -> None:
         """Forget an integration that has no process."""
         self.workers.remove(name)
         self.limits.pop(name, None)
+        self.granted.pop(name, None)
         del self.integrations[name]
 
     async def stop(self, *, drain_s: float) -> None:
@@ -301,7 +318,7 @@ class IntegrationGroup:
         integration = self.integrations[running.name]
         try:
             running.provided = provision.provide(
-                self.hooks.host(), integration, running.worker_id, self.limits.get(running.name)
+                self.hooks.host(), integration, running.worker_id, self.overrides(running.name)
             )
             running.tier = running.provided.plan.tier
             running.spawned = await self._launch(running, link)

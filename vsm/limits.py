@@ -47,7 +47,7 @@ def set_limits(supervisor: "Supervisor", name: str, wanted: dict[str, Any]) -> l
     live = [key for key in wanted if _is_live(key, running)]
     after = {**group.limits.get(name, {}), **fields}
     if live and running is not None:
-        _move(running, {FIELDS[key]: fields[FIELDS[key]] for key in live})
+        move(running, {FIELDS[key]: fields[FIELDS[key]] for key in live}, by="command")
     group.limits[name] = after
     return [_row(key, wanted[key], running, live=key in live) for key in wanted]
 
@@ -78,7 +78,12 @@ def _is_live(key: str, running: "RunningWorker | None") -> bool:
     return FIELDS[key] in changes.LIVE_LIMITS and _LAYERS[key] in held
 
 
-def _move(running: "RunningWorker", fields: dict[str, Any]) -> None:
+def move(running: "RunningWorker", fields: dict[str, Any], *, by: str) -> None:
+    """Set fields of Limits that a control group holds, now.
+
+    Raises:
+        VsmError: the kernel refused one; what held before holds again.
+    """
     provided = running.provided
     if provided is None or provided.group is None:
         return
@@ -91,10 +96,10 @@ def _move(running: "RunningWorker", fields: dict[str, Any]) -> None:
         raise
     provided.profile = msgspec.structs.replace(before, limits=limits)
     provided.memory_bytes = limits.memory_bytes
-    _describe(running, limits)
+    _describe(running, limits, by)
 
 
-def _describe(running: "RunningWorker", limits: Limits) -> None:
+def _describe(running: "RunningWorker", limits: Limits, by: str) -> None:
     """What `vsm status` says of the layers that a control group holds."""
     amounts = {
         "memory": limits.memory_bytes and f"{limits.memory_bytes >> 20} MiB",
@@ -105,7 +110,7 @@ def _describe(running: "RunningWorker", limits: Limits) -> None:
         if layer["name"] in amounts:
             amount = amounts[layer["name"]]
             layer["state"] = "in force" if amount else "not required"
-            layer["detail"] = f"{amount}, by cgroup, set by command" if amount else "lifted"
+            layer["detail"] = f"{amount}, by cgroup, set by {by}" if amount else "lifted"
 
 
 def _row(key: str, value: object, running: "RunningWorker | None", *, live: bool) -> dict[str, str]:

@@ -123,13 +123,14 @@ def egress_plan(host: Host) -> Plan:
 
 @dataclass
 class Provision:
-    """One start of one integration."""
+    """One start of one integration; `written` are the limits as its profile has them."""
 
     plan: Plan
     group: cgroup.Group | None
     memory_bytes: int | None
     profile: Profile
     egress: Rules | None
+    written: Limits
 
 
 def provide(
@@ -146,7 +147,8 @@ def provide(
     Raises:
         VsmError: the command, the profile, a path or a secret is wrong, or a layer is missing.
     """
-    profile = with_limits(load_profile(integration.profile), limits)
+    written = load_profile(integration.profile)
+    profile = with_limits(written, limits)
     uid = host.uids.get(integration.name)
     request = _request(host, integration, profile, uid)
     group = _group(host, worker, profile.limits)
@@ -162,7 +164,8 @@ def provide(
         if group is not None:
             group.remove()
         raise
-    return Provision(plan, group, profile.limits.memory_bytes, profile, egress_rules(profile))
+    memory_bytes, rules = profile.limits.memory_bytes, egress_rules(profile)
+    return Provision(plan, group, memory_bytes, profile, rules, written.limits)
 
 
 def with_limits(profile: Profile, limits: Mapping[str, Any] | None) -> Profile:

@@ -126,7 +126,7 @@ class Reloader:
         for name, running in self._supervisor.integrations.running.items():
             if running.provided is None or name not in config.integrations:
                 continue
-            commanded = self._supervisor.integrations.limits.get(name)  # on both: no difference
+            commanded = self._supervisor.integrations.overrides(name)  # on both: no difference
             old = provision.with_limits(running.provided.profile, commanded)
             new = provision.with_limits(profiles[config.integrations[name].profile], commanded)
             change = changes.with_profile(found.get(name), name, old, new)
@@ -199,7 +199,8 @@ class Reloader:
 
     def _move_limits(self, change: Change, profile: Profile) -> Outcome:
         running = self._supervisor.integrations.running.get(change.name)
-        commanded = self._supervisor.integrations.limits.get(change.name)
+        commanded = self._supervisor.integrations.overrides(change.name)
+        written = profile.limits
         profile = provision.with_limits(profile, commanded)
         if not change.limits or running is None or running.provided is None:
             return Outcome(change.name, "changed", change.keys)
@@ -210,7 +211,7 @@ class Reloader:
             running.provided.group.set_limits(CgroupLimits(**changes.movable(profile.limits)))
         except VsmError as error:
             return Outcome(change.name, "not applied", change.keys, str(error))
-        running.provided.profile = profile
+        running.provided.profile, running.provided.written = profile, written
         running.provided.memory_bytes = profile.limits.memory_bytes
         return Outcome(change.name, "changed", change.keys)
 

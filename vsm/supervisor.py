@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from vsm import cgroup_files, endpoint, introspection, logs, provision
 from vsm.config import Config
+from vsm.config_regulation import settings
 from vsm.control import ControlServer, NotFoundError
 from vsm.core import restart
 from vsm.errors import VsmError
@@ -27,6 +28,7 @@ from vsm.messages import Configure, Message, Start
 from vsm.notify import notify, take_over, watchdog_interval_s
 from vsm.output import OutputRing
 from vsm.recorder import Recorder
+from vsm.regulation import Regulator
 from vsm.reload import Reloader
 from vsm.remains import FILES, GROUPS
 from vsm.system_group import SystemGroup, SystemHooks
@@ -60,6 +62,7 @@ class Supervisor:
         self.host: provision.Host
         self.systems: SystemGroup
         self.integrations: IntegrationGroup
+        self.regulator = Regulator(self)
         self.control: ControlServer
         self.recorder = Recorder(self.log, config.journal, self._links)
         self.reloader = Reloader(self, load)
@@ -69,6 +72,7 @@ class Supervisor:
         self._shutdown = asyncio.Event()
         self._hurry = asyncio.Event()
         self._plans: dict[str, str] = {}
+        self._settings = settings(config.coordination, config.control, config.intelligence)
         self._foreign = set(_children())
         self._groups: Order = ({"kind": GROUPS, "folders": cgroup_files.places()}, ())
         self._files: list[Order] = []
@@ -126,6 +130,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         self.integrations.start()
+        self.regulator.start()
         self.control = ControlServer(self)
         if self.endpoint.control is not None:
             await self.control.start(self.endpoint.control)
@@ -145,6 +150,7 @@ class Supervisor:
             operations_lost=lambda: self.integrations.on_operations_lost(),  # noqa: PLW0108 - built later
             ring=self._ring,
             consult=lambda what: introspection.answer(self, what),
+            regulate=lambda system, message: self.regulator.on_message(system, message),  # noqa: PLW0108 - built later
         )
         self.systems = SystemGroup(hooks)
         for runner in (self.systems.systems, self.systems.template):
@@ -191,7 +197,8 @@ class Supervisor:
 
     def _start_message(self, system: str, epoch: int) -> tuple[Start, list[int]]:
         if system != "system1":
-            return Start(epoch=epoch, integrations=self.integrations.rows()), []
+            rows, own = self.integrations.rows(), self._settings.get(system, {})
+            return Start(epoch=epoch, integrations=rows, settings=own), []
         listeners = self.endpoint.listeners() if not self._shutdown.is_set() else {}
         message = Start(
             epoch=epoch,
@@ -223,6 +230,7 @@ class Supervisor:
     def _changed(self, change: restart.Changed) -> None:
         if not self._files:
             return  # nobody cares for a launcher while this may not run here at all
+        self.regulator.changed(change)
         told = {"worker": change.name} | ({"reason": change.reason} if change.reason else {})
         if change.escalated:
             self.log.error("keeps failing, retried at the longest back-off", **told)
@@ -334,6 +342,7 @@ class Supervisor:
 
     async def _stop(self) -> None:
         """Clients, integrations, systems, template: what needs the next goes first."""
+        self.regulator.stop()
         self.endpoint.stop_accepting()
         await self.reloader.close()
         hurry = asyncio.create_task(self._panic_on_hurry())

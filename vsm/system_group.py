@@ -24,14 +24,22 @@ from vsm.link import Link, channel_pair, close_fds, socketpair
 from vsm.messages import (
     Answer,
     Ask,
+    Audit,
     Body,
+    Damp,
+    Decided,
     Exited,
     Forked,
     FromSystem,
     Message,
+    Move,
+    Noted,
+    Offered,
     Query,
     Ready,
+    Regulation,
     Segments,
+    Settled,
     SnapshotIn,
     SnapshotOut,
     Start,
@@ -78,6 +86,8 @@ class SystemHooks:
         operations_lost: S1 is gone.
         ring: the output ring of a worker.
         consult: what vsm says of itself.
+        offered: S1 says what a server offers that is not pinned; the fd stays ours.
+        regulate: what a system decided, notes, or wishes of the supervisor.
     """
 
     plan: Callable[[str], str]
@@ -88,6 +98,8 @@ class SystemHooks:
     operations_lost: Callable[[], None]
     ring: Callable[[str], OutputRing]
     consult: Callable[[str], Awaitable[Body | None]]
+    offered: Callable[[str, int], None] = lambda _name, _fd: None
+    regulate: Callable[[str, Regulation], None] = lambda _system, _message: None
 
 
 class SystemGroup:
@@ -172,7 +184,7 @@ class SystemGroup:
         spare = self.spares.get(name)
         return spare is not None and spare.pid is not None
 
-    async def query(self, name: str, what: str) -> Body | None:
+    async def query(self, name: str, what: str, about: str = "") -> Body | None:
         """A system's own answer; None when it has none in time."""
         running = self.running.get(name)
         if running is None or running.link is None or self.systems.phase(name) != "ready":
@@ -180,7 +192,7 @@ class SystemGroup:
         self._query_id += 1
         future: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
         running.queries[self._query_id] = future
-        running.link.send(Query(id=self._query_id, what=what))
+        running.link.send(Query(id=self._query_id, what=what, about=about))
         try:
             return await asyncio.wait_for(future, QUERY_TIMEOUT_S)
         except (TimeoutError, asyncio.CancelledError):
@@ -379,6 +391,10 @@ class SystemGroup:
                 future = running.queries.get(message.id)
                 if future is not None and not future.done():
                     future.set_result(message.body)
+            case Offered() if running.name == "system1" and len(fds) == 1:
+                self.hooks.offered(message.integration, fds[0])
+            case Noted() | Decided() | Settled() | Move() | Audit() | Damp():
+                self.hooks.regulate(running.name, message)
             case _ if running.name == "system1":
                 self.hooks.from_operations(message)
         close_fds(fds)

@@ -146,7 +146,7 @@ def _pour(left: float, given: dict[str, float], wishes: Sequence[tuple[Claim, fl
 
 def _rule(claim: Claim, after: float, share: Mapping[str, float]) -> str:
     if after > claim.held:
-        return "raise.floor" if claim.held < claim.floor else "raise.need"
+        return "raise.need" if claim.need > max(claim.held, claim.floor) else "raise.floor"
     if claim.held > claim.ceiling:
         return "lower.ceiling"
     return "lower.budget" if share[claim.name] < claim.held else "lower.spare"

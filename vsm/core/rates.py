@@ -4,7 +4,10 @@ Pure. The generic cell rate algorithm (ITU-T I.371, annex A): a bucket is the ti
 full again, so that taking from it is a comparison and an addition, and nothing has to be refilled.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_ROUNDING_S: Final = 1e-6
+"""Clocks have large values and steps are small: what is less than this late is in time."""
 
 
 class Rate(NamedTuple):
@@ -33,6 +36,6 @@ def take(rate: Rate, full_at_s: float, now_s: float) -> Turn:
     step_s = 1 / rate.per_second
     begin_s = max(full_at_s, now_s)
     wait_s = begin_s - now_s - (rate.burst - 1) * step_s
-    if wait_s > rate.wait_s:
+    if wait_s > rate.wait_s + _ROUNDING_S:
         return Turn(wait_s, full_at_s)
-    return Turn(wait_s if wait_s > 0 else 0.0, begin_s + step_s)
+    return Turn(wait_s if wait_s > _ROUNDING_S else 0.0, begin_s + step_s)

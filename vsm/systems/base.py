@@ -58,6 +58,7 @@ class SystemContext:
         self.layers = layers
         self.stopping = asyncio.Event()
         self.answers: dict[str, Callable[[], Body]] = {"state": self.channel_state}
+        self.answers_about: dict[str, Callable[[str], Body]] = {}
         self._callbacks: dict[str, MessageCallback] = {}
         self._held: list[tuple[ToSystem, list[int]]] | None = []
         self._start: asyncio.Future[tuple[Start, dict[str, int]]] = (
@@ -104,6 +105,10 @@ class SystemContext:
     def answer(self, what: str, body: Callable[[], Body]) -> None:
         """Answer `query what` with what `body()` returns at that moment."""
         self.answers[what] = body
+
+    def answer_about(self, what: str, body: Callable[[str], Body]) -> None:
+        """Answer `query what` with what `body(about)` returns."""
+        self.answers_about[what] = body
 
     def ready(self) -> None:
         """Report readiness, with the board."""
@@ -156,8 +161,11 @@ class SystemContext:
             self._on_control(message, fds)
 
     def _reply(self, query: Query) -> None:
-        answer = self.answers.get(query.what)
-        body: Body = answer() if answer else {"error": f"no answer to {query.what!r}"}
+        answer, about = self.answers.get(query.what), self.answers_about.get(query.what)
+        if about is not None:
+            body = about(query.about)
+        else:
+            body = answer() if answer else {"error": f"no answer to {query.what!r}"}
         self.control.send(Answer(id=query.id, body=body))
 
     def _channel_callback(self, name: str) -> MessageCallback:

@@ -1,21 +1,102 @@
-"""S3, control: the resource bargain of inside-and-now.
+"""S3, control: the resource bargain of inside-and-now, and S3*, its unannounced audits.
 
-Runs in its own confined process. At this stage it publishes the limits that the configuration
-gives each integration; it moves no limit and audits nothing yet, and says so.
+Runs in its own confined process. Divides the configured budget by what the supervisor measures,
+asks the supervisor to move limits (which judges every wish), explains each move in the journal,
+and says why it moves none. What S2 found to go to and fro, and what was refused lately, is left
+alone.
 """
 
-from vsm.messages import Body, Configure, Outlook, SnapshotOut, Start, Summary
+import asyncio
+import itertools
+import random
+import time
+from collections import deque
+from typing import Any, Final, NamedTuple
+
+from vsm.core import audit_schedule
+from vsm.core.budget import Change, Claim, Plan, need_of, plan
+from vsm.messages import (
+    Algedonic,
+    Audit,
+    Audited,
+    Body,
+    Budgets,
+    Configure,
+    Decided,
+    Move,
+    Moved,
+    Noted,
+    Outlook,
+    Policy,
+    Proposal,
+    Rates,
+    ResourceRow,
+    Resources,
+    Settled,
+    SnapshotOut,
+    Start,
+    Summary,
+)
 from vsm.systems.base import SystemContext
+
+LEAST: Final = {"memory": 4.0 * 2**20, "cpu": 0.02, "processes": 2.0}
+"""A limit is not moved by less."""
+REMEMBERED: Final = 6  # samples whose greatest use counts
+MOST_MOVES: Final = 8  # at once; the rest waits for the next sample
+REFUSED_FOR_S: Final = 60.0
+PROPOSE_EVERY_S: Final = 600.0
+KEPT: Final = 16
+THROTTLED: Final = 0.05  # of the time: that is pressure
+NEARLY_FULL: Final = 0.9
+SAFE: Final = 1.05  # memory is never limited below what is in use
+
+NO_BUDGET: Final = "no budget is configured: limits stay as the profiles have them"
+NO_SAMPLE: Final = "nothing was measured yet"
+
+
+class _Made(NamedTuple):
+    """A move on its way, and what is to be compared when it came through."""
+
+    key: str
+    resource: str
+    change: Change
+    pressure: float
 
 
 class Control:
-    """What S3 knows."""
+    """What S3 knows.
 
-    def __init__(self, context: SystemContext) -> None:
+    Args:
+        context: its links.
+        dice: random numbers from 0 to 1, for audits.
+    """
+
+    def __init__(self, context: SystemContext, dice: random.Random | None = None) -> None:
         self.context = context
         self.snapshot: Body = {}
         self.last_summary: Summary | None = None
         self.outlook: Body | None = None
+        self.policy: deque[Body] = deque(maxlen=KEPT)
+        self.budget: dict[str, float] = {}
+        self.audit_interval_s = 0.0
+        self.plans: dict[str, Plan] = {}
+        self.claims: dict[str, list[Claim]] = {}
+        self.moves: deque[Body] = deque(maxlen=KEPT)
+        self.audits: deque[Body] = deque(maxlen=KEPT)
+        self.names: tuple[str, ...] = ()
+        self._dice = dice or random.Random()  # noqa: S311 - spreads audits, guards nothing
+        self._numbers = itertools.count(1)
+        self._before: Resources | None = None
+        self._used: dict[tuple[str, str], deque[float]] = {}
+        self._made: dict[int, _Made] = {}
+        self._unsettled: list[_Made] = []
+        self._refused: dict[tuple[str, str], tuple[float, str]] = {}
+        self._damped: dict[str, list[str]] = {}
+        self._proposed: dict[tuple[str, str], float] = {}
+        self._audited_s: dict[str, float] = {}
+        self._next_audit_s: float | None = None
+
+    # ---- what it hears ---------------------------------------------------------------------
 
     def on_summary(self, message: Summary, fds: list[int]) -> None:
         """Keep the newest load summary of S1."""
@@ -33,6 +114,21 @@ class Control:
         del fds
         self.outlook = message.body
 
+    def on_policy(self, message: Policy, fds: list[int]) -> None:
+        """Keep what S5 decided about a proposal."""
+        del fds
+        self.policy.append(message.model_dump(mode="json", exclude={"fds", "kind"}))
+
+    def on_rates(self, message: Rates, fds: list[int]) -> None:
+        """S2 says what goes to and fro."""
+        del fds
+        damped = message.body.get("damped")
+        self._damped = {}
+        if isinstance(damped, dict):
+            for name, series in damped.items():
+                if isinstance(series, list):
+                    self._damped[name] = [str(one) for one in series]
+
     def configure(self, start: Start | Configure) -> None:
         """Take the configured limits: of calls for S1, of resources for the record."""
         calls: Body = {
@@ -41,10 +137,242 @@ class Control:
         }
         resources = start.limits if isinstance(start, Start) else self.snapshot["resources"]
         self.snapshot = {"limits": calls, "resources": resources}
+        self.names = tuple(row.name for row in start.integrations)
+        if isinstance(start, Start):
+            budget: Any = start.settings.get("budget", {})
+            self.budget = {str(name): float(value) for name, value in budget.items()}
+            interval: Any = start.settings.get("audit_interval_s", 0.0)
+            self.audit_interval_s = float(interval)
+
+    # ---- the budget ------------------------------------------------------------------------
+
+    def on_resources(self, message: Resources, fds: list[int]) -> None:
+        """A sample: settle what was moved before it, then divide anew."""
+        del fds
+        before, self._before = self._before, message
+        self._settle(message)
+        for key in [key for key in self._used if key[0] not in message.rows]:
+            del self._used[key]
+        room = MOST_MOVES
+        for resource, budget in self.budget.items():
+            claims = [
+                self._claim(name, resource, row, message, before)
+                for name, row in sorted(message.rows.items())
+                if resource in row.limit
+            ]
+            found = plan(budget, claims, least=LEAST.get(resource, 0.0))
+            self.claims[resource], self.plans[resource] = claims, found
+            for change in found.changes[:room]:
+                self._move(resource, change, claims, message.at_s)
+                room -= 1
+            self._propose(resource, found, claims, message.at_s)
+
+    def _claim(
+        self, name: str, resource: str, row: ResourceRow, now: Resources, before: Resources | None
+    ) -> Claim:
+        last = before.rows.get(name) if before is not None else None
+        span_s = now.at_s - before.at_s if before is not None else 0.0
+        used = _used(resource, row, last, span_s)
+        history = self._used.setdefault((name, resource), deque(maxlen=REMEMBERED))
+        if used is not None:
+            history.append(used)
+        held = row.limit[resource]
+        pressed = _pressed(resource, row, last, span_s, used or 0.0)
+        floor = row.floor.get(resource, 0.0)
+        if resource == "memory":
+            floor = max(floor, min(max(history, default=0.0) * SAFE, row.ceiling[resource]))
+        return Claim(
+            name=name,
+            floor=floor,
+            ceiling=row.ceiling[resource],
+            held=held,
+            need=need_of(list(history), held, pressed=pressed) if history else held,
+            weight=row.priority * (1.0 + self._gap_share(name)),
+            fixed=self._fixed(name, resource, now.at_s),
+        )
+
+    def _fixed(self, name: str, resource: str, now_s: float) -> str:
+        if resource in self._damped.get(name, ()):
+            return "it went to and fro: damped by system 2"
+        if any(one.change.name == name and one.resource == resource for one in self._made.values()):
+            return "a move is on its way"
+        until_s, why = self._refused.get((name, resource), (0.0, ""))
+        return why if now_s < until_s else ""
+
+    def _gap_share(self, name: str) -> float:
+        """Which part of the environment's variety is lost at this integration, by S4's outlook."""
+        variety: Any = (self.outlook or {}).get("variety", {})
+        whole = variety.get("environmental_bits") or 0.0
+        parts = variety.get("gap_by_class") or ()
+        lost = sum(part["bits"] for part in parts if part.get("integration") == name)
+        return float(min(1.0, lost / whole)) if whole > 0 else 0.0
+
+    def _move(self, resource: str, change: Change, claims: list[Claim], now_s: float) -> None:
+        number = next(self._numbers)
+        claim = next(one for one in claims if one.name == change.name)
+        key = f"move-{number}"
+        sent = self.context.report(
+            Move(id=number, integration=change.name, limits={resource: change.after})
+        )
+        if not sent:
+            return  # the link is full; the next sample decides again
+        row = self._before.rows[change.name] if self._before is not None else ResourceRow()
+        pressure = row.pressure.get(resource, 0.0)
+        self._made[number] = _Made(key, resource, change, pressure)
+        others = {one.name: round(one.held, 3) for one in claims if one.name != change.name}
+        self.context.report(
+            Decided(
+                key=key,
+                subject=change.name,
+                rule=f"budget.{change.rule}",
+                inputs={
+                    "resource": resource,
+                    "budget": self.budget[resource],
+                    "held": change.before,
+                    "need": round(claim.need, 3),
+                    "floor": claim.floor,
+                    "ceiling": claim.ceiling,
+                    "weight": round(claim.weight, 3),
+                    "pressure": pressure,
+                    "out_of_memory": row.out_of_memory,
+                    "others": dict(itertools.islice(others.items(), 20)),
+                    "at_s": round(now_s, 3),
+                },
+                alternatives=(
+                    f"keep {_amount(resource, change.before)}",
+                    f"ceiling {_amount(resource, claim.ceiling)}",
+                    f"floor {_amount(resource, claim.floor)}",
+                ),
+                choice=f"{resource} {_amount(resource, change.after)}",
+            )
+        )
+
+    def on_moved(self, message: Moved, fds: list[int]) -> None:
+        """The supervisor put a limit in force, or refused."""
+        del fds
+        made = self._made.pop(message.id, None)
+        if made is None:
+            return
+        self.moves.append(
+            {
+                "integration": made.change.name,
+                "resource": made.resource,
+                "from": made.change.before,
+                "to": made.change.after,
+                "rule": made.change.rule,
+                "state": message.state,
+                "detail": message.detail,
+            }
+        )
+        if message.state == "in force":
+            self._unsettled.append(made)
+            self.context.send("system2", Budgets(body={"moved": self.moves[-1]}))
+            return
+        now_s = self._before.at_s if self._before is not None else 0.0
+        where = made.change.name, made.resource
+        self._refused[where] = (now_s + REFUSED_FOR_S, f"refused: {message.detail}"[:200])
+        outcome: Body = {"state": "refused", "detail": message.detail}
+        self.context.report(Settled(key=made.key, outcome=outcome))
+
+    def _settle(self, now: Resources) -> None:
+        """Tell what came of the moves: whether the limit was met again since."""
+        for made in self._unsettled:
+            row = now.rows.get(made.change.name)
+            met = row.pressure.get(made.resource, 0.0) - made.pressure if row is not None else None
+            outcome: Body = {
+                "state": "in force",
+                "pressure_since": met,
+                "relieved": None if met is None else met <= 0,
+            }
+            self.context.report(Settled(key=made.key, outcome=outcome))
+        self._unsettled = []
+
+    def _propose(self, resource: str, found: Plan, claims: list[Claim], now_s: float) -> None:
+        """What is beyond S3's power goes to S5: somebody needs more than his ceiling."""
+        for name in found.bounded:
+            if now_s < self._proposed.get((name, resource), 0.0):
+                continue
+            self._proposed[name, resource] = now_s + PROPOSE_EVERY_S
+            claim = next(one for one in claims if one.name == name)
+            proposal = Proposal(
+                id=next(self._numbers),
+                sender="system3",
+                subject=name,
+                change=f"{resource} ceiling",
+                from_value=claim.ceiling,
+                to_value=claim.need,
+                evidence={"need": claim.need, "held": claim.held, "rule": "budget.ceiling"},
+                cost=claim.need - claim.ceiling,
+            )
+            self.context.send("system5", proposal)
+            what = f"{name} needs more {resource} than its ceiling"
+            detail: Body = {"what": what, "need": claim.need, "ceiling": claim.ceiling}
+            self.context.report(
+                Noted(event="control.ceiling", severity="notice", integration=name, detail=detail)
+            )
+
+    # ---- audits ----------------------------------------------------------------------------
+
+    async def audit_at_random(self) -> None:
+        """Look at somebody, at times that nobody can foretell."""
+        while self.audit_interval_s > 0:
+            pause_s = audit_schedule.pause_s(self.audit_interval_s, self._dice.random())
+            self._next_audit_s = time.monotonic() + pause_s
+            await asyncio.sleep(pause_s)
+            self.audit()
+
+    def audit(self) -> None:
+        """Ask for one audit now."""
+        dice = self._dice.random()
+        name = audit_schedule.choose(self.names, self._audited_s, time.monotonic(), dice)
+        if name is not None:
+            self._audited_s[name] = time.monotonic()
+            self.context.report(Audit(id=next(self._numbers), integration=name))
+
+    def on_audited(self, message: Audited, fds: list[int]) -> None:
+        """Keep the result; a worker that is not as its plan says is pain."""
+        del fds
+        result: Body = {
+            "integration": message.integration,
+            "checked": message.checked,
+            "failed": dict(message.failed),
+            "detail": message.detail,
+        }
+        self.audits.append(result)
+        if not message.failed:
+            if message.checked:
+                self.context.report(
+                    Noted(
+                        event="audit.passed", integration=message.integration, detail=dict(result)
+                    )
+                )
+            return
+        found = "; ".join(f"{name}: {text}" for name, text in message.failed.items())[:1000]
+        text = f"{message.integration} is not confined as planned: {found}"
+        self.context.send(
+            "system5",
+            Algedonic(
+                severity="pain", subject=message.integration, cause="audit failed", detail=text
+            ),
+        )
+        self.context.report(
+            Noted(
+                event="audit.failed",
+                severity="error",
+                integration=message.integration,
+                detail={**result, "what": text},
+            )
+        )
+
+    # ---- what it says ----------------------------------------------------------------------
 
     def state(self) -> Body:
-        """What it has and what it lacks."""
-        lacks = ["limits are as configured: none is moved yet", "no audit yet"]
+        """What it has, what it does and why it does nothing, and what it lacks."""
+        lacks = []
+        if not self.budget:
+            lacks.append(NO_BUDGET)
+        if not self.audits:
+            lacks.append("no audit yet")
         if self.last_summary is None:
             lacks.append("no load observed")
         if self.outlook is None:
@@ -53,22 +381,88 @@ class Control:
         return {
             "role": "control",
             "snapshot": self.snapshot,
+            "budget": {resource: self._budget_row(resource) for resource in self.budget},
+            "reason": self.reason(),
+            "moves": list(self.moves),
+            "audits": list(self.audits),
+            "audit_interval_s": self.audit_interval_s,
+            "policy": list(self.policy),
             "outlook": self.outlook,
             "last_summary": None if summary is None else summary.model_dump(mode="json"),
             "lacks": list(lacks),
             **self.context.channel_state(),
         }
 
+    def reason(self) -> str:
+        """Why nothing moves now; "" while something does."""
+        if not self.budget:
+            return NO_BUDGET
+        if not self.plans:
+            return NO_SAMPLE
+        reasons = [f"{resource}: {found.reason}" for resource, found in self.plans.items()]
+        moving = any(found.changes for found in self.plans.values())
+        return "" if moving else "; ".join(reasons)
+
+    def _budget_row(self, resource: str) -> Body:
+        claims, found = self.claims.get(resource, []), self.plans.get(resource)
+        return {
+            "budget": self.budget[resource],
+            "held": sum(claim.held for claim in claims),
+            "need": sum(claim.need for claim in claims),
+            "reason": found.reason if found is not None else NO_SAMPLE,
+            "claims": [{**claim._asdict(), "need": round(claim.need, 3)} for claim in claims[:50]],
+        }
+
+
+def _used(resource: str, row: ResourceRow, last: ResourceRow | None, span_s: float) -> float | None:
+    """How much is used now; cores for cpu, where two samples of one worker are needed."""
+    used = row.usage.get(resource)
+    if resource != "cpu" or used is None:
+        return used
+    before = last.usage.get(resource) if last is not None else None
+    if before is None or span_s <= 0 or used < before:
+        return None
+    return (used - before) / span_s
+
+
+def _pressed(
+    resource: str, row: ResourceRow, last: ResourceRow | None, span_s: float, used: float
+) -> bool:
+    """Whether it met its limit since the last sample, so that its use does not show its need."""
+    if last is None:
+        return False
+    if resource == "memory" and row.out_of_memory > last.out_of_memory:
+        return True
+    met = row.pressure.get(resource, 0.0) - last.pressure.get(resource, 0.0)
+    if resource == "memory":  # pages of files meet the limit too, and are dropped without harm
+        return met > 0 and used > NEARLY_FULL * row.limit[resource]
+    if resource == "cpu":
+        return met > THROTTLED * span_s
+    return met > 0
+
+
+def _amount(resource: str, value: float) -> str:
+    return f"{value / 2**20:.0f} MiB" if resource == "memory" else f"{value:.3g}"
+
 
 async def main(context: SystemContext) -> None:
-    """Publish the configured limits, then observe until told to stop."""
+    """Publish the configured limits, then divide and audit until told to stop."""
     control = Control(context)
     context.handle("system1>system3:summary", control.on_summary)
+    context.handle("system2>system3:rates", control.on_rates)
+    context.handle("system5>system3:policy", control.on_policy)
     context.handle("configure", control.reconfigure)
+    context.handle("resources", control.on_resources)
+    context.handle("moved", control.on_moved)
+    context.handle("audited", control.on_audited)
     context.handle("system4>system3:outlook", control.on_outlook)
     context.answer("state", control.state)
     start, _ = await context.started()
     control.configure(start)
     context.report(SnapshotOut(body=control.snapshot))
     context.ready()
-    await context.stopping.wait()
+    audits = asyncio.create_task(control.audit_at_random())
+    try:
+        await context.stopping.wait()
+    finally:
+        audits.cancel()

@@ -1,0 +1,222 @@
+"""S3 on links whose other ends are here: what it moves, what it leaves alone, what it says."""
+
+import asyncio
+import random
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from vsm.board import BoardWriter
+from vsm.core import audit_schedule, channels
+from vsm.link import Link, channel_pair, socketpair
+from vsm.messages import (
+    CHANNEL_PARSERS,
+    Audited,
+    Decided,
+    Move,
+    Moved,
+    Outlook,
+    Rates,
+    ResourceRow,
+    Resources,
+    Settled,
+    Start,
+    parse_from_system,
+    parse_to_system,
+)
+from vsm.systems.base import SystemContext
+from vsm.systems.control import NO_BUDGET, NO_SAMPLE, Control
+
+MIB = 2.0**20
+
+
+class Rig:
+    """S3's object, and what it says to others."""
+
+    def __init__(self, name: str = "system3") -> None:
+        control, other = socketpair()
+        self.sockets: list[socket.socket] = [other]
+        self.supervisor: Link[Any] = Link(other, parse_from_system)
+        ends: dict[str, Link[Any]] = {}
+        self.heard: dict[str, Link[Any]] = {}
+        for channel in channels.sends(name):
+            sender, receiver = channel_pair()
+            parse = CHANNEL_PARSERS[channel.carries]
+            ends[channel.name] = Link(sender, parse)
+            self.heard[channel.name] = Link(receiver, parse)
+        self.writer = BoardWriter(1)
+        link = Link(control, parse_to_system)
+        self.context = SystemContext(name, link, ends, self.writer, layers=[])
+
+    def said(self, channel: str = "") -> list[Any]:
+        link = self.heard[channel] if channel else self.supervisor
+        found = []
+        while (received := link.receive(0)) is not None:
+            found.append(received[0])
+        return found
+
+    def close(self) -> None:
+        links = [self.context.control, self.supervisor, *self.context.outgoing.values()]
+        for link in [*links, *self.heard.values()]:
+            link.close()
+        self.writer.close()
+
+
+def run(scenario: Callable[[Rig, Control], None], **settings: Any) -> None:
+    async def main() -> None:
+        rig = Rig()
+        try:
+            control = Control(rig.context, random.Random(1))
+            control.configure(Start(epoch=1, settings=settings))
+            scenario(rig, control)
+        finally:
+            rig.close()
+
+    asyncio.run(main())
+
+
+def row(used: float, limit: float, *, met: float = 0, ceiling: float = 512, **more: Any) -> Any:
+    return ResourceRow(
+        floor={"memory": 16 * MIB},
+        ceiling={"memory": ceiling * MIB},
+        limit={"memory": limit * MIB},
+        usage={"memory": used * MIB},
+        pressure={"memory": met},
+        **more,
+    )
+
+
+def sample(control: Control, at_s: float, **rows: Any) -> None:
+    control.on_resources(Resources(at_s=at_s, rows=rows), [])
+
+
+def of(kind: type, messages: list[Any]) -> list[Any]:
+    return [message for message in messages if isinstance(message, kind)]
+
+
+def test_idle_system_moves_nothing_and_says_why() -> None:
+    def without(rig: Rig, control: Control) -> None:
+        assert control.reason() == NO_BUDGET
+        assert NO_BUDGET in control.state()["lacks"]  # type: ignore[operator]
+        assert rig.said() == []
+
+    def idle(rig: Rig, control: Control) -> None:
+        assert control.reason() == NO_SAMPLE
+        for at_s in range(5):
+            sample(control, float(at_s), a=row(20, 256), b=row(30, 256))
+        assert rig.said() == []
+        assert control.reason() == "memory: every limit is wide enough for what is used"
+
+    run(without)
+    run(idle, budget={"memory": 1024 * MIB})
+
+
+def test_limit_that_was_met_is_raised_within_the_ceiling_explained_and_settled() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        sample(control, 1, a=row(70, 100, ceiling=140))
+        sample(control, 2, a=row(99, 100, met=7, ceiling=140))
+        said = rig.said()
+        (move,) = of(Move, said)
+        assert (move.integration, move.limits) == ("a", {"memory": 140 * MIB})
+        (decided,) = of(Decided, said)
+        assert decided.rule == "budget.raise.need"
+        assert decided.choice == "memory 140 MiB"
+        assert decided.inputs["need"] == 150 * MIB
+        assert "keep 100 MiB" in decided.alternatives
+        control.on_moved(Moved(id=move.id, state="in force"), [])
+        sample(control, 3, a=row(120, 140, met=7, ceiling=140))
+        (settled,) = of(Settled, rig.said())
+        assert settled.key == decided.key
+        assert settled.outcome == {"state": "in force", "pressure_since": 0.0, "relieved": True}
+        sample(control, 4, a=row(139, 140, met=9, ceiling=140))
+        assert of(Move, rig.said()) == []
+        (proposal,) = rig.said("system3>system5:proposal")
+        assert (proposal.subject, proposal.change) == ("a", "memory ceiling")
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_out_of_memory_counts_although_the_new_worker_uses_little() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        sample(control, 1, a=row(45, 64))
+        sample(control, 2, a=row(5, 64, out_of_memory=1))
+        (move,) = of(Move, rig.said())
+        assert move.limits == {"memory": 96 * MIB}
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_cache_that_meets_the_limit_is_no_need() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        sample(control, 1, a=row(20, 100))
+        sample(control, 2, a=row(20, 100, met=1000))
+        assert rig.said() == []
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_what_goes_to_and_fro_or_was_refused_is_left_alone() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        control.on_rates(Rates(body={"damped": {"a": ["memory"]}}), [])
+        sample(control, 1, a=row(70, 100))
+        sample(control, 2, a=row(99, 100, met=7))
+        assert of(Move, rig.said()) == []
+        assert "not to be moved" in control.reason()
+        control.on_rates(Rates(body={"damped": {}}), [])
+        sample(control, 3, a=row(99, 100, met=9))
+        (move,) = of(Move, rig.said())
+        control.on_moved(Moved(id=move.id, state="refused", detail="no"), [])
+        sample(control, 4, a=row(99, 100, met=11))
+        said = rig.said()
+        assert of(Settled, said)[0].outcome == {"state": "refused", "detail": "no"}
+        assert of(Move, said) == []
+        sample(control, 100, a=row(99, 100, met=13))
+        assert of(Move, rig.said())
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_lost_variety_of_an_integration_weighs_when_both_are_short() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        gap = {"integration": "a", "demand": "x", "bits": 1.0}
+        variety: Any = {"variety": {"environmental_bits": 2.0, "gap_by_class": [gap]}}
+        control.on_outlook(Outlook(body=variety), [])
+        sample(control, 1, a=row(70, 100), b=row(70, 100))
+        sample(control, 2, a=row(99, 100, met=1), b=row(99, 100, met=1))
+        moves = {m.integration: m.limits["memory"] for m in of(Move, rig.said())}
+        assert moves["a"] > moves["b"] > 0
+        assert moves["a"] + moves["b"] <= 260 * MIB
+
+    run(scenario, budget={"memory": 260 * MIB})
+
+
+def test_failed_audit_is_pain_and_recorded_a_good_one_recorded_only() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        control.on_audited(Audited(id=1, integration="a", checked=9), [])
+        assert [m.event for m in rig.said()] == ["audit.passed"]
+        bad = Audited(id=2, integration="a", checked=9, failed={"seccomp": "mode 0"})
+        control.on_audited(bad, [])
+        (noted,) = rig.said()
+        assert (noted.event, noted.severity) == ("audit.failed", "error")
+        (signal,) = rig.said("system3>system5:algedonic")
+        assert "seccomp: mode 0" in signal.detail
+
+    run(scenario)
+
+
+def test_audits_come_at_random_and_leave_nobody_out() -> None:
+    pauses = [audit_schedule.pause_s(100.0, dice / 1000) for dice in range(1000)]
+    assert min(pauses) >= 10.0
+    assert max(pauses) <= 400.0
+    assert 80 <= sum(pauses) / 1000 <= 120
+    assert audit_schedule.choose([], {}, 0.0, 0.5) is None
+    chosen = {
+        audit_schedule.choose(["a", "b", "c"], {"a": 90.0, "b": 10.0}, 100.0, dice / 100)
+        for dice in range(100)
+    }
+    assert chosen == {"a", "b", "c"}
+    likely = [
+        audit_schedule.choose(["a", "b", "c"], {"a": 90.0, "b": 10.0}, 100.0, dice / 100)
+        for dice in range(100)
+    ]
+    assert likely.count("c") > likely.count("b") > likely.count("a")
