@@ -60,11 +60,17 @@ class _Silent:
 
     def noticed(self, worker: str, text: str) -> None: ...
 
+    def breaker(self, integration: str, phase: str, detail: str) -> None: ...
+
+    def dead_letter(self, integration: str, letter: dict[str, Any]) -> None: ...
+
     def unfit(self, worker: str, reason: str) -> None:
         sys.exit(f"{worker}: {reason}")
 
     def idle(self, integration: str) -> None:
         pass
+
+    def offered(self, integration: str, document: bytes) -> None: ...
 
 
 def gateway(directory: str) -> None:

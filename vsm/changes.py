@@ -15,7 +15,16 @@ from vsm.profile import Limits, Profile
 Action = Literal["start", "stop", "remove", "restart", "update", "impossible"]
 # Taken from the configuration at the moment of use, so that nothing has to stop for them.
 LIVE_KEYS: Final = frozenset(
-    {"start_timeout_s", "call_timeout_s", "stop_timeout_s", "restart", "priority", "range", "resilience"}
+    {
+        "start_timeout_s",
+        "call_timeout_s",
+        "stop_timeout_s",
+        "restart",
+        "priority",
+        "range",
+        "resilience",
+        "trust",
+    }
 )
 # What a control group can move under a running worker.
 LIVE_LIMITS: Final = frozenset({"memory_bytes", "swap_bytes", "processes", "cpu_cores"})

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("vsm.commands.profile", "list, show, check or explain sandbox profiles"),
     "reload": ("vsm.commands.reload", "apply an edited vsm.toml to the running vsm"),
     "limit": ("vsm.commands.limit", "move the limits of a running integration"),
+    "trust": ("vsm.commands.trust", "compare what servers offer with what was approved"),
     "log-level": ("vsm.commands.reload", "say more or less in the log, from now on"),
     "service": ("vsm.commands.service", "run vsm under systemd"),
     "import": ("vsm.commands.import_", "take over the mcpServers of a desktop client"),

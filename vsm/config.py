@@ -62,6 +62,7 @@ class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Era = Literal["auto", "legacy", "modern"]
+Trust = Literal["first-use", "approve", "off"]
 
 
 class Integration(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +97,7 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 1
     range: Range = {}
     resilience: Resilience = Resilience()
+    trust: Trust = "first-use"
 
 
 class Gateway(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +163,7 @@ class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority = 1
     range: RangeDocument = RangeDocument()
     resilience: Resilience = Resilience()
+    trust: Trust = "first-use"
 
 
 class JournalDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,6 +286,7 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
         priority=table.priority,
         range=compile_range(table.range, f"{where}.range"),
         resilience=check_resilience(table.resilience, f"{where}.resilience"),
+        trust=table.trust,
     )
 
 

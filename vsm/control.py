@@ -47,6 +47,9 @@ class ControlServer:
             "reload": self._reload,
             "log-level": self._log_level,
             "limit": self._limit,
+            "trust": self._trust,
+            "trust-diff": self._trust_diff,
+            "trust-approve": self._trust_approve,
             "shutdown": self._shutdown,
         }
 
@@ -154,6 +157,28 @@ class ControlServer:
         if not isinstance(wanted, dict):
             raise VsmError("control socket", "arguments.limits: expected an object")
         return {"name": name, "limits": limits.set_limits(self._supervisor, name, wanted)}
+
+    async def _trust(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        del arguments
+        return {"integrations": self._supervisor.pinning.overview()}
+
+    async def _trust_diff(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        return self._supervisor.pinning.differences(self._integration(arguments))
+
+    async def _trust_approve(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        name, items = self._integration(arguments), arguments.get("items") or None
+        if items is not None and not (
+            isinstance(items, list) and all(isinstance(item, str) for item in items)
+        ):
+            raise VsmError("control socket", "arguments.items: expected a list of items")
+        return {"name": name, "approved": self._supervisor.pinning.approve(name, items)}
+
+    def _integration(self, arguments: Arguments) -> str:
+        name, known = _text(arguments, "name"), self._supervisor.integrations.integrations
+        if name not in known:
+            what = f"no integration {name!r}"
+            raise NotFoundError(arguments["command"], what, f"Known: {', '.join(known) or 'none'}.")
+        return name
 
     async def _shutdown(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         del arguments

@@ -38,6 +38,7 @@ from vsm.messages import (
     Unfit,
 )
 from vsm.output import OutputReader, OutputRing
+from vsm.refused_calls import RefusedCalls, Said
 
 DRAIN_TIMEOUT_S: Final = 30.0
 _REMOVE_ATTEMPTS: Final = 40
@@ -66,6 +67,8 @@ class IntegrationHooks:
         spared: confined children of the supervisor that are no orphans of the launcher.
         remains: what every launcher is told first: what to remove when the supervisor is dead.
         egress_refused: a worker asked the egress process for what it may not have.
+        calls_refused: an integration made system calls that its filter refuses: which, how often.
+        pins: tells S1 what of an integration was approved, before it gets its server.
         host: what the host gives; asked for when the first integration starts.
     """
 
@@ -78,6 +81,8 @@ class IntegrationHooks:
     spared: Callable[[], frozenset[int]] = frozenset
     remains: Callable[[], Iterable[Order]] = tuple
     egress_refused: Refused = lambda _worker, _host, _reason: None
+    calls_refused: Said = lambda _name, _calls: None
+    pins: Callable[[str], None] = lambda _name: None
 
 
 @dataclass
@@ -138,6 +143,7 @@ class IntegrationGroup:
         self.egress = EgressActor(hooks.host, hooks.changed, self._egress_refused)
         self.running: dict[str, RunningWorker] = {}
         self.detection = Detection(self)
+        self.refused = RefusedCalls(hooks.calls_refused)
         self.limits: dict[str, dict[str, Any]] = {}  # set by command; see vsm.limits
         self.granted: dict[str, dict[str, Any]] = {}  # set by S3; see vsm.regulation
         self._tasks: set[asyncio.Task[None]] = set()
@@ -182,6 +188,7 @@ class IntegrationGroup:
         self.workers.remove(name)
         self.limits.pop(name, None)
         self.granted.pop(name, None)
+        self.refused.forget(name)
         del self.integrations[name]
 
     async def stop(self, *, drain_s: float) -> None:
@@ -208,6 +215,7 @@ class IntegrationGroup:
         self.launcher.send(restart.Stop(LAUNCHER, drain=False, reason="shutting down"))
         await self.launcher.wait_all_dead()
         self.detection.stop()
+        self.refused.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
         self.workers.close()
@@ -225,6 +233,7 @@ class IntegrationGroup:
                 concurrency=one.concurrency,
                 max_frame_bytes=one.max_frame_bytes,
                 resilience=ResilienceRow(**msgspec.structs.asdict(one.resilience)),
+                trust=one.trust,
             )
             for one in self.integrations.values()
         )
@@ -274,6 +283,7 @@ class IntegrationGroup:
         return next((r for r in self.running.values() if r.worker_id == worker_id), None)
 
     def _attach(self, running: RunningWorker) -> None:
+        self.hooks.pins(running.name)
         message = Attach(
             worker=running.worker_id,
             integration=running.name,
@@ -409,6 +419,12 @@ class IntegrationGroup:
         if running is not None:
             self.hooks.egress_refused(running.name, host, reason)
 
+    def on_refused_calls(self, worker_id: str, calls: dict[int, int]) -> None:
+        """The launcher counted system calls that a worker was refused."""
+        running = self._by_id(worker_id)
+        if running is not None:
+            self.refused.add(running.name, calls)
+
     # ---- what the processes report ---------------------------------------------------------
 
     def on_exit(self, worker_id: str, report: ExitReport) -> None:
@@ -439,6 +455,7 @@ class IntegrationGroup:
         running.close_pipes()
         if running.output is not None:
             running.output.finish()
+        self.refused.ended(running.name)
         self._remove_group(running)
         report = running.report
         lost = collateral or (report is not None and report.cause == "launcher")

@@ -61,6 +61,7 @@ class IntegrationRow(BaseModel):
     concurrency: int = 64
     max_frame_bytes: int = 8 * 1024 * 1024
     resilience: ResilienceRow = ResilienceRow()
+    trust: Literal["first-use", "approve", "off"] = "off"
 
 
 class Grant(BaseModel):
@@ -104,6 +105,16 @@ class Attach(Message):
     worker: Name
     integration: Name
     record: Body | None = None
+
+
+class Pins(Message):
+    """To S1: what an integration was approved to offer; fd "pins" (JSON: key → hash), or none.
+
+    No descriptor: nothing was ever approved.
+    """
+
+    kind: Literal["pins"] = "pins"
+    integration: Name
 
 
 class Detach(Message):
@@ -277,6 +288,7 @@ class Stop(Message):
 ToSystem: TypeAlias = (
     Start
     | Attach
+    | Pins
     | Detach
     | AvailabilityChanged
     | SnapshotIn
@@ -329,6 +341,13 @@ class Unfit(Message):
     kind: Literal["unfit"] = "unfit"
     worker: Name
     reason: Text
+
+
+class Offered(Message):
+    """S1: a server offers what is not pinned; fd "items" (JSON: key → item)."""
+
+    kind: Literal["offered"] = "offered"
+    integration: Name
 
 
 class Idle(Message):
@@ -478,6 +497,7 @@ FromSystem: TypeAlias = (
     | Session
     | Unfit
     | Idle
+    | Offered
     | SnapshotOut
     | Answer
     | Segments

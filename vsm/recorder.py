@@ -5,7 +5,7 @@ journal's client. Recording never stops or delays what it records.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from vsm import __version__, paths
@@ -136,6 +136,17 @@ class Recorder:
         self.journal.event(
             "egress.refused", worker=name, integration=name, severity="warning", detail=detail
         )
+
+    def calls_refused(self, name: str, calls: Mapping[str, int]) -> None:
+        """A worker made system calls that its filter refuses."""
+        detail = {"calls": dict(calls), "total": sum(calls.values())}
+        self.journal.event(
+            "worker.calls_refused", worker=name, integration=name, severity="notice", detail=detail
+        )
+
+    def trust(self, kind: str, name: str, severity: str, detail: dict[str, Any]) -> None:
+        """What a server offers was pinned, changed, flagged or approved."""
+        self.journal.event(kind, integration=name, severity=severity, detail=detail)
 
     # ---- restart groups ---------------------------------------------------------------------
 

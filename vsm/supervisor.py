@@ -10,15 +10,15 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from vsm import cgroup_files, endpoint, introspection, logs, provision
+from vsm import cgroup_files, endpoint, introspection, logs, paths, provision
 from vsm.config import Config
 from vsm.config_regulation import settings
 from vsm.control import ControlServer, NotFoundError
-from vsm.core import restart
+from vsm.core import refusals, restart
 from vsm.errors import VsmError
 from vsm.integration_group import IntegrationGroup, IntegrationHooks
 from vsm.launcher_link import Order
@@ -27,6 +27,8 @@ from vsm.linux.prctl import become_subreaper
 from vsm.messages import Configure, Message, Start
 from vsm.notify import notify, take_over, watchdog_interval_s
 from vsm.output import OutputRing
+from vsm.pinning import Pinning
+from vsm.pins import PinStore
 from vsm.recorder import Recorder
 from vsm.regulation import Regulator
 from vsm.reload import Reloader
@@ -65,6 +67,12 @@ class Supervisor:
         self.regulator = Regulator(self)
         self.control: ControlServer
         self.recorder = Recorder(self.log, config.journal, self._links)
+        self.pinning = Pinning(
+            PinStore(paths.state_dir() / "pins"),
+            modes=lambda: {n: i.trust for n, i in self.integrations.integrations.items()},
+            tell=self._tell_operations,
+            note=self._note_trust,
+        )
         self.reloader = Reloader(self, load)
         self._announced = False
         self._failure: VsmError | None = None
@@ -119,6 +127,7 @@ class Supervisor:
 
     async def _run(self) -> None:
         self._watch_signals()
+        self._tell_kept()
         self.systems.start()  # the slowest: its imports go on while we look at the host
         try:
             self.host = provision.survey(self.config)
@@ -140,6 +149,14 @@ class Supervisor:
         await self._shutdown.wait()
         await self._stop()
 
+    def _tell_kept(self) -> None:
+        """What a service manager kept of the supervisor before."""
+        demand = self.systems.demand
+        for reason in demand.store.refused:
+            self.log.warning("kept counts refused", reason=reason)
+        if demand.events:
+            self.log.info("counts kept", calls=demand.events, since_s=round(demand.age_s))
+
     def _build_systems(self) -> None:
         hooks = SystemHooks(
             plan=self._system_plan,
@@ -149,6 +166,7 @@ class Supervisor:
             operations_started=lambda: self.integrations.on_operations_started(),  # noqa: PLW0108 - built later
             operations_lost=lambda: self.integrations.on_operations_lost(),  # noqa: PLW0108 - built later
             ring=self._ring,
+            offered=self.pinning.offered,
             consult=lambda what: introspection.answer(self, what),
             regulate=lambda system, message: self.regulator.on_message(system, message),  # noqa: PLW0108 - built later
         )
@@ -166,6 +184,8 @@ class Supervisor:
             refused=self.recorder.refused,
             spared=lambda: self.recorder.pids() | self.integrations.egress.pids(),
             egress_refused=self._egress_refused,
+            calls_refused=self._calls_refused,
+            pins=self.pinning.tell,
             remains=self._orders,
         )
         self.integrations = IntegrationGroup(self.config.integrations, hooks)
@@ -226,6 +246,16 @@ class Supervisor:
     def _egress_refused(self, name: str, host: str, reason: str) -> None:
         self.log.warning("egress refused", worker=name, host=host, reason=reason)
         self.recorder.egress_refused(name, host, reason)
+
+    def _note_trust(self, kind: str, name: str, severity: str, detail: dict[str, Any]) -> None:
+        say = {"info": self.log.info, "notice": self.log.info, "warning": self.log.warning}
+        say.get(severity, self.log.error)(kind, worker=name, **detail)
+        self.recorder.trust(kind, name, severity, detail)
+
+    def _calls_refused(self, name: str, calls: Mapping[str, int]) -> None:
+        told = refusals.text(calls)
+        self.log.warning("refused by the system-call filter", worker=name, calls=told)
+        self.recorder.calls_refused(name, calls)
 
     def _changed(self, change: restart.Changed) -> None:
         if not self._files:

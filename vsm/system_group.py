@@ -34,6 +34,7 @@ from vsm.messages import (
     Message,
     Move,
     Noted,
+    Offered,
     Query,
     Ready,
     Regulation,
@@ -85,6 +86,7 @@ class SystemHooks:
         operations_lost: S1 is gone.
         ring: the output ring of a worker.
         consult: what vsm says of itself.
+        offered: S1 says what a server offers that is not pinned; the fd stays ours.
         regulate: what a system decided, notes, or wishes of the supervisor.
     """
 
@@ -96,6 +98,7 @@ class SystemHooks:
     operations_lost: Callable[[], None]
     ring: Callable[[str], OutputRing]
     consult: Callable[[str], Awaitable[Body | None]]
+    offered: Callable[[str, int], None] = lambda _name, _fd: None
     regulate: Callable[[str, Regulation], None] = lambda _system, _message: None
 
 
@@ -388,6 +391,8 @@ class SystemGroup:
                 future = running.queries.get(message.id)
                 if future is not None and not future.done():
                     future.set_result(message.body)
+            case Offered() if running.name == "system1" and len(fds) == 1:
+                self.hooks.offered(message.integration, fds[0])
             case Noted() | Decided() | Settled() | Move() | Audit() | Damp():
                 self.hooks.regulate(running.name, message)
             case _ if running.name == "system1":

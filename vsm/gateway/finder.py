@@ -8,7 +8,7 @@ from typing import cast
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.integration import Integration
 from vsm.protocol import jsonrpc
-from vsm.protocol.catalogue import SEPARATOR, Entry
+from vsm.protocol.catalogue import SEPARATOR, Entry, public_name
 from vsm.protocol.jsonrpc import DecodeError, Object
 
 
@@ -69,8 +69,21 @@ class Finder:
         if unsettled:
             raise StartingError(unsettled)
         kind = "prompt" if method.startswith("prompts") else "tool"
+        self._raise_suspended(kind, name)
         text = f"Unknown {kind}: {name[:200]}"
         raise RequestError(jsonrpc.INVALID_PARAMS, text, unserved=True)
+
+    def _raise_suspended(self, kind: str, name: str) -> None:
+        """Say it where a tool or prompt is there, but is not what was approved."""
+        for owner, integration in self._fleet.integrations.items():
+            for key, reason in integration.surface.suspended.items():
+                what, _, raw = key.partition(" ")
+                if what == kind and public_name(integration.settings.prefix, raw, owner) == name:
+                    text = (
+                        f"{name[:200]}: {reason}. See `vsm trust diff {owner}`, "
+                        f"then `vsm trust approve {owner}`."
+                    )
+                    raise RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)
 
     def raise_unavailable(self, integration: Integration) -> None:
         """Say why an integration cannot be called.

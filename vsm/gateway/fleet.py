@@ -7,13 +7,14 @@ resource. Clients are the router's business. Runs in S1's event loop.
 import asyncio
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 from msgspec import Raw
 
 from vsm.gateway.accounting import Accounting
-from vsm.gateway.call import Gate, Inquiry
+from vsm.gateway.call import Call, Gate, Inquiry
 from vsm.gateway.integration import (
     HIDDEN_STATES,
     Fetch,
@@ -23,6 +24,9 @@ from vsm.gateway.integration import (
     listen_params,
 )
 from vsm.gateway.own_tools import OWN, OwnTools
+from vsm.gateway.resilience import Guard, Letters
+from vsm.gateway.resilience_health import watch_health
+from vsm.gateway.trust import Vetting
 from vsm.gateway.upstream import Upstream
 from vsm.protocol import catalogue, era, jsonrpc
 from vsm.protocol.catalogue import Surface
@@ -52,6 +56,15 @@ class Reports(Protocol):
 
     def idle(self, integration: str) -> None:
         """A draining integration has nothing in flight."""
+
+    def breaker(self, integration: str, phase: str, detail: str) -> None:
+        """An integration's calls are refused, tried or let through from now on."""
+
+    def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
+        """A call was accepted and not answered by its server."""
+
+    def offered(self, integration: str, document: bytes) -> None:
+        """A server offers what is not pinned (JSON: key → item)."""
 
 
 class Audience(Protocol):
@@ -89,7 +102,9 @@ class Fleet:
         self._opening: set[asyncio.Task[None]] = set()
         self._waiters: set[asyncio.Future[None]] = set()
         self._stale: dict[str, set[str]] = {}
-        self._gate_makers: dict[GateKind, GateMaker] = {}
+        self._gate_makers: dict[GateKind, GateMaker] = {"breaker": _breaker_of}
+        self._letters = Letters()
+        self.resend: Callable[[Guard, Call], None] | None = None  # the router's
 
     # ---- the supervisor's side -------------------------------------------------------------
 
@@ -97,11 +112,61 @@ class Fleet:
         """Know an integration, or know it anew; its server keeps running."""
         integration = self.integrations.get(settings.name)
         if integration is None:
-            integration = Integration(settings, self.accounting.row(settings.name))
+            row = self.accounting.row(settings.name)
+            integration = Integration(settings, row, self._guard(settings))
             self.integrations[settings.name] = integration
         else:
             integration.settings = settings
+            integration.guard.configure(settings.resilience)
         self._put_gates(integration)
+        self._trust(integration)
+
+    def _trust(self, integration: Integration) -> None:
+        """Compare an integration's surface by the mode that the configuration has now."""
+        mode, name = integration.settings.trust, integration.settings.name
+        if mode != integration.vetting.mode:
+            integration.vetting = Vetting(mode, partial(self._reports.offered, name))
+            integration.vet()
+            self._rebuild()
+
+    def pinned(self, name: str, document: bytes) -> None:
+        """The supervisor's word on what of an integration was approved.
+
+        Raises:
+            msgspec.DecodeError: it is no such thing; nothing changes.
+        """
+        integration = self.integrations.get(name)
+        if integration is not None:
+            integration.vetting.pinned(document)
+            integration.vet()
+            self._rebuild()
+
+    def _guard(self, settings: Settings) -> Guard:
+        name = settings.name
+
+        def resend(guard: Guard, call: Call) -> None:
+            if self.resend is not None:
+                self.resend(guard, call)
+
+        return Guard(
+            name,
+            settings.resilience,
+            outlet=self,
+            letters=self._letters,
+            resend=resend,
+            calls=lambda: self.integrations[name].totals["calls"],
+        )
+
+    def breaker(self, integration: str, phase: str, detail: str) -> None:
+        """A breaker changed: calls ask it, or no longer do."""
+        known = self.integrations.get(integration)
+        if known is not None:
+            self._put_gates(known)
+        self._reports.breaker(integration, phase, detail)
+
+    def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
+        """A call failed after it was accepted."""
+        self._reports.dead_letter(integration, letter)
 
     def guard(self, kind: GateKind, make: GateMaker) -> None:
         """Put a gate before every integration that `make` gives one for; again: replace them."""
@@ -120,6 +185,7 @@ class Fleet:
         if integration is None:
             return
         self._let_go(integration, f"{name} was removed from the configuration")
+        integration.guard.close()
         self.accounting.remove(name)
         self._rebuild()
         self._check_settled()
@@ -144,6 +210,8 @@ class Fleet:
             self._reports.unfit(worker, f"no integration is called {name}")
             return
         self._let_go(integration, "the server was replaced")
+        if integration.draining:  # somebody had it restarted
+            integration.guard.server_replaced()
         settings = integration.settings
         integration.starting = startup = self._startup(worker, settings)
         integration.draining = False
@@ -157,6 +225,7 @@ class Fleet:
             self,
             worker=worker,
             integration=settings.name,
+            guard=self.integrations[settings.name].guard,
             epoch=self._epoch,
             concurrency=settings.concurrency,
             max_frame_bytes=settings.max_frame_bytes,
@@ -207,6 +276,7 @@ class Fleet:
             return
         hidden = integration.state in HIDDEN_STATES
         integration.state, integration.reason = state, reason
+        integration.guard.available(state)
         if state in ("starting", "ready"):
             integration.draining = False
         if hidden or state in HIDDEN_STATES:
@@ -226,6 +296,7 @@ class Fleet:
         """Let go of every server."""
         for integration in self.integrations.values():
             self._let_go(integration, reason)
+            integration.guard.close()
         for waiter in self._waiters:
             waiter.cancel()
         self.accounting.close()
@@ -249,11 +320,14 @@ class Fleet:
         integration.upstream = startup.upstream
         integration.session = startup.session
         integration.surface = startup.surface
+        integration.vet()
         integration.state, integration.reason = "ready", ""
         self._rebuild()
         self._restore_wishes(integration, startup.session)
         record: dict[str, Any] = msgspec.to_builtins(startup.session)
         self._reports.session(startup.upstream.worker, record)
+        watch_health(startup.upstream, startup.session, self)
+        integration.guard.server_ready()
         self._check_settled()
 
     def _restore_wishes(self, integration: Integration, session: era.PeerSession) -> None:
@@ -344,6 +418,7 @@ class Fleet:
             again = self._stale.pop(name, set())
             if integration.upstream is upstream:
                 integration.surface.lists.update(lists)
+                integration.vet()
                 self._rebuild(methods)
             if again:
                 self._refetch_soon(name, again)
@@ -474,6 +549,7 @@ class Fleet:
                     "state": i.state,
                     "era": None if i.session is None else i.session.era,
                     **i.totals,
+                    **i.guard.status(),
                     "in_flight": 0 if i.upstream is None else i.upstream.in_flight,
                     "strays": 0 if i.upstream is None else i.upstream.strays,
                     "broken_frames": 0 if i.upstream is None else i.upstream.broken_frames,
@@ -486,6 +562,11 @@ class Fleet:
             "resources": len(self.catalogue.resources),
             "notes": list(self.catalogue.notes[:50]),
         }
+
+
+def _breaker_of(integration: Integration) -> Gate | None:
+    """A closed breaker costs a call nothing."""
+    return None if integration.guard.is_closed else integration.guard
 
 
 def _ignore_answer(_: Message) -> None:

@@ -13,7 +13,10 @@ from msgspec import UNSET
 
 import vsm
 from vsm.board_demand import DemandRow
+from vsm.core.trust import Mode
 from vsm.gateway.call import Gate, Inquiry
+from vsm.gateway.resilience import Guard, Resilience
+from vsm.gateway.trust import Vetting
 from vsm.gateway.upstream import Upstream
 from vsm.protocol import catalogue, era, jsonrpc
 from vsm.protocol.catalogue import Surface
@@ -43,6 +46,8 @@ class Settings:
     call_timeout_s: float = 60.0
     concurrency: int = 64
     max_frame_bytes: int = 8 * 1024 * 1024
+    resilience: Resilience = field(default_factory=Resilience)
+    trust: Mode = "off"
 
 
 @dataclass(eq=False)
@@ -50,15 +55,17 @@ class Integration:
     """An integration's state.
 
     Args:
-        demand: where its calls are counted.
+        demand: where its calls are counted. guard: what becomes of those that fail.
         state: what the supervisor said last; `reason` is its explanation.
         upstream: the server that takes calls, once its session stands and its lists are here.
         draining: takes no new calls.
         gates: asked in order before a call is sent.
+        vetting: what of the surface may be shown.
     """
 
     settings: Settings
     demand: DemandRow
+    guard: Guard
     state: str = "starting"
     reason: str = ""
     draining: bool = False
@@ -67,12 +74,17 @@ class Integration:
     starting: "Startup | None" = None
     session: era.PeerSession | None = None
     surface: Surface = field(init=False)
+    vetting: Vetting = field(default_factory=Vetting)
     listen_id: int | None = None
     watched: dict[str, int] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=lambda: {"calls": 0, "refused": 0})
 
     def __post_init__(self) -> None:
         self.surface = Surface(self.settings.prefix)
+
+    def vet(self) -> None:
+        """Suspend what of the surface is not as it was approved."""
+        self.vetting.judge(self.surface, self.session.instructions if self.session else "")
 
     @property
     def is_settled(self) -> bool:

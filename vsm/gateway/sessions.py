@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from msgspec import UNSET, Raw
 
+from vsm.core.trust import INSTRUCTIONS
 from vsm.gateway.call import Inquiry, Sink
 from vsm.gateway.client import MAX_LISTENS, MAX_SUBSCRIBED_URIS, Client, Listen
 from vsm.gateway.finder import Finder, RequestError
@@ -67,7 +68,9 @@ class Sessions:
         texts = []
         for name, integration in sorted(self._fleet.integrations.items()):
             session = integration.session
-            if session is not None and session.instructions and integration.upstream is not None:
+            if session is None or integration.upstream is None:
+                continue
+            if session.instructions and integration.vetting.permits(INSTRUCTIONS):
                 said = session.instructions[:MAX_INSTRUCTIONS_CHARS]
                 texts.append(f"[{name}, in its own words] {said}")
         return "\n\n".join(texts)
@@ -77,6 +80,7 @@ class Sessions:
         if wanted is None:
             raise RequestError(jsonrpc.INVALID_PARAMS, "initialize: protocolVersion is a string")
         client.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSION
+        client.introduces_itself(jsonrpc.nested(params, "clientInfo"))
         client.capabilities = jsonrpc.nested(params, "capabilities")
         client.initialized = True
         client.envelope = envelope.of_legacy_client(GATEWAY, client.capabilities, client.log_level)

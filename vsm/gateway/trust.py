@@ -36,7 +36,9 @@ class Vetting:
         offer: takes the document (JSON: key → item) whenever something in it is not pinned.
     """
 
-    def __init__(self, mode: Mode, offer: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, mode: Mode = "off", offer: Callable[[bytes], None] = lambda _document: None
+    ) -> None:
         self.mode = mode
         self.judgement = Judgement()
         self._offer = offer
@@ -53,6 +55,10 @@ class Vetting:
         self._pins = _pins.decode(document) if document else None
         self._told = True
 
+    def permits(self, key: str) -> bool:
+        """Whether an item may be shown."""
+        return key not in self.judgement.suspended
+
     def judge(self, surface: Surface, instructions: str) -> None:
         """Suspend what is not as it was approved, and report what is new."""
         items = dict(items_of(surface, instructions))
@@ -63,6 +69,8 @@ class Vetting:
         else:
             offered = {key: trust.fingerprint(item) for key, item in items.items()}
             self.judgement = trust.judge(offered, self._pins, self.mode)
+            fresh = {key: offered[key] for key in self.judgement.fresh}
+            self._pins = (self._pins or {}) | fresh
             self._report(items)
         surface.suspended = self.judgement.suspended
 

@@ -9,13 +9,17 @@ no thread and no loop, because the template does it before it forks.
 import asyncio
 import socket
 import sys
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+import msgspec
+
+from vsm.board_memory import BoardError
 from vsm.demand_relay import take_segments
 from vsm.gateway.accounting import Accounting
 from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
 from vsm.gateway.own_tools import OwnTools
+from vsm.gateway.resilience import Resilience
 from vsm.link import close_fds
 from vsm.messages import (
     Algedonic,
@@ -28,6 +32,9 @@ from vsm.messages import (
     Drain,
     Idle,
     IntegrationRow,
+    Noted,
+    Offered,
+    Pins,
     Segments,
     Session,
     SnapshotIn,
@@ -36,6 +43,7 @@ from vsm.messages import (
     Told,
     Unfit,
 )
+from vsm.pins import MAX_DOCUMENT_BYTES, from_memory, to_memory
 from vsm.systems.base import SystemContext
 
 SUMMARY_INTERVAL_S: Final = 5.0
@@ -67,6 +75,38 @@ class SupervisorReports:
         """A draining integration has nothing in flight."""
         self._context.report(Idle(integration=integration))
 
+    def offered(self, integration: str, document: bytes) -> None:
+        """A server offers what is not pinned."""
+        if len(document) > MAX_DOCUMENT_BYTES:
+            sys.stderr.write(f"{integration}: offers too much to be pinned\n")
+            return
+        fd = to_memory(document)
+        self._context.control.send(Offered(integration=integration, fds=("items",)), [fd])
+        close_fds([fd])
+
+    def breaker(self, integration: str, phase: str, detail: str) -> None:
+        """A breaker changed: the journal hears of it, and S5 of the pain and its end."""
+        text = detail[:MAX_REASON_CHARS]
+        severity: Literal["warning", "notice"] = "warning" if phase == "open" else "notice"
+        noted = Noted(
+            event=f"breaker.{phase}",
+            severity=severity,
+            integration=integration,
+            detail={"reason": text},
+        )
+        self._context.report(noted)
+        if phase != "half_open":
+            felt: Literal["pain", "relief"] = "pain" if phase == "open" else "relief"
+            self._context.send(
+                "system5", Algedonic(severity=felt, subject=integration, detail=text)
+            )
+
+    def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
+        """A call was accepted and not answered: the journal keeps it."""
+        self._context.report(
+            Noted(event="call.failed", severity="notice", integration=integration, detail=letter)
+        )
+
 
 class Operations:
     """What S1 knows: the gateway, and the last snapshot of each other system."""
@@ -87,6 +127,7 @@ class Operations:
     def register(self) -> None:
         """Take control messages from now on."""
         self.context.handle("attach", self._attach)
+        self.context.handle("pins", self._pinned)
         self.context.handle("detach", self._detach)
         self.context.handle("availability", self._availability)
         self.context.handle("drain", self._drain)
@@ -154,6 +195,15 @@ class Operations:
         pipes = (named["stdin"], named["stdout"])
         self.gateway.fleet.attach(message.worker, message.integration, pipes, message.record)
 
+    def _pinned(self, message: Pins, fds: list[int]) -> None:
+        try:
+            document = from_memory(fds[0]) if fds else b""
+            self.gateway.fleet.pinned(message.integration, document)
+        except (BoardError, msgspec.DecodeError) as error:
+            sys.stderr.write(f"{message.integration}: pins cannot be read: {error}\n")
+        finally:
+            close_fds(fds)
+
     def _detach(self, message: Detach, fds: list[int]) -> None:
         close_fds(fds)
         self.gateway.fleet.detach(message.worker, message.reason)
@@ -216,6 +266,8 @@ def _settings(row: IntegrationRow) -> Settings:
         call_timeout_s=row.call_timeout_s,
         concurrency=row.concurrency,
         max_frame_bytes=row.max_frame_bytes,
+        resilience=Resilience(**row.resilience.model_dump()),
+        trust=row.trust,
     )
 
 

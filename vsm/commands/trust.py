@@ -1,0 +1,81 @@
+"""`vsm trust [list]`, `vsm trust diff NAME`, `vsm trust approve NAME`: what servers may offer."""
+
+import argparse
+import difflib
+import json
+from typing import Any
+
+from vsm.commands.control_client import request
+from vsm.commands.terminal import clean, foreign, print_json, print_table
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `trust`."""
+    parser = subparsers.add_parser(
+        "trust",
+        help="compare what servers offer with what was approved",
+        description="Tools, prompts, resources and instructions are pinned as they were approved. "
+        "What a server changes afterwards is neither shown nor callable until you approve it.",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    listing = actions.add_parser("list", help="one line for each integration")
+    diff = actions.add_parser("diff", help="what waits for approval, and what looks suspicious")
+    approve = actions.add_parser("approve", help="approve what is offered now")
+    for one in (diff, approve):
+        one.add_argument("name", metavar="NAME", help="an integration")
+    approve.add_argument(
+        "items", nargs="*", metavar="ITEM", help='such as "tool echo"; default: everything open'
+    )
+    for one in (parser, listing, diff, approve):
+        one.add_argument("--json", action="store_true", help="print what vsm answered")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask the supervisor, and print."""
+    if args.action == "approve":
+        answer = request("trust-approve", name=args.name, items=args.items)
+    elif args.action == "diff":
+        answer = request("trust-diff", name=args.name)
+    else:
+        answer = request("trust")
+    if args.json:
+        print_json(answer)
+    elif args.action == "approve":
+        for item in answer["approved"]:
+            print(clean(f"{args.name}: approved {item}"))
+        if not answer["approved"]:
+            print(f"{clean(args.name)}: nothing waits for approval")
+    elif args.action == "diff":
+        _print_differences(answer)
+    else:
+        keys = ("name", "trust", "approved", "open", "flags")
+        print_table(
+            ("INTEGRATION", "TRUST", "APPROVED", "OPEN", "FLAGS"),
+            [[str(row[key]) for key in keys] for row in answer["integrations"]],
+        )
+    return 0
+
+
+def _print_differences(answer: dict[str, Any]) -> None:
+    for one in answer["open"]:
+        print(clean(f"{one['item']}: {one['state']}"))
+        before, after = _lines(one["before"]), _lines(one["after"])
+        for line in difflib.unified_diff(before, after, lineterm="", n=2):
+            if not line.startswith(("---", "+++", "@@")):
+                print("\n".join(foreign(line)))
+    for flag in answer["flags"]:
+        print(clean(f"look at {flag['item']}, {flag['where']}: {flag['why']}"))
+        if flag["excerpt"]:
+            print("\n".join(foreign(flag["excerpt"])))
+    if not answer["open"]:
+        print("nothing waits for approval")
+
+
+def _lines(text: str) -> list[str]:
+    """An item as lines that can be compared; invisible characters are shown as escapes."""
+    if not text:
+        return []
+    try:
+        return json.dumps(json.loads(text), indent=2, sort_keys=True).splitlines()
+    except ValueError:  # cut
+        return [text]
