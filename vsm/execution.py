@@ -108,6 +108,12 @@ class Plan(NamedTuple):
         return tuple(one for step in kinds for one in step.listeners)
 
     @property
+    def reported(self) -> bool:
+        """Whether the mini-init will hand out the listener of its system call filter."""
+        kind = process_operations.FilterSystemCalls
+        return any(isinstance(step, kind) and step.reported for step in self.operations)
+
+    @property
     def layers(self) -> list[dict[str, str]]:
         """What the plan expects; what happened is in `Spawned.layers`."""
         return [layer.to_json() for layer in self.expected]

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from vsm import mini_init, scratch
 from vsm.execution import Plan
-from vsm.linux import namespaces, pidfd
+from vsm.linux import namespaces, pidfd, seccomp
 from vsm.network_operations import HANDED_OUT
-from vsm.operations import IdMap, Site
+from vsm.operations import LISTENER, IdMap, Site
 from vsm.root_operations import open_id_maps
 
 _MOST_STATUS_BYTES = 65536
@@ -113,6 +113,7 @@ class ForkedWorker:
         self.hung_up = False
         self.heard: list[dict[str, Any]] = []
         self._pending = b""
+        self._listeners: tuple[int, ...] = ()
         if plan.scratch_dir:
             scratch.make(plan.scratch_dir, plan.uid)
         id_maps: dict[IdMap, int] = {}
@@ -158,16 +159,48 @@ class ForkedWorker:
             OSError: it did not hand out what the plan says.
         """
         expected = len(self.plan.listeners)
-        if not expected:
-            return ()
-        with socket.socket(fileno=os.dup(self._process.control)) as control:
-            data, fds, flags, _ = socket.recv_fds(
-                control, len(HANDED_OUT), expected, socket.MSG_CMSG_CLOEXEC
-            )
-        if data != HANDED_OUT or len(fds) != expected or flags & socket.MSG_CTRUNC:
+        if expected and not self._listeners:
+            self._listeners = self._receive(HANDED_OUT, expected)
+        fds, self._listeners = self._listeners, ()
+        if len(fds) != expected:
             for fd in fds:
                 os.close(fd)
             raise OSError(5, "the listeners for the egress proxy did not come")
+        return fds
+
+    @property
+    def control_fd(self) -> int:
+        """Readable when the mini-init hands something out."""
+        return self._process.control
+
+    def take_refusals(self) -> int:
+        """The listener of the system call filter, when `control_fd` is readable; the caller's.
+
+        Returns:
+            A close-on-exec fd; -1 if something else came that had to come before it.
+
+        Raises:
+            OSError: it did not come, or the other end is closed.
+        """
+        if len(self.plan.listeners) and not self._listeners:
+            self._listeners = self._receive(HANDED_OUT, len(self.plan.listeners))
+            return -1
+        (fd,) = self._receive(LISTENER, 1)
+        if not seccomp.is_listener(fd):
+            os.close(fd)
+            raise OSError(5, "the listener of the system call filter did not come")
+        return fd
+
+    def _receive(self, name: bytes, count: int) -> tuple[int, ...]:
+        """One message of the mini-init's with so many fds."""
+        with socket.socket(fileno=os.dup(self._process.control)) as control:
+            data, fds, flags, _ = socket.recv_fds(
+                control, len(name), count, socket.MSG_CMSG_CLOEXEC
+            )
+        if data != name or len(fds) != count or flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise OSError(5, f"expected {count} fds of the mini-init, found {len(fds)}")
         return tuple(fds)
 
     def signal(self, signo: int) -> bool:
@@ -183,6 +216,8 @@ class ForkedWorker:
     def close(self) -> None:
         """After it was reaped: close the fds; the private directory is the caller's to remove."""
         self._process.close()
+        for fd in self._listeners:
+            os.close(fd)
 
     def remove_scratch(self, *, budget_s: float = 30.0) -> bool:
         """Remove the private directory; False if there is more to do than the time allowed."""

@@ -22,6 +22,7 @@ from vsm import scratch
 from vsm.execution import Plan
 from vsm.forked_worker import ForkedWorker, Spare
 from vsm.linux import pidfd, prctl
+from vsm.refusals import Responder
 from vsm.remains import FILES, GROUPS, Remains
 
 MOST_MESSAGE_BYTES = 131072
@@ -56,7 +57,9 @@ class Launcher:
         self._spare_for: Plan | None = None
         self._last_start_s = self._spare_deadline_s = 0.0
         self._by_fd: dict[int, str] = {}
+        self._handing: dict[int, str] = {}  # control sockets by which a filter's listener comes
         self._poll = select.poll()
+        self._refusals = Responder(self._poll, self._tell_refused)
         self._wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for signo in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(signo, lambda _signo, _frame: None)
@@ -69,26 +72,38 @@ class Launcher:
         """Until the supervisor closes the link, or is gone."""
         try:
             self._send({"kind": "ready", "pid": os.getpid()})
-            while True:
-                for fd, _ in self._wait():
-                    if fd == self._link.fileno():
-                        if not self._receive():
-                            return
-                    elif fd == self._wakeup:
-                        if signal.SIGTERM in os.read(fd, 4096):
-                            self._hear_last_orders()
-                            # A supervisor that lives was not meant: it removes its own things.
-                            self._released |= os.getppid() == self._supervisor
-                            return
-                        self._kill_orphans()
-                    elif fd in self._by_fd:
-                        self._hear(self._by_fd[fd], fd)
+            while self._serve_ready(self._wait()):
+                pass
         except (BrokenPipeError, ConnectionResetError):
             self._hear_last_orders()
         finally:
             self._end()
             if self._is_alone():
                 self._remains.remove()
+
+    def _serve_ready(self, ready: list[tuple[int, int]]) -> bool:
+        """Serve what is ready; False when all is to end."""
+        # First, for what follows closes descriptors, and a listener that is read in vain blocks.
+        for fd, events in ready:
+            if fd in self._refusals:
+                self._refusals.answer(fd, events)
+        return all(self._serve_one(fd) for fd, _ in ready)
+
+    def _serve_one(self, fd: int) -> bool:
+        if fd == self._link.fileno():
+            return self._receive()
+        if fd == self._wakeup:
+            if signal.SIGTERM in os.read(fd, 4096):
+                self._hear_last_orders()
+                # A supervisor that lives was not meant: it removes its own things.
+                self._released |= os.getppid() == self._supervisor
+                return False
+            self._kill_orphans()
+        elif fd in self._handing:
+            self._take_refusals(fd)
+        elif fd in self._by_fd:
+            self._hear(self._by_fd[fd], fd)
+        return True
 
     def _hear_last_orders(self) -> None:
         """Of what waits in the link, where the remains are still counts."""
@@ -114,18 +129,27 @@ class Launcher:
     def _wait(self) -> list[tuple[int, int]]:
         """Poll; in a quiet moment make the spare, after a long one let the spares go."""
         if self._leftovers:
-            if not (events := self._poll.poll(0)):
+            if not (events := self._poll_for(0.0)):
                 self._remove_leftovers()
             return events
         if self._spare_for is None and not self._spares:
-            return self._poll.poll()
+            return self._poll_for(None)
         due_s = self._spare_deadline_s if self._spare_for is None else self._last_start_s + _QUIET_S
-        events = self._poll.poll(max(0.0, due_s - time.monotonic()) * 1000 + 1)
+        events = self._poll_for(due_s - time.monotonic())
         if not events and time.monotonic() > due_s:
             if self._spare_for is None:
                 self._discard_spares(0)
             else:
                 self._make_spare(self._spare_for)
+        return events
+
+    def _poll_for(self, timeout_s: float | None) -> list[tuple[int, int]]:
+        """Poll so long, or until the answers to refused calls need something."""
+        if (due_s := self._refusals.due_s) is not None:
+            left_s = due_s - time.monotonic()
+            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        events = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000 + 1)
+        self._refusals.tick()
         return events
 
     def _take_spare(self, plan: Plan) -> Spare | None:
@@ -202,6 +226,9 @@ class Launcher:
         for fd in (worker.status_fd, worker.pidfd):
             self._by_fd[fd] = name
             self._poll.register(fd, select.POLLIN)
+        if plan.reported:
+            self._handing[worker.control_fd] = name
+            self._poll.register(worker.control_fd, select.POLLIN)
 
     # -- reports -----------------------------------------------------------------------------------
 
@@ -232,13 +259,37 @@ class Launcher:
             for fd in listeners:
                 os.close(fd)
 
+    def _take_refusals(self, fd: int) -> None:
+        """At once, not with "started": a refused call of the mini-init's own waits for it."""
+        name = self._handing[fd]
+        try:
+            listener = self._workers[name].take_refusals()
+        except BlockingIOError:  # the event was for a predecessor of this descriptor
+            return
+        except OSError:  # it ended, or said something else: then its server does not start
+            self._forget_handing(fd)
+            self._workers[name].kill()
+            return
+        if listener >= 0:
+            self._forget_handing(fd)
+            self._refusals.watch(name, listener)
+
+    def _forget_handing(self, fd: int) -> None:
+        if self._handing.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def _tell_refused(self, name: str, calls: dict[int, int]) -> None:
+        self._send({"kind": "denied", "worker": name, "calls": list(calls.items())})
+
     def _bury(self, name: str, worker: ForkedWorker) -> None:
         """Reap a mini-init and what it left; tell the supervisor once nothing is there."""
         self._forget(worker.status_fd)
         self._forget(worker.pidfd)
+        self._forget_handing(worker.control_fd)
         del self._workers[name]
         pidfd.reap(worker.pidfd)
         self._kill_orphans()
+        self._refusals.forget(name)
         self._close(worker)
         last = worker.heard[-1] if worker.heard else {}
         if name not in self._started:

@@ -59,7 +59,10 @@ class LauncherActor:
 
     async def _start(self) -> None:
         hooks = self._group.hooks
-        link = LauncherLink(self._group.on_exit, self._lost, hooks.spared, hooks.remains)
+        group = self._group
+        link = LauncherLink(
+            group.on_exit, self._lost, hooks.spared, hooks.remains, group.on_refused_calls
+        )
         self.starting = link
         try:
             await link.start()

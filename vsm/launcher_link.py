@@ -136,6 +136,8 @@ class LauncherLink:
         on_lost: called once when the launcher died without being asked to, after its workers'
             `on_exit`.
         spared: confined children of this process that the launcher never started.
+        on_denied: called with worker id and how many system calls it was refused, by number,
+            once a second at most.
         first: what the launcher has to know before all else, with descriptors that stay the
             giver's: where this process keeps what a killed one leaves (`vsm.remains`).
 
@@ -150,6 +152,7 @@ class LauncherLink:
         on_lost: Callable[[], None] = lambda: None,
         spared: Callable[[], frozenset[int]] = frozenset,
         first: Callable[[], Iterable[Order]] = tuple,
+        on_denied: Callable[[str, dict[int, int]], None] = lambda _worker, _calls: None,
     ) -> None:
         self.pid = 0
         self.pidfd = -1
@@ -157,6 +160,7 @@ class LauncherLink:
         self._on_lost = on_lost
         self._spared = spared
         self._first = first
+        self._on_denied = on_denied
         self._pulse = Pulse(self._ask, self._kill_launcher, most=_MOST_SILENT_S)
         self._link = socket.socket()
         self._workers: dict[str, _Worker] = {}
@@ -331,6 +335,8 @@ class LauncherLink:
             worker = self._workers.pop(message["worker"])
             if not worker.started.done():
                 worker.started.set_exception(failure(worker.plan.name, message))
+        elif kind == "denied":
+            self._on_denied(message["worker"], dict(message["calls"]))
         elif kind == "exited":
             self._exited(message["worker"], ExitReport.of([message], cause=message["cause"]))
 

@@ -7,12 +7,15 @@ system are in `vsm.root_operations`; their order is decided in `vsm.plan`.
 
 import base64
 import os
+import socket
+import struct
 import sys
 from typing import Any, NamedTuple, Protocol
 
 from vsm.linux import capabilities, landlock, namespaces, prctl, rlimits, seccomp
 from vsm.spawner import Spawner
 
+LISTENER = b"refusals"  # the message that hands out a filter's listener
 _RIGHTS = {
     "read": landlock.READ_EXECUTE,
     "write": landlock.CHANGE,
@@ -261,26 +264,42 @@ class FilterSystemCalls(NamedTuple):
     Args:
         program: the BPF program in base64.
         allowed: how many calls it allows, for describe().
+        reported: what it refuses is asked of the parent, which counts it and answers EPERM.
     """
 
     program: str
     allowed: int
+    reported: bool = False
     layer: str = "seccomp"
 
     def execute(self, site: Site) -> str:
-        """Install the filter, in every thread."""
+        """Install the filter, in every thread; hand its listener out."""
+        program = base64.b64decode(self.program)
+        if self.reported:
+            _install_reported(program, site)
+            return f"{self.allowed} system calls allowed, refused ones are counted"
         flags = seccomp.TSYNC if site.spawner else 0
-        if seccomp.install(base64.b64decode(self.program), flags):
+        if seccomp.install(program, flags):
             raise OSError(1, "seccomp: a thread has another filter")
         return f"{self.allowed} system calls allowed"
 
     def describe(self) -> str:
         """How many are allowed."""
-        return f"seccomp: {self.allowed} system calls allowed, all others denied"
+        counted = " and counted" if self.reported else ""
+        return f"seccomp: {self.allowed} system calls allowed, all others denied{counted}"
+
+
+def _install_reported(program: bytes, site: Site) -> None:
+    """From the filter on nothing is called that could wait for the listener's holder."""
+    with socket.socket(fileno=os.dup(site.control_fd)) as control:
+        listener = seccomp.install_reported(program, every_thread=site.spawner is not None)
+        try:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", listener))]
+            control.sendmsg([LISTENER], rights)
+        finally:
+            os.close(listener)
 
 
 def _set_host_name(name: str) -> None:
     if sys.platform == "linux":
-        import socket
-
         socket.sethostname(name)

@@ -15,7 +15,7 @@ import msgspec
 
 from vsm import layout, scratch
 from vsm.core.egress import Rules, compile_rules
-from vsm.core.seccomp import Action, compile_filter, rules_for
+from vsm.core.seccomp import Action, compile_filter, may_report, reported, rules_for
 from vsm.core.set_id import refuse_set_id
 from vsm.errors import ConfinementError
 from vsm.execution import ABSENT, IN_FORCE, NOT_REQUIRED, LayerState, Plan
@@ -72,6 +72,10 @@ class Host(Protocol):
         """Whether a filter can be installed."""
 
     @property
+    def seccomp_notification(self) -> bool:
+        """Whether a filter can have a listener."""
+
+    @property
     def idmapped_mounts(self) -> bool:
         """Whether bind mounts can carry an id mapping."""
 
@@ -92,6 +96,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
         tier: None for the best one; naming one takes that one or raises.
         cgroups: cgroup directories to join, made and limited by the caller.
         cgroup_layers: which of "memory", "processes", "cpu" those cgroups really enforce.
+        report: whether somebody will hold the system call filter's listener.
         scratch_dir: landlocked tier: the private directory to create (0700, the worker's) and
             to remove at exit; None chooses one.
     """
@@ -108,6 +113,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     tier: Tier | None = None
     cgroups: tuple[str, ...] = ()
     cgroup_layers: tuple[str, ...] = ()
+    report: bool = False
     scratch_dir: str | None = None
 
 
@@ -403,8 +409,14 @@ def _filter(case: _Case) -> FilterSystemCalls:
     rules = refuse_set_id(rules)
     refused = (Action.EPERM, Action.ENOSYS, Action.KILL_PROCESS)
     allowed = sum(decision not in refused for decision in rules.decisions.values())
-    program = compile_filter(rules, os.uname().machine)
-    return FilterSystemCalls(base64.b64encode(program).decode(), allowed)
+    report = _reports(case) and may_report(rules)
+    program = compile_filter(reported(rules) if report else rules, os.uname().machine)
+    return FilterSystemCalls(base64.b64encode(program).decode(), allowed, report)
+
+
+def _reports(case: _Case) -> bool:
+    wanted = case.request.report and case.profile.syscalls.report and not case.itself
+    return wanted and case.host.seccomp_notification
 
 
 def _environment(case: _Case, folder: str) -> dict[str, str]:

@@ -83,11 +83,16 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Syscalls(msgspec.Struct, frozen=True, kw_only=True):
-    """Names and systemd's @groups; whatever is not allowed is denied."""
+    """Names and systemd's @groups; whatever is not allowed is denied.
+
+    Args:
+        report: count what is refused, by name; under a supervisor only.
+    """
 
     allow: tuple[str, ...]
     deny: tuple[str, ...]
     unix_sockets: bool
+    report: bool
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +155,7 @@ class SyscallsDocument(msgspec.Struct, frozen=True, kw_only=True):
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     unix_sockets: bool = False
+    report: bool = True
 
 
 class LimitsDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -362,6 +368,7 @@ def _resolve(document: ProfileDocument, path: Path) -> Profile:
             allow=document.syscalls.allow,
             deny=document.syscalls.deny,
             unix_sockets=document.syscalls.unix_sockets,
+            report=document.syscalls.report,
         ),
         limits=compile_limits(limits, file),
         environment=dict(document.environment),

@@ -208,6 +208,7 @@ def _request(
         write=integration.write,
         written=written,
         uid=uid,
+        report=True,
     )
 
 

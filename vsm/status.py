@@ -145,6 +145,7 @@ def _integrations(supervisor: "Supervisor") -> list[dict[str, Any]]:
         row = _row("integration", worker, pid, running.started_at if running else 0.0)
         row["integration"] = name
         row["egress"] = supervisor.integrations.egress.counts(running.worker_id) if running else {}
+        row["refused_calls"] = supervisor.integrations.refused.counts(name)
         row["prefix"] = supervisor.integrations.integrations[name].prefix
         if running is not None and spawned is not None:
             row["tier"] = running.tier

@@ -7,9 +7,11 @@ answers after some seconds, `crash` dies in the middle of the call, `act` does w
 Whatever it eats is bounded here too, so that an unconfined run harms nobody.
 """
 
+import ctypes
 import json
 import mmap
 import os
+import platform
 import signal
 import sys
 import tempfile
@@ -18,6 +20,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+REFUSED = {"x86_64": (101, 321), "aarch64": (117, 280)}  # ptrace, bpf
+REFUSED_FLOOD = 1_000_000
 LARGEST_EATEN_BYTES = 2 * 2**30
 SHARED_BYTES = 200 * 2**20
 MOST_PROCESSES = 2000
@@ -137,6 +141,41 @@ def disk() -> str:
     return f"{written} bytes"
 
 
+def refused() -> str:
+    """Three calls of ptrace and one of bpf, in a thread and in a child as well; all harmless."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    ptrace, bpf = REFUSED[platform.machine()]
+    answers: list[int] = []
+
+    def ask(number: int) -> None:
+        libc.syscall(number, -1, -1, 0, 0)  # unconfined: EINVAL, EIO or ESRCH
+        answers.append(ctypes.get_errno())
+
+    ask(ptrace)
+    ask(bpf)
+    thread = threading.Thread(target=ask, args=(ptrace,))
+    thread.start()
+    thread.join()
+    if (pid := os.fork()) == 0:
+        ask(ptrace)
+        os._exit(answers[-1])
+    answers.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return str(answers)
+
+
+def refused_flood() -> str:
+    """As many refused calls as fast as can be, beside the protocol; bounded."""
+
+    def flood_calls() -> None:
+        libc = ctypes.CDLL(None)  # lets go of the interpreter while it calls
+        bpf = REFUSED[platform.machine()][1]
+        for _ in range(REFUSED_FLOOD):
+            libc.syscall(bpf, -1, 0, 0)
+
+    threading.Thread(target=flood_calls, daemon=True).start()
+    return "begun"
+
+
 def hang() -> str:
     """Stop reading for ever, though the process runs."""
     return silent()
@@ -157,6 +196,8 @@ MODES: dict[str, Callable[[], str]] = {
     "processes": processes,
     "descriptors": descriptors,
     "disk": disk,
+    "refused": refused,
+    "refused-flood": refused_flood,
     "hang": hang,
 }
 

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm.core.seccomp import Action, Rules, compile_filter, rules_for, simulate
+from vsm.core.seccomp import (
+    Action,
+    Rules,
+    compile_filter,
+    may_report,
+    reported,
+    rules_for,
+    simulate,
+)
 from vsm.core.seccomp_bpf import ArgumentFilter, Clause, Comparison
 from vsm.core.syscalls import ARCHITECTURES, known, numbers
 from vsm.paths import shipped_profiles
@@ -296,3 +304,31 @@ def test_a_filter_too_long_for_short_jumps_still_answers_right() -> None:
 def test_a_malformed_program_is_refused(code: bytes) -> None:
     with pytest.raises(ValueError, match=r"end|instruction"):
         simulate(code, "x86_64", 0, ())
+
+
+@every_architecture
+@every_tier
+@given(data=st.data())
+def test_a_reported_filter_refuses_exactly_what_the_plain_one_does(
+    arch: str, tier: str, data: st.DataObject
+) -> None:
+    allow = data.draw(st.sampled_from([(), ("@system-service",), ("@default", "socket", "ioctl")]))
+    plain_rules = rules_for(allow, (), unix_sockets=False, inet=True, tier=tier)
+    plain, told = (compile_filter(r, arch) for r in (plain_rules, reported(plain_rules)))
+    number = data.draw(st.sampled_from(sorted(numbers(arch).values())) | st.integers(0, 2**32 - 1))
+    args = data.draw(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 40), max_size=6))
+    before, after = simulate(plain, arch, number, args), simulate(told, arch, number, args)
+    assert after in {before, Action.NOTIFY}
+    assert (after is Action.NOTIFY) <= (before is EPERM)
+    assert reported(plain_rules).evaluate(arch, number, [*args, *[0] * 6][:6]) is after
+
+
+@every_architecture
+def test_what_a_mini_init_calls_before_the_hand_over_never_waits(arch: str) -> None:
+    rules = reported(rules_for((), (), unix_sockets=False, inet=False, tier="landlocked"))
+    code = compile_filter(rules, arch)
+    for name in ("sendmsg", "close", "write", "mmap", "brk", "futex", "exit_group"):
+        if name in numbers(arch):
+            assert answer(code, arch, name) is EPERM
+    assert answer(code, arch, "bpf") is Action.NOTIFY
+    assert not may_report(rules)

@@ -89,6 +89,10 @@ def _print_worker(worker: dict[str, Any]) -> None:
         print()
         rows = [(layer["name"], layer["state"], layer.get("detail") or "") for layer in layers]
         print_table(("LAYER", "STATE", "DETAIL"), rows)
+    if worker.get("refused_calls"):
+        print()
+        calls = [(name, str(count)) for name, count in worker["refused_calls"].items()]
+        print_table(("REFUSED SYSTEM CALL", "COUNT"), calls)
     if worker.get("egress"):
         print()
         print_table(EGRESS_HEADINGS, [_egress_row(*item) for item in worker["egress"].items()])

@@ -27,6 +27,8 @@ __all__ = [
     "Action",
     "Rules",
     "compile_filter",
+    "may_report",
+    "reported",
     "rules_for",
     "simulate",
 ]
@@ -77,6 +79,16 @@ _FALLS_BACK = (
     *("listxattrat", "removexattrat", "file_getattr", "file_setattr", "statmount", "listmount"),
     *("lsm_get_self_attr", "lsm_set_self_attr", "lsm_list_modules", "open_tree_attr"),
     *("rseq", "membarrier"),
+)
+
+# What a mini-init may call after its filter is there and before somebody holds the listener. A
+# refusal of these is not reported: nobody could answer it, and it would wait for ever.
+_BEFORE_HAND_OVER = frozenset(
+    {
+        *("sendmsg", "close", "read", "write", "mmap", "munmap", "mprotect", "mremap", "madvise"),
+        *("brk", "futex", "rt_sigprocmask", "rt_sigreturn", "rt_sigaction", "getpid", "gettid"),
+        *("sched_yield", "restart_syscall", "exit", "exit_group"),
+    }
 )
 
 _WHOLE = 2**64 - 1
@@ -212,6 +224,37 @@ def rules_for(
     # Its flags are behind a pointer, where no filter can see them.
     decisions["clone3"] = Action.ENOSYS
     return Rules(decisions)
+
+
+def may_report(rules: Rules) -> bool:
+    """Whether a mini-init under these rules can hand the listener over at all."""
+    return rules.decisions.get("sendmsg") is Action.ALLOW
+
+
+def reported(rules: Rules) -> Rules:
+    """The same rules, with NOTIFY for EPERM: whoever holds the listener counts, and answers EPERM.
+
+    What answers ENOSYS stays as it is: C libraries ask for it at every turn, and take no harm.
+    """
+    decisions = dict(rules.decisions)
+    for name in _BEFORE_HAND_OVER - decisions.keys():
+        decisions[name] = rules.default
+    changed = {
+        name: decision if name in _BEFORE_HAND_OVER else _reported(decision)
+        for name, decision in decisions.items()
+    }
+    return Rules(changed, _reported_action(rules.default), rules.absent)
+
+
+def _reported(decision: Decision) -> Decision:
+    if isinstance(decision, Action):
+        return _reported_action(decision)
+    clauses = (Clause(one.tests, _reported_action(one.action)) for one in decision.clauses)
+    return ArgumentFilter(tuple(clauses), _reported_action(decision.otherwise))
+
+
+def _reported_action(action: Action) -> Action:
+    return Action.NOTIFY if action is Action.EPERM else action
 
 
 def _expand(entries: Iterable[str], *, namespaced: bool) -> set[str]:

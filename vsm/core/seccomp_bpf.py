@@ -24,9 +24,10 @@ _CALL = struct.Struct("<IIQ6Q")
 
 
 class Action(enum.IntEnum):
-    """SECCOMP_RET_* with the errno in its low half."""
+    """SECCOMP_RET_* with the errno in its low half; NOTIFY asks whoever holds the listener."""
 
     ALLOW = 0x7FFF_0000
+    NOTIFY = 0x7FC0_0000
     EPERM = 0x0005_0000 | 1
     ENOSYS = 0x0005_0000 | 38
     KILL_PROCESS = 0x8000_0000
