@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vsm.errors import ConfigurationError, ConfinementError, VsmError
+    from vsm.library.pool import Pool, Reply
     from vsm.library.result import Result, RunError
-    from vsm.library.run import run, run_async
+    from vsm.library.run import run, run_async, run_code
+    from vsm.library.spec import WorkerEvent, WorkerSpec
+    from vsm.library.supervisor import Supervisor, Worker
     from vsm.profile import Profile, load_profile
 
 __version__ = "0.1.0"
@@ -17,19 +20,29 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigurationError",
     "ConfinementError",
+    "Pool",
     "Profile",
+    "Reply",
     "Result",
     "RunError",
+    "Supervisor",
     "VsmError",
+    "Worker",
+    "WorkerEvent",
+    "WorkerSpec",
     "load_profile",
     "run",
     "run_async",
+    "run_code",
 ]
 
 _HOMES = {
     "vsm.errors": ("ConfigurationError", "ConfinementError", "VsmError"),
+    "vsm.library.pool": ("Pool", "Reply"),
     "vsm.library.result": ("Result", "RunError"),
-    "vsm.library.run": ("run", "run_async"),
+    "vsm.library.run": ("run", "run_async", "run_code"),
+    "vsm.library.spec": ("WorkerEvent", "WorkerSpec"),
+    "vsm.library.supervisor": ("Supervisor", "Worker"),
     "vsm.profile": ("Profile", "load_profile"),
 }
 

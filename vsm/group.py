@@ -46,8 +46,13 @@ def _ignore(_before: restart.Group, _event: restart.Event, _after: restart.Group
 class GroupRunner:
     """One restart group on the event loop."""
 
-    def __init__(self, specs: Iterable[restart.WorkerSpec], actor: Actor) -> None:
-        self.group = restart.new_group(specs)
+    def __init__(
+        self,
+        specs: Iterable[restart.WorkerSpec],
+        actor: Actor,
+        strategy: restart.Strategy = "one_for_one",
+    ) -> None:
+        self.group = restart.new_group(specs, strategy)
         self._actor = actor
         self.observe: Observer = _ignore
         self._events: deque[restart.Event] = deque()

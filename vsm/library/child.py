@@ -27,8 +27,10 @@ _STACK_BYTES = 8 << 20
 
 
 def load_ahead() -> None:
-    """In the runner: the library that every worker needs."""
+    """In the runner: what every worker needs and none can be sure to find."""
     import dill  # noqa: F401
+
+    from vsm.library import code  # noqa: F401
 
 
 def run(plan: Plan) -> NoReturn:
@@ -42,9 +44,10 @@ def run(plan: Plan) -> NoReturn:
         os._exit(_NOT_STARTED)
     if order["argv"]:
         _exec(channel, plan.argv[0], order["argv"])
+    work = _serve if order["serves"] else _call
     if plan.clone_flags:
-        os._exit(_call(channel, order, content))
-    _in_thread(lambda: os._exit(_call(channel, order, content)))
+        os._exit(work(channel, order, content))
+    _in_thread(lambda: os._exit(work(channel, order, content)))
 
 
 def _prepare(plan: Plan, order: dict[str, Any]) -> None:
@@ -106,12 +109,10 @@ def _in_thread(work: Any) -> NoReturn:  # noqa: ANN401 - a callable
 
 def _call(channel: socket.socket, order: dict[str, Any], content: bytes) -> int:
     status = _FAILED
-    try:
-        function, arguments = _load(order, content)
-    except BaseException as error:  # noqa: BLE001 - the boundary
-        hint = " (its folder belongs in read=)" if isinstance(error, ImportError) else ""
-        send_failure(channel, "start", f"{_text(error)}{hint}")
+    loaded = _loaded(channel, order, content)
+    if loaded is None:
         return _NOT_STARTED
+    function, arguments = loaded
     try:
         send_value(channel, function(*arguments), order["most_bytes"])
         status = 0
@@ -130,13 +131,51 @@ def _call(channel: socket.socket, order: dict[str, Any], content: bytes) -> int:
     return status & 0xFF
 
 
-def _load(order: dict[str, Any], content: bytes) -> Any:  # noqa: ANN401 - function and arguments
-    import dill
+def _serve(channel: socket.socket, order: dict[str, Any], content: bytes) -> int:
+    """Call the function for every message, until the program closes the channel."""
+    loaded = _loaded(channel, order, content)
+    if loaded is None:
+        return _NOT_STARTED
+    send_failure(channel, "ready", "")
+    while True:
+        data, fds, _, _ = socket.recv_fds(channel, _MOST_BYTES, 1)
+        if not fds:
+            return 0
+        with open(fds[0], "rb") as file:
+            _serve_one(channel, order, int(data), (loaded[0], file.read()))
 
+
+def _serve_one(
+    channel: socket.socket, order: dict[str, Any], number: int, call: tuple[Any, bytes]
+) -> None:
+    function, content = call
+    try:
+        arguments = _unpack(content)
+        send_value(channel, function(*arguments), order["most_bytes"], number)
+    except UnfitError as error:
+        send_failure(channel, "unfit", str(error), call=number)
+    except BaseException as error:  # noqa: BLE001 - the boundary; an exit, too, ends a call only
+        traceback.print_exc()
+        send_failure(channel, "error", _text(error), _denied(error), number)
+
+
+def _loaded(channel: socket.socket, order: dict[str, Any], content: bytes) -> Any:  # noqa: ANN401
+    """The function and its arguments; None, and the program has been told why."""
     sys.path[:] = order["path"]
     sys.argv[:] = ["-"]
     if random := sys.modules.get("numpy.random"):
         random.seed()  # forks of one process would draw the same numbers
+    try:
+        return _unpack(content)
+    except BaseException as error:  # noqa: BLE001 - the boundary
+        hint = " (its folder belongs in read=)" if isinstance(error, ImportError) else ""
+        send_failure(channel, "start", f"{_text(error)}{hint}")
+        return None
+
+
+def _unpack(content: bytes) -> Any:  # noqa: ANN401 - what was packed
+    import dill
+
     return dill.loads(content)  # noqa: S301 - the program's own, in here
 
 

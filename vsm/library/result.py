@@ -2,7 +2,7 @@
 
 import signal
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from vsm.errors import VsmError
 from vsm.library.values import Answer
@@ -10,11 +10,23 @@ from vsm.library.values import Answer
 Cause = Literal["ok", "exit", "signal", "timeout", "memory", "violation", "refused"]
 
 
-class RunError(VsmError):
-    """A run did not end well; raised by `Result.check`."""
+class Outcome(Protocol):
+    """A `Result`, or a `Reply` of a pool."""
 
-    def __init__(self, result: "Result") -> None:
-        super().__init__("vsm.run", result.error or f"it ended by {result.cause}", "")
+    @property
+    def cause(self) -> Cause:
+        """How it ended."""
+
+    @property
+    def error(self) -> str:
+        """In words, what went wrong."""
+
+
+class RunError(VsmError):
+    """A run did not end well, or a call; raised by `check`."""
+
+    def __init__(self, result: Outcome, where: str = "vsm.run") -> None:
+        super().__init__(where, result.error or f"it ended by {result.cause}", "")
         self.result = result
 
 

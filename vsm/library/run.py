@@ -7,26 +7,21 @@ nothing behind but the runner, which ends with the program.
 import asyncio
 import os
 import select
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import msgspec
-
-from vsm.errors import ConfigurationError, VsmError
+from vsm.errors import VsmError
 from vsm.library import runner_link
+from vsm.library.code import run_text
 from vsm.library.exchange import Exchange
+from vsm.library.order import VALUE_BYTES, Request, What, prepare
 from vsm.library.result import Result, judge
-from vsm.library.work import Work
-from vsm.profile import Profile, load_profile
+from vsm.profile import Profile
 
-What = Callable[..., object] | Sequence[str]
 _ANSWER_TIMEOUT_S = 20.0
 _TIMEOUT_S = 60.0
 _OUTPUT_BYTES = 1 << 20
-_VALUE_BYTES = 256 << 20
 _WHERE = "vsm.run"
 
 
@@ -43,7 +38,7 @@ def run(
     stdin: bytes = b"",
     tier: str | None = None,
     output_bytes: int = _OUTPUT_BYTES,
-    value_bytes: int = _VALUE_BYTES,
+    value_bytes: int = VALUE_BYTES,
 ) -> Result:
     """Run a callable or an argv confined, and wait for its end.
 
@@ -70,7 +65,7 @@ def run(
         VsmError: the work cannot travel, or the runner died.
     """
     started = time.monotonic()
-    case = _prepare(_Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes))
+    case = prepare(Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes))
     exchange = Exchange(
         case.message, case.work, stdin, output_bytes=output_bytes, most_bytes=value_bytes
     )
@@ -94,11 +89,11 @@ async def run_async(
     stdin: bytes = b"",
     tier: str | None = None,
     output_bytes: int = _OUTPUT_BYTES,
-    value_bytes: int = _VALUE_BYTES,
+    value_bytes: int = VALUE_BYTES,
 ) -> Result:
     """As `run`, without blocking the event loop; cancelling it kills the worker."""
     started = time.monotonic()
-    case = _prepare(_Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes))
+    case = prepare(Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes))
     exchange = Exchange(
         case.message, case.work, stdin, output_bytes=output_bytes, most_bytes=value_bytes
     )
@@ -109,110 +104,49 @@ async def run_async(
         exchange.close()
 
 
-# -- before ----------------------------------------------------------------------------------------
+def run_code(
+    text: str,
+    *,
+    inputs: Mapping[str, object] | None = None,
+    profile: str | Profile = "integration",
+    limits: Mapping[str, float | None] | None = None,
+    timeout_s: float | None = _TIMEOUT_S,
+    read: Sequence[str | os.PathLike[str]] = (),
+    write: Sequence[str | os.PathLike[str]] = (),
+    env: Mapping[str, str] | None = None,
+    tier: str | None = None,
+    output_bytes: int = _OUTPUT_BYTES,
+    value_bytes: int = VALUE_BYTES,
+) -> Result:
+    """Run generated Python code, as text; its value is what it leaves in `result`.
 
-
-class _Request(NamedTuple):
-    """The arguments of one run."""
-
-    what: What
-    args: tuple[object, ...]
-    profile: str | Profile
-    limits: Mapping[str, float | None] | None
-    read: Sequence[str | os.PathLike[str]]
-    write: Sequence[str | os.PathLike[str]]
-    env: Mapping[str, str] | None
-    cwd: str | None
-    tier: str | None
-    value_bytes: int
-
-
-class _Case(NamedTuple):
-    """What the runner and what the worker gets."""
-
-    message: bytes
-    work: Work
-
-
-def _prepare(request: _Request) -> _Case:
-    profile = _profile(request)
-    read, write = _paths(request.read, "read"), _paths(request.write, "write")
-    work = Work(
-        request.what,
-        request.args,
-        env=_environment(request.env),
-        base_env=profile.environment,
-        read=(*read, *write),
-        head={"most_bytes": request.value_bytes, "memory_bytes": profile.limits.memory_bytes},
+    Args:
+        text: a module's source. Nothing of it is compiled in the program.
+        inputs: global names that it begins with.
+        profile: as of `run`, and so are the others.
+        limits: other limits than the profile's.
+        timeout_s: kill it after that time.
+        read: host paths that it may read.
+        write: host paths that it may write.
+        env: its environment, beside the profile's.
+        tier: insist on "namespaced" or "landlocked".
+        output_bytes: how much of stdout and of stderr is kept.
+        value_bytes: how large the value may be.
+    """
+    return run(
+        run_text,
+        text,
+        dict(inputs or {}),
+        profile=profile,
+        limits=limits,
+        timeout_s=timeout_s,
+        read=read,
+        write=write,
+        env=env,
+        tier=tier,
+        output_bytes=output_bytes,
+        value_bytes=value_bytes,
     )
-    order = {
-        "profile": profile,
-        "executable": work.executable,
-        "cwd": request.cwd,
-        "read": [path for path in work.read if path not in write],
-        "write": write,
-        "tier": request.tier,
-        "identity": [_identity(p) for p in (*work.read, *profile.files.read, *profile.files.write)],
-        "warm": ["numpy"] if "numpy" in sys.modules else [],
-    }
-    return _Case(msgspec.json.encode(order), work)
-
-
-def _profile(request: _Request) -> Profile:
-    profile = request.profile
-    if not isinstance(profile, Profile):
-        profile = load_profile(profile)
-    if profile.confine != "exec":
-        raise ConfigurationError(_WHERE, f"the profile {profile.name} is for vsm's own", "")
-    if profile.network.mode == "proxy":
-        what = f'network mode "proxy" of the profile {profile.name} is not built yet for vsm.run'
-        raise ConfigurationError(_WHERE, what, "Use a profile without it, or vsm.toml.")
-    if request.tier not in {None, "namespaced", "landlocked"}:
-        raise ConfigurationError(_WHERE, f"no such tier: {request.tier!r}", "")
-    return _limited(profile, dict(request.limits or {}))
-
-
-def _limited(profile: Profile, limits: dict[str, float | None]) -> Profile:
-    known = {field: getattr(profile.limits, field) for field in profile.limits.__struct_fields__}
-    for name, value in limits.items():
-        if name not in known:
-            remedy = f"Known are {', '.join(known)}."
-            raise ConfigurationError(_WHERE, f"no such limit: {name!r}", remedy)
-        kinds = (int, float) if name == "cpu_cores" else (int,)
-        if value is not None and (type(value) not in kinds or value < 0):
-            raise ConfigurationError(_WHERE, f"limits: {name}: not {value!r}", "Give a number.")
-    changed = msgspec.structs.replace(profile.limits, **limits)
-    return msgspec.structs.replace(profile, limits=changed)
-
-
-def _paths(paths: Sequence[str | os.PathLike[str]], name: str) -> list[str]:
-    if isinstance(paths, str):
-        raise ConfigurationError(_WHERE, f"{name}: expected a list of paths", f"Write [{paths!r}].")
-    found = [Path(path).resolve() for path in paths]
-    for path in found:
-        if not path.exists():
-            raise ConfigurationError(_WHERE, f"{name}: {path} does not exist", "Correct the path.")
-    return [str(path) for path in found]
-
-
-def _identity(path: str) -> tuple[int, int]:
-    """What a path names now: a worker confined ahead must not show what it named before."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return 0, 0  # whoever compiles the plan says so
-    return found.st_dev, found.st_ino
-
-
-def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
-    table = dict(env or {})
-    for name, value in table.items():
-        # The value may be a secret: it is in no error.
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise ConfigurationError(_WHERE, f"env: {name!r:.60}: expected text", "")
-        if not name or "=" in name or "\0" in name + value:
-            raise ConfigurationError(_WHERE, f"env: {name!r:.60} is no variable", "")
-    return table
 
 
 # -- meanwhile -------------------------------------------------------------------------------------

@@ -27,12 +27,14 @@ from vsm.execution import Plan
 from vsm.forked_worker import ForkedWorker
 from vsm.launcher import receive
 from vsm.library import child
+from vsm.library.values import SIGNAL
 from vsm.linux import pidfd, prctl
 from vsm.plan import WorkerRequest, compile_plan
 from vsm.probe import probe_host
 from vsm.profile import Profile
 
 _MOST_AT_ONCE = uids.RUN_SLOTS - 1
+_MOST_LASTING = _MOST_AT_ONCE - 6  # so that `vsm.run` finds a place beside them
 _END_TIMEOUT_S = 5.0
 _SPARE_LIFE_S = 10.0
 _MOST_SPARES = 2
@@ -48,6 +50,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         identity: device and inode of each path, so that no spare shows what was there before.
         warm: libraries that the program uses.
+        lasting: it is a worker that stays: never a spare, and the program hears when it began.
     """
 
     profile: Profile
@@ -58,6 +61,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     tier: str | None
     identity: tuple[tuple[int, int], ...]
     warm: tuple[str, ...] = ()
+    lasting: bool = False
 
 
 class _Run:
@@ -86,6 +90,12 @@ class _Run:
         self.control = socket.socket(fileno=os.dup(fds[0]))
         with suppress(OSError):  # it died: its burial says so
             socket.send_fds(self._channel, [b"run"], fds[1:])
+
+    def began(self) -> None:
+        """Every layer is in force: tell of a lasting one."""
+        if self.order.lasting:
+            told = {"event": "began", "pid": self.worker.pid, "layers": self.layers}
+            self.tell({**told, "tier": self.worker.plan.tier})
 
     @property
     def is_spare(self) -> bool:
@@ -239,23 +249,31 @@ class Runner:
     def _start(self, order: Order, fds: list[int]) -> None:
         for name in order.warm:
             _warm(name)
-        spares = self._spares()
-        if spares and spares[0].order != order:
-            spares = self._discard_spares()
-        if spares:
-            run = spares[0]
-        else:
-            try:
-                run = self._make(order)
-            except (VsmError, OSError) as error:
-                with socket.socket(fileno=os.dup(fds[0])) as control, suppress(OSError):
-                    control.send(json.dumps(_refusal(error)).encode())
-                return
+        try:
+            run = self._take(order)
+        except (VsmError, OSError) as error:
+            with socket.socket(fileno=os.dup(fds[0])) as control, suppress(OSError):
+                control.send(json.dumps(_refusal(error)).encode())
+            return
         run.adopt(fds)
         self._watch(run.control.fileno() if run.control else -1, run)
+        if order.lasting:
+            return
         self._spare_for = order  # whoever runs something probably runs it again
         self._quiet_from_s = time.monotonic() + _QUIET_S
         self._spare_deadline_s = time.monotonic() + _SPARE_LIFE_S
+
+    def _take(self, order: Order) -> _Run:
+        """A spare, or a new one."""
+        if order.lasting:
+            if sum(run.order.lasting for run in self._runs.values()) >= _MOST_LASTING:
+                what = f"{_MOST_LASTING} workers run already"
+                raise VsmError("vsm.Supervisor", what, "End some, or use several programs.")
+            return self._make(order)
+        spares = self._spares()
+        if spares and spares[0].order != order:
+            spares = self._discard_spares()
+        return spares[0] if spares else self._make(order)
 
     def _make(self, order: Order) -> _Run:
         slot = next(n for n in range(1, uids.RUN_SLOTS) if n not in self._runs)
@@ -291,7 +309,10 @@ class Runner:
 
     def _hear(self, run: _Run, fd: int) -> None:
         if run.control is not None and fd == run.control.fileno():
-            run.control.recv(_MOST_WORD_BYTES)  # unread, it would swallow our own last word
+            word = run.control.recv(_MOST_WORD_BYTES)  # unread, it would swallow our last word
+            if word.startswith(SIGNAL):
+                run.worker.signal(int(word.removeprefix(SIGNAL)))
+                return
             run.given_up = True
             run.worker.kill()  # whatever it said, or its end: the program wants no more of it
             self._forget(fd)
@@ -299,6 +320,7 @@ class Runner:
         for event in run.worker.events():
             if event["event"] == "started":
                 run.layers = event["layers"]
+                run.began()
         if fd == run.worker.pidfd:
             self._bury(run)
         elif run.worker.hung_up:
@@ -344,6 +366,8 @@ def _report(run: _Run, usage: cgroup.Usage | None) -> dict[str, Any]:
     heard = run.worker.heard[-1] if run.worker.heard else {}
     if not run.layers and not run.given_up:
         what = heard.get("what", "it was killed while it started")
+        if what.startswith("cannot enter"):  # its `cwd`, or a folder on the way there
+            return _refusal(ConfigurationError("run", what, "Name a path that it sees."))
         return {"event": "refused", "kind": "confinement", "where": "run", "what": what,
                 "remedy": "See `vsm sandbox probe`.", "layer": heard.get("layer", "")}  # fmt: skip
     ended = heard if heard.get("event") == "exited" else {}

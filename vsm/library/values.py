@@ -15,7 +15,8 @@ import sys
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-MOST_HEAD_BYTES = 4096
+MOST_HEAD_BYTES = 32768  # the longest text, each character escaped twice
+SIGNAL = b"signal "  # and its number: what the program tells the runner of a lasting worker
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _DTYPE = re.compile(r"[<>|](b1|[iu][1248]|f[248]|c(8|16))")  # numbers only: nothing has pointers
 _MOST_DIMENSIONS = 32
@@ -33,21 +34,23 @@ class Answer(NamedTuple):
 
     Args:
         kind: "value", "error" (an exception), "unfit" (no value could be made), "start" (the
-            work could not be begun).
+            work could not be begun), "ready" (it waits for calls).
         text: what went wrong.
         denied: "violation" or "memory" where the exception means that.
+        call: the number of the call that it answers.
     """
 
     kind: str
     value: object = None
     text: str = ""
     denied: str = ""
+    call: int = 0
 
 
 # -- in the worker ---------------------------------------------------------------------------------
 
 
-def send_value(channel: socket.socket, value: object, most_bytes: int) -> None:
+def send_value(channel: socket.socket, value: object, most_bytes: int, call: int = 0) -> None:
     """Seal a value and send it.
 
     Raises:
@@ -62,14 +65,16 @@ def send_value(channel: socket.socket, value: object, most_bytes: int) -> None:
         while done < len(content):
             done += os.write(fd, content[done:])
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        _send(channel, {"kind": "value", "size": len(content), **head}, [fd])
+        _send(channel, {"kind": "value", "size": len(content), "call": call, **head}, [fd])
     finally:
         os.close(fd)
 
 
-def send_failure(channel: socket.socket, kind: str, text: str, denied: str = "") -> None:
+def send_failure(
+    channel: socket.socket, kind: str, text: str, denied: str = "", call: int = 0
+) -> None:
     """Say why there is no value."""
-    _send(channel, {"kind": kind, "text": text[:_MOST_TEXT], "denied": denied}, [])
+    _send(channel, {"kind": kind, "text": text[:_MOST_TEXT], "denied": denied, "call": call}, [])
 
 
 def _send(channel: socket.socket, head: dict[str, Any], fds: list[int]) -> None:
@@ -141,11 +146,15 @@ def _parse(data: bytes, fds: list[int], most_bytes: int) -> Answer:
     kind, text, denied = head.get("kind"), head.get("text", ""), head.get("denied", "")
     if not all(isinstance(part, str) for part in (kind, text, denied)):
         raise UnfitError("its answer holds no value")
-    if kind in {"error", "unfit", "start"}:
-        return Answer(kind, text=text, denied=denied if denied in {"violation", "memory"} else "")
+    call = head.get("call", 0)
+    if type(call) is not int:
+        raise UnfitError("its answer is to no call")
+    if kind in {"error", "unfit", "start", "ready"}:
+        known = denied if denied in {"violation", "memory"} else ""
+        return Answer(kind, text=text, denied=known, call=call)
     if kind != "value" or len(fds) != 1:
         raise UnfitError("its answer holds no value")
-    return Answer("value", _decode(head, fds[0], most_bytes))
+    return Answer("value", _decode(head, fds[0], most_bytes), call=call)
 
 
 def _decode(head: dict[str, Any], fd: int, most_bytes: int) -> object:

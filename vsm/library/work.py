@@ -32,6 +32,7 @@ class Work:
     Attributes:
         executable: what is exec'ed, absolute.
         read: all that has to be readable.
+        visible: what of the host's files the worker sees.
     """
 
     def __init__(
@@ -50,9 +51,9 @@ class Work:
         needed = closure(argv, env=search) if argv else _interpreter(search)
         self.executable = needed.executable
         self.read = (*needed.read, *read)
-        visible = Visible((*needed.read, *read))
-        table = {**head, "argv": argv, "env": dict(env), "path": visible.of(sys.path)}
-        content = b"" if argv else pickle_call(what, arguments, visible)
+        self.visible = Visible((*needed.read, *read))
+        table = {**head, "argv": argv, "env": dict(env), "path": self.visible.of(sys.path)}
+        content = b"" if argv else pack((what, arguments), self.visible)
         self._content = json.dumps(table).encode() + b"\n" + content
 
     def open(self) -> int:
@@ -118,8 +119,8 @@ class Visible:
         return name != "__main__" and module is not None and (file is None or self.sees(file))
 
 
-def pickle_call(function: Any, arguments: tuple[object, ...], visible: Visible) -> bytes:  # noqa: ANN401
-    """The function and its arguments, by `multiprocess`' serialiser.
+def pack(what: object, visible: Visible) -> bytes:
+    """A function and its arguments, or arguments alone, by `multiprocess`' serialiser.
 
     Raises:
         VsmError: something in it cannot travel.
@@ -146,7 +147,7 @@ def pickle_call(function: Any, arguments: tuple[object, ...], visible: Visible) 
     pickler = ByValue(file, protocol=5, recurse=False)
     pickler.moved = {}
     try:
-        pickler.dump((function, arguments))
+        pickler.dump(what)
     except Exception as error:
         what = f"the work cannot travel to a worker: {type(error).__name__}: {error}"
         raise VsmError("vsm.run", what, "Pass plain values, and functions of modules.") from error

@@ -1,0 +1,141 @@
+"""What a program asks for, checked and turned into an order for the runner and work for a worker.
+
+Runs in the program. Nothing is started here.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from vsm.errors import ConfigurationError
+from vsm.library.work import Work
+from vsm.profile import Profile, load_profile
+
+What = Callable[..., object] | Sequence[str]
+VALUE_BYTES = 256 << 20
+_WHERE = "vsm.run"
+
+
+class Request(NamedTuple):
+    """The arguments of one run, or of a worker.
+
+    Args:
+        lasting: it stays until it is told to end, and says when it has begun.
+        serves: the callable is called for every message, instead of once.
+    """
+
+    what: What
+    args: tuple[object, ...]
+    profile: str | Profile
+    limits: Mapping[str, float | None] | None
+    read: Sequence[str | os.PathLike[str]]
+    write: Sequence[str | os.PathLike[str]]
+    env: Mapping[str, str] | None
+    cwd: str | None
+    tier: str | None
+    value_bytes: int
+    lasting: bool = False
+    serves: bool = False
+
+
+class Case(NamedTuple):
+    """What the runner and what the worker gets."""
+
+    message: bytes
+    work: Work
+
+
+def prepare(request: Request) -> Case:
+    """Check everything and pack the work.
+
+    Raises:
+        ConfigurationError: an argument or the profile is wrong.
+        VsmError: the work cannot travel.
+    """
+    profile = _profile(request)
+    read, write = _paths(request.read, "read"), _paths(request.write, "write")
+    work = Work(
+        request.what,
+        request.args,
+        env=_environment(request.env),
+        base_env=profile.environment,
+        read=(*read, *write),
+        head={
+            "most_bytes": request.value_bytes,
+            "memory_bytes": profile.limits.memory_bytes,
+            "serves": request.serves,
+        },
+    )
+    order = {
+        "profile": profile,
+        "executable": work.executable,
+        "cwd": request.cwd,
+        "read": [path for path in work.read if path not in write],
+        "write": write,
+        "tier": request.tier,
+        "identity": [_identity(p) for p in (*work.read, *profile.files.read, *profile.files.write)],
+        "lasting": request.lasting,
+        "warm": ["numpy"] if "numpy" in sys.modules else [],
+    }
+    return Case(msgspec.json.encode(order), work)
+
+
+def _profile(request: Request) -> Profile:
+    profile = request.profile
+    if not isinstance(profile, Profile):
+        profile = load_profile(profile)
+    if profile.confine != "exec":
+        raise ConfigurationError(_WHERE, f"the profile {profile.name} is for vsm's own", "")
+    if profile.network.mode == "proxy":
+        what = f'network mode "proxy" of the profile {profile.name} is not built yet for vsm.run'
+        raise ConfigurationError(_WHERE, what, "Use a profile without it, or vsm.toml.")
+    if request.tier not in {None, "namespaced", "landlocked"}:
+        raise ConfigurationError(_WHERE, f"no such tier: {request.tier!r}", "")
+    return _limited(profile, dict(request.limits or {}))
+
+
+def _limited(profile: Profile, limits: dict[str, float | None]) -> Profile:
+    known = {field: getattr(profile.limits, field) for field in profile.limits.__struct_fields__}
+    for name, value in limits.items():
+        if name not in known:
+            remedy = f"Known are {', '.join(known)}."
+            raise ConfigurationError(_WHERE, f"no such limit: {name!r}", remedy)
+        kinds = (int, float) if name == "cpu_cores" else (int,)
+        if value is not None and (type(value) not in kinds or value < 0):
+            raise ConfigurationError(_WHERE, f"limits: {name}: not {value!r}", "Give a number.")
+    changed = msgspec.structs.replace(profile.limits, **limits)
+    return msgspec.structs.replace(profile, limits=changed)
+
+
+def _paths(paths: Sequence[str | os.PathLike[str]], name: str) -> list[str]:
+    if isinstance(paths, str):
+        raise ConfigurationError(_WHERE, f"{name}: expected a list of paths", f"Write [{paths!r}].")
+    found = [Path(path).resolve() for path in paths]
+    for path in found:
+        if not path.exists():
+            raise ConfigurationError(_WHERE, f"{name}: {path} does not exist", "Correct the path.")
+    return [str(path) for path in found]
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """What a path names now: a worker confined ahead must not show what it named before."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0  # whoever compiles the plan says so
+    return found.st_dev, found.st_ino
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    table = dict(env or {})
+    for name, value in table.items():
+        # The value may be a secret: it is in no error.
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigurationError(_WHERE, f"env: {name!r:.60}: expected text", "")
+        if not name or "=" in name or "\0" in name + value:
+            raise ConfigurationError(_WHERE, f"env: {name!r:.60} is no variable", "")
+    return table
