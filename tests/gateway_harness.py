@@ -44,6 +44,8 @@ class Reported:
         self.unfit_reasons: dict[str, str] = {}
         self.idle_names: list[str] = []
         self.notices: list[tuple[str, str]] = []
+        self.breakers: list[tuple[str, str, str]] = []
+        self.letters: list[tuple[str, dict[str, Any]]] = []
         self.changed = asyncio.Event()
 
     def session(self, worker: str, record: dict[str, Any]) -> None:
@@ -59,6 +61,14 @@ class Reported:
 
     def idle(self, integration: str) -> None:
         self.idle_names.append(integration)
+        self.changed.set()
+
+    def breaker(self, integration: str, phase: str, detail: str) -> None:
+        self.breakers.append((integration, phase, detail))
+        self.changed.set()
+
+    def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
+        self.letters.append((integration, letter))
         self.changed.set()
 
     async def wait_unfit(self, worker: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 NAME = sys.argv[1] if len(sys.argv) > 1 else "echo"
 MODE = sys.argv[2] if len(sys.argv) > 2 else ""
 TOOLS = ["echo", "slow", "progress", "ask", "log", "die", "change", "big", "touch"]
-TOOLS += ["late", "deaf", "same_id", "novel"]
+TOOLS += ["late", "deaf", "same_id", "novel", "busy"]
 TOOLS += ["bad_utf8", "garbage", "endless", "deep", "unknown_id", "duplicate", "silence", "flood"]
 lock = threading.Lock()
 answers: dict[str, Any] = {}
@@ -111,6 +111,10 @@ def call(request_id: Any, params: dict[str, Any]) -> None:  # noqa: C901, PLR091
         while request_id not in cancelled:
             time.sleep(0.005)
         result = text("too late")
+    elif tool == "busy":
+        while request_id not in cancelled:
+            send(method="notifications/progress", params={"progressToken": token, "progress": 1})
+            time.sleep(0.02)
     elif tool == "deaf":
         global deaf  # noqa: PLW0603 - one flag for the reading loop
         deaf = True

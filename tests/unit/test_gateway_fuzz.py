@@ -171,6 +171,10 @@ class Silent:
 
     def idle(self, integration: str) -> None: ...
 
+    def breaker(self, integration: str, phase: str, detail: str) -> None: ...
+
+    def dead_letter(self, integration: str, letter: dict[str, Any]) -> None: ...
+
 
 class Listening(Client):
     """A client that must get valid frames only, and keeps the states that it is given."""
@@ -220,7 +224,13 @@ def gateway(era: Era) -> tuple[Router, Upstream, Listening]:
     router = Router(fleet)
     fleet.add(Settings(name="up", prefix=""))
     upstream = Upstream(
-        fleet, worker="up-1", integration="up", epoch=EPOCH, concurrency=2, max_frame_bytes=4096
+        fleet,
+        worker="up-1",
+        integration="up",
+        guard=fleet.integrations["up"].guard,
+        epoch=EPOCH,
+        concurrency=2,
+        max_frame_bytes=4096,
     )
     upstream.era = era
     upstream._writer = Sunk()  # type: ignore[assignment]

@@ -64,9 +64,11 @@ class Call:
         "integration",
         "label",
         "log_level",
+        "may_have_run",
         "method",
         "params",
         "progress",
+        "retries",
         "row",
         "sent",
         "sink",
@@ -97,6 +99,8 @@ class Call:
         self.progress: Raw | None = None
         self.log_level: int | None = None  # of a modern request; None: no log messages
         self.sent = False
+        self.retries = 0
+        self.may_have_run = False  # on an earlier server
         self.deadline: float | None = None
         self.timeout_s: float | None = None
         self.upstream: Upstream | None = None
@@ -117,6 +121,9 @@ class Call:
         doubtful = TOOL_ERROR_KEY in frame and self.method == "tools/call"
         outcome = outcome_of(frame) if doubtful else OK
         self.row.count(self.label, outcome, self.began_ns)
+        upstream = self.upstream
+        if upstream is not None and upstream.guard.alert:
+            upstream.guard.answered(self)
 
     def _answered_with_error(self, message: Message) -> None:
         error = message.error
@@ -125,6 +132,8 @@ class Call:
         else:
             self.sink.answer(jsonrpc.forwarded_error(self.id_bytes, error))
             self.row.count(self.label, PROTOCOL_ERROR, self.began_ns)
+            if self.upstream is not None:
+                self.upstream.guard.answered(self)
 
     def failed(self, code: int, text: str) -> None:
         """Answer with an error of the gateway's own."""
@@ -132,9 +141,12 @@ class Call:
         self._fail(code, text)
 
     def _fail(self, code: int, text: str) -> None:
-        data = {"integration": self.integration, "sent": self.sent}
+        sent = self.sent or self.may_have_run
+        data = {"integration": self.integration, "sent": sent}
         self.sink.answer(jsonrpc.failure(self.id_bytes, code, text, data))
         self.row.count(self.label, outcome_of_failure(code), self.began_ns)
+        if self.upstream is not None:
+            self.upstream.guard.failed(self, code, text)
 
     def progressed(self, params: jsonrpc.Object) -> None:
         """Pass a progress notification on, under the client's token."""
@@ -149,6 +161,7 @@ class Call:
         self.row.cancel()
         if self.upstream is not None:
             self.upstream.cancel(self, reason)
+            self.upstream.guard.cancelled(self)
 
 
 class Gate(Protocol):

@@ -1,7 +1,8 @@
 """All integrations behind the gateway, and the catalogue merged from what they offer.
 
 Owns attaching and detaching servers, keeping the merged lists fresh, and who watches which
-resource. Clients are the router's business. Runs in S1's event loop.
+resource. Clients are the router's business. Runs in S1's event loop. One file, a bit long: an
+integration's servers, lists and wishes change together.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from vsm.gateway.accounting import Accounting
-from vsm.gateway.call import Call, Gate, Inquiry
+from vsm.gateway.call import Gate, Inquiry
 from vsm.gateway.integration import (
     HIDDEN_STATES,
     Fetch,
@@ -24,7 +25,7 @@ from vsm.gateway.integration import (
     listen_params,
 )
 from vsm.gateway.own_tools import OWN, OwnTools
-from vsm.gateway.resilience import Guard, Letters
+from vsm.gateway.resilience import Guards
 from vsm.gateway.resilience_health import watch_health
 from vsm.gateway.trust import Vetting
 from vsm.gateway.upstream import Upstream
@@ -103,8 +104,7 @@ class Fleet:
         self._waiters: set[asyncio.Future[None]] = set()
         self._stale: dict[str, set[str]] = {}
         self._gate_makers: dict[GateKind, GateMaker] = {"breaker": _breaker_of}
-        self._letters = Letters()
-        self.resend: Callable[[Guard, Call], None] | None = None  # the router's
+        self.guards = Guards(reports, self._breaker_changed)
 
     # ---- the supervisor's side -------------------------------------------------------------
 
@@ -113,7 +113,8 @@ class Fleet:
         integration = self.integrations.get(settings.name)
         if integration is None:
             row = self.accounting.row(settings.name)
-            integration = Integration(settings, row, self._guard(settings))
+            guard = self.guards.make(settings.name, settings.resilience, self._calls)
+            integration = Integration(settings, row, guard)
             self.integrations[settings.name] = integration
         else:
             integration.settings = settings
@@ -141,32 +142,13 @@ class Fleet:
             integration.vet()
             self._rebuild()
 
-    def _guard(self, settings: Settings) -> Guard:
-        name = settings.name
+    def _calls(self, name: str) -> int:
+        return self.integrations[name].totals["calls"]
 
-        def resend(guard: Guard, call: Call) -> None:
-            if self.resend is not None:
-                self.resend(guard, call)
-
-        return Guard(
-            name,
-            settings.resilience,
-            outlet=self,
-            letters=self._letters,
-            resend=resend,
-            calls=lambda: self.integrations[name].totals["calls"],
-        )
-
-    def breaker(self, integration: str, phase: str, detail: str) -> None:
-        """A breaker changed: calls ask it, or no longer do."""
-        known = self.integrations.get(integration)
-        if known is not None:
-            self._put_gates(known)
-        self._reports.breaker(integration, phase, detail)
-
-    def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
-        """A call failed after it was accepted."""
-        self._reports.dead_letter(integration, letter)
+    def _breaker_changed(self, name: str) -> None:
+        """Calls ask the breaker, or no longer do."""
+        if name in self.integrations:
+            self._put_gates(self.integrations[name])
 
     def guard(self, kind: GateKind, make: GateMaker) -> None:
         """Put a gate before every integration that `make` gives one for; again: replace them."""

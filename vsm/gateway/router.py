@@ -25,6 +25,7 @@ from vsm.gateway.fleet import Fleet
 from vsm.gateway.integration import Integration
 from vsm.gateway.own_tools import OWN
 from vsm.gateway.relay import Relay, level_index
+from vsm.gateway.resilience import Guard
 from vsm.gateway.sessions import Sessions
 from vsm.protocol import envelope, jsonrpc, parameter_headers
 from vsm.protocol.envelope import EnvelopeError, unwrap_header
@@ -57,6 +58,7 @@ class Router:
         self.relay = fleet.audience = Relay(self.clients, self._bridge)
         self._deferred: dict[tuple[Client, bytes], asyncio.Task[None]] = {}
         self._finder = Finder(fleet)
+        fleet.guards.resend = self._resend
         self._sessions = Sessions(fleet, self.clients, self._finder)
         self._modern = self._sessions.answers[Era.MODERN]
         self._legacy = self._sessions.answers[Era.LEGACY]
@@ -288,6 +290,10 @@ class Router:
                 integration.upstream.call(call)
         except RequestError as error:
             call.failed(error.code, error.message)
+
+    def _resend(self, guard: Guard, call: Call) -> None:
+        """Send a call whose server ended to the one that takes calls now."""
+        self._release(() if guard.is_closed else (guard,), call)
 
     # ---- what the gateway answers itself ---------------------------------------------------
 

@@ -1,27 +1,31 @@
 """One server's pipes: frames out, frames in, everything bounded.
 
 Owns the two pipe ends given to it, the requests in flight and those that wait for room. Knows
-which answer belongs to which call; what a call means is the router's business. Runs in S1's
-event loop; every byte it reads was written by an untrusted server.
+which answer belongs to which call; what a call means is the router's business, and what becomes
+of one that fails is the guard's. Runs in S1's event loop; every byte it reads was written by an
+untrusted server. One file, a bit long: what is in flight, its time and its bytes are one state.
 """
 
 import asyncio
 import os
-from collections import deque
+from collections import Counter
+from collections.abc import Hashable
 from math import inf
 from typing import Protocol, cast
 
 from msgspec import UNSET
 
+from vsm.core.fair_queue import FairQueue
 from vsm.gateway.call import Call, Inquiry, Waiting
+from vsm.gateway.resilience import Guard
 from vsm.protocol import jsonrpc
 from vsm.protocol.framing import LineSplitter, OversizedFrame, salvage_id
 from vsm.protocol.ids import InFlight, Stray
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
 from vsm.protocol.tables import SERVER_NOTIFICATIONS, SERVER_REQUESTS, Era
 
-MAX_WAITING = 256
 MAX_WAITING_BYTES = 16 * 1024 * 1024
+RESERVE = 4  # one in so many places is kept for clients that hold few
 HIGH_WATER_BYTES = 1024 * 1024
 NOISE_PER_WINDOW = 2000
 NOISE_WINDOW_S = 1.0
@@ -80,7 +84,7 @@ class Upstream:
     """A server's connection.
 
     Args:
-        worker: the worker's name. integration: whose server it is.
+        worker: the worker's name. integration: whose server it is. guard: the integration's.
         epoch: this incarnation of S1. concurrency: most requests in flight.
         max_frame_bytes: the longest line that is read.
     """
@@ -91,6 +95,7 @@ class Upstream:
         *,
         worker: str,
         integration: str,
+        guard: Guard,
         epoch: int,
         concurrency: int,
         max_frame_bytes: int,
@@ -98,6 +103,7 @@ class Upstream:
         self._owner = owner
         self.worker = worker
         self.integration = integration
+        self.guard = guard
         self.era = Era.LEGACY
         self.writable = True
         self.closed = False
@@ -105,12 +111,14 @@ class Upstream:
         self.broken_frames = 0
         self._loop = asyncio.get_running_loop()
         self._limit = concurrency
+        self._reserve = concurrency // RESERVE
         self._standing = 0
         self._max_frame_bytes = max_frame_bytes
         self._splitter = LineSplitter(max_frame_bytes)
         self._in_flight: InFlight[Waiting] = InFlight(epoch)
-        self._queue: deque[Call] = deque()
-        self._queued_bytes = 0
+        self._queue: FairQueue[Hashable, Call] = FairQueue(
+            guard.settings.max_waiting, MAX_WAITING_BYTES
+        )
         self._reader: asyncio.ReadTransport | None = None
         self._writer: asyncio.WriteTransport | None = None
         self._out: list[bytes] = []
@@ -159,18 +167,18 @@ class Upstream:
             self._writer.abort()
 
     def _fail_all(self, reason: str) -> None:
+        text = f"{self.integration}: {reason} while the request was in flight; it may have run."
         for waiting in self._in_flight.drain():
-            waiting.failed(
-                jsonrpc.UNAVAILABLE,
-                f"{self.integration}: {reason} while the request was in flight; it may have run.",
-            )
-        queue, self._queue = self._queue, deque()
-        self._queued_bytes = 0
-        for waiting in queue:
-            waiting.failed(
-                jsonrpc.UNAVAILABLE,
-                f"{self.integration}: {reason} before the request was sent; it did not run.",
-            )
+            self._end(waiting, text)
+        for call in self._queue.drain():
+            self._end(call, f"{self.integration}: {reason} {_before_sent(call)}.")
+
+    def _end(self, waiting: Waiting, text: str) -> None:
+        """Fail what waited, unless the guard keeps it for the next server."""
+        if not isinstance(waiting, Call) or not self.guard.keeps(
+            waiting, jsonrpc.UNAVAILABLE, text
+        ):
+            waiting.failed(jsonrpc.UNAVAILABLE, text)
 
     def output_ended(self) -> None:
         """The server closed its standard output, or died."""
@@ -184,7 +192,10 @@ class Upstream:
 
     def _give_up(self, reason: str) -> None:
         """Fail what waits now; report it once the supervisor had time to say it itself."""
+        calls = self.calls()
         self._fail_all(reason)
+        if calls:
+            self.guard.server_lost(reason)
         if self._grace is None:
             self._grace = self._loop.call_later(GONE_GRACE_S, self._report_lost, reason)
         self.writable = False
@@ -203,6 +214,11 @@ class Upstream:
         """How many requests wait, sent or not."""
         return len(self._in_flight) - self._standing + len(self._queue)
 
+    @property
+    def asked(self) -> int:
+        """How many requests were sent."""
+        return self._in_flight.issued
+
     def calls(self) -> list[Call]:
         """The clients' calls in flight."""
         return [item for item in self._in_flight.waiting.values() if isinstance(item, Call)]
@@ -212,30 +228,37 @@ class Upstream:
     def call(self, call: Call) -> None:
         """Send a client's call, or keep it until there is room; fail it when there is none."""
         call.upstream = self
-        if call.timeout_s is not None:
+        if call.timeout_s is not None and not call.retries:
             call.deadline = self._loop.time() + call.timeout_s
-        if self.writable and len(self._in_flight.waiting) < self._limit:
+        if self.writable and len(self._in_flight.waiting) < self._limit - self._reserve:
             self._send_call(call)
         elif self.lost:
-            remedy = "Try again shortly, or see `vsm status`."
-            call.failed(jsonrpc.UNAVAILABLE, f"{self.integration}: the server has ended. {remedy}")
+            self._end(call, f"{self.integration}: the server ended {_before_sent(call)}.")
+        elif self.writable and self._may_use_reserve(call):
+            self._send_call(call)
         else:
             self._enqueue(call)
         if call.deadline is not None and call.deadline < self._timer_at:
             self._arm()
 
+    def _may_use_reserve(self, call: Call) -> bool:
+        """Whether one of the last places is for this client: those who hold few have them."""
+        lane = _lane(call)
+        if len(self._in_flight.waiting) >= self._limit or self._queue.waiting(lane):
+            return False
+        return self._held()[lane] < self._reserve
+
+    def _held(self) -> Counter[Hashable]:
+        """How many calls of each client are in flight."""
+        return Counter(map(_lane, self.calls()))
+
     def _enqueue(self, call: Call) -> None:
-        size = _size(call)
-        full = len(self._queue) >= MAX_WAITING or self._queued_bytes + size > MAX_WAITING_BYTES
-        if full:
-            call.failed(
+        for left_out in self._queue.add(_lane(call), call, _size(call)):
+            left_out.failed(
                 jsonrpc.UNAVAILABLE,
                 f"{self.integration} is saturated: {len(self._in_flight)} requests in flight and "
                 f"{len(self._queue)} waiting. Try again later, or raise its concurrency.",
             )
-            return
-        self._queued_bytes += size
-        self._queue.append(call)
 
     def _send_call(self, call: Call) -> None:
         call.sent = True
@@ -282,7 +305,7 @@ class Upstream:
             self._tell_cancelled(call.upstream_id, reason)
             self.pump()
         else:
-            self._queue = deque(entry for entry in self._queue if entry is not call)
+            self._queue.remove(_lane(call), call)
         self._rest()
 
     def _tell_cancelled(self, request_id: int, reason: str) -> None:
@@ -291,12 +314,18 @@ class Upstream:
 
     def pump(self) -> None:
         """Send what waits, as far as there is room."""
-        while self._queue and self.writable and len(self._in_flight) < self._limit:
-            call = self._queue.popleft()
-            self._queued_bytes -= _size(call)
+        queue, waiting = self._queue, self._in_flight.waiting
+        while queue and self.writable and len(waiting) < self._limit - self._reserve:
+            self._send_call(cast("Call", queue.pop()))
+        if not queue or not self.writable or len(waiting) >= self._limit:
+            return
+        held = self._held()
+        while len(waiting) < self._limit:
+            call = queue.pop(lambda lane: held[lane] < self._reserve)
+            if call is None:
+                return
+            held[_lane(call)] += 1
             self._send_call(call)
-        if not self._queue:
-            self._queued_bytes = 0
 
     def _write(self, frame: bytes) -> None:
         out = self._out
@@ -333,24 +362,26 @@ class Upstream:
             waiting = self._in_flight.take(request_id)
             self._tell_cancelled(request_id, "timed out")
             cast("Waiting", waiting).failed(jsonrpc.TIMED_OUT, self._timeout_text(waiting))
-        kept: deque[Call] = deque()
-        for entry in self._queue:
-            if _is_late(entry, now):
-                entry.failed(jsonrpc.TIMED_OUT, self._timeout_text(entry))
-            else:
-                kept.append(entry)
-        self._queue = kept
+        for call in [call for call in self._queue if _is_late(call, now)]:
+            self._queue.remove(_lane(call), call)
+            call.failed(jsonrpc.TIMED_OUT, self._timeout_text(call))
         self.pump()
         self._arm()
         self._rest()
 
     def _timeout_text(self, waiting: object) -> str:
-        limit = getattr(waiting, "timeout_s", 0)
+        limit_s, key = getattr(waiting, "timeout_s", 0), "call_timeout_s"
+        if isinstance(waiting, Call) and self._latest(waiting) <= self._loop.time():
+            limit_s, key = self.guard.settings.call_limit_s, "resilience.call_limit_s"
         ran = "it may still run" if getattr(waiting, "sent", False) else "it was not sent"
         return (
-            f"{self.integration} did not answer within {limit:g} s; {ran}. "
-            "Raise call_timeout_s of the integration if it needs longer."
+            f"{self.integration} did not answer within {limit_s:g} s; {ran}. "
+            f"Raise {key} of the integration if it needs longer."
         )
+
+    def _latest(self, call: Call) -> float:
+        """When a call ends, whatever progress it makes."""
+        return call.began_ns / 1e9 + self.guard.settings.call_limit_s
 
     # ---- in --------------------------------------------------------------------------------
 
@@ -421,7 +452,7 @@ class Upstream:
         call = self._in_flight.waiting.get(token) if type(token) is int else None
         if isinstance(call, Call):
             if call.timeout_s is not None:
-                call.deadline = self._loop.time() + call.timeout_s
+                call.deadline = min(self._loop.time() + call.timeout_s, self._latest(call))
             call.progressed(params)
 
     def postpone(self, call: Call, timeout_s: float) -> None:
@@ -486,6 +517,16 @@ class Upstream:
 
 def _size(call: Call) -> int:
     return sum(len(memoryview(value)) for value in call.params.values())
+
+
+def _lane(call: Call) -> Hashable:
+    """Who shares the queue: a client; those whose requests stand alone are one together."""
+    return call.client if call.client.lasts else None
+
+
+def _before_sent(call: Call) -> str:
+    ran = "may have run on an earlier one" if call.may_have_run else "did not run"
+    return f"before the request was sent; it {ran}"
 
 
 def _is_late(waiting: Waiting, now: float) -> bool:

@@ -44,6 +44,11 @@ class InFlight(Generic[T]):
         self.waiting[request_id] = item
         return request_id
 
+    @property
+    def issued(self) -> int:
+        """How many ids were given out."""
+        return self._next - 1
+
     def take(self, request_id: object) -> T | Stray:
         """Remove and return what waits for `request_id`, or why nothing does."""
         if type(request_id) is not int:

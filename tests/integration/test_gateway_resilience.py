@@ -1,0 +1,295 @@
+"""What becomes of calls that a server does not answer: refused, moved, shared out, written down."""
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import gateway_harness as harness
+import pytest
+import uvloop
+from gateway_harness import Harness, Raw
+
+from vsm.gateway.integration import Settings
+from vsm.gateway.resilience import Resilience
+
+BOUND_S = 30
+
+
+async def started(gateway: Harness, resilience: Resilience, **settings: Any) -> str:
+    worker = await gateway.start("x", harness.echo_legacy("x"), resilience=resilience, **settings)
+    await gateway.ready()
+    return worker
+
+
+async def wait_in_flight(gateway: Harness, number: int) -> None:
+    client = await gateway.raw()
+    async with asyncio.timeout(BOUND_S):
+        while gateway.gateway.fleet.status()["integrations"]["x"]["in_flight"] != number:
+            await client.request("a turn of the loop", "ping")
+
+
+async def wait_told(gateway: Harness, phase: str) -> str:
+    async with asyncio.timeout(BOUND_S):
+        while True:
+            for name, told, detail in gateway.reported.breakers:
+                if (name, told) == ("x", phase):
+                    return detail
+            gateway.reported.changed.clear()
+            await gateway.reported.changed.wait()
+
+
+async def wait_letters(gateway: Harness, number: int) -> list[dict[str, Any]]:
+    async with asyncio.timeout(BOUND_S):
+        while len(gateway.reported.letters) < number:
+            gateway.reported.changed.clear()
+            await gateway.reported.changed.wait()
+    return [letter for _, letter in gateway.reported.letters]
+
+
+def message(answer: dict[str, Any]) -> str:
+    return str(answer["error"]["message"])
+
+
+def slow(client: Raw, number: Any, seconds: float = 600) -> None:
+    params = {"name": "x__slow", "arguments": {"seconds": seconds}}
+    client.send(id=number, method="tools/call", params=params)
+
+
+def test_after_failures_in_a_row_calls_are_refused_then_tried_then_let_through() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            terms = Resilience(failures=2, successes=2, open_s=0.5)
+            await started(gateway, terms, call_timeout_s=0.2)
+            client = await gateway.raw()
+            for number in range(2):
+                assert "did not answer" in message(await client.call(number, "x__silence"))
+            assert "did not answer" in await wait_told(gateway, "open")
+            refused = await client.call(3, "x__echo")
+            assert "calls are refused for now" in message(refused)
+            assert refused["error"]["data"]["state"] == "breaker open"
+            assert 0 < refused["error"]["data"]["retry_after_ms"] <= 500
+            assert refused["error"]["data"]["sent"] is False
+            async with asyncio.timeout(BOUND_S):
+                while "error" in await client.call(4, "x__echo"):
+                    pass
+            await wait_told(gateway, "half_open")
+            assert "result" in await client.call(5, "x__echo")
+            await wait_told(gateway, "closed")
+            assert gateway.gateway.fleet.integrations["x"].gates == ()
+            row = gateway.gateway.fleet.status()["integrations"]["x"]
+            assert (row["breaker"], row["failures_in_a_row"]) == ("closed", 0)
+
+    uvloop.run(main())
+
+
+def test_a_probe_that_fails_or_is_cancelled_does_not_let_calls_through() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            await started(gateway, Resilience(failures=1, open_s=0.3), call_timeout_s=0.2)
+            client = await gateway.raw()
+            await client.call(1, "x__silence")
+            integration = gateway.gateway.fleet.integrations["x"]
+            async with asyncio.timeout(BOUND_S):
+                while "refused" in message(await client.call(2, "x__silence")):
+                    pass
+            assert integration.guard.status()["breaker"] == "open"
+            integration.settings = Settings(name="x", prefix="x", call_timeout_s=60)
+            async with asyncio.timeout(BOUND_S):
+                while integration.guard.status()["breaker"] == "open":
+                    slow(client, "probe")
+                    await client.request("a turn of the loop", "ping")
+            assert "one call at a time" in message(await client.call(3, "x__echo"))
+            client.send(method="notifications/cancelled", params={"requestId": "probe"})
+            assert "result" in await client.call(4, "x__echo")
+
+    uvloop.run(main())
+
+
+def test_errors_that_a_server_answers_with_are_no_failures() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            await started(gateway, Resilience(failures=1))
+            client = await gateway.raw()
+            refused = await client.request(1, "x/unknown")
+            assert "error" in refused
+            assert "result" in await client.call(2, "x__echo")
+            assert gateway.reported.breakers == []
+            assert gateway.reported.letters == []
+
+    uvloop.run(main())
+
+
+def test_a_call_that_was_not_sent_goes_to_the_next_server_and_one_in_flight_fails() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            worker = await started(gateway, Resilience(), concurrency=1)
+            client = await gateway.raw()
+            slow(client, "sent")
+            client.send(id="waits", method="tools/call", params={"name": "x__echo"})
+            await wait_in_flight(gateway, 2)
+            gateway.kill(worker)
+            lost = await client.answer("sent")
+            assert message(lost).startswith("x: ")
+            assert "may have run" in message(lost)
+            assert lost["error"]["data"]["sent"] is True
+            await gateway.attach("x", harness.echo_legacy("x"))
+            assert "result" in await client.answer("waits")
+            assert gateway.gateway.fleet.integrations["x"].guard.retries == 1
+
+    uvloop.run(main())
+
+
+def test_a_call_in_flight_is_sent_again_only_where_the_operator_named_the_tool() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            worker = await started(gateway, Resilience(retry_tools=("late",)))
+            client = await gateway.raw()
+            client.send(id="named", method="tools/call", params={"name": "x__late"})
+            slow(client, "other")
+            await wait_in_flight(gateway, 2)
+            gateway.kill(worker)
+            assert "may have run" in message(await client.answer("other"))
+            for _ in range(2):  # twice, no more
+                worker = await gateway.attach("x", harness.echo_legacy("x"))
+                await gateway.ready()
+                await wait_in_flight(gateway, 1)
+                gateway.kill(worker)
+            answer = await client.answer("named")
+            assert answer["error"]["data"]["sent"] is True
+
+    uvloop.run(main())
+
+
+def test_where_no_server_will_come_a_kept_call_fails_at_once() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            worker = await started(gateway, Resilience(), concurrency=1)
+            client = await gateway.raw()
+            slow(client, "sent")
+            client.send(id="waits", method="tools/call", params={"name": "x__echo"})
+            await wait_in_flight(gateway, 2)
+            gateway.kill(worker)
+            await client.answer("sent")
+            gateway.gateway.fleet.availability("x", "quarantined", "it failed too often")
+            answer = await client.answer("waits")
+            assert "did not run" in message(answer)
+            assert answer["error"]["data"]["sent"] is False
+
+    uvloop.run(main())
+
+
+def test_a_kept_call_that_its_client_cancels_is_not_sent() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            worker = await started(gateway, Resilience(), concurrency=1)
+            client = await gateway.raw()
+            slow(client, "sent")
+            slow(client, "waits")
+            await wait_in_flight(gateway, 2)
+            gateway.kill(worker)
+            await client.answer("sent")
+            client.send(method="notifications/cancelled", params={"requestId": "waits"})
+            await client.request("seen", "ping")
+            assert gateway.gateway.fleet.integrations["x"].guard.status()["held"] == 0
+            await gateway.attach("x", harness.echo_legacy("x"))
+            await gateway.ready()
+            assert "result" in await client.call("after", "x__echo")
+
+    uvloop.run(main())
+
+
+def test_a_flood_of_one_client_does_not_keep_another_waiting() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            await started(gateway, Resilience(), concurrency=1)
+            flooding, quiet = await gateway.raw(), await gateway.raw()
+            for number in range(200):
+                slow(flooding, number, 0.01)
+            await wait_in_flight(gateway, 200)
+            for number in range(3):
+                assert "result" in await quiet.call(number, "x__echo")
+            left = gateway.gateway.fleet.status()["integrations"]["x"]["in_flight"]
+            assert left > 150  # first come, first served would have left none
+
+    uvloop.run(main())
+
+
+def test_the_last_quarter_of_the_places_is_for_clients_that_hold_few() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            await started(gateway, Resilience(), concurrency=8)
+            flooding, quiet = await gateway.raw(), await gateway.raw()
+            for number in range(100):
+                slow(flooding, number)
+            await wait_in_flight(gateway, 100)
+            assert "result" in await quiet.call(1, "x__echo")
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_dead_letter_holds_arguments_only_where_the_operator_wants_them(kept: bool) -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            worker = await started(gateway, Resilience(keep_arguments=kept))
+            client = await gateway.raw()
+            slow(client, 1)
+            await wait_in_flight(gateway, 1)
+            gateway.kill(worker)
+            await client.answer(1)
+            (letter,) = await wait_letters(gateway, 1)
+            assert (letter["method"], letter["what"]) == ("tools/call", "slow")
+            assert letter["may_have_run"] is True
+            assert letter["client"] == f"unix:{os.geteuid()}"
+            assert letter["arguments_bytes"] == len(b'{"seconds": 600}')
+            assert letter.get("arguments") == ('{"seconds": 600}' if kept else None)
+
+    uvloop.run(main())
+
+
+def test_dead_letters_are_bounded_and_say_how_many_were_left_out() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            await started(gateway, Resilience(max_waiting=0), concurrency=1)
+            client = await gateway.raw()
+            for number in range(200):
+                slow(client, number)
+            await client.request("all are taken", "ping")
+            letters = await wait_letters(gateway, 100)
+            assert len(letters) < 150
+            assert gateway.gateway.fleet.guards.letters.skipped > 40
+
+    uvloop.run(main())
+
+
+def test_an_idle_server_that_is_frozen_is_found_unfit_and_a_busy_one_is_not() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            terms = Resilience(health_interval_s=0.1, health_timeout_s=0.3)
+            worker = await started(gateway, terms)
+            await gateway.start("y", harness.echo_legacy("y"), resilience=terms)
+            await gateway.ready()
+            client = await gateway.raw()
+            slow_params = {"name": "y__slow", "arguments": {"seconds": 600}}
+            client.send(id="busy", method="tools/call", params=slow_params)
+            os.kill(gateway.servers[worker].pid, signal.SIGSTOP)
+            assert "health check" in await gateway.reported.wait_unfit(worker)
+            assert list(gateway.reported.unfit_reasons) == [worker]
+
+    uvloop.run(main())
+
+
+def test_progress_extends_a_call_up_to_its_limit() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            await started(gateway, Resilience(call_limit_s=1.0), call_timeout_s=0.4)
+            client = await gateway.raw()
+            params = {"name": "x__busy", "_meta": {"progressToken": "p"}}
+            began = asyncio.get_running_loop().time()
+            ended = message(await client.request(1, "tools/call", **params))
+            assert asyncio.get_running_loop().time() - began > 0.9
+            assert "within 1 s" in ended
+            assert "resilience.call_limit_s" in ended
+
+    uvloop.run(main())
