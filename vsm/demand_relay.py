@@ -1,7 +1,8 @@
 """The demand board between its writer and its readers: kept while systems come and go.
 
 Runs in the supervisor. Owns duplicates of the newest board's descriptors: a new S1 begins with
-what its predecessor counted, a new S4 goes on reading. Reads the board for `vsm board dump`.
+what its predecessor counted, a new S4 goes on reading. Where a service manager keeps the board, the
+first S1 begins with what the last one of a dead supervisor counted. Reads it for `vsm board dump`.
 """
 
 import time
@@ -11,6 +12,7 @@ import vsm.core.demand as names
 from vsm.board_demand import HEADER_BYTES, ROW_BYTES, VERSION
 from vsm.board_memory import BoardError
 from vsm.board_reader import Demand, DemandReader
+from vsm.demand_store import DemandStore
 from vsm.link import close_fds
 from vsm.messages import Segments
 
@@ -19,10 +21,23 @@ class DemandRelay:
     """The newest demand board of S1, or what a dead S1 left."""
 
     def __init__(self) -> None:
-        self._reader: DemandReader | None = None
-        self._epoch = self._pid = 0
-        self._began_s = time.monotonic()
+        self.store = DemandStore()
         self.refused = 0
+        kept = self.store.take()
+        self._pid = 0
+        self._reader = kept.reader if kept else None
+        self._epoch = kept.epoch if kept else 0
+        self._began_s = kept.began_s if kept else time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Since counting began: longer than vsm runs where a service manager kept the counts."""
+        return time.monotonic() - self._began_s
+
+    @property
+    def events(self) -> int:
+        """How many calls are on the board."""
+        return sum(row.events for row in self._reader.rows()) if self._reader else 0
 
     def announced(self, fds: list[int], *, epoch: int, pid: int) -> bool:
         """Take a board over from an S1; False for one that must not be believed.
@@ -39,6 +54,7 @@ class DemandRelay:
             return False
         self.close()
         self._reader, self._epoch, self._pid = reader, epoch, pid
+        self.store.keep(reader.fds, epoch=epoch, began_s=self._began_s)
         return True
 
     def message(self) -> tuple[Segments, list[int]]:
@@ -47,7 +63,7 @@ class DemandRelay:
         return Segments(
             epoch=self._epoch,
             pid=self._pid,
-            age_s=time.monotonic() - self._began_s,
+            age_s=self.age_s,
             fds=tuple(f"segment{index}" for index in range(len(fds))),
         ), fds
 
@@ -59,6 +75,7 @@ class DemandRelay:
             "version": VERSION,
             "epoch": self._epoch,
             "pid": self._pid,
+            "age_s": round(self.age_s, 3),
             "segments": len(reader.segments) if reader else 0,
             "row_bytes": ROW_BYTES,
             "bytes": len(rows) * ROW_BYTES + (len(reader.segments) if reader else 0) * HEADER_BYTES,

@@ -26,7 +26,7 @@ async def variety(supervisor: "Supervisor") -> dict[str, Any]:
     if body is None:
         raise VsmError("variety", "system 4 does not answer", "See `vsm status`, then try again.")
     rows = [_channel(supervisor, channel) for channel in channels.CHANNELS]
-    return {**body, "channels": rows}
+    return {**body, "since_start_s": round(supervisor.systems.demand.age_s, 3), "channels": rows}
 
 
 def board(supervisor: "Supervisor") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from vsm.hardening import USED
 SERVICE: Final = "vsm.service"
 SOCKET: Final = "vsm.socket"
 WATCHDOG_S: Final = 30
+MAX_STORED: Final = 32  # descriptors: an old and a new demand board, with room for slips
 MARK: Final = "# Written by `vsm service install`; `vsm service uninstall` removes it."
 
 
@@ -109,6 +110,7 @@ def _service(config: Config, path: str, command: str, *, user: bool) -> str:
         "Delegate=yes",
         "OOMPolicy=continue",
         *directories,
+        f"FileDescriptorStoreMax={MAX_STORED}",
         # The socket unit's file lies in it.
         "RuntimeDirectoryPreserve=yes",
         *(f"LoadCredential={_percent(name)}" for name in credentials(config)),

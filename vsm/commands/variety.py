@@ -13,6 +13,7 @@ _FIGURES = (
     ("requisite ratio", "", "requisite_ratio", ""),
 )
 _SHOWN = 8
+_UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -32,11 +33,18 @@ def run(args: argparse.Namespace) -> int:
     minutes = body["half_life_s"] / 60
     _print_report(f"Lately (an event weighs half after {minutes:g} minutes)", body["recent"])
     print()
-    _print_report("Since vsm started", body["since_start"])
+    _print_report(f"For {_span(body['since_start_s'])}", body["since_start"])
     _print_unmet(body["since_start"])
     _print_integrations(body["integrations"])
     _print_channels(body["channels"])
     return 0
+
+
+def _span(seconds: float) -> str:
+    return next(
+        (f"{seconds / unit:.1f} {name}" for unit, name in _UNITS if seconds >= unit),
+        f"{seconds:.0f} s",
+    )
 
 
 def _print_report(title: str, report: dict[str, Any]) -> None:
