@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from vsm.core.age_clock import AgeClock
 from vsm.journal_records import (
     Committed,
     Confined,
@@ -89,6 +90,7 @@ class JournalProcess:
         self._attempts = 0
         self._retry_at_s = 0.0
         self._trim_at_s = 0.0
+        self._clock: AgeClock | None = None
         self._hung_up = False  # the sender is gone, but the link may still hold records
         self._ended = False  # the link is read to its end
 
@@ -246,7 +248,7 @@ class JournalProcess:
         self._attempts = 0
         self._say(Committed(self._received))
         if store.is_oversized():
-            store.trim(time.time_ns(), TRIM_ROWS + 2 * written)
+            store.trim(self._now_ns(store), TRIM_ROWS + 2 * written)
 
     def _recovered(self) -> Event:
         for_s = round(time.monotonic() - self._trouble_since_s, 3)
@@ -257,8 +259,14 @@ class JournalProcess:
 
     def _trim(self, store: JournalStore, now_s: float) -> None:
         if now_s >= self._trim_at_s:
-            more = store.trim(time.time_ns())
+            more = store.trim(self._now_ns(store))
             self._trim_at_s = now_s + (_TRIM_STEP_S if more else _TRIM_EVERY_S)
+
+    def _now_ns(self, store: JournalStore) -> int:
+        """What age is counted from: a wall clock that has just leapt ages nothing."""
+        if self._clock is None:
+            self._clock = AgeClock(store.anchors())
+        return self._clock.now_ns(time.time_ns(), time.monotonic_ns())
 
     def _fail(self, error: Exception) -> None:
         """Keep the batch, let go of the file, try again later; the sender hears of each try."""

@@ -202,6 +202,19 @@ class JournalStore:
         row = self._connection.execute("SELECT id FROM boots WHERE boot_id = ?", (boot_id,))
         return int(row.fetchone()[0])
 
+    def anchors(self) -> list[tuple[int, int]]:
+        """Wall and monotonic time of this boot's first record, and of the last before this boot.
+
+        Of the latter's clock only the wall is comparable: it was no later than this boot's zero.
+        """
+        found = []
+        for table in ("events", "decisions"):
+            first = f"SELECT at_ns, monotonic_ns FROM {table} WHERE boot = ? ORDER BY id LIMIT 1"  # noqa: S608 - a literal of this module
+            last = f"SELECT at_ns, 0 FROM {table} WHERE boot < ? ORDER BY id DESC LIMIT 1"  # noqa: S608 - as above
+            for statement in (first, last):
+                found += self._connection.execute(statement, (self._boot,)).fetchall()
+        return [(int(wall_ns), int(steady_ns)) for wall_ns, steady_ns in found]
+
     def is_current(self) -> bool:
         """Whether the path still names the open file: nobody deleted or replaced it."""
         return _identity(self.path) == self._identity
