@@ -285,7 +285,7 @@ def _namespace_rows(facts: HostFacts) -> list[Row]:
 
 def _namespace_remedy(facts: HostFacts) -> str:
     if facts.settings.get("apparmor_restrict_unprivileged_userns") == "1":
-        return "Run vsm as root, or allow it user namespaces by an AppArmor profile."
+        return "Run vsm as root, or once as root `vsm service apparmor`."
     if facts.settings.get("unprivileged_userns_clone") == "0":
         return "Run vsm as root, or set kernel.unprivileged_userns_clone=1."
     if facts.settings.get("max_user_namespaces") == "0":

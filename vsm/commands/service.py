@@ -1,7 +1,7 @@
-"""`vsm service install|uninstall`: run vsm under systemd, and undo that without a trace.
+"""`vsm service install|uninstall|apparmor`: run vsm under systemd, and undo that without a trace.
 
-Runs as root for the system's manager, as the user with --user. Writes only units that carry its
-own mark, and never touches a unit that somebody else wrote.
+Runs as root for the system's manager, as the user with --user. Writes only files that carry its
+own mark, and never touches one that somebody else wrote.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vsm import service
+from vsm import apparmor, service
 from vsm.commands.terminal import print_json
 from vsm.config import Config, load_config
 from vsm.errors import ConfigurationError, VsmError
@@ -32,8 +32,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     install.add_argument("--no-start", action="store_true", help="write and enable only")
     uninstall = actions.add_parser("uninstall", help="stop, disable and remove the units")
     uninstall.add_argument("--purge", action="store_true", help="the state directory as well")
+    allow = actions.add_parser(
+        "apparmor", help="let ordinary users' vsm make user namespaces where AppArmor forbids it"
+    )
+    allow.add_argument("--remove", action="store_true", help="forbid it again")
     for action in (install, uninstall):
         action.add_argument("--user", action="store_true", help="the user's own manager")
+    for action in (install, uninstall, allow):
         action.add_argument("--root", type=Path, metavar="DIR", help="an image, not this host")
         action.add_argument("--dry-run", action="store_true", help="show it, do nothing")
         action.add_argument("--json", action="store_true", help="what was, or would be, done")
@@ -42,12 +47,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Do it, step by step, each said."""
     root = args.root.absolute() if args.root is not None else None
-    place = service.place(user=args.user, root=root, home=Path.home())
+    user = args.action != "apparmor" and args.user
+    place = service.place(user=user, root=root, home=Path.home())
     work = Work(place, dry=args.dry_run)
-    if not args.dry_run and not args.user and os.geteuid() != 0:
-        raise VsmError("vsm service", "the system's units are root's", "Use --user, or be root.")
+    if not args.dry_run and not user and os.geteuid() != 0:
+        whose = "profiles" if args.action == "apparmor" else "units"
+        remedy = "Be root." if args.action == "apparmor" else "Use --user, or be root."
+        raise VsmError("vsm service", f"the system's {whose} are root's", remedy)
     if args.action == "install":
         _install(work, args)
+    elif args.action == "apparmor":
+        _apparmor(work, remove=args.remove)
     else:
         _uninstall(work, purge=args.purge)
     if args.json:
@@ -70,9 +80,9 @@ class Work:
         self.done.append(what)
         print(f"{'would ' if self.dry else ''}{what}", file=sys.stderr, flush=True)
 
-    def write(self, path: Path, text: str) -> bool:
+    def write(self, path: Path, text: str, *, mark: str = service.MARK) -> bool:
         """Replace a file of ours whose text differs; whether it did."""
-        if _read_ours(path) == text:
+        if _read_ours(path, mark) == text:
             return False
         self.say(f"write {path}")
         if self.dry:
@@ -85,9 +95,9 @@ class Work:
         fresh.replace(path)
         return True
 
-    def remove(self, path: Path) -> bool:
+    def remove(self, path: Path, *, mark: str = service.MARK) -> bool:
         """Remove a file of ours; whether there was one."""
-        if _read_ours(path) is None:
+        if _read_ours(path, mark) is None:
             return False
         self.say(f"remove {path}")
         if not self.dry:
@@ -104,7 +114,18 @@ class Work:
 
     def systemctl(self, *words: str, may_fail: bool = False) -> None:
         """Run systemctl; its own words are the error's."""
-        command = (*self.place.systemctl, *words)
+        remedy = _journal(self.place)
+        self.call((*self.place.systemctl, *words), "Run `vsm up` instead.", remedy, may_fail)
+
+    def call(self, command: tuple[str, ...], absent: str, remedy: str, may_fail: bool) -> None:  # noqa: FBT001 - passed on
+        """Run a command.
+
+        Args:
+            command: its words.
+            absent: what to do without that program.
+            remedy: what to do when it fails.
+            may_fail: what it says is of no interest.
+        """
         self.say(" ".join(("run", *command)))
         if self.dry:
             return
@@ -113,12 +134,12 @@ class Work:
                 command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
             )
         except FileNotFoundError:
-            raise VsmError("systemctl", "there is none", "Run `vsm up` instead.") from None
+            raise VsmError(command[0], "there is none", absent) from None
         except subprocess.TimeoutExpired:
-            raise VsmError(" ".join(command), "no end in time", _journal(self.place)) from None
+            raise VsmError(" ".join(command), "no end in time", remedy) from None
         if done.returncode and not may_fail:
             said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-            raise VsmError(" ".join(command), said, _journal(self.place))
+            raise VsmError(" ".join(command), said, remedy)
 
     def is_active(self, unit: str) -> bool:
         """Whether the manager runs it."""
@@ -148,6 +169,9 @@ def _install(work: Work, args: argparse.Namespace) -> None:
         print(f"credential {name}: systemd looks for /etc/credstore/{name}", file=sys.stderr)
     if not manager and args.root is None and not args.dry_run:
         print("systemd does not run here: it will start vsm when it does", file=sys.stderr)
+    if args.user and apparmor.is_restricted() and not _profile_path(work.place).exists():
+        what = "AppArmor forbids user namespaces here: workers get the weaker tier until root runs"
+        print(f"{what} `{command} service apparmor`", file=sys.stderr)
 
 
 def _start(work: Work, *, changed: bool) -> None:
@@ -173,6 +197,39 @@ def _uninstall(work: Work, *, purge: bool) -> None:
         work.systemctl("reset-failed", SERVICE, SOCKET, may_fail=True)
     if place.root is None and present:
         _remove_directories(work, purge=purge)
+
+
+def _apparmor(work: Work, *, remove: bool) -> None:
+    """Write and load the profile, or unload and remove it; an image's is loaded when it boots."""
+    path = _profile_path(work.place)
+    here = work.place.root is None
+    if remove:
+        if here and _read_ours(path, apparmor.MARK) is not None:
+            _parser(work, "--remove", path, may_fail=True)
+        work.remove(path, mark=apparmor.MARK)
+        return
+    if here and not work.dry and not apparmor.is_restricted():
+        print("AppArmor does not restrict user namespaces here", file=sys.stderr)
+        return
+    command = _command(work.place.root)
+    command = str(Path(command).resolve()) if here else command
+    if not work.write(path, apparmor.profile(command), mark=apparmor.MARK) or not here:
+        return
+    try:
+        _parser(work, "--replace", path)
+    except VsmError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _parser(work: Work, action: str, path: Path, *, may_fail: bool = False) -> None:
+    absent = "It is in the package apparmor."
+    remedy = "The profile needs AppArmor 4 (Ubuntu 23.10, Debian 13, or later)."
+    work.call(("apparmor_parser", action, str(path)), absent, remedy, may_fail)
+
+
+def _profile_path(place: Place) -> Path:
+    return (place.root or Path("/")) / apparmor.FOLDER / apparmor.NAME
 
 
 def _remove_directories(work: Work, *, purge: bool) -> None:
@@ -228,8 +285,8 @@ def _command(root: Path | None) -> str:
     return found
 
 
-def _read_ours(path: Path) -> str | None:
-    """The text of a unit that we wrote; None if there is no file.
+def _read_ours(path: Path, mark: str = service.MARK) -> str | None:
+    """The text of a file that we wrote; None if there is none.
 
     Raises:
         VsmError: somebody else wrote it.
@@ -240,8 +297,8 @@ def _read_ours(path: Path) -> str | None:
         return None
     except OSError as error:
         raise VsmError(str(path), f"cannot be read: {error.strerror}") from error
-    if not text.startswith(service.MARK):
-        remedy = "Keep your settings in a drop-in (systemctl edit vsm), and move that file away."
+    if not text.startswith(mark):
+        remedy = "Move that file away; your own settings for a unit belong in `systemctl edit vsm`."
         raise VsmError(str(path), "was not written by vsm", remedy)
     return text
 
