@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vsm.errors import ConfigurationError, ConfinementError, VsmError
+    from vsm.library.endpoint import Gateway
     from vsm.library.pool import Pool, Reply
+    from vsm.library.profile import Profile
     from vsm.library.result import Result, RunError
     from vsm.library.run import run, run_async, run_code
     from vsm.library.spec import WorkerEvent, WorkerSpec
     from vsm.library.supervisor import Supervisor, Worker
-    from vsm.profile import Profile, load_profile
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConfigurationError",
     "ConfinementError",
+    "Gateway",
     "Pool",
     "Profile",
     "Reply",
@@ -30,7 +32,6 @@ __all__ = [
     "Worker",
     "WorkerEvent",
     "WorkerSpec",
-    "load_profile",
     "run",
     "run_async",
     "run_code",
@@ -38,12 +39,13 @@ __all__ = [
 
 _HOMES = {
     "vsm.errors": ("ConfigurationError", "ConfinementError", "VsmError"),
+    "vsm.library.endpoint": ("Gateway",),
     "vsm.library.pool": ("Pool", "Reply"),
+    "vsm.library.profile": ("Profile",),
     "vsm.library.result": ("Result", "RunError"),
     "vsm.library.run": ("run", "run_async", "run_code"),
     "vsm.library.spec": ("WorkerEvent", "WorkerSpec"),
     "vsm.library.supervisor": ("Supervisor", "Worker"),
-    "vsm.profile": ("Profile", "load_profile"),
 }
 
 

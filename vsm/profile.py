@@ -51,6 +51,13 @@ Unlimited = Literal["unlimited"]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Cores = Annotated[float, msgspec.Meta(gt=0, le=4096)]
 
+LIMIT_KEYS = {
+    "memory_bytes": "memory",
+    "swap_bytes": "swap",
+    "cpu_cores": "cpu",
+    "file_size_bytes": "file_size",
+}
+"""What the fields of `Limits` are called in a file, where that is another name."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TOO_MUCH = ("/", "/dev", "/sys")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -200,6 +207,57 @@ def load_profile(name_or_path: str, *, search: tuple[Path, ...] | None = None) -
     table = _inherit(path, folders, ())
     document = build(table, ProfileDocument, file=str(path))
     return _resolve(document, path)
+
+
+def extend_profile(profile: Profile, table: dict[str, Any], name: str) -> Profile:
+    """The profile as a file would have it that extends it: lists add up, the rest replaces.
+
+    Args:
+        profile: what is extended.
+        table: as such a file's, without `extends`.
+        name: of the new one, and of errors.
+
+    Raises:
+        ConfigurationError: the table is wrong.
+    """
+    plain = build(_without_removals(table), ProfileDocument, file=name)
+    _check(plain, name)
+    merged = _merge(_document_table(profile), table, name, "")
+    document = build(merged, ProfileDocument, file=name)
+    return msgspec.structs.replace(_resolve(document, Path(profile.path)), name=name)
+
+
+def _document_table(profile: Profile) -> dict[str, Any]:
+    """A profile as a file without `extends` would have it."""
+    files = {
+        "system": list(profile.files.system),
+        "read": list(profile.files.read),
+        "write": list(profile.files.write),
+        "tmp": profile.files.tmp_bytes,
+        "shm": profile.files.shm_bytes,
+        "devices": list(profile.files.devices),
+        "proc": profile.files.proc,
+    }
+    limits = {
+        LIMIT_KEYS.get(field, field): "unlimited" if value is None else value
+        for field, value in msgspec.structs.asdict(profile.limits).items()
+    }
+    syscalls = profile.syscalls
+    return {
+        "description": profile.description,
+        "tier": profile.tier,
+        "may_lack": sorted(profile.may_lack),
+        "confine": profile.confine,
+        "files": files,
+        "network": {"mode": profile.network.mode, "allow": list(profile.network.allow)},
+        "syscalls": {
+            "allow": list(syscalls.allow),
+            "deny": list(syscalls.deny),
+            "unix_sockets": syscalls.unix_sockets,
+        },
+        "limits": limits,
+        "environment": dict(profile.environment),
+    }
 
 
 def list_profiles(search: tuple[Path, ...] | None = None) -> list[Profile]:

@@ -5,51 +5,20 @@ library. `learn`, which starts one, is in `vsm.commands.learn`.
 """
 
 import argparse
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from vsm.commands import learn
 from vsm.commands.terminal import clean, print_json, print_table
-from vsm.core.seccomp import (
-    FILTERED,
-    NOT_BY_GROUP,
-    NOT_WITHOUT_NAMESPACES,
-    Action,
-    rules_for,
-)
 from vsm.errors import ConfigurationError
+from vsm.explain import explain
 from vsm.paths import profile_search_path
 from vsm.profile import Profile, load_profile, profile_names
 from vsm.units import format_bytes
 
-if TYPE_CHECKING:
-    from vsm.execution import Plan
-    from vsm.operations import Operation
-    from vsm.plan import Tier
-
 EXIT_DIFFERENT = 1
-CGROUP_LAYERS = ("memory", "processes", "cpu")
-EXAMPLE_COMMAND = ["true"]
-# The uid in an explained plan; a real worker's is its own.
-EXAMPLE_UID = 0x7000_0000
-
-_REASONS = {
-    "JoinCgroups": "limits.memory, swap, processes, cpu: counted for the whole process tree",
-    "EnterNamespaces": "tier, network.mode: own views of processes, network, host name and ids",
-    "ForbidUserNamespaces": "no way back to capabilities",
-    "SetLimits": "limits.open_files, file_size, cpu_time_s, processes: held by the kernel itself",
-    "DropPrivileges": "root must not reach the server, and no set-uid program gives it back",
-    "Restrict": "files: a second fence behind the file system, and the first without one",
-    "FilterSystemCalls": "syscalls: what is not allowed answers EPERM, a foreign entry kills",
-    "MakeRoot": "files: a root of its own, so that what is not named does not exist",
-    "EnterRoot": "files: the host's root is out of reach",
-    "Link": "names that programs expect",
-    "WriteFile": "programs look these up",
-}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -213,20 +182,17 @@ def _change(before: object, after: object) -> str:
 
 def _explain(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile)
-    plan = _plan(profile, args.argv or EXAMPLE_COMMAND, args.tier)
-    steps = list(_steps(plan, profile))
-    calls = _calls(profile, plan.tier)
+    found = explain(profile, args.argv or (), args.tier)
+    calls = found.syscalls
     if args.json:
-        names = ("step", "layer", "reason")
-        listed = [dict(zip(names, step, strict=True)) for step in steps]
-        print_json({"tier": plan.tier, "steps": listed, "layers": plan.layers, "syscalls": calls})
+        print_json(found.to_json())
         return 0
-    print(f"{profile.name} here: tier {plan.tier}\n")
-    for step, _, reason in steps:
+    print(f"{profile.name} here: tier {found.tier}\n")
+    for step, _, reason in found.steps:
         print(clean(step))
         print(f"    {clean(reason)}")
     print()
-    rows = [(item["name"], item["state"], item["detail"]) for item in plan.layers]
+    rows = [(item["name"], item["state"], item["detail"]) for item in found.layers]
     print_table(("LAYER", "STATE", "DETAIL"), rows)
     print(f"\nSystem calls: {calls['allowed']} allowed, of them with some arguments only:")
     for kind in ("filtered", "withheld"):
@@ -235,84 +201,3 @@ def _explain(args: argparse.Namespace) -> int:
         for name, reason in calls[kind].items():
             print(f"    {name}: {reason}")
     return 0
-
-
-def _plan(profile: Profile, argv: list[str], tier: "Tier | None") -> "Plan":
-    from vsm.closure import DEFAULT_PATH, closure
-    from vsm.plan import WorkerRequest, compile_plan
-    from vsm.probe import probe_host
-
-    host = probe_host()
-    itself = profile.confine == "self"
-    path = profile.environment.get("PATH") or os.environ.get("PATH") or DEFAULT_PATH
-    needed = None if itself else closure(argv, env={**profile.environment, "PATH": path})
-    request = WorkerRequest(
-        name=profile.name,
-        argv=(needed.executable, *argv[1:]) if needed else (),
-        read=needed.read if needed else (),
-        uid=EXAMPLE_UID if host.root else None,
-        tier=None if itself else tier,
-        # A supervisor makes these; the probe found out which of them work here.
-        cgroup_layers=tuple(layer for layer in CGROUP_LAYERS if getattr(host.cgroup, layer)),
-    )
-    return compile_plan(profile, request, host)
-
-
-def _steps(plan: "Plan", profile: Profile) -> Iterator[tuple[str, str, str]]:
-    """(description, layer, reason), in order; what the plan adds around its operations too."""
-    operations = {operation.describe(): operation for operation in plan.operations}
-    for line in plan.describe():
-        operation = operations.get(line)
-        if operation is None:
-            yield line, "", _frame_reason(line)
-        else:
-            yield line, operation.layer, _reason(operation, profile)
-
-
-def _frame_reason(line: str) -> str:
-    if line.startswith("exec"):
-        return "the command itself; all of the above holds for whatever it starts"
-    if line.startswith("fork into"):
-        return _REASONS["EnterNamespaces"]
-    return "a process of its own" if line == "fork" else "a private directory of the worker's"
-
-
-def _reason(operation: "Operation", profile: Profile) -> str:
-    kind = type(operation).__name__
-    if kind in _REASONS:
-        return _REASONS[kind]
-    paths = [str(value) for value in operation._asdict().values() if isinstance(value, str)]
-    for key in ("system", "read", "write", "devices"):
-        if any(_is_within(path, getattr(profile.files, key)) for path in paths):
-            return f"files.{key}"
-    if kind == "Bind":
-        return "the command needs it, or the integration's entry names it"
-    return "files.tmp, shm, proc: private, and bounded in size"
-
-
-def _is_within(path: str, folders: tuple[str, ...]) -> bool:
-    return any(Path(path).is_relative_to(folder) for folder in folders)
-
-
-def _calls(profile: Profile, tier: str) -> dict[str, Any]:
-    syscalls = profile.syscalls
-    rules = rules_for(
-        syscalls.allow,
-        syscalls.deny,
-        unix_sockets=syscalls.unix_sockets,
-        inet=profile.network.mode != "none",
-        tier=tier,
-    )
-    withheld = dict(NOT_BY_GROUP)
-    if tier != "namespaced":
-        withheld |= NOT_WITHOUT_NAMESPACES
-    named = {name for name, decision in rules.decisions.items() if _may_succeed(decision)}
-    return {
-        "allowed": len(named),
-        "filtered": {name: reason for name, reason in FILTERED.items() if name in named},
-        "withheld": {name: reason for name, reason in withheld.items() if name not in named},
-    }
-
-
-def _may_succeed(decision: object) -> bool:
-    return decision is Action.ALLOW or not isinstance(decision, Action)
