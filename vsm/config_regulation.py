@@ -24,12 +24,13 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How fast each client may call an integration.
 
     Args:
-        client: pattern for the name that a client gives itself; integration: pattern.
+        client, calls_itself, integration: patterns, as in a rule of [policy].
         per_second: calls in the long run. burst: calls at once.
         wait_s: so long a call waits for its turn; one that would wait longer is refused.
     """
 
     client: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] = "*"
+    calls_itself: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] = "*"
     integration: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "*"
     per_second: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)]
     burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1

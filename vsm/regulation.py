@@ -54,7 +54,7 @@ class Regulator:
         self._timer: asyncio.TimerHandle | None = None
         self._open: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._out_of_memory: dict[str, int] = {}
-        self._damped: dict[str, float] = {}
+        self._phases: dict[str, str] = {}
 
     def start(self) -> None:
         """Take samples from now on, where there is a budget."""
@@ -73,9 +73,15 @@ class Regulator:
         """An integration's phase changed: S2 hears of crashes and of what came up again."""
         if change.name not in self._supervisor.integrations.integrations:
             return
-        if change.reason.startswith("out of memory") and change.phase != "ready":
+        before = self._phases.get(change.name, "stopped")
+        self._phases[change.name] = change.phase
+        crashed = bool(
+            change.reason
+            and change.phase in {"backing_off", "starting", "quarantined"}
+            and before not in {"backing_off", "quarantined"}  # else it is the same crash
+        )
+        if crashed and change.reason.startswith("out of memory"):
             self._out_of_memory[change.name] = self._out_of_memory.get(change.name, 0) + 1
-        crashed = change.phase in {"backing_off", "starting", "quarantined"} and change.reason
         if crashed or change.phase == "ready":
             self._happened(change.name, "restart", -1.0 if crashed else 1.0)
 

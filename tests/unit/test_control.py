@@ -2,15 +2,13 @@
 
 import asyncio
 import random
-import socket
 from collections.abc import Callable
 from typing import Any
 
-from vsm.board import BoardWriter
-from vsm.core import audit_schedule, channels
-from vsm.link import Link, channel_pair, socketpair
+from system_rig import Rig, of
+
+from vsm.core import audit_schedule
 from vsm.messages import (
-    CHANNEL_PARSERS,
     Audited,
     Decided,
     Move,
@@ -21,50 +19,15 @@ from vsm.messages import (
     Resources,
     Settled,
     Start,
-    parse_from_system,
-    parse_to_system,
 )
-from vsm.systems.base import SystemContext
 from vsm.systems.control import NO_BUDGET, NO_SAMPLE, Control
 
 MIB = 2.0**20
 
 
-class Rig:
-    """S3's object, and what it says to others."""
-
-    def __init__(self, name: str = "system3") -> None:
-        control, other = socketpair()
-        self.sockets: list[socket.socket] = [other]
-        self.supervisor: Link[Any] = Link(other, parse_from_system)
-        ends: dict[str, Link[Any]] = {}
-        self.heard: dict[str, Link[Any]] = {}
-        for channel in channels.sends(name):
-            sender, receiver = channel_pair()
-            parse = CHANNEL_PARSERS[channel.carries]
-            ends[channel.name] = Link(sender, parse)
-            self.heard[channel.name] = Link(receiver, parse)
-        self.writer = BoardWriter(1)
-        link = Link(control, parse_to_system)
-        self.context = SystemContext(name, link, ends, self.writer, layers=[])
-
-    def said(self, channel: str = "") -> list[Any]:
-        link = self.heard[channel] if channel else self.supervisor
-        found = []
-        while (received := link.receive(0)) is not None:
-            found.append(received[0])
-        return found
-
-    def close(self) -> None:
-        links = [self.context.control, self.supervisor, *self.context.outgoing.values()]
-        for link in [*links, *self.heard.values()]:
-            link.close()
-        self.writer.close()
-
-
 def run(scenario: Callable[[Rig, Control], None], **settings: Any) -> None:
     async def main() -> None:
-        rig = Rig()
+        rig = Rig("system3")
         try:
             control = Control(rig.context, random.Random(1))
             control.configure(Start(epoch=1, settings=settings))
@@ -88,10 +51,6 @@ def row(used: float, limit: float, *, met: float = 0, ceiling: float = 512, **mo
 
 def sample(control: Control, at_s: float, **rows: Any) -> None:
     control.on_resources(Resources(at_s=at_s, rows=rows), [])
-
-
-def of(kind: type, messages: list[Any]) -> list[Any]:
-    return [message for message in messages if isinstance(message, kind)]
 
 
 def test_idle_system_moves_nothing_and_says_why() -> None:

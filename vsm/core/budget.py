@@ -7,6 +7,7 @@ sake. Nobody is given less than his floor unless the floors together exceed the 
 are cut alike.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -78,13 +79,16 @@ def divide(budget: float, claims: Sequence[Claim]) -> dict[str, float]:
     return given
 
 
-def plan(budget: float, claims: Sequence[Claim], *, least: float = 0.0) -> Plan:
+def plan(
+    budget: float, claims: Sequence[Claim], *, least: float = 0.0, quantum: float = 0.0
+) -> Plan:
     """Decide which limits move.
 
     Args:
         budget: what there is.
         claims: everybody who takes part.
         least: no change below this, in the resource's unit.
+        quantum: limits are whole multiples of it, but for floors and ceilings.
     """
     free = [claim for claim in claims if not claim.fixed]
     taken = sum(claim.held for claim in claims if claim.fixed)
@@ -93,6 +97,7 @@ def plan(budget: float, claims: Sequence[Claim], *, least: float = 0.0) -> Plan:
     target = {c.name: _target(c, share[c.name]) for c in free}
     if sum(target.values()) > left:  # those who can spare something give it
         target |= {c.name: share[c.name] for c in free if share[c.name] < target[c.name]}
+    target = {c.name: _whole(c, target[c.name], quantum) for c in free}
     changes = [
         Change(c.name, c.held, target[c.name], _rule(c, target[c.name], share))
         for c in free
@@ -113,6 +118,13 @@ def _wanted(claim: Claim) -> float:
 
 def _ceiling(claim: Claim) -> float:
     return claim.ceiling
+
+
+def _whole(claim: Claim, value: float, quantum: float) -> float:
+    """Rounded down, so that the sum stays within the budget."""
+    if not quantum or value in {claim.floor, claim.ceiling, claim.held}:
+        return value
+    return max(claim.floor, round(math.floor(value / quantum + 1e-9) * quantum, 6))
 
 
 def _slack(claim: Claim, least: float) -> float:

@@ -41,6 +41,7 @@ from vsm.systems.base import SystemContext
 
 LEAST: Final = {"memory": 4.0 * 2**20, "cpu": 0.02, "processes": 2.0}
 """A limit is not moved by less."""
+QUANTUM: Final = {"memory": 2.0**20, "cpu": 0.01, "processes": 1.0}
 REMEMBERED: Final = 6  # samples whose greatest use counts
 MOST_MOVES: Final = 8  # at once; the rest waits for the next sample
 REFUSED_FOR_S: Final = 60.0
@@ -61,6 +62,7 @@ class _Made(NamedTuple):
     resource: str
     change: Change
     pressure: float
+    killed: int
 
 
 class Control:
@@ -93,6 +95,7 @@ class Control:
         self._refused: dict[tuple[str, str], tuple[float, str]] = {}
         self._damped: dict[str, list[str]] = {}
         self._proposed: dict[tuple[str, str], float] = {}
+        self._killed: dict[str, int] = {}  # by want of memory, as the last sample had it
         self._audited_s: dict[str, float] = {}
         self._next_audit_s: float | None = None
 
@@ -153,22 +156,38 @@ class Control:
         self._settle(message)
         for key in [key for key in self._used if key[0] not in message.rows]:
             del self._used[key]
+        killed = {
+            name for name, row in message.rows.items() if row.out_of_memory > self._kills(name, row)
+        }
+        self._killed |= {name: row.out_of_memory for name, row in message.rows.items()}
         room = MOST_MOVES
         for resource, budget in self.budget.items():
             claims = [
-                self._claim(name, resource, row, message, before)
+                self._claim(name, resource, row, message, before, killed=name in killed)
                 for name, row in sorted(message.rows.items())
                 if resource in row.limit
             ]
-            found = plan(budget, claims, least=LEAST.get(resource, 0.0))
+            found = plan(budget, claims, least=LEAST[resource], quantum=QUANTUM[resource])
             self.claims[resource], self.plans[resource] = claims, found
             for change in found.changes[:room]:
                 self._move(resource, change, claims, message.at_s)
                 room -= 1
             self._propose(resource, found, claims, message.at_s)
 
+    def _kills(self, name: str, row: ResourceRow) -> int:
+        """How often it was killed before; a worker may be away for the sample in between."""
+        known = self._before is not None and self._killed
+        return self._killed.get(name, 0 if known else row.out_of_memory)
+
     def _claim(
-        self, name: str, resource: str, row: ResourceRow, now: Resources, before: Resources | None
+        self,
+        name: str,
+        resource: str,
+        row: ResourceRow,
+        now: Resources,
+        before: Resources | None,
+        *,
+        killed: bool,
     ) -> Claim:
         last = before.rows.get(name) if before is not None else None
         span_s = now.at_s - before.at_s if before is not None else 0.0
@@ -178,6 +197,7 @@ class Control:
             history.append(used)
         held = row.limit[resource]
         pressed = _pressed(resource, row, last, span_s, used or 0.0)
+        pressed = pressed or (killed and resource == "memory")
         floor = row.floor.get(resource, 0.0)
         if resource == "memory":
             floor = max(floor, min(max(history, default=0.0) * SAFE, row.ceiling[resource]))
@@ -218,7 +238,7 @@ class Control:
             return  # the link is full; the next sample decides again
         row = self._before.rows[change.name] if self._before is not None else ResourceRow()
         pressure = row.pressure.get(resource, 0.0)
-        self._made[number] = _Made(key, resource, change, pressure)
+        self._made[number] = _Made(key, resource, change, pressure, row.out_of_memory)
         others = {one.name: round(one.held, 3) for one in claims if one.name != change.name}
         self.context.report(
             Decided(
@@ -278,12 +298,11 @@ class Control:
         """Tell what came of the moves: whether the limit was met again since."""
         for made in self._unsettled:
             row = now.rows.get(made.change.name)
-            met = row.pressure.get(made.resource, 0.0) - made.pressure if row is not None else None
-            outcome: Body = {
-                "state": "in force",
-                "pressure_since": met,
-                "relieved": None if met is None else met <= 0,
-            }
+            outcome: Body = {"state": "in force"}
+            if row is not None:
+                met = row.pressure.get(made.resource, 0.0) - made.pressure
+                killed = row.out_of_memory > made.killed
+                outcome |= {"pressure_since": met, "relieved": met <= 0 and not killed}
             self.context.report(Settled(key=made.key, outcome=outcome))
         self._unsettled = []
 
@@ -431,8 +450,6 @@ def _pressed(
     """Whether it met its limit since the last sample, so that its use does not show its need."""
     if last is None:
         return False
-    if resource == "memory" and row.out_of_memory > last.out_of_memory:
-        return True
     met = row.pressure.get(resource, 0.0) - last.pressure.get(resource, 0.0)
     if resource == "memory":  # pages of files meet the limit too, and are dropped without harm
         return met > 0 and used > NEARLY_FULL * row.limit[resource]

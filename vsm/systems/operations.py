@@ -16,6 +16,7 @@ import msgspec
 from vsm.board_memory import BoardError
 from vsm.demand_relay import take_segments
 from vsm.gateway.accounting import Accounting
+from vsm.gateway.gate_rates import gate_maker, rules_of
 from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
 from vsm.gateway.own_tools import OwnTools
@@ -116,6 +117,7 @@ class Operations:
         self.accounting = Accounting(start.epoch, [row.name for row in start.integrations])
         self.gateway = Gateway(start.epoch, SupervisorReports(context), self.accounting)
         self.snapshots: dict[str, Body] = dict(start.snapshots)
+        self._has_rates = False
         self._summarised: dict[str, dict[str, int]] = {}
         self._asked: dict[int, asyncio.Future[Body | None]] = {}
         self._asked_last = 0
@@ -123,6 +125,7 @@ class Operations:
             self.gateway.fleet.offer(OwnTools(self._consult))
         for row in start.integrations:
             self.gateway.add(_settings(row))
+        self._take_rates()
 
     def register(self) -> None:
         """Take control messages from now on."""
@@ -252,9 +255,18 @@ class Operations:
         names = tuple(f"segment{index}" for index in range(len(fds)))
         self.context.control.send(Segments(fds=names), fds)
 
+    def _take_rates(self) -> None:
+        """Put S2's rates before the integrations that they concern."""
+        rules = rules_of(self.snapshots.get("system2", {"rates": []}))
+        if rules or self._has_rates:
+            self._has_rates = bool(rules)
+            self.gateway.fleet.guard("rates", gate_maker(rules))
+
     def _snapshot(self, message: SnapshotIn, fds: list[int]) -> None:
         close_fds(fds)
         self.snapshots[message.sender] = message.body
+        if message.sender == "system2":
+            self._take_rates()
 
 
 def _settings(row: IntegrationRow) -> Settings:

@@ -1,0 +1,79 @@
+"""Rates at the gateway: who floods is held or refused, and nobody else notices."""
+
+import asyncio
+from typing import Any
+
+import gateway_harness as harness
+
+from vsm.core.rates import Rate
+from vsm.gateway.gate_rates import Rule, gate_maker
+
+SLOW = 1e-3  # calls a second: no second token within a test
+
+
+def guard(gateway: harness.Harness, *rules: Rule) -> None:
+    gateway.gateway.fleet.guard("rates", gate_maker(rules))
+
+
+def refused(answer: dict[str, Any]) -> bool:
+    return "error" in answer and "times a second" in answer["error"]["message"]
+
+
+def test_each_client_has_a_bucket_of_its_own_and_other_integrations_have_none() -> None:
+    async def scenario() -> None:
+        servers = {"one": harness.echo_legacy(), "two": harness.echo_legacy()}
+        async with harness.running(servers) as gateway:
+            guard(gateway, Rule("*", "*", "one", Rate(SLOW, 3)))
+            flood, other = await gateway.raw(), await gateway.raw()
+            answers = [await flood.call(i, "one__echo", text="x") for i in range(5)]
+            assert [refused(answer) for answer in answers] == [False] * 3 + [True] * 2
+            assert answers[4]["error"]["data"]["retryAfterS"] > 0
+            assert not refused(await flood.call(9, "two__echo", text="x"))
+            assert not refused(await other.call(1, "one__echo", text="x"))
+            assert gateway.gateway.fleet.integrations["two"].gates == ()
+
+    asyncio.run(scenario())
+
+
+def test_rule_is_chosen_by_the_name_that_a_client_gives_itself() -> None:
+    async def scenario() -> None:
+        async with harness.running({"one": harness.echo_legacy()}) as gateway:
+            guard(gateway, Rule("*", "somebody", "*", Rate(SLOW, 1)))
+            raw = await gateway.raw()  # calls itself "raw"
+            answers = [await raw.call(i, "one__echo", text="x") for i in range(3)]
+            assert not any(map(refused, answers))
+
+    asyncio.run(scenario())
+
+
+def test_call_that_may_wait_is_held_and_answered_in_order() -> None:
+    async def scenario() -> None:
+        async with harness.running({"one": harness.echo_legacy()}) as gateway:
+            guard(gateway, Rule("*", "*", "*", Rate(20.0, 1, wait_s=30.0)))
+            raw = await gateway.raw()
+            for number in range(4):
+                params = {"name": "one__echo", "arguments": {"text": str(number)}}
+                raw.send(id=number, method="tools/call", params=params)
+            order = [(await raw.receive())["id"] for _ in range(4)]
+            assert order == [0, 1, 2, 3]
+            gate: Any = gateway.gateway.fleet.integrations["one"].gates[-1]
+            assert (gate.held, gate.refused) == (0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_held_call_that_is_cancelled_never_reaches_the_server() -> None:
+    async def scenario() -> None:
+        async with harness.running({"one": harness.echo_legacy()}) as gateway:
+            guard(gateway, Rule("*", "*", "*", Rate(2.0, 1, wait_s=30.0)))
+            raw = await gateway.raw()
+            await raw.call(1, "one__echo", text="x")
+            params = {"name": "one__echo", "arguments": {"text": "held"}}
+            raw.send(id=2, method="tools/call", params=params)
+            raw.send(method="notifications/cancelled", params={"requestId": 2})
+            assert (await raw.call(3, "one__echo", text="last"))["id"] == 3
+            upstream = gateway.gateway.fleet.integrations["one"].upstream
+            assert upstream is not None
+            assert upstream.in_flight == 0
+
+    asyncio.run(scenario())

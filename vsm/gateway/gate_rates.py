@@ -1,0 +1,136 @@
+"""Rates at S1: one token bucket for each client session and integration, as S2 published them.
+
+Runs in S1's event loop, for every call of an integration that has a rate; one that has none has
+no gate. A call that may wait for its turn is held; one that would wait longer is refused and
+says when to come again.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any, Final, NamedTuple
+
+from vsm.core.rates import Rate, take
+from vsm.gateway.call import Call
+from vsm.gateway.client import Client
+from vsm.gateway.finder import RequestError
+from vsm.gateway.integration import Integration
+from vsm.protocol import jsonrpc
+
+MOST_BUCKETS: Final = 4096
+MOST_HELD: Final = 1024
+"""Of one integration; who comes then is refused, whatever he may wait."""
+
+
+class Rule(NamedTuple):
+    """Who may call what how fast; the first that matches counts."""
+
+    client: str
+    calls_itself: str
+    integration: str
+    rate: Rate
+
+
+def rules_of(snapshot: dict[str, Any]) -> tuple[Rule, ...]:
+    """What S2's snapshot says.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no such snapshot.
+    """
+    return tuple(
+        Rule(
+            str(row["client"]),
+            str(row["calls_itself"]),
+            str(row["integration"]),
+            Rate(float(row["per_second"]), int(row["burst"]), float(row["wait_s"])),
+        )
+        for row in snapshot["rates"]
+    )
+
+
+class RateGate:
+    """The buckets of one integration.
+
+    Args:
+        name: the integration's. rules: those that may concern it, in order.
+    """
+
+    def __init__(self, name: str, rules: tuple[Rule, ...]) -> None:
+        self.name = name
+        self.rules = rules
+        self.held = 0
+        self.refused = 0
+        self._buckets: OrderedDict[object, tuple[Rate | None, float]] = OrderedDict()
+        self._loop = asyncio.get_running_loop()
+
+    def admit(self, call: Call, go: Callable[[Call], None], /) -> bool:
+        """Whether the call's bucket lets it go now; False: later.
+
+        Raises:
+            RequestError: its turn would come too late.
+        """
+        client = call.client
+        key: object = client if client.lasts else (client.identity, client.calls_itself)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._new(key, client)
+        rate, full_at_s = bucket
+        if rate is None:
+            return True
+        turn = take(rate, full_at_s, self._loop.time())
+        if turn.full_at_s == full_at_s or (turn.wait_s and self.held >= MOST_HELD):
+            self.refused += 1
+            raise self._refusal(rate, turn.wait_s)
+        self._buckets[key] = (rate, turn.full_at_s)
+        if not turn.wait_s:
+            return True
+        self.held += 1
+        self._loop.call_later(turn.wait_s, self._release, call, go)
+        return False
+
+    def _release(self, call: Call, go: Callable[[Call], None]) -> None:
+        self.held -= 1
+        go(call)
+
+    def _new(self, key: object, client: Client) -> tuple[Rate | None, float]:
+        if len(self._buckets) >= MOST_BUCKETS:
+            self._forget()
+        rate = next((rule.rate for rule in self.rules if _concerns(rule, client)), None)
+        self._buckets[key] = bucket = (rate, 0.0)
+        return bucket
+
+    def _forget(self) -> None:
+        """Sessions that ended and buckets that are full anyway, then the oldest."""
+        now_s = self._loop.time()
+        for key, (rate, full_at_s) in list(self._buckets.items()):
+            gone = isinstance(key, Client) and key.closed
+            if gone or rate is None or full_at_s <= now_s:
+                del self._buckets[key]
+        while len(self._buckets) >= MOST_BUCKETS:
+            self._buckets.popitem(last=False)
+
+    def _refusal(self, rate: Rate, wait_s: float) -> RequestError:
+        after_s = max(0.0, wait_s - rate.wait_s)
+        text = (
+            f"{self.name}: this client may call it {rate.per_second:g} times a second, "
+            f"{rate.burst} at once. Try again in {after_s:.2g} s."
+        )
+        data = {"integration": self.name, "retryAfterS": round(after_s, 3)}
+        return RequestError(jsonrpc.UNAVAILABLE, text, data, unserved=True)
+
+
+def gate_maker(rules: tuple[Rule, ...]) -> "Callable[[Integration], RateGate | None]":
+    """Makes the gate of an integration, or none where no rule concerns it."""
+
+    def make(integration: Integration) -> RateGate | None:
+        name = integration.settings.name
+        own = tuple(rule for rule in rules if fnmatchcase(name, rule.integration))
+        return RateGate(name, own) if own else None
+
+    return make
+
+
+def _concerns(rule: Rule, client: Client) -> bool:
+    by_transport = fnmatchcase(client.identity, rule.client)
+    return by_transport and fnmatchcase(client.calls_itself, rule.calls_itself)
