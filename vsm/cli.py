@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "board": ("vsm.commands.board", "show what is in the shared memory"),
     "events": ("vsm.commands.events", "show what happened, from the journal"),
     "decisions": ("vsm.commands.events", "show what vsm decided, and by which rule"),
+    "dead-letters": (
+        "vsm.commands.dead_letters",
+        "show calls that were not answered, or call again",
+    ),
     "doctor": ("vsm.commands.doctor", "check this host and this installation"),
     "profile": ("vsm.commands.profile", "list, show, check or explain sandbox profiles"),
     "reload": ("vsm.commands.reload", "apply an edited vsm.toml to the running vsm"),

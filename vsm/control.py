@@ -50,6 +50,7 @@ class ControlServer:
             "trust": self._trust,
             "trust-diff": self._trust_diff,
             "trust-approve": self._trust_approve,
+            "replayed": self._replayed,
             "shutdown": self._shutdown,
         }
 
@@ -179,6 +180,14 @@ class ControlServer:
             what = f"no integration {name!r}"
             raise NotFoundError(arguments["command"], what, f"Known: {', '.join(known) or 'none'}.")
         return name
+
+    async def _replayed(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        name, outcome = _text(arguments, "name"), _text(arguments, "outcome")
+        letter = arguments.get("id")
+        if type(letter) is not int:
+            raise VsmError("control socket", "arguments.id: expected a number")
+        self._supervisor.recorder.replayed(letter, name, outcome)
+        return {"id": letter}
 
     async def _shutdown(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         del arguments

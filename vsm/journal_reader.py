@@ -147,6 +147,10 @@ class JournalReader:
         condition, values = where(table, chosen)
         return self._select(table, f"id > ? AND {condition}", [last_id, *values], "ASC", _BATCH)
 
+    def one(self, table: Table, number: int) -> Row | None:
+        """The record with this number, if it is still there."""
+        return next(iter(self._select(table, "id = ?", [number], "ASC", 1)), None)
+
     def last_id(self, table: Table) -> int:
         """The newest record's number; 0 for none."""
         statement = f"SELECT max(id) FROM {table}"  # noqa: S608 - a literal type

@@ -117,6 +117,11 @@ class Recorder:
         """An edited configuration counts from now on."""
         self.journal.event("vsm.reloaded", severity="notice", detail={"changes": changes[:50]})
 
+    def replayed(self, letter: int, name: str, outcome: str) -> None:
+        """An operator had a dead letter's call made again."""
+        detail = {"letter": letter, "outcome": outcome}
+        self.journal.event("call.replayed", integration=name, severity="notice", detail=detail)
+
     def shutting_down(self, why: str) -> None:
         """The end begins."""
         self.journal.event("vsm.stopping", severity="notice", detail={"reason": why})

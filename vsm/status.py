@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _JOURNAL_STATES: Final = {
     "trouble": "backing_off", "down": "backing_off", "refused": "quarantined", "closed": "stopped",
 }  # fmt: skip
+_RESILIENCE: Final = (
+    "breaker", "failures_in_a_row", "retry_in_s", "retries", "held", "dead_letters"
+)  # fmt: skip
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -37,10 +40,20 @@ async def collect(supervisor: "Supervisor") -> dict[str, Any]:
             "http": supervisor.endpoint.http_url,
             "socket": str(supervisor.endpoint.directory / "mcp.sock"),
         },
-        "workers": [*_own(supervisor), *_systems(supervisor), *_integrations(supervisor)],
+        "workers": [
+            *_own(supervisor),
+            *_systems(supervisor),
+            *(_with_resilience(row, answers) for row in _integrations(supervisor)),
+        ],
         "systems": answers,
         "channels": [_channel(supervisor, channel, answers) for channel in channels.CHANNELS],
     }
+
+
+def _with_resilience(row: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """The row with S1's word on how calls of the integration fare."""
+    seen = answers["system1"].get("integrations", {}).get(row["integration"], {})
+    return row | {"resilience": {key: seen[key] for key in _RESILIENCE if key in seen}}
 
 
 async def _system_answers(supervisor: "Supervisor") -> dict[str, Any]:

@@ -24,14 +24,14 @@ def test_anything_else_is_a_usage_error(text: str) -> None:
 
 
 def test_encoded_bytes_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    call._print_result({"content": [{"type": "image", "data": "A" * 500, "mimeType": "image/png"}]})
+    call.print_result({"content": [{"type": "image", "data": "A" * 500, "mimeType": "image/png"}]})
     out = capsys.readouterr().out
     assert "<500 characters>" in out
     assert "AAAA" not in out
 
 
 def test_a_tools_own_error_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    call._print_result({"isError": True, "content": [{"type": "text", "text": "no\x1b[1m"}]})
+    call.print_result({"isError": True, "content": [{"type": "text", "text": "no\x1b[1m"}]})
     assert capsys.readouterr() == ("", "> no [1m\n")
 
 

@@ -31,22 +31,31 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Call it; a tool's own error is exit code 1."""
     arguments = _parse_arguments(args.arguments)
-    prefix = tool_prefixes(args.integration)[args.integration]
-    with Client(args.timeout) as client:
-        name = _public_name(args.integration, prefix, args.tool)
-        try:
-            result = client.request("tools/call", {"name": name, "arguments": arguments})
-        except CallError as error:
-            if error.code == INVALID_PARAMS:
-                _check_listed(client, args.integration, name, args.tool)
-            raise
+    result = call_tool(args.integration, args.tool, arguments, args.timeout)
     if args.json:
         print_json(result)
-    elif result.get("resultType") == "input_required":
-        raise VsmError(name, "the server asks a question back", "Call it from an MCP client.")
     else:
-        _print_result(result)
+        print_result(result)
     return EXIT_TOOL_ERROR if result.get("isError") else 0
+
+
+def call_tool(
+    integration: str, tool: str, arguments: dict[str, Any], timeout_s: float
+) -> dict[str, Any]:
+    """Call a tool by the server's name for it, or the listed one.
+
+    Raises:
+        VsmError: there is no such tool, or it gave no result.
+    """
+    prefix = tool_prefixes(integration)[integration]
+    with Client(timeout_s) as client:
+        name = _public_name(integration, prefix, tool)
+        try:
+            return client.request("tools/call", {"name": name, "arguments": arguments})
+        except CallError as error:
+            if error.code == INVALID_PARAMS:
+                _check_listed(client, integration, name, tool)
+            raise
 
 
 def _parse_arguments(text: str) -> dict[str, Any]:
@@ -76,7 +85,15 @@ def _check_listed(client: Client, integration: str, name: str, tool: str) -> Non
         raise NotFoundError(integration, f"no tool {tool!r}", remedy)
 
 
-def _print_result(result: dict[str, Any]) -> None:
+def print_result(result: dict[str, Any]) -> None:
+    """Print what a tool answered.
+
+    Raises:
+        VsmError: it asks back, and nobody here can answer.
+    """
+    if result.get("resultType") == "input_required":
+        what = "the server asks a question back"
+        raise VsmError("the call", what, "Call it from an MCP client.")
     stream = sys.stderr if result.get("isError") else sys.stdout
     for item in result.get("content", ()):
         kind = item.get("type")

@@ -102,15 +102,16 @@ def _print(row: Row, args: argparse.Namespace) -> None:
 def _event_line(row: Row) -> str:
     severity = coloured(f"{row['severity']:<8}", _COLOURS.get(row["severity"], ""))
     who = row["worker"] or row["integration"] or row["source"]
-    return f"{_when(row['at_ns'])}  {severity}  {_cell(row['kind'], 22)}  {_cell(who, 14)}  " + (
-        _pairs(row["detail"])
+    return (
+        f"{when_text(row['at_ns'])}  {severity}  {_cell(row['kind'], 22)}  {_cell(who, 14)}  "
+        + (_pairs(row["detail"]))
     )
 
 
 def _decision_line(row: Row) -> str:
     outcome = "" if row["outcome"] is None else f"  outcome: {_pairs(row['outcome'])}"
     return (
-        f"{_when(row['at_ns'])}  {_cell(row['subject'], 14)}  {_cell(row['choice'], 12)}"
+        f"{when_text(row['at_ns'])}  {_cell(row['subject'], 14)}  {_cell(row['choice'], 12)}"
         f"  by {_cell(row['rule'], 20)}  from {_pairs(row['inputs'])}"
         f"  instead of {_pairs(row['alternatives'])}{outcome}"
     )
@@ -120,7 +121,8 @@ def _cell(text: str, width: int) -> str:
     return f"{clean(text):<{width}}"
 
 
-def _when(at_ns: int) -> str:
+def when_text(at_ns: int) -> str:
+    """Wall clock for a person."""
     try:
         return datetime.fromtimestamp(at_ns / 10**9).astimezone().isoformat(" ", "milliseconds")
     except (ValueError, OverflowError, OSError):

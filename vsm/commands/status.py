@@ -61,6 +61,19 @@ def _print_all(status: dict[str, Any]) -> None:
     for worker in status["workers"]:
         if worker["state"] not in {"ready", "starting"} and worker.get("detail"):
             print_table(("", ""), [(worker["name"], worker["detail"])])
+        _print_breaker(worker)
+
+
+def _print_breaker(worker: dict[str, Any]) -> None:
+    """Say so where calls are refused or tried."""
+    seen = worker.get("resilience") or {}
+    if seen.get("breaker") == "open":
+        text = f"calls are refused, tried again in {seconds_text(seen['retry_in_s'])}"
+    elif seen.get("breaker") == "half_open":
+        text = "calls are tried one at a time"
+    else:
+        return
+    print(coloured(f"{worker['name']}: breaker {seen['breaker']}: {text}", RED))
 
 
 def _row(worker: dict[str, Any]) -> tuple[str, ...]:
@@ -84,6 +97,7 @@ def _print_worker(worker: dict[str, Any]) -> None:
     print_table(HEADINGS, [_row(worker)])
     if worker.get("detail"):
         print_table(("", ""), [("", worker["detail"])])
+    _print_breaker(worker)
     layers = worker.get("layers") or []
     if layers:
         print()

@@ -192,8 +192,6 @@ class Fleet:
             self._reports.unfit(worker, f"no integration is called {name}")
             return
         self._let_go(integration, "the server was replaced")
-        if integration.draining:  # somebody had it restarted
-            integration.guard.server_replaced()
         settings = integration.settings
         integration.starting = startup = self._startup(worker, settings)
         integration.draining = False
@@ -257,6 +255,8 @@ class Fleet:
         if integration is None:
             return
         hidden = integration.state in HIDDEN_STATES
+        if state == "starting" and (hidden or integration.draining):  # by somebody's command
+            integration.guard.server_replaced()
         integration.state, integration.reason = state, reason
         integration.guard.available(state)
         if state in ("starting", "ready"):

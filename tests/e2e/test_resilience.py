@@ -1,0 +1,95 @@
+"""Failures on real processes: the breaker, dead letters and their replay, from the command line."""
+
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Running, running
+
+SERVER = Path(__file__).resolve().parents[1] / "servers/echo_legacy.py"
+BOUND_S = 30
+CONFIG = """
+[integrations.x]
+command = ["/usr/bin/python3", "{server}", "x"]
+call_timeout_s = 0.3
+[integrations.x.resilience]
+failures = 2
+successes = 1
+open_s = 600
+keep_arguments = true
+"""
+
+
+@pytest.fixture(scope="module")
+def vsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("resilience")
+    server = shutil.copy(SERVER, folder)
+    config = folder / "vsm.toml"
+    config.write_text(CONFIG.format(server=server), encoding="utf-8")
+    with running(config) as started:
+        yield started
+        assert started.stop() == 0
+
+
+def wait_for(found: Callable[[], Any]) -> Any:
+    """What is written by another process within a moment."""
+    end = time.monotonic() + BOUND_S
+    while not (value := found()):
+        assert time.monotonic() < end
+    return value
+
+
+def events(vsm: Running, kind: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(vsm.vsm("events", "--kind", kind, "--json").stdout)
+    return rows
+
+
+def test_a_failing_integration_is_refused_said_so_everywhere_and_replayed_by_hand(
+    vsm: Running,
+) -> None:
+    for _ in range(2):
+        failed = vsm.vsm("call", "x", "late", '{"secret": "kept"}')
+        assert "did not answer within 0.3 s" in failed.stderr
+    refused = vsm.vsm("call", "x", "echo")
+    assert "calls are refused for now" in refused.stderr
+    assert "breaker open: calls are refused" in vsm.vsm("status").stdout
+    (opened,) = wait_for(lambda: events(vsm, "breaker.open"))
+    assert (opened["integration"], opened["severity"]) == ("x", "warning")
+    pain = wait_for(lambda: vsm.status()["systems"]["system5"]["signals"])
+    assert pain[-1]["severity"] == "pain"
+    assert pain[-1]["subject"] == "x"
+
+    letters = json.loads(vsm.vsm("dead-letters", "--json").stdout)
+    assert [letter["detail"]["what"] for letter in letters] == ["late", "late"]
+    assert letters[0]["detail"]["may_have_run"] is True
+    listed = vsm.vsm("dead-letters").stdout
+    assert "late" in listed
+    assert "perhaps" in listed
+    number = str(letters[0]["id"])
+    assert '> {"secret": "kept"}' in vsm.vsm("dead-letters", "show", number).stdout
+
+    nobody = vsm.vsm("dead-letters", "replay", number)
+    assert (nobody.returncode, "Say --yes" in nobody.stderr) == (1, True)
+    assert "calls are refused" in vsm.vsm("dead-letters", "replay", number, "--yes").stderr
+    replayed = wait_for(lambda: events(vsm, "call.replayed"))
+    assert replayed[0]["detail"] == {"letter": letters[0]["id"], "outcome": "error"}
+
+    assert vsm.vsm("restart", "x").returncode == 0  # the new server is tried at once
+    assert vsm.vsm("call", "x", "echo").returncode == 0
+    wait_for(lambda: events(vsm, "breaker.closed"))
+    assert "breaker" not in vsm.vsm("status").stdout
+
+
+def test_a_letter_without_arguments_or_of_another_kind_is_not_replayed(vsm: Running) -> None:
+    absent = vsm.vsm("dead-letters", "replay", "999999", "--yes")
+    assert (absent.returncode, "there is none" in absent.stderr) == (5, True)
+    other = str(wait_for(lambda: events(vsm, "vsm.started"))[0]["id"])
+    assert vsm.vsm("dead-letters", "show", other).returncode == 5
+    with sqlite3.connect(vsm.folder / "state/journal.db", timeout=BOUND_S) as journal:
+        found = journal.execute("SELECT count(*) FROM events WHERE kind = 'call.replayed'")
+        assert found.fetchone()[0] <= 1
