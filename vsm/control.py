@@ -51,6 +51,9 @@ class ControlServer:
             "trust-diff": self._trust_diff,
             "trust-approve": self._trust_approve,
             "replayed": self._replayed,
+            "approvals": supervisor.policing.approvals,
+            "approve": supervisor.policing.approve,
+            "deny": supervisor.policing.deny,
             "shutdown": self._shutdown,
         }
 

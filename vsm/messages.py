@@ -502,9 +502,8 @@ FromSystem: TypeAlias = (
     | Answer
     | Segments
     | Ask
-    | Asking
-    | Withdrawn
-    | Felt
+    | Policed
+Policed: TypeAlias = Asking | Withdrawn | Felt
     | Regulation
 )
 

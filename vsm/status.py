@@ -40,6 +40,7 @@ async def collect(supervisor: "Supervisor") -> dict[str, Any]:
             "http": supervisor.endpoint.http_url,
             "socket": str(supervisor.endpoint.directory / "mcp.sock"),
         },
+        "pains": supervisor.policing.overview(),
         "workers": [
             *_own(supervisor),
             *_systems(supervisor),

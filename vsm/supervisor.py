@@ -24,11 +24,12 @@ from vsm.integration_group import IntegrationGroup, IntegrationHooks
 from vsm.launcher_link import Order
 from vsm.link import LinkStatistics
 from vsm.linux.prctl import become_subreaper
-from vsm.messages import Configure, Message, Start
+from vsm.messages import Configure, Message, Policed, Regulation, Start
 from vsm.notify import notify, take_over, watchdog_interval_s
 from vsm.output import OutputRing
 from vsm.pinning import Pinning
 from vsm.pins import PinStore
+from vsm.policing import Policing
 from vsm.recorder import Recorder
 from vsm.regulation import Regulator
 from vsm.reload import Reloader
@@ -73,6 +74,8 @@ class Supervisor:
             tell=self._tell_operations,
             note=self._note_trust,
         )
+        self._clients = provision.client_rows(config)
+        self.policing = Policing(self)
         self.reloader = Reloader(self, load)
         self._announced = False
         self._failure: VsmError | None = None
@@ -128,6 +131,7 @@ class Supervisor:
     async def _run(self) -> None:
         self._watch_signals()
         self._tell_kept()
+        self.policing.restore()
         self.systems.start()  # the slowest: its imports go on while we look at the host
         try:
             self.host = provision.survey(self.config)
@@ -164,11 +168,11 @@ class Supervisor:
             from_operations=lambda message: self.integrations.on_operations_message(message),  # noqa: PLW0108 - built later
             changed=self._changed,
             operations_started=lambda: self.integrations.on_operations_started(),  # noqa: PLW0108 - built later
-            operations_lost=lambda: self.integrations.on_operations_lost(),  # noqa: PLW0108 - built later
+            operations_lost=self._operations_lost,
             ring=self._ring,
             offered=self.pinning.offered,
             consult=lambda what: introspection.answer(self, what),
-            regulate=lambda system, message: self.regulator.on_message(system, message),  # noqa: PLW0108 - built later
+            regulate=self._regulate,
         )
         self.systems = SystemGroup(hooks)
         for runner in (self.systems.systems, self.systems.template):
@@ -218,7 +222,8 @@ class Supervisor:
     def _start_message(self, system: str, epoch: int) -> tuple[Start, list[int]]:
         if system != "system1":
             rows, own = self.integrations.rows(), self._settings.get(system, {})
-            return Start(epoch=epoch, integrations=rows, settings=own), []
+            policy = self.policing.table if system == "system5" else {}
+            return Start(epoch=epoch, integrations=rows, settings=own, policy=policy), []
         listeners = self.endpoint.listeners() if not self._shutdown.is_set() else {}
         message = Start(
             epoch=epoch,
@@ -229,9 +234,20 @@ class Supervisor:
             snapshots=self.systems.snapshots,
             fds=tuple(listeners),
         )
+            **self.policing.start_of_operations(),
         return message, [sock.fileno() for sock in listeners.values()]
 
     def _tell_operations(self, message: Message, fds: list[int]) -> bool:
+    def _regulate(self, system: str, message: Regulation | Policed) -> None:
+        if isinstance(message, Policed):
+            self.policing.on_message(system, message)
+        else:
+            self.regulator.on_message(system, message)
+
+    def _operations_lost(self) -> None:
+        self.integrations.on_operations_lost()
+        self.policing.operations_lost()
+
         link = self.systems.operations_link()
         return link is not None and link.send(message, fds)
 
@@ -262,6 +278,7 @@ class Supervisor:
             return  # nobody cares for a launcher while this may not run here at all
         self.regulator.changed(change)
         told = {"worker": change.name} | ({"reason": change.reason} if change.reason else {})
+        self.policing.changed(change)
         if change.escalated:
             self.log.error("keeps failing, retried at the longest back-off", **told)
             self._give_up(change)
@@ -374,6 +391,7 @@ class Supervisor:
         """Clients, integrations, systems, template: what needs the next goes first."""
         self.regulator.stop()
         self.endpoint.stop_accepting()
+        self.policing.close()
         await self.reloader.close()
         hurry = asyncio.create_task(self._panic_on_hurry())
         await self.integrations.stop(drain_s=DRAIN_S)

@@ -24,17 +24,20 @@ from vsm.link import Link, channel_pair, close_fds, socketpair
 from vsm.messages import (
     Answer,
     Ask,
+    Asking,
     Audit,
     Body,
     Damp,
     Decided,
     Exited,
+    Felt,
     Forked,
     FromSystem,
     Message,
     Move,
     Noted,
     Offered,
+    Policed,
     Query,
     Ready,
     Regulation,
@@ -45,6 +48,7 @@ from vsm.messages import (
     Start,
     Stop,
     Told,
+    Withdrawn,
     parse_from_system,
 )
 from vsm.output import OutputReader, OutputRing
@@ -99,7 +103,7 @@ class SystemHooks:
     ring: Callable[[str], OutputRing]
     consult: Callable[[str], Awaitable[Body | None]]
     offered: Callable[[str, int], None] = lambda _name, _fd: None
-    regulate: Callable[[str, Regulation], None] = lambda _system, _message: None
+    regulate: Callable[[str, Regulation | Policed], None] = lambda _system, _message: None
 
 
 class SystemGroup:
@@ -393,7 +397,17 @@ class SystemGroup:
                     future.set_result(message.body)
             case Offered() if running.name == "system1" and len(fds) == 1:
                 self.hooks.offered(message.integration, fds[0])
-            case Noted() | Decided() | Settled() | Move() | Audit() | Damp():
+            case (
+                Noted()
+                | Decided()
+                | Settled()
+                | Move()
+                | Audit()
+                | Damp()
+                | Asking()
+                | Withdrawn()
+                | Felt()
+            ):
                 self.hooks.regulate(running.name, message)
             case _ if running.name == "system1":
                 self.hooks.from_operations(message)

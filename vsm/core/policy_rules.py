@@ -24,7 +24,7 @@ ACTIONS: Final[tuple[str, ...]] = get_args(Action)
 MOST_RULES: Final = 256
 MOST_CALLS: Final = 100_000
 DAY_MINUTES: Final = 24 * 60
-_DIGEST_CHARS: Final = 16
+_DIGEST_CHARS: Final = 32
 
 
 class RuleError(ValueError):
@@ -116,9 +116,9 @@ class Rules:
         return self.default == "allow" and not self.rules
 
     @property
-    def ask_names(self) -> bool:
-        """Whether any rule looks at what clients call themselves."""
-        return any(rule.calls_itself != ANY for rule in self.rules)
+    def look_at_clock(self) -> bool:
+        """Whether any rule depends on the time of day or the day."""
+        return any(rule.between is not None or rule.days for rule in self.rules)
 
     def concern(self, integration: str) -> bool:
         """Whether anything can keep a call from this integration."""

@@ -37,6 +37,7 @@ from vsm.protocol.tables import (
     META_LOG_LEVEL,
     META_VERSION,
     ROUTED,
+    META_CLIENT,
     Era,
 )
 
@@ -327,6 +328,8 @@ class Router:
         try:
             params = jsonrpc.members(message.params)
         except DecodeError:
+        if integration.gates and modern:
+            client.introduces_itself(jsonrpc.nested(meta, META_CLIENT))
             return
         request_id = jsonrpc.identifier(params, "requestId")
         if request_id is not None:

@@ -48,6 +48,7 @@ from vsm.pins import MAX_DOCUMENT_BYTES, from_memory, to_memory
 from vsm.systems.base import SystemContext
 
 SUMMARY_INTERVAL_S: Final = 5.0
+from vsm.systems.policing import Policing
 CONSULT_TIMEOUT_S: Final = 3.0
 MAX_REASON_CHARS: Final = 4000
 
@@ -129,6 +130,7 @@ class Operations:
 
     def register(self) -> None:
         """Take control messages from now on."""
+        self.policing = Policing(context, self.gateway.fleet, start)
         self.context.handle("attach", self._attach)
         self.context.handle("pins", self._pinned)
         self.context.handle("detach", self._detach)
@@ -143,6 +145,7 @@ class Operations:
 
     async def listen(self, start: Start, fds: dict[str, int]) -> None:
         """Serve on the listeners that came with `start`."""
+        self.policing.register()
         if "unix" in fds:
             await self.gateway.listen_unix(socket.socket(fileno=fds.pop("unix")))
         if "http" in fds:
@@ -162,6 +165,7 @@ class Operations:
             "snapshots": sorted(self.snapshots),
             "lacks": [text for text in lacks if text.rpartition(" ")[2] not in self.snapshots],
             **self.context.channel_state(),
+            "policy": self.policing.gate.status(),
         }
 
     async def summarise(self) -> None:
@@ -270,6 +274,13 @@ class Operations:
 
 
 def _settings(row: IntegrationRow) -> Settings:
+        if message.sender == "system5":
+            self.policing.take(message.body)
+
+
+def _view(row: ClientRow) -> View:
+    seen = None if row.integrations is None else frozenset(row.integrations)
+    return View(row.name, seen, row.tools, search=row.search, token=row.token)
     return Settings(
         name=row.name,
         prefix=row.name if row.prefix is None else row.prefix,
@@ -296,3 +307,4 @@ async def main(context: SystemContext) -> None:
     finally:
         summaries.cancel()
         await operations.gateway.stop()
+        operations.policing.close()

@@ -1,68 +1,306 @@
-"""S5, policy: identity, rules, the final say; every algedonic signal ends here.
+"""S5, policy: the operator's rules, the final say between S3 and S4, and everybody's pain.
 
-Runs in its own confined process. At this stage no rules are configured: its snapshot allows what
-is not marked "ask", and it says so. Signals are kept, bounded, and shown; none is acted on yet.
+Runs in its own confined process. Publishes the rules for S1, which takes only those whose digest
+the supervisor named; decides on proposals by the rule of vsm.core.policy_weighing and records
+each decision; passes pain on to the operator at once, and what is like it once in a while.
 """
 
-from collections import deque
-from typing import Final
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 from vsm.core import channels
-from vsm.messages import Algedonic, Body, SnapshotOut
+from vsm.core.policy_rules import RuleError, Rules, compile_rules, to_body
+from vsm.core.policy_weighing import NOW, Offer, Ruling, Standing, State, Weights, feel, weigh
+from vsm.core.repeats import OTHERS, Repeats
+from vsm.link import close_fds
+from vsm.messages import (
+    Algedonic,
+    Body,
+    Decided,
+    Felt,
+    Hurt,
+    Policy,
+    Proposal,
+    Settled,
+    SnapshotOut,
+    Start,
+)
 from vsm.systems.base import SystemContext
 
 KEPT_SIGNALS: Final = 64
-SNAPSHOT: Body = {"rules": [], "default": "allow", "ask": [], "configured": False}
+MOST_PAINS: Final = 256
+MOST_DECISIONS: Final = 512
+REPEAT_INTERVAL_S: Final = 10.0
+FLUSH_S: Final = 1.0
+_SHOWN: Final = 8
+
+Cause = tuple[str, str, str]  # sender, subject, cause
 
 
-class Policy:
+class PolicySystem:
     """What S5 knows."""
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
-        self.signals: deque[tuple[str, Algedonic]] = deque(maxlen=KEPT_SIGNALS)
+        self.rules = Rules()
+        self.weights = Weights()
+        self.weighing = State()
+        self.signals: deque[tuple[str, Algedonic | Hurt]] = deque(maxlen=KEPT_SIGNALS)
         self.signals_total = 0
+        self.pains: OrderedDict[Cause, str] = OrderedDict()
+        self.decided = {"approved": 0, "refused": 0}
+        self._epoch = 0
+        self._repeats = Repeats(REPEAT_INTERVAL_S)
+        self._held: dict[Cause, Algedonic] = {}
+        self._keys: OrderedDict[tuple[str, int], str] = OrderedDict()
+        self._flusher: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
 
     def listen(self) -> None:
-        """Receive the algedonic signals of every system."""
+        """Receive the signals of every system, the proposals of S3 and S4, and news."""
         for channel in channels.receives("system5"):
             if channel.carries == "algedonic":
                 self._listen_to(channel)
+            elif channel.carries == "proposal":
+                self._take_proposals(channel)
+        self.context.handle("hurt", self._hurt)
+        self.context.answer("state", self.state)
+
+    def begin(self, start: Start) -> None:
+        """Publish the operator's rules."""
+        self._epoch = start.epoch
+        self.configure(start.policy)
+
+    def configure(self, table: Mapping[str, Any]) -> None:
+        """Publish these rules; what cannot be read is not published, so S1 lets nothing pass."""
+        try:
+            self.rules = compile_rules(table)
+        except RuleError:
+            return
+        known = {key: table[key] for key in Weights._fields if key in table}
+        self.weights = Weights(**known)
+        self.context.report(SnapshotOut(body=to_body(self.rules)))
+
+    # ---- pain ------------------------------------------------------------------------------
 
     def _listen_to(self, channel: channels.Channel) -> None:
         def receive(message: Algedonic, fds: list[int]) -> None:
-            del fds
-            self.signals.append((channel.sender, message))
-            self.signals_total += 1
+            close_fds(fds)
+            self.feel(channel.sender, message)
 
         self.context.handle(channel.name, receive)
 
+    def _hurt(self, message: Hurt, fds: list[int]) -> None:
+        """The supervisor hurts; it has told the operator."""
+        close_fds(fds)
+        self._remember("supervisor", message)
+
+    def feel(self, sender: str, message: Algedonic) -> None:
+        """Tell the operator of a signal, at once unless it was told of the like just now."""
+        self._remember(sender, message)
+        cause = (sender, message.subject, message.cause)
+        if message.severity == "relief":
+            repeats: int | None = self._repeats.ends(cause)
+            self._held.pop(cause, None)
+        else:
+            repeats = self._repeats.passes(cause, self._loop.time())
+        if repeats is None:
+            self._hold(cause, message)
+        else:
+            self._tell(sender, message, repeats)
+
+    def _remember(self, sender: str, message: Algedonic | Hurt) -> None:
+        self.signals.append((sender, message))
+        self.signals_total += 1
+        cause = (sender, message.subject, message.cause)
+        if message.severity == "pain":
+            self.pains[cause] = message.detail
+            while len(self.pains) > MOST_PAINS:
+                self.pains.popitem(last=False)
+        else:
+            self.pains.pop(cause, None)
+        hurts = any(subject == message.subject for _, subject, _ in self.pains)
+        self.weighing = feel(self.weighing, message.subject, hurts=hurts)
+
+    def _hold(self, cause: Cause, message: Algedonic) -> None:
+        if len(self._held) < MOST_PAINS:
+            self._held[cause] = message
+        if self._flusher is None:
+            self._flusher = self._loop.call_later(FLUSH_S, self._flush)
+
+    def _flush(self) -> None:
+        """Tell the last of what was held back, once its interval is over."""
+        self._flusher = None
+        for cause, held in self._repeats.due(self._loop.time()):
+            message = None if cause == OTHERS else self._held.pop(cause, None)  # type: ignore[call-overload]
+            if message is not None:
+                self._tell(cause[0], message, held - 1)  # type: ignore[index]
+        if self._repeats.holds:
+            self._flusher = self._loop.call_later(FLUSH_S, self._flush)
+
+    def _tell(self, sender: str, message: Algedonic, repeats: int) -> None:
+        felt = Felt(
+            sender=sender,
+            severity=message.severity,
+            subject=message.subject,
+            cause=message.cause,
+            detail=message.detail,
+            repeats=repeats,
+        )
+        self.context.report(felt)
+
+    # ---- closure ---------------------------------------------------------------------------
+
+    def _take_proposals(self, channel: channels.Channel) -> None:
+        def receive(message: Proposal, fds: list[int]) -> None:
+            close_fds(fds)
+            if message.sender != channel.sender:
+                return  # the channel says who sent it
+            if message.outcome is not None:
+                self._settle(message.sender, message.id, message.outcome)
+            else:
+                self.decide(message)
+
+        self.context.handle(channel.name, receive)
+
+    def decide(self, message: Proposal) -> Ruling:
+        """Decide on a proposal, record why, and tell whom it concerns."""
+        offer = Offer(
+            message.sender,
+            message.id,
+            message.subject,
+            message.change,
+            message.from_value,
+            message.to_value,
+            message.evidence,
+            message.expected_gain_bits,
+            message.cost,
+        )
+        now_s = self._loop.time()
+        self.weighing, ruling = weigh(self.weighing, offer, self.weights, now_s)
+        verdict: Literal["approved", "refused"] = "approved" if ruling.approved else "refused"
+        self.decided[verdict] += 1
+        number = sum(self.decided.values())
+        self._record(offer, ruling, verdict, number)
+        answer = Policy(
+            id=number,
+            sender=message.sender,
+            proposal=message.id,
+            subject=message.subject,
+            change=message.change,
+            to_value=message.to_value,
+            verdict=verdict,
+            rule=ruling.rule,
+            alternatives=_alternatives(ruling),
+            reasons=ruling.reasons,
+        )
+        self.context.send(message.sender, answer)
+        if ruling.approved:
+            self.context.send("system2", answer)
+        if ruling.revoked is not None:
+            self._revoke(ruling.revoked, ruling, number)
+        return ruling
+
+    def _record(self, offer: Offer, ruling: Ruling, verdict: str, number: int) -> None:
+        key = f"{self._epoch}-{number}"
+        self._keys[offer.sender, offer.id] = key
+        while len(self._keys) > MOST_DECISIONS:
+            self._keys.popitem(last=False)
+        decided = Decided(
+            key=key,
+            subject=offer.subject,
+            rule=ruling.rule,
+            inputs={
+                **offer._asdict(),
+                "evidence": dict(offer.evidence),
+                "weighs_bits": ruling.bits,
+                "reasons": list(ruling.reasons),
+                "hurts": offer.subject in self.weighing.hurting,
+            },
+            alternatives=_alternatives(ruling),
+            choice=verdict,
+        )
+        self.context.report(decided)
+
+    def _revoke(self, standing: Standing, ruling: Ruling, number: int) -> None:
+        """Another proposal prevailed over one that was approved."""
+        offer = standing.offer
+        self._settle(offer.sender, offer.id, {"revoked_by": f"{self._epoch}-{number}"})
+        revoked = Policy(
+            id=number,
+            sender="system3" if offer.sender == NOW else "system4",
+            proposal=offer.id,
+            subject=offer.subject,
+            change=offer.change,
+            to_value=offer.from_value,
+            verdict="revoked",
+            rule=ruling.rule,
+            reasons=ruling.reasons,
+        )
+        self.context.send(offer.sender, revoked)
+
+    def _settle(self, sender: str, proposal: int, outcome: Body) -> None:
+        key = self._keys.pop((sender, proposal), None)
+        if key is not None:
+            self.context.report(Settled(key=key, outcome=outcome))
+
+    # ---- what it says of itself --------------------------------------------------------------
+
     def state(self) -> Body:
         """What it has and what it lacks."""
+        configured = not self.rules.say_nothing
         return {
             "role": "policy",
-            "snapshot": SNAPSHOT,
+            "rules": len(self.rules.rules),
+            "default": self.rules.default,
+            "digest": self.rules.digest,
+            "proposals": dict(self.decided),
+            "standing": len(self.weighing.standing),
             "signals_total": self.signals_total,
             "signals": [
                 {
                     "sender": sender,
                     "severity": signal.severity,
                     "subject": signal.subject,
+                    "cause": signal.cause,
                     "detail": signal.detail[:256],
                 }
-                for sender, signal in list(self.signals)[-8:]
+                for sender, signal in list(self.signals)[-_SHOWN:]
             ],
-            "lacks": ["no rules configured", "no signal is acted on yet"],
+            "pains": [
+                {"sender": sender, "subject": subject, "cause": cause, "detail": detail[:256]}
+                for (sender, subject, cause), detail in list(self.pains.items())[-_SHOWN:]
+            ],
+            "lacks": [] if configured else ["no rules configured: every call is allowed"],
             **self.context.channel_state(),
         }
 
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._flusher is not None:
+            self._flusher.cancel()
+
+
+def _alternatives(ruling: Ruling) -> tuple[str, ...]:
+    other = "refuse" if ruling.approved else "approve"
+    if ruling.against is None:
+        return (other,)
+    offer = ruling.against.offer
+    kept = f"{offer.sender}'s {offer.change} of {offer.subject} to {offer.to_value}"
+    return (other, f"{kept}, {ruling.against.bits:.3g} bits")
+
 
 async def main(context: SystemContext) -> None:
-    """Publish the default rules, then listen until told to stop."""
-    policy = Policy(context)
+    """Publish the rules, then listen and decide until told to stop."""
+    policy = PolicySystem(context)
     policy.listen()
-    context.answer("state", policy.state)
-    await context.started()
-    context.report(SnapshotOut(body=SNAPSHOT))
+    start, fds = await context.started()
+    close_fds(list(fds.values()))
+    policy.begin(start)
     context.ready()
-    await context.stopping.wait()
+    try:
+        await context.stopping.wait()
+    finally:
+        policy.close()
