@@ -74,7 +74,6 @@ class Supervisor:
             tell=self._tell_operations,
             note=self._note_trust,
         )
-        self._clients = provision.client_rows(config)
         self.policing = Policing(self)
         self.reloader = Reloader(self, load)
         self._announced = False

@@ -276,11 +276,6 @@ class Operations:
 def _settings(row: IntegrationRow) -> Settings:
         if message.sender == "system5":
             self.policing.take(message.body)
-
-
-def _view(row: ClientRow) -> View:
-    seen = None if row.integrations is None else frozenset(row.integrations)
-    return View(row.name, seen, row.tools, search=row.search, token=row.token)
     return Settings(
         name=row.name,
         prefix=row.name if row.prefix is None else row.prefix,
