@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vsm.errors import ConfigurationError, ConfinementError, VsmError
+    from vsm.library.board import Board
     from vsm.library.endpoint import Gateway
     from vsm.library.pool import Pool, Reply
     from vsm.library.profile import Profile
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Board",
     "ConfigurationError",
     "ConfinementError",
     "Gateway",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "vsm.errors": ("ConfigurationError", "ConfinementError", "VsmError"),
+    "vsm.library.board": ("Board",),
     "vsm.library.endpoint": ("Gateway",),
     "vsm.library.pool": ("Pool", "Reply"),
     "vsm.library.profile": ("Profile",),

@@ -1,6 +1,8 @@
 """What docs/library.md shows is run, and prints what the page says."""
 
 import asyncio
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +12,9 @@ import httpx2
 import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from running import running
+from running import Running, running
+
+import vsm
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/library.md").read_text(encoding="utf-8")
@@ -39,13 +43,46 @@ def test_own_server_of_ten_lines_is_served_confined(tmp_path: Path) -> None:
         own = text.replace('"python3"', f'"{sys.executable}"')
         own = own.replace('"server.py"', f'"{tmp_path}/server.py"')
         (tmp_path / name).write_text(own, encoding="utf-8")
-    with running(tmp_path / "vsm.toml") as vsm:
-        text = asyncio.run(asyncio.wait_for(_count(vsm.url, vsm.token), 60))
+    with running(tmp_path / "vsm.toml") as system:
+        text = asyncio.run(asyncio.wait_for(_count(system.url, system.token), 60))
         assert "3" in text
-        (worker,) = [w for w in vsm.status()["workers"] if w["kind"] == "integration"]
+        _check_board(system)
+        (worker,) = [w for w in system.status()["workers"] if w["kind"] == "integration"]
         states = {layer["name"]: layer["state"] for layer in worker["layers"]}
         assert (states["seccomp"], states["landlock"]) == ("in force", "in force")
-        assert vsm.stop() == 0
+        assert system.stop() == 0
+
+
+def _check_board(running: Running) -> None:
+    """`vsm.Board` reads from shared memory what `vsm board dump` is told, and goes on reading."""
+    directory = running.folder / "run"
+    with vsm.Board(directory) as board:
+        demand = board.read()["words"]
+        ok = board.outcomes.index("ok")
+        assert (demand.events, demand.classes["count"][ok]) == (1, 1)
+        told = json.loads(running.vsm("board", "dump", "--json").stdout)["demand"]
+        assert (told["pid"], told["epoch"]) == (board.pid, board.epoch)
+        assert told["integrations"]["words"]["classes"] == demand.classes
+        (array,) = board.arrays()
+        assert b"words" in array["name"]
+        assert not array.flags.writeable
+        before = board.changes()
+        asyncio.run(asyncio.wait_for(_count(running.url, running.token), 60))
+        assert board.changes() > before
+        assert board.read()["words"].classes["count"][ok] == 2
+        board.refresh()
+        assert board.read()["words"].events == 2
+    shown = subprocess.run(
+        [sys.executable, "-c", FILES["board.py"]],
+        env={**os.environ, **running.environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "words count {'ok': 2, 'tool_error': 0" in shown.stdout, shown.stderr
+    with pytest.raises(vsm.VsmError, match="no vsm is running"):
+        vsm.Board(running.folder)
 
 
 async def _count(url: str, token: str) -> str:
