@@ -21,6 +21,7 @@ from mcp.client.streamable_http import create_mcp_http_client, streamable_http_c
 
 from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
+from vsm.gateway.views import View
 
 uvloop.new_event_loop().close()  # the first one opens descriptors for the process's life
 
@@ -70,6 +71,8 @@ class Reported:
     def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
         self.letters.append((integration, letter))
         self.changed.set()
+
+    def offered(self, integration: str, document: bytes) -> None: ...
 
     async def wait_unfit(self, worker: str) -> str:
         async with asyncio.timeout(20):
@@ -143,9 +146,9 @@ class Harness:
 
 
 @asynccontextmanager
-async def http_transport(url: str) -> AsyncIterator[TransportStreams]:
+async def http_transport(url: str, token: str = TOKEN) -> AsyncIterator[TransportStreams]:
     """The SDK's streamable HTTP transport with our token."""
-    headers = {"authorization": f"Bearer {TOKEN}"}
+    headers = {"authorization": f"Bearer {token}"}
     async with (
         create_mcp_http_client(headers=headers) as http,
         streamable_http_client(url, http_client=http) as streams,
@@ -195,12 +198,16 @@ async def unix_transport(path: str) -> AsyncIterator[TransportStreams]:
 
 @asynccontextmanager
 async def running(
-    servers: Mapping[str, Sequence[str]] | None = None, *, ready: bool = True, **settings: Any
+    servers: Mapping[str, Sequence[str]] | None = None,
+    *,
+    ready: bool = True,
+    views: Sequence[View] = (),
+    **settings: Any,
 ) -> AsyncIterator[Harness]:
     """A gateway with `servers` attached; everything is stopped on the way out."""
     reported = Reported()
     with tempfile.TemporaryDirectory() as folder:
-        gateway = Gateway(7, reported)
+        gateway = Gateway(7, reported, views=views)
         tcp = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{tcp.getsockname()[1]}/mcp"
         local = socket.socket(socket.AF_UNIX)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from vsm.config_clients import MAX_CLIENTS, Client, ClientDocument, check_client
 from vsm.config_policy import Policy, compile_policy
 from vsm.config_regulation import (
     Control,
@@ -132,6 +133,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     gateway: Gateway = Gateway()
     journal: Journal = Journal()
     integrations: dict[str, Integration] = {}
+    clients: dict[str, Client] = {}
     systems: Systems = Systems()
     policy: Policy = Policy()
     coordination: Coordination = Coordination()
@@ -179,6 +181,7 @@ class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
     gateway: Gateway = Gateway()
     journal: JournalDocument = JournalDocument()
     integrations: dict[str, IntegrationDocument] = {}
+    clients: dict[str, ClientDocument] = {}
     systems: Systems = Systems()
     policy: Policy = Policy()
     coordination: Coordination = Coordination()
@@ -205,12 +208,35 @@ def load_config(path: Path | None) -> Config:
         gateway=document.gateway,
         journal=_journal(document.journal, f"{file}: journal.size"),
         integrations=integrations,
+        clients=_clients(document.clients, integrations, file),
         systems=_systems(document.systems, file.parent),
         policy=document.policy,
         coordination=document.coordination,
         control=compile_control(document.control, f"{file}: control"),
         intelligence=document.intelligence,
     )
+
+
+def _clients(
+    tables: dict[str, ClientDocument], integrations: dict[str, Integration], file: Path
+) -> dict[str, Client]:
+    if len(tables) > MAX_CLIENTS:
+        raise ConfigurationError(f"{file}: clients", f"more than {MAX_CLIENTS}")
+    clients = {}
+    for name, table in tables.items():
+        where = f"{file}: clients.{name[:64]}"
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(where, "not a name for a client", "Use [a-z0-9][a-z0-9_-]*.")
+        check_client(name, table, set(integrations), where)
+        path = table.token_file
+        clients[name] = Client(
+            name=name,
+            integrations=table.integrations,
+            tools=table.tools,
+            search=table.search,
+            token_file=_absolute(path, file.parent) if path else "",
+        )
+    return clients
 
 
 def _journal(journal: JournalDocument, where: str) -> Journal:

@@ -6,6 +6,7 @@ each side's slowness holds back only the other side of its own direction.
 """
 
 import argparse
+import json
 import os
 import select
 import socket
@@ -18,6 +19,7 @@ from vsm.errors import VsmError
 
 CHUNK_BYTES: Final = 256 * 1024
 RETRY_INTERVAL_S: Final = 0.05
+_VIEW: Final = b'{"jsonrpc":"2.0","method":"notifications/vsm/client","params":{"name":%b}}\n'
 
 
 class ConnectionLostError(VsmError):
@@ -38,6 +40,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="SECONDS",
         help="wait up to SECONDS for vsm to be up (default: 0)",
     )
+    parser.add_argument(
+        "--client", metavar="NAME", help="see what [clients.NAME] of vsm.toml lets a client see"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         VsmError: no vsm is running, or it closed the connection.
     """
     connection = _connect(args.wait)
+    if args.client is not None:
+        connection.sendall(_VIEW % json.dumps(args.client).encode())
     client_done = threading.Event()
     sender = threading.Thread(target=_send, args=(connection, client_done), daemon=True)
     sender.start()

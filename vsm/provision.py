@@ -15,14 +15,16 @@ import msgspec
 
 from vsm import cgroup, egress_link, paths, scratch, uids
 from vsm.closure import closure
-from vsm.config import Config, Integration, read_secret
+from vsm.config import Config, Integration, SecretSource, read_secret
 from vsm.core.egress import Rules
 from vsm.errors import ConfigurationError, VsmError
 from vsm.execution import Plan
+from vsm.messages import ClientRow
 from vsm.plan import WorkerRequest, compile_plan, egress_rules
 from vsm.probe import HostFacts
 from vsm.profile import Limits, Profile, load_profile
 
+LEAST_TOKEN_CHARS = 16
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -50,6 +52,34 @@ def survey(config: Config) -> Host:
         host.uids = uids.integration_uids(list(config.integrations))
     host.written = written_paths(config)
     return host
+
+
+def client_rows(config: Config) -> tuple[ClientRow, ...]:
+    """What S1 must know of the configured clients, with their tokens.
+
+    Raises:
+        ConfigurationError: a token cannot be read, is too short, or is another client's too.
+    """
+    rows, owners = [], dict[str, str]()
+    for one in config.clients.values():
+        where, token = f"{config.path}: clients.{one.name}.token_file", ""
+        if one.token_file:
+            token = read_secret(SecretSource(file=one.token_file), where=where)
+            if len(token) < LEAST_TOKEN_CHARS or not token.isascii() or " " in token:
+                what = f"expected at least {LEAST_TOKEN_CHARS} ASCII characters without spaces"
+                raise ConfigurationError(where, what, "Make one: `openssl rand -hex 32`.")
+            if owners.setdefault(token, one.name) != one.name:
+                raise ConfigurationError(where, f"{owners[token]} has the same token")
+        rows.append(
+            ClientRow(
+                name=one.name,
+                integrations=one.integrations,
+                tools=one.tools,
+                search=one.search,
+                token=token,
+            )
+        )
+    return tuple(rows)
 
 
 def written_paths(config: Config) -> tuple[str, ...]:

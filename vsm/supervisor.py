@@ -74,6 +74,7 @@ class Supervisor:
             tell=self._tell_operations,
             note=self._note_trust,
         )
+        self._clients = provision.client_rows(config)
         self.policing = Policing(self)
         self.reloader = Reloader(self, load)
         self._announced = False
@@ -229,14 +230,14 @@ class Supervisor:
             token=self.endpoint.token,
             auth=self.config.gateway.auth,
             introspection=self.config.gateway.introspection,
+            clients=self._clients,
             integrations=self.integrations.rows(),
             snapshots=self.systems.snapshots,
             fds=tuple(listeners),
-        )
             **self.policing.start_of_operations(),
+        )
         return message, [sock.fileno() for sock in listeners.values()]
 
-    def _tell_operations(self, message: Message, fds: list[int]) -> bool:
     def _regulate(self, system: str, message: Regulation | Policed) -> None:
         if isinstance(message, Policed):
             self.policing.on_message(system, message)
@@ -247,6 +248,7 @@ class Supervisor:
         self.integrations.on_operations_lost()
         self.policing.operations_lost()
 
+    def _tell_operations(self, message: Message, fds: list[int]) -> bool:
         link = self.systems.operations_link()
         return link is not None and link.send(message, fds)
 
@@ -276,8 +278,8 @@ class Supervisor:
         if not self._files:
             return  # nobody cares for a launcher while this may not run here at all
         self.regulator.changed(change)
-        told = {"worker": change.name} | ({"reason": change.reason} if change.reason else {})
         self.policing.changed(change)
+        told = {"worker": change.name} | ({"reason": change.reason} if change.reason else {})
         if change.escalated:
             self.log.error("keeps failing, retried at the longest back-off", **told)
             self._give_up(change)
@@ -389,8 +391,8 @@ class Supervisor:
     async def _stop(self) -> None:
         """Clients, integrations, systems, template: what needs the next goes first."""
         self.regulator.stop()
-        self.endpoint.stop_accepting()
         self.policing.close()
+        self.endpoint.stop_accepting()
         await self.reloader.close()
         hurry = asyncio.create_task(self._panic_on_hurry())
         await self.integrations.stop(drain_s=DRAIN_S)

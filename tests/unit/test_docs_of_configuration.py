@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from vsm import config, profile
+from vsm import config, config_clients, profile
 from vsm.core.syscalls import groups
 from vsm.paths import shipped_profiles
 
@@ -52,11 +52,14 @@ def test_every_key_of_the_configuration_is_documented_with_its_default() -> None
     keys = {key: default for key, default in top.items() if "." in key}
     one = keys_of(config.IntegrationDocument)
     keys |= {key: default for key, default in one.items() if default}
+    keys |= keys_of(config_clients.ClientDocument)
     # These two are derived from the rest of the entry.
     found = documented(text)
     assert found.pop("prefix") == "the name"
     assert found.pop("cwd") == "its state or private directory"
-    assert found == {key: value for key, value in keys.items() if key not in {"prefix", "cwd"}}
+    assert found.pop("integrations") == "all"
+    derived = {"prefix", "cwd", "integrations"}
+    assert found == {key: value for key, value in keys.items() if key not in derived}
 
 
 def test_every_layer_and_group_is_documented_and_no_other() -> None:

@@ -12,6 +12,7 @@ from msgspec import UNSET, Raw
 
 from vsm.gateway.call import Call, Sink
 from vsm.gateway.upstream import Upstream
+from vsm.gateway.views import View
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import Message, Object
 from vsm.protocol.tables import LEGACY_VERSION, LISTEN_FILTERS, META_SUBSCRIPTION
@@ -103,6 +104,7 @@ class Client(ABC):
     """A client's session.
 
     Args:
+        view: what it sees; None is everything.
         identity: who it is by the transport's word: "unix:UID", by the kernel's, or "http", which
             is whoever holds the token.
         calls_itself: the name that it gives itself; nothing proves it.
@@ -112,6 +114,7 @@ class Client(ABC):
     """
 
     lasts: ClassVar[bool] = True  # beyond one request
+    view: View | None = None
     identity: str = ""
     calls_itself: str = ""
     version: str = LEGACY_VERSION

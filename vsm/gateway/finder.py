@@ -5,10 +5,12 @@ Pure but for a counter of refusals. Runs in S1, for every request that is routed
 
 from typing import cast
 
+from vsm.gateway.client import Client
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.integration import Integration
+from vsm.gateway.views import View
 from vsm.protocol import jsonrpc
-from vsm.protocol.catalogue import SEPARATOR, Entry, public_name
+from vsm.protocol.catalogue import SEPARATOR, Catalogue, Entry, public_name
 from vsm.protocol.jsonrpc import DecodeError, Object
 
 
@@ -45,8 +47,10 @@ class Finder:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
-    def entry(self, method: str, params: Object, entries: dict[str, Entry]) -> Entry:
-        """The tool or prompt that `params.name` means.
+    def entry(
+        self, method: str, params: Object, entries: dict[str, Entry], view: View | None
+    ) -> Entry:
+        """The tool or prompt that `params.name` means, among those that a client sees.
 
         Raises:
             RequestError: there is none. StartingError: there may be one soon.
@@ -56,34 +60,32 @@ class Finder:
             raise RequestError(jsonrpc.INVALID_PARAMS, f"{method}: params.name is a string")
         entry = entries.get(name)
         if entry is None:
-            self._raise_unknown(method, name)
+            self._raise_unknown(method, name, view)
         return cast("Entry", entry)
 
-    def _raise_unknown(self, method: str, name: str) -> None:
+    def _raise_unknown(self, method: str, name: str, view: View | None) -> None:
         """Say why a name leads nowhere: its integration is away, or there is no such name."""
-        for integration in self._fleet.integrations.values():
+        seen = {
+            name: integration
+            for name, integration in self._fleet.integrations.items()
+            if view is None or view.serves(name)
+        }
+        for integration in seen.values():
             prefix = integration.settings.prefix
             if prefix and name.startswith(prefix + SEPARATOR) and not integration.takes_calls:
                 self.raise_unavailable(integration)
-        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
+        unsettled = [n for n, i in seen.items() if not i.is_settled]
         if unsettled:
             raise StartingError(unsettled)
         kind = "prompt" if method.startswith("prompts") else "tool"
-        self._raise_suspended(kind, name)
+        _raise_suspended(kind, name, seen)
         text = f"Unknown {kind}: {name[:200]}"
         raise RequestError(jsonrpc.INVALID_PARAMS, text, unserved=True)
 
-    def _raise_suspended(self, kind: str, name: str) -> None:
-        """Say it where a tool or prompt is there, but is not what was approved."""
-        for owner, integration in self._fleet.integrations.items():
-            for key, reason in integration.surface.suspended.items():
-                what, _, raw = key.partition(" ")
-                if what == kind and public_name(integration.settings.prefix, raw, owner) == name:
-                    text = (
-                        f"{name[:200]}: {reason}. See `vsm trust diff {owner}`, "
-                        f"then `vsm trust approve {owner}`."
-                    )
-                    raise RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)
+    def catalogue(self, client: Client) -> Catalogue:
+        """The merged catalogue as this client sees it."""
+        view, whole = client.view, self._fleet.catalogue
+        return whole if view is None else view.of(whole)
 
     def raise_unavailable(self, integration: Integration) -> None:
         """Say why an integration cannot be called.
@@ -97,22 +99,23 @@ class Finder:
         text, data = integration.unavailable, integration.availability
         raise RequestError(jsonrpc.UNAVAILABLE, text, data, unserved=True)
 
-    def route_of(self, method: str, params: Object, *, modern: bool) -> str:
+    def route_of(self, method: str, params: Object, client: Client, *, modern: bool) -> str:
         """The integration that serves a prompt, a resource or a completion; renames within."""
+        catalogue = self.catalogue(client)
         if method == "prompts/get":
-            entry = self.entry(method, params, self._fleet.catalogue.prompts)
+            entry = self.entry(method, params, catalogue.prompts, client.view)
             params["name"] = entry.raw_name
             return entry.integration
         if method == "resources/read":
-            return self.resource_owner(jsonrpc.text(params, "uri"), modern=modern)
+            return self.resource_owner(jsonrpc.text(params, "uri"), client, modern=modern)
         ref = jsonrpc.nested(params, "ref")
         if jsonrpc.text(ref, "type") == "ref/prompt":
-            entry = self.entry(method, ref, self._fleet.catalogue.prompts)
+            entry = self.entry(method, ref, catalogue.prompts, client.view)
             params["ref"] = jsonrpc.raw_of({**ref, "name": entry.raw_name})
             return entry.integration
-        return self.resource_owner(jsonrpc.text(ref, "uri"), modern=modern)
+        return self.resource_owner(jsonrpc.text(ref, "uri"), client, modern=modern)
 
-    def resource_owner(self, uri: str | None, *, modern: bool = False) -> str:
+    def resource_owner(self, uri: str | None, client: Client, *, modern: bool = False) -> str:
         """The integration that serves a resource.
 
         Raises:
@@ -120,7 +123,7 @@ class Finder:
         """
         if uri is None:
             raise RequestError(jsonrpc.INVALID_PARAMS, "expected the uri of a resource")
-        owner = self._fleet.catalogue.resource_owner(uri)
+        owner = self.catalogue(client).resource_owner(uri)
         if isinstance(owner, str):
             return owner
         unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
@@ -132,3 +135,16 @@ class Finder:
             text = f"{uri[:200]}: no integration offers this resource"
         code = jsonrpc.INVALID_PARAMS if modern else jsonrpc.RESOURCE_NOT_FOUND
         raise RequestError(code, text, {"uri": uri[:200]}, unserved=True)
+
+
+def _raise_suspended(kind: str, name: str, seen: dict[str, Integration]) -> None:
+    """Say it where a tool or prompt is there, but is not what was approved."""
+    for owner, integration in seen.items():
+        for key, reason in integration.surface.suspended.items():
+            what, _, raw = key.partition(" ")
+            if what == kind and public_name(integration.settings.prefix, raw, owner) == name:
+                text = (
+                    f"{name[:200]}: {reason}. See `vsm trust diff {owner}`, "
+                    f"then `vsm trust approve {owner}`."
+                )
+                raise RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)

@@ -6,6 +6,7 @@ supervisor; tests and embedders can run it on any asyncio loop.
 
 import asyncio
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 from vsm.gateway.accounting import Accounting
@@ -14,6 +15,7 @@ from vsm.gateway.http import HttpListener
 from vsm.gateway.integration import Settings
 from vsm.gateway.router import Router
 from vsm.gateway.unix import UnixListener
+from vsm.gateway.views import View, Views
 
 
 class Gateway:
@@ -23,11 +25,18 @@ class Gateway:
         epoch: distinguishes this gateway's request ids from a predecessor's on the same pipes.
         reports: hears which sessions stand and which servers are unfit.
         accounting: where calls are counted; closed with the gateway.
+        views: what single clients see; who has none sees everything.
     """
 
-    def __init__(self, epoch: int, reports: Reports, accounting: Accounting | None = None) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        reports: Reports,
+        accounting: Accounting | None = None,
+        views: Iterable[View] = (),
+    ) -> None:
         self.fleet = Fleet(epoch, reports, accounting)
-        self.router = Router(self.fleet)
+        self.router = Router(self.fleet, Views(views))
         self._listeners: list[UnixListener | HttpListener] = []
 
     def add(self, settings: Settings) -> None:

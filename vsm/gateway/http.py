@@ -48,8 +48,8 @@ class RequestClient(Client):
 class HttpSession(Client):
     """A legacy client's session."""
 
-    def __init__(self, now: float) -> None:
-        super().__init__(identity=IDENTITY)
+    def __init__(self, now: float, request: Request) -> None:
+        super().__init__(view=request.view, identity=_identity(request))
         self.id = secrets.token_urlsafe(24)
         self.stream: Exchange | None = None
         self.used_at = now
@@ -114,11 +114,11 @@ class HttpApplication:
         return parts.scheme in ("http", "https") and parts.netloc.lower() in self._hosts
 
     def _authorize(self, request: Request) -> None:
-        if not self._token:
-            return
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        shown_bytes = shown.strip().encode("latin-1")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(shown_bytes, self._token):
+        shown_bytes = shown.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+        named = self._router.views.by_token(shown_bytes)
+        request.view = named or self._router.views.default
+        if named is None and self._token and not hmac.compare_digest(shown_bytes, self._token):
             challenge = [(b"www-authenticate", b"Bearer")]
             raise RefusedError(401, "A bearer token is needed.\n", challenge)
 
@@ -166,7 +166,7 @@ class HttpApplication:
             failure = jsonrpc.failure(id_json(message.id), jsonrpc.HEADER_MISMATCH, text)
             exchange.respond(400, failure, (_JSON,))
             return
-        client = RequestClient(identity=IDENTITY)
+        client = RequestClient(view=request.view, identity=_identity(request))
         exchange.modern = True
         exchange.on_end = lambda: self._router.leave(client, _GONE)
         self._router.join(client)
@@ -175,7 +175,7 @@ class HttpApplication:
     def _post_legacy(self, request: Request, message: Message, exchange: Exchange) -> None:
         _check_version(request)
         if message.method == "initialize" and message.id is not UNSET:
-            session = self._open_session()
+            session = self._open_session(request)
             exchange.headers = ((SESSION_HEADER.encode(), session.id.encode()),)
         else:
             session = self._session(request)
@@ -185,7 +185,7 @@ class HttpApplication:
 
     # ---- legacy sessions -------------------------------------------------------------------
 
-    def _open_session(self) -> HttpSession:
+    def _open_session(self, request: Request) -> HttpSession:
         now = self._loop.time()
         if len(self._sessions) >= MAX_SESSIONS:
             for session in list(self._sessions.values()):
@@ -193,7 +193,7 @@ class HttpApplication:
                     self._close_session(session)
         if len(self._sessions) >= MAX_SESSIONS:
             raise RefusedError(503, "There are too many sessions.\n")
-        session = HttpSession(now)
+        session = HttpSession(now, request)
         self._sessions[session.id] = session
         self._router.join(session)
         return session
@@ -203,7 +203,7 @@ class HttpApplication:
         if session_id is None:
             raise RefusedError(400, "Mcp-Session-Id is missing; send initialize first.\n")
         session = self._sessions.get(session_id)
-        if session is None:
+        if session is None or session.view is not request.view:
             raise RefusedError(404, "There is no such session; send initialize.\n")
         session.used_at = self._loop.time()
         return session
@@ -231,6 +231,12 @@ class HttpApplication:
         """End every session and stream."""
         for session in list(self._sessions.values()):
             self._close_session(session)
+
+
+def _identity(request: Request) -> str:
+    """Who it is: whoever holds the endpoint's token, or that of a configured client."""
+    view = request.view
+    return f"{IDENTITY}:{view.name}" if view is not None and view.token else IDENTITY
 
 
 def _is_modern(request: Request, message: Message) -> bool:

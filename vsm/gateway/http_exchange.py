@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from msgspec import UNSET
 
+from vsm.gateway.views import View
 from vsm.protocol import envelope, jsonrpc, parameter_headers
 
 MAX_UNREAD_BYTES: Final = 16 * 1024 * 1024
@@ -57,15 +58,19 @@ class RefusedError(Exception):
 
 
 class Request:
-    """A request's method, path and headers; `repeated` is a header that may be there only once."""
+    """A request's method, path and headers, and what its sender sees.
 
-    __slots__ = ("headers", "method", "path", "repeated")
+    `repeated` is a header that may be there only once.
+    """
+
+    __slots__ = ("headers", "method", "path", "repeated", "view")
 
     def __init__(self) -> None:
         self.method = ""
         self.path = ""
         self.headers: dict[str, str] = {}
         self.repeated: str | None = None
+        self.view: View | None = None
 
     def add(self, raw_name: bytes, raw_value: bytes) -> None:
         """Take one header."""

@@ -15,6 +15,7 @@ from vsm.gateway.client import MAX_LISTENS, MAX_SUBSCRIBED_URIS, Client, Listen
 from vsm.gateway.finder import Finder, RequestError
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.integration import GATEWAY
+from vsm.gateway.views import View
 from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.jsonrpc import Message, Object
 from vsm.protocol.tables import (
@@ -63,12 +64,14 @@ class Sessions:
             },
         }
 
-    def _instructions(self) -> str:
+    def _instructions(self, view: View | None) -> str:
         """What the servers say of themselves, each marked as theirs and cut to a bound."""
         texts = []
         for name, integration in sorted(self._fleet.integrations.items()):
             session = integration.session
             if session is None or integration.upstream is None:
+                continue
+            if view is not None and not view.serves(name):
                 continue
             if session.instructions and integration.vetting.permits(INSTRUCTIONS):
                 said = session.instructions[:MAX_INSTRUCTIONS_CHARS]
@@ -89,7 +92,7 @@ class Sessions:
             "capabilities": {**CAPABILITIES, "logging": {}},
             "serverInfo": GATEWAY,
         }
-        instructions = self._instructions()
+        instructions = self._instructions(client.view)
         if instructions:
             result["instructions"] = instructions
         sink.answer(jsonrpc.answer(id_bytes, jsonrpc.encode(result)))
@@ -103,7 +106,7 @@ class Sessions:
             "cacheScope": "private",
             "_meta": {META_SERVER: GATEWAY},
         }
-        instructions = self._instructions()
+        instructions = self._instructions(client.view)
         if instructions:
             result["instructions"] = instructions
         sink.answer(jsonrpc.answer(id_bytes, jsonrpc.encode(result)))
@@ -123,7 +126,7 @@ class Sessions:
 
     def _subscribe(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
         uri = jsonrpc.text(params, "uri") or ""
-        name = self._finder.resource_owner(uri)
+        name = self._finder.resource_owner(uri, client)
         if not self._fleet.integrations[name].takes_calls:
             self._finder.raise_unavailable(self._fleet.integrations[name])
         key = (name, uri)
@@ -170,7 +173,7 @@ class Sessions:
         client.listens[id_bytes] = listen
         listen.acknowledge()
         for uri in listen.uris:
-            owner = self._fleet.catalogue.resource_owner(uri)
+            owner = self._finder.catalogue(client).resource_owner(uri)
             if isinstance(owner, str) and (owner, uri) not in client.subscribed:
                 self._fleet.watch(owner, uri)
                 client.subscribed.add((owner, uri))

@@ -14,8 +14,9 @@ from vsm.gateway.client import Client
 from vsm.gateway.router import Router
 from vsm.protocol import jsonrpc
 from vsm.protocol.framing import LineSplitter, OversizedFrame
-from vsm.protocol.jsonrpc import DecodeError
+from vsm.protocol.jsonrpc import DecodeError, Message
 
+VIEW_METHOD: Final = "notifications/vsm/client"
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 MAX_CONNECTIONS: Final = 256
 HIGH_WATER_BYTES: Final = 1024 * 1024
@@ -61,6 +62,7 @@ class UnixProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
         self._behind: asyncio.TimerHandle | None = None
+        self._untouched = True
         self.ending = False
         self.writable = True
         self.dropped = 0
@@ -72,6 +74,7 @@ class UnixProtocol(asyncio.Protocol):
             self._transport.abort()
             return
         self._client.identity = f"unix:{self.peer_uid}"
+        self._client.view = self._router.views.default
         self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         self._router.join(self._client)
 
@@ -93,7 +96,26 @@ class UnixProtocol(asyncio.Protocol):
             except DecodeError as error:
                 self.send(jsonrpc.failure(b"null", error.code, error.message))
                 continue
-            self._router.receive(self._client, self._client, message)
+            if message.method == VIEW_METHOD:
+                self._choose_view(message)
+            else:
+                self._untouched = False
+                self._router.receive(self._client, self._client, message)
+
+    def _choose_view(self, message: Message) -> None:
+        """A connection says, first of all and once, which of the configured clients it is."""
+        try:
+            name = jsonrpc.text(jsonrpc.members(message.params), "name") or ""
+        except DecodeError:
+            name = ""
+        view = self._router.views.named(name)
+        if view is None or not self._untouched:
+            text = f"no client {name[:64]!r} is configured" if self._untouched else "too late"
+            self.send(jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text))
+            self.close()
+            return
+        self._untouched = False
+        self._client.view = view
 
     def send(self, frame: bytes) -> None:
         """Send one frame with what else is sent in this turn of the loop."""

@@ -8,9 +8,9 @@ and go through unchanged; nothing here interprets them.
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -95,7 +95,12 @@ class Template:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The merged whole. `pages` are results of list requests, without their last brace."""
+    """The merged whole.
+
+    Args:
+        items: what each list holds, in the order of `tools`, `prompts`, `resources`, `templates`.
+        pages: results of list requests, without their last brace.
+    """
 
     tools: dict[str, Entry] = field(default_factory=dict)
     prompts: dict[str, Entry] = field(default_factory=dict)
@@ -103,8 +108,59 @@ class Catalogue:
     contested: dict[str, tuple[str, ...]] = field(default_factory=dict)
     templates: tuple[Template, ...] = ()
     servers: tuple[str, ...] = ()
+    items: Mapping[str, Sequence[Object]] = field(default_factory=dict)
     pages: dict[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def restricted(
+        self, serves: Callable[[str], bool], offers: Callable[[str], bool]
+    ) -> "Catalogue":
+        """What a client sees that may not see everything; a clash stays one for everybody.
+
+        Args:
+            serves: whether it sees an integration. offers: whether it sees a tool of that name.
+        """
+        items = self.items
+        tools = [
+            (name, entry, item)
+            for (name, entry), item in zip(self.tools.items(), items["tools/list"], strict=True)
+            if serves(entry.integration) and offers(name)
+        ]
+        prompts = [
+            (name, entry, item)
+            for (name, entry), item in zip(self.prompts.items(), items["prompts/list"], strict=True)
+            if serves(entry.integration)
+        ]
+        resources = [
+            (uri, owner, item)
+            for (uri, owner), item in zip(
+                self.resources.items(), items["resources/list"], strict=True
+            )
+            if serves(owner)
+        ]
+        templates = [
+            (template, item)
+            for template, item in zip(
+                self.templates, items["resources/templates/list"], strict=True
+            )
+            if serves(template.integration)
+        ]
+        return _catalogue(
+            {
+                "tools/list": [item for _, _, item in tools],
+                "prompts/list": [item for _, _, item in prompts],
+                "resources/list": [item for _, _, item in resources],
+                "resources/templates/list": [item for _, item in templates],
+            },
+            tools={name: entry for name, entry, _ in tools},
+            prompts={name: entry for name, entry, _ in prompts},
+            resources={uri: owner for uri, owner, _ in resources},
+            contested={
+                u: seen for u, who in self.contested.items() if (seen := tuple(filter(serves, who)))
+            },
+            templates=tuple(template for template, _ in templates),
+            servers=tuple(filter(serves, self.servers)),
+        )
 
     def legacy_page(self, method: str) -> bytes:
         """The result of a legacy list request."""
@@ -180,16 +236,21 @@ def merge(surfaces: Mapping[str, Surface]) -> Catalogue:
         "resources/list": resource_items,
         "resources/templates/list": template_items,
     }
-    return Catalogue(
+    return _catalogue(
+        merged,
         tools=tools,
         prompts=prompts,
         resources=owners,
         contested=contested,
         templates=templates,
         servers=tuple(sorted(name for name, s in surfaces.items() if s.serves_resources)),
-        pages={method: _page(LISTS[method], items) for method, items in merged.items()},
         notes=tuple(notes),
     )
+
+
+def _catalogue(items: dict[str, list[Object]], **rest: Any) -> Catalogue:  # noqa: ANN401 - as its
+    pages = {method: _page(LISTS[method], listed) for method, listed in items.items()}
+    return Catalogue(items=items, pages=pages, **rest)
 
 
 def _page(key: str, items: Iterable[Object]) -> bytes:

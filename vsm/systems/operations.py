@@ -21,6 +21,7 @@ from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
 from vsm.gateway.own_tools import OwnTools
 from vsm.gateway.resilience import Resilience
+from vsm.gateway.views import View
 from vsm.link import close_fds
 from vsm.messages import (
     Algedonic,
@@ -28,6 +29,7 @@ from vsm.messages import (
     Attach,
     AvailabilityChanged,
     Body,
+    ClientRow,
     Configure,
     Detach,
     Drain,
@@ -46,9 +48,9 @@ from vsm.messages import (
 )
 from vsm.pins import MAX_DOCUMENT_BYTES, from_memory, to_memory
 from vsm.systems.base import SystemContext
+from vsm.systems.policing import Policing
 
 SUMMARY_INTERVAL_S: Final = 5.0
-from vsm.systems.policing import Policing
 CONSULT_TIMEOUT_S: Final = 3.0
 MAX_REASON_CHARS: Final = 4000
 
@@ -116,7 +118,8 @@ class Operations:
     def __init__(self, context: SystemContext, start: Start) -> None:
         self.context = context
         self.accounting = Accounting(start.epoch, [row.name for row in start.integrations])
-        self.gateway = Gateway(start.epoch, SupervisorReports(context), self.accounting)
+        views = [_view(row) for row in start.clients]
+        self.gateway = Gateway(start.epoch, SupervisorReports(context), self.accounting, views)
         self.snapshots: dict[str, Body] = dict(start.snapshots)
         self._has_rates = False
         self._summarised: dict[str, dict[str, int]] = {}
@@ -127,10 +130,10 @@ class Operations:
         for row in start.integrations:
             self.gateway.add(_settings(row))
         self._take_rates()
+        self.policing = Policing(context, self.gateway.fleet, start)
 
     def register(self) -> None:
         """Take control messages from now on."""
-        self.policing = Policing(context, self.gateway.fleet, start)
         self.context.handle("attach", self._attach)
         self.context.handle("pins", self._pinned)
         self.context.handle("detach", self._detach)
@@ -142,10 +145,10 @@ class Operations:
         self.context.handle("told", self._told)
         self.context.answer("state", self.state)
         self.context.answer("catalogue", self.gateway.fleet.status)
+        self.policing.register()
 
     async def listen(self, start: Start, fds: dict[str, int]) -> None:
         """Serve on the listeners that came with `start`."""
-        self.policing.register()
         if "unix" in fds:
             await self.gateway.listen_unix(socket.socket(fileno=fds.pop("unix")))
         if "http" in fds:
@@ -162,10 +165,10 @@ class Operations:
         return {
             "role": "operations",
             **self.gateway.status(),
+            "policy": self.policing.gate.status(),
             "snapshots": sorted(self.snapshots),
             "lacks": [text for text in lacks if text.rpartition(" ")[2] not in self.snapshots],
             **self.context.channel_state(),
-            "policy": self.policing.gate.status(),
         }
 
     async def summarise(self) -> None:
@@ -271,11 +274,16 @@ class Operations:
         self.snapshots[message.sender] = message.body
         if message.sender == "system2":
             self._take_rates()
+        if message.sender == "system5":
+            self.policing.take(message.body)
+
+
+def _view(row: ClientRow) -> View:
+    seen = None if row.integrations is None else frozenset(row.integrations)
+    return View(row.name, seen, row.tools, search=row.search, token=row.token)
 
 
 def _settings(row: IntegrationRow) -> Settings:
-        if message.sender == "system5":
-            self.policing.take(message.body)
     return Settings(
         name=row.name,
         prefix=row.name if row.prefix is None else row.prefix,
@@ -301,5 +309,5 @@ async def main(context: SystemContext) -> None:
         await context.stopping.wait()
     finally:
         summaries.cancel()
-        await operations.gateway.stop()
         operations.policing.close()
+        await operations.gateway.stop()
