@@ -12,7 +12,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from vsm import limits, logs, measures, status
+from vsm import limits, limits_in_force, logs, measures, status
 from vsm.errors import ConfigurationError, VsmError
 from vsm.output import KEPT_LINES
 
@@ -160,7 +160,9 @@ class ControlServer:
             raise NotFoundError("limit", what, f"Known: {', '.join(known) or 'none'}.")
         if not isinstance(wanted, dict):
             raise VsmError("control socket", "arguments.limits: expected an object")
-        return {"name": name, "limits": limits.set_limits(self._supervisor, name, wanted)}
+        rows = limits.set_limits(self._supervisor, name, wanted) if wanted else []
+        held = limits_in_force.table(self._supervisor.integrations.running.get(name))
+        return {"name": name, "limits": rows, "held": held}
 
     async def _trust(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         del arguments

@@ -87,6 +87,8 @@ class Plan(NamedTuple):
         scratch_dir: a directory to make before and to remove afterwards, or "".
         shared: how many of the first operations every worker of the profile has in common, so
             that a process may execute them before its worker is known.
+        wall_time_s: after so long the mini-init kills the server with all that it started; 0 is
+            never.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Plan(NamedTuple):
     expected: tuple[LayerState, ...]
     scratch_dir: str = ""
     shared: int = 0
+    wall_time_s: int = 0
 
     @property
     def listeners(self) -> tuple[tuple[str, int], ...]:
@@ -123,6 +126,8 @@ class Plan(NamedTuple):
         fork = namespaces.describe(self.clone_flags)
         first = [f"fork into new namespaces: {fork}"] if fork else ["fork"]
         last = [f"exec {' '.join(self.argv)}"] if self.argv else []
+        if self.wall_time_s:
+            last.append(f"kill it after {self.wall_time_s} s")
         scratch = [f"make {self.scratch_dir}, remove it at exit"] if self.scratch_dir else []
         return [*scratch, *first, *(step.describe() for step in self.operations), *last]
 

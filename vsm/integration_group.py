@@ -20,6 +20,7 @@ from vsm.detection import Detection
 from vsm.egress_actor import EgressActor, Refused
 from vsm.errors import VsmError
 from vsm.group import GroupRunner
+from vsm.last_words import describe
 from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
 from vsm.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
 from vsm.launcher_link import Order
@@ -345,7 +346,7 @@ class IntegrationGroup:
             rules = running.provided.egress
             self.egress.serve(running.worker_id, rules, running.spawned.listeners)
         if running.report is not None:  # it ended before we were told that it had begun
-            self._gone(running, _describe(running, running.report), clean=_clean(running.report))
+            self._gone(running, describe(running, running.report), clean=_clean(running.report))
         elif running.doomed:
             await link.kill(running.worker_id)
         elif self.workers.phase(running.name) == "starting":
@@ -434,7 +435,7 @@ class IntegrationGroup:
             return
         running.report = report
         if running.spawned is not None:
-            self._gone(running, _describe(running, report), clean=_clean(report))
+            self._gone(running, describe(running, report), clean=_clean(report))
 
     def _gone(
         self,
@@ -482,19 +483,3 @@ class IntegrationGroup:
 
 def _clean(report: ExitReport) -> bool:
     return report.status is not None and report.status == 0
-
-
-def _describe(running: RunningWorker, report: ExitReport) -> str:
-    usage = None
-    if running.provided is not None and running.provided.group is not None:
-        usage = running.provided.group.usage()
-    if usage is not None and usage.oom_kills:
-        peak = f", peak {usage.memory_peak_bytes >> 20} MiB" if usage.memory_peak_bytes else ""
-        limit = running.provided.memory_bytes if running.provided else None
-        of = f" of {limit >> 20} MiB" if limit else ""
-        return f"out of memory: the kernel killed it at its limit{of}{peak}"
-    if report.signal is not None:
-        return f"killed by {signal.Signals(report.signal).name}"
-    if report.cause != "server":
-        return f"its {report.cause} was killed"
-    return f"exited with status {report.status}"

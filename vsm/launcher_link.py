@@ -67,6 +67,7 @@ class ExitReport:
         cause: "server", "mini-init" (which was killed itself) or "launcher" (which was lost).
         cpu_s: user and system time of the server and its reaped descendants.
         peak_bytes: the largest resident set of one process among them.
+        limit: "wall_time" if its mini-init killed it for that.
     """
 
     status: int | None
@@ -74,6 +75,7 @@ class ExitReport:
     cause: str = "server"
     cpu_s: float = 0.0
     peak_bytes: int = 0
+    limit: str = ""
 
     @classmethod
     def of(cls, events: Iterable[dict[str, Any]], cause: str = "mini-init") -> "ExitReport":
@@ -85,6 +87,7 @@ class ExitReport:
                     signal=event["signal"],
                     cpu_s=event["cpu_s"],
                     peak_bytes=event["peak_bytes"],
+                    limit=event.get("limit", ""),
                 )
         return cls(status=None, signal=signal.SIGKILL, cause=cause)
 

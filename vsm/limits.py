@@ -1,8 +1,8 @@
 """`vsm limit`: limits that an operator sets on one integration, over those of its profile.
 
-Runs in the supervisor. What a control group holds moves under the running worker; the rest, and
-what no group holds here, counts from the next start. Kept until this vsm ends: what is to stay
-belongs into the profile.
+Runs in the supervisor. What a control group holds moves under the running worker, and so does
+what is detected on the disk; the rest, and what no group holds here, counts from the next start.
+Kept until this vsm ends: what is to stay belongs into the profile.
 """
 
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +28,11 @@ FIELDS: Final = {
     "cpu_time_s": "cpu_time_s",
     "open_files": "open_files",
     "file_size": "file_size_bytes",
+    "disk": "disk_bytes",
+    "disk_files": "disk_files",
+    "wall_time_s": "wall_time_s",
 }
+_DETECTED: Final = frozenset({"disk", "disk_files"})
 _LAYERS: Final = {"memory": "memory", "processes": "processes", "cpu": "cpu", "swap": "memory"}
 
 
@@ -47,7 +51,11 @@ def set_limits(supervisor: "Supervisor", name: str, wanted: dict[str, Any]) -> l
     live = [key for key in wanted if _is_live(key, running)]
     after = {**group.limits.get(name, {}), **fields}
     if live and running is not None:
-        move(running, {FIELDS[key]: fields[FIELDS[key]] for key in live}, by="command")
+        moved = {FIELDS[key]: fields[FIELDS[key]] for key in live if key not in _DETECTED}
+        if moved:
+            move(running, moved, by="command")
+        _watch(running, {FIELDS[key]: fields[FIELDS[key]] for key in live if key in _DETECTED})
+        group.detection.start()
     group.limits[name] = after
     return [_row(key, wanted[key], running, live=key in live) for key in wanted]
 
@@ -72,10 +80,22 @@ def parse(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_live(key: str, running: "RunningWorker | None") -> bool:
-    if running is None or running.provided is None or running.provided.group is None:
+    if running is None or running.provided is None:
+        return False
+    if key in _DETECTED:
+        return bool(running.provided.private)
+    if running.provided.group is None:
         return False
     held = running.provided.group.layers
     return FIELDS[key] in changes.LIVE_LIMITS and _LAYERS[key] in held
+
+
+def _watch(running: "RunningWorker", fields: dict[str, Any]) -> None:
+    """What is only detected needs nobody's leave."""
+    if running.provided is not None and fields:
+        profile = running.provided.profile
+        limits = msgspec.structs.replace(profile.limits, **fields)
+        running.provided.profile = msgspec.structs.replace(profile, limits=limits)
 
 
 def move(running: "RunningWorker", fields: dict[str, Any], *, by: str) -> None:
@@ -115,9 +135,11 @@ def _describe(running: "RunningWorker", limits: Limits, by: str) -> None:
 
 def _row(key: str, value: object, running: "RunningWorker | None", *, live: bool) -> dict[str, str]:
     if live:
-        state, detail = "in force", "by cgroup"
+        state, detail = "in force", "by detection" if key in _DETECTED else "by cgroup"
     elif running is None:
         state, detail = "from the next start", "it does not run"
+    elif key in _DETECTED:
+        state, detail = "from the next start", "it has no directory of its own on the disk"
     elif FIELDS[key] in changes.LIVE_LIMITS:
         state, detail = "from the next start", "no control group holds it here: see vsm status"
     else:

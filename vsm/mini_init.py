@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -157,6 +158,8 @@ class _Init:
         self._server = 0
         self._children = -1
         self._nothing = -1
+        self._deadline_s = 0.0  # 0 is none
+        self._limit = ""  # what it was killed for by us
         self._wakeup = (-1, -1)
 
     def prepare(self) -> None:
@@ -179,6 +182,8 @@ class _Init:
         os.umask(0o077)
         if not self._start(plan, layers):
             return EXIT_FAILED
+        if plan.wall_time_s:
+            self._deadline_s = time.monotonic() + plan.wall_time_s
         for fd in (0, 1, 2):
             os.dup2(self._nothing, fd)
         return self._serve()
@@ -226,9 +231,9 @@ class _Init:
             ended = self._reap()
             if ended is not None:
                 self._sweep()
-                _report("exited", ended)
+                _report("exited", {**ended, "limit": self._limit})
                 return _exit_code(ended)
-            for fd, _ in poll.poll():
+            for fd, _ in poll.poll(self._left_ms()):
                 if fd == self._wakeup[0]:
                     self._forward(_read(fd))
                 elif orders := _read(fd):
@@ -236,6 +241,18 @@ class _Init:
                 else:
                     self._sweep()
                     return EXIT_KILLED
+
+    def _left_ms(self) -> float | None:
+        """Until the wall time is over; then the server is killed, and its end awaited."""
+        if not self._deadline_s:
+            return None
+        left_s = self._deadline_s - time.monotonic()
+        if left_s > 0:
+            return left_s * 1000 + 1
+        self._deadline_s, self._limit = 0.0, "wall_time"
+        with suppress(ProcessLookupError):
+            os.kill(self._server, signal.SIGKILL)
+        return None
 
     def _forward(self, signals: bytes) -> None:
         for signo in signals:

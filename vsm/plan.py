@@ -173,6 +173,7 @@ def compile_plan(profile: Profile, request: WorkerRequest, host: Host) -> Plan:
         expected=expected,
         scratch_dir=folder,
         shared=len(shared),
+        wall_time_s=0 if case.itself else profile.limits.wall_time_s or 0,
     )
 
 

@@ -112,6 +112,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     cpu_time_s: int | None
     open_files: int | None
     file_size_bytes: int | None
+    disk_bytes: int | None
+    disk_files: int | None
+    wall_time_s: int | None
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +178,9 @@ class LimitsDocument(msgspec.Struct, frozen=True, kw_only=True):
     cpu_time_s: Count | Unlimited = "unlimited"
     open_files: Count | Unlimited = 256
     file_size: Size = "100M"
+    disk: Size = "1G"
+    disk_files: Count | Unlimited = 100_000
+    wall_time_s: Count | Unlimited = "unlimited"
 
 
 class ProfileDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -448,6 +454,9 @@ def compile_limits(limits: LimitsDocument, where: str) -> Limits:
         cpu_time_s=_number(limits.cpu_time_s),
         open_files=_number(limits.open_files),
         file_size_bytes=_limit(limits.file_size, where, "limits.file_size"),
+        disk_bytes=_limit(limits.disk, where, "limits.disk"),
+        disk_files=_number(limits.disk_files),
+        wall_time_s=_number(limits.wall_time_s),
     )
 
 

@@ -161,6 +161,7 @@ class Provision:
     profile: Profile
     egress: Rules | None
     written: Limits
+    private: tuple[str, ...] = ()  # its directories on the disk, which nobody else writes
 
 
 def provide(
@@ -195,7 +196,8 @@ def provide(
             group.remove()
         raise
     memory_bytes, rules = profile.limits.memory_bytes, egress_rules(profile)
-    return Provision(plan, group, memory_bytes, profile, rules, written.limits)
+    private = tuple(path for path in (request.state_dir, plan.scratch_dir) if path)
+    return Provision(plan, group, memory_bytes, profile, rules, written.limits, private)
 
 
 def with_limits(profile: Profile, limits: Mapping[str, Any] | None) -> Profile:

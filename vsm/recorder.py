@@ -15,12 +15,14 @@ from vsm.errors import ConfinementError, VsmError
 from vsm.group import GroupRunner
 from vsm.journal_client import JournalClient, JournalStatistics
 from vsm.journal_records import DAY_NS, JOURNAL_FILE, Retention
+from vsm.last_words import OUT_OF_MEMORY
 from vsm.link import LinkStatistics
 
 OPERATIONS: Final = "system1"
 _LOOK_S: Final = 10.0  # how often links are asked what they dropped
 _RETRY_S: Final = 30.0  # for a state directory that is not there or not private
 _PHASE_SEVERITY: Final = {"backing_off": "warning", "quarantined": "error"}
+_OUT_OF_MEMORY: Final = f"killed: {OUT_OF_MEMORY}"
 _LOST: Final = ("dropped", "invalid")
 
 Links = Callable[[], Iterator[tuple[str, int, LinkStatistics]]]
@@ -264,7 +266,7 @@ def _named(
         return "worker.hung", "error"
     if isinstance(event, restart.Failed):
         return "worker.unfit", "error"
-    if event.reason.startswith("out of memory"):
+    if event.reason.startswith(_OUT_OF_MEMORY):
         return "worker.out_of_memory", "error"
     commanded = old.after in {"stop", "restart"} or not old.wanted
     return "worker.exited", "info" if commanded or event.clean else "warning"

@@ -129,8 +129,11 @@ class Mount(NamedTuple):
             attributes = _QUIET | mounts.NO_EXEC | mounts.READ_ONLY
             tree = mounts.new_filesystem("proc", attributes)
         else:
-            inodes = str(max(1024, self.size_bytes // 4096))
-            options = {"size": str(self.size_bytes), "nr_inodes": inodes, "mode": self.mode}
+            options = {
+                "size": str(self.size_bytes),
+                "nr_inodes": str(inodes(self.size_bytes)),
+                "mode": self.mode,
+            }
             tree = mounts.new_filesystem("tmpfs", _QUIET, options)
         try:
             attach(site.root_fd, tree, self.path, directory=True)
@@ -142,7 +145,14 @@ class Mount(NamedTuple):
         """Kind, place and bound."""
         if self.kind == "proc":
             return f"mount proc on {self.path}, read-only"
-        return f"mount tmpfs on {self.path}, {self.size_bytes} bytes"
+        return (
+            f"mount tmpfs on {self.path}, {self.size_bytes} bytes, {inodes(self.size_bytes)} files"
+        )
+
+
+def inodes(size_bytes: int) -> int:
+    """How many files a tmpfs of that size may hold."""
+    return max(1024, size_bytes // 4096)
 
 
 class WriteFile(NamedTuple):

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from vsm import __version__
+from vsm import __version__, limits_in_force
 from vsm.core import channels, restart
 from vsm.egress_actor import EGRESS
 from vsm.launcher_actor import LAUNCHER
@@ -164,6 +164,7 @@ def _integrations(supervisor: "Supervisor") -> list[dict[str, Any]]:
         if running is not None and spawned is not None:
             row["tier"] = running.tier
             row["layers"] = spawned.layers
+            row["limits"] = limits_in_force.table(running)
             group = running.provided.group if running.provided else None
             if group is not None:
                 usage = group.usage()

@@ -45,7 +45,7 @@ def test_shared_memory_of_a_tree_is_detected(
         wait_until(one, lambda seen: seen["hog"]["restarts"] == 1)
         call.communicate(timeout=20)
         assert call.returncode == 1
-        assert "out of memory: found at" in one.log()
+        assert "killed: out of memory, found at" in one.log()
         wait_until(one, hog_is_ready)
         assert rows(one)["hog"]["pid"] != before["pid"]
         assert one.end() == 0, one.log()

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 REFUSED = {"x86_64": (101, 321), "aarch64": (117, 280)}  # ptrace, bpf
 REFUSED_FLOOD = 1_000_000
@@ -26,6 +27,7 @@ LARGEST_EATEN_BYTES = 2 * 2**30
 SHARED_BYTES = 200 * 2**20
 MOST_PROCESSES = 2000
 FLOOD_BYTES = 256 * 2**20
+KEPT: list[IO[bytes]] = []
 TOOLS = [
     {"name": name, "description": name, "inputSchema": {"type": "object"}}
     for name in ("echo", "slow", "crash", "act", "pid")
@@ -176,6 +178,39 @@ def refused_flood() -> str:
     return "begun"
 
 
+def private_folder() -> Path:
+    return Path(os.environ.get("STATE_DIRECTORY") or os.environ["TMPDIR"])
+
+
+def fill(size_mib: int) -> str:
+    """Files of 8 MiB in the private directory, which stay."""
+    for number in range(size_mib // 8):
+        (private_folder() / f"filled-{number}").write_bytes(b"x" * 2**23)
+    return f"{size_mib} MiB"
+
+
+def removed() -> str:
+    """Space that no name leads to: the file is open still."""
+    KEPT.append(tempfile.TemporaryFile(dir=private_folder()))  # noqa: SIM115
+    for _ in range(48):
+        KEPT[-1].write(b"x" * 2**20)
+    KEPT[-1].flush()
+    return "kept 48 MiB"
+
+
+def many_files() -> str:
+    for number in range(1500):
+        (private_folder() / f"empty-{number}").touch()
+    return "1500 files"
+
+
+def empty_again() -> str:
+    for path in private_folder().iterdir():
+        path.unlink()
+    KEPT.clear()
+    return "emptied"
+
+
 def hang() -> str:
     """Stop reading for ever, though the process runs."""
     return silent()
@@ -198,6 +233,11 @@ MODES: dict[str, Callable[[], str]] = {
     "disk": disk,
     "refused": refused,
     "refused-flood": refused_flood,
+    "fill-24": lambda: fill(24),
+    "fill-48": lambda: fill(48),
+    "removed": removed,
+    "many-files": many_files,
+    "empty-again": empty_again,
     "hang": hang,
 }
 

@@ -74,7 +74,7 @@ def test_each_phase_is_an_event_with_worker_and_integration(recorder: Recorder) 
         (restart.Failed("w", 1, "unfit: nonsense"), "worker.unfit", 4),
         (restart.Exited("w", 1, "killed by SIGKILL"), "worker.exited", 3),
         (restart.Exited("w", 1, "exited with status 0", clean=True), "worker.exited", 1),
-        (restart.Exited("w", 1, "out of memory: the kernel …"), "worker.out_of_memory", 4),
+        (restart.Exited("w", 1, "killed: out of memory, peak 64 MiB …"), "worker.out_of_memory", 4),
     ],
 )
 def test_why_it_ended_is_an_event(

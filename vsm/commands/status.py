@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from vsm.commands.control_client import NotFoundError, request
+from vsm.commands.limit import print_limits
 from vsm.commands.terminal import (
     BOLD,
     RED,
@@ -103,6 +104,9 @@ def _print_worker(worker: dict[str, Any]) -> None:
         print()
         rows = [(layer["name"], layer["state"], layer.get("detail") or "") for layer in layers]
         print_table(("LAYER", "STATE", "DETAIL"), rows)
+    if worker.get("limits"):
+        print()
+        print_limits(worker["limits"])
     if worker.get("refused_calls"):
         print()
         calls = [(name, str(count)) for name, count in worker["refused_calls"].items()]

@@ -1,0 +1,139 @@
+"""Limits beside those of control groups: each holds or is noticed, and a control goes on."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from confined_worlds import IS_ROOT, host, run_confined
+from running import Running, running
+from supervised import all_ready, ask, call, rows, wait_until, write_config
+
+from vsm.profile import load_profile
+
+WORLDS = [("root" if IS_ROOT else "user", tier) for tier in ("namespaced", "landlocked")]
+PROFILE = 'extends = "integration"\n[limits]\n{}\n'
+DISK = 'disk = "32M"\ndisk_files = 1000'
+MEMORY = 'memory = "64M"'
+# Forks, so that the whole tree has to go; ignores what it can.
+STAYS = "trap '' TERM INT HUP; sleep 1000 & echo begun; wait; wait"
+
+
+@pytest.mark.isolation
+@pytest.mark.parametrize(("who", "tier"), WORLDS)
+def test_wall_time_ends_the_whole_tree_and_nothing_shorter(
+    who: str, tier: str, tmp_path: Path, require: Callable[[str, bool, str], None]
+) -> None:
+    require("the tier", host(who).tier in {"namespaced", tier}, "no namespaces")
+    path = tmp_path / "short.toml"
+    path.write_text(PROFILE.format("wall_time_s = 1"), encoding="utf-8")
+    short = load_profile(str(path))
+    ended = run_confined(who, tier, ["/bin/sh", "-c", STAYS], profile=short)
+    assert (ended["output"], ended["status"], ended["signal"]) == ("begun\n", None, 9)
+    quick = run_confined(who, tier, ["/bin/sh", "-c", "echo done"], profile=short)
+    assert (quick["output"], quick["status"]) == ("done\n", 0)
+
+
+@pytest.fixture(scope="module")
+def vsm(
+    session_leaves_nothing: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    del session_leaves_nothing
+    folder = tmp_path_factory.mktemp("limits")
+    for name, limits in (("disk", DISK), ("memory", MEMORY), ("wall", "wall_time_s = 3")):
+        (folder / f"{name}.toml").write_text(PROFILE.format(limits), encoding="utf-8")
+    config = write_config(
+        folder,
+        full='well;state = true\nprofile = "./disk.toml"',
+        free="well;state = true",
+        hungry='well;profile = "./memory.toml"',
+        brief='well;profile = "./wall.toml"',
+    )
+    with running(config) as one:
+        wait_until(one, all_ready)
+        yield one
+        assert one.stop() == 0
+
+
+def held(vsm: Running, name: str) -> dict[str, dict[str, str]]:
+    return {row["key"]: row for row in ask(vsm, "limit", name=name, limits={})["held"]}
+
+
+def test_every_limit_says_what_holds_it(vsm: Running) -> None:
+    seen = held(vsm, "full")
+    assert {key: seen[key]["state"] for key in ("open_files", "file_size", "disk")} == {
+        "open_files": "in force",
+        "file_size": "in force",
+        "disk": "detected",
+    }
+    assert seen["disk"]["value"] == "32M"
+    assert seen["wall_time_s"]["state"] == seen["cpu_time_s"]["state"] == "not required"
+    layers = {layer["name"]: layer for layer in rows(vsm)["full"]["layers"]}
+    for key in ("memory", "processes", "cpu"):
+        by_cgroup = "by cgroup" in layers[key]["detail"]
+        assert seen[key]["mechanism"].startswith("cgroup") == by_cgroup, seen[key]
+        assert (seen[key]["state"] == "in force") == (layers[key]["state"] == "in force")
+    if rows(vsm)["full"]["tier"] == "namespaced":
+        assert seen["files.tmp"] | {"detail": ""} == {
+            "key": "files.tmp", "value": "64M", "mechanism": "tmpfs", "state": "in force",
+            "detail": "",
+        }  # fmt: skip
+    printed = vsm.vsm("limit", "full").stdout
+    assert "disk_files" in printed
+    assert "detection" in printed
+    assert "LIMIT" in vsm.vsm("status", "full").stdout
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("fill-48", "MiB of 32 MiB"),
+        ("removed", "MiB of 32 MiB"),
+        ("many-files", "of 1000"),
+    ],
+)
+def test_too_much_on_the_disk_is_noticed_and_the_worker_killed(
+    vsm: Running, mode: str, says: str
+) -> None:
+    before = wait_until(vsm, lambda seen: seen["full"]["state"] == "ready")["full"]
+    call(vsm, "full", "act", mode=mode)
+    seen = wait_until(vsm, lambda seen: seen["full"]["restarts"] > before["restarts"])
+    assert "killed: too much on the disk, found" in vsm.log()
+    assert says in vsm.log().rpartition("killed: too much on the disk")[2]
+    assert seen["free"]["restarts"] == 0
+    # What it wrote stays, so it is killed again until somebody makes room or lifts the limit.
+    ask(vsm, "limit", name="full", limits={"disk": "unlimited", "disk_files": "unlimited"})
+    ask(vsm, "restart", name="full")
+    wait_until(vsm, lambda seen: seen["full"]["state"] == "ready")
+    assert "emptied" in call(vsm, "full", "act", mode="empty-again")
+    answer = ask(vsm, "limit", name="full", limits={"disk": "32M", "disk_files": 1000})
+    assert {row["state"] for row in answer["limits"]} == {"in force"}
+
+
+@pytest.mark.parametrize(("name", "mode"), [("full", "fill-24"), ("free", "fill-48")])
+def test_what_is_within_the_limit_stays(vsm: Running, name: str, mode: str) -> None:
+    before = wait_until(vsm, lambda seen: seen[name]["state"] == "ready")[name]
+    assert "MiB" in call(vsm, name, "act", mode=mode)
+    assert "emptied" in call(vsm, name, "act", mode="empty-again")
+    assert rows(vsm)[name]["pid"] == before["pid"]
+
+
+def test_out_of_memory_is_said_with_the_peak(
+    vsm: Running, require: Callable[[str, bool, str], None]
+) -> None:
+    seen = held(vsm, "hungry")
+    require("a memory control group", seen["memory"]["state"] == "in force", "none here")
+    call(vsm, "hungry", "act", mode="memory")
+    wait_until(vsm, lambda seen: seen["hungry"]["restarts"] == 1)
+    assert "killed: out of memory, peak 64 MiB of 64 MiB" in vsm.log()
+    done = vsm.vsm("events", "--kind", "worker.out_of_memory", "--worker", "hungry", "--json")
+    assert "peak 64 MiB" in done.stdout
+
+
+def test_wall_time_of_a_server_is_said_and_it_starts_again(vsm: Running) -> None:
+    wait_until(vsm, lambda seen: seen["brief"]["restarts"] >= 1)
+    assert "killed: its wall time of 3 s was over" in vsm.log()
+    assert held(vsm, "free")["wall_time_s"]["state"] == "not required"
+    assert rows(vsm)["free"]["restarts"] == 0
