@@ -97,6 +97,9 @@ class ControlServer:
                 if command == "logs":
                     await self._logs(arguments, reader, writer)
                     continue
+                if command == "segments":
+                    self._segments(writer)
+                    continue
                 answer = {"ok": True, "result": await self._run(command, arguments)}
             except VsmError as error:
                 answer = _failure(error)
@@ -106,7 +109,7 @@ class ControlServer:
     async def _run(self, command: str, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         run = self._commands.get(command)
         if run is None:
-            known = ", ".join(sorted([*self._commands, "logs"]))
+            known = ", ".join(sorted([*self._commands, "logs", "segments"]))
             raise VsmError("control socket", f"no command {command!r}", f"Known: {known}.")
         return await run(arguments | {"command": command})
 
@@ -198,6 +201,22 @@ class ControlServer:
         del arguments
         self._supervisor.request_shutdown("commanded")
         return {"stopping": True}
+
+    def _segments(self, writer: asyncio.StreamWriter) -> None:
+        """The demand board itself, sealed: its descriptors go with the answer."""
+        message, fds = self._supervisor.systems.demand.message()
+        if not fds:
+            raise VsmError("board", "nothing is counted yet", "Try again.")
+        told = {"epoch": message.epoch, "pid": message.pid, "age_s": message.age_s}
+        answer = {"ok": True, "result": {**told, "segments": len(fds)}}
+        transport: asyncio.WriteTransport = writer.transport
+        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as own:
+            try:
+                if transport.get_write_buffer_size():
+                    raise BlockingIOError  # noqa: TRY301 - it would overtake what waits
+                socket.send_fds(own, [json.dumps(answer).encode() + b"\n"], fds)
+            except BlockingIOError:
+                raise VsmError("board", "earlier answers are unread", "Read them.") from None
 
     # ---- logs ------------------------------------------------------------------------------
 

@@ -81,6 +81,18 @@ class Grant(BaseModel):
     until_s: float = Field(ge=0)
 
 
+class ClientRow(BaseModel):
+    """What one configured client sees; see vsm.gateway.views."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: Name
+    integrations: tuple[str, ...] | None = None
+    tools: tuple[str, ...] = ()
+    search: bool = False
+    token: str = Field(default="", repr=False)
+
+
 class Start(Message):
     """The first message of a control link. S1 gets its listeners with it: fds "http", "unix"."""
 
@@ -89,6 +101,7 @@ class Start(Message):
     token: str = ""
     auth: Literal["token", "none"] = "token"
     integrations: tuple[IntegrationRow, ...] = ()
+    clients: tuple[ClientRow, ...] = ()  # S1
     introspection: bool = False  # S1 offers vsm's own tools
     snapshots: dict[Name, Body] = Field(default_factory=dict)
     limits: Body = Field(default_factory=dict)  # integration → what its profile allows (S3)

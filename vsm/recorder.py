@@ -50,8 +50,9 @@ class Recorder:
         self._timer: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._reason = ""
+        self.path = paths.state_dir() / JOURNAL_FILE
         self.journal = JournalClient(
-            paths.state_dir() / JOURNAL_FILE,
+            self.path,
             retention=Retention(limits.keep_days * DAY_NS, limits.size_bytes),
             on_trouble=self._on_trouble,
         )

@@ -74,6 +74,8 @@ class Supervisor:
             tell=self._tell_operations,
             note=self._note_trust,
         )
+        self._clients = provision.client_rows(config)
+        self.policing = Policing(self)
         self.reloader = Reloader(self, load)
         self._announced = False
         self._failure: VsmError | None = None
@@ -228,6 +230,7 @@ class Supervisor:
             token=self.endpoint.token,
             auth=self.config.gateway.auth,
             introspection=self.config.gateway.introspection,
+            clients=self._clients,
             integrations=self.integrations.rows(),
             snapshots=self.systems.snapshots,
             fds=tuple(listeners),

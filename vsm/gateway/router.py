@@ -13,7 +13,9 @@ from typing import Final, cast
 
 from msgspec import UNSET
 
-from vsm.gateway.accounting import count_unserved, routed_label
+from vsm.core.demand import UNSERVED
+from vsm.gateway import search_tools
+from vsm.gateway.accounting import count_unserved, now_ns, routed_label
 from vsm.gateway.bridge import Bridge, BridgedCall
 from vsm.gateway.call import Call, Gate, Sink, id_json
 from vsm.gateway.client import (
@@ -27,6 +29,7 @@ from vsm.gateway.own_tools import OWN
 from vsm.gateway.relay import Relay, level_index
 from vsm.gateway.resilience import Guard
 from vsm.gateway.sessions import Sessions
+from vsm.gateway.views import View, Views
 from vsm.protocol import envelope, jsonrpc, parameter_headers
 from vsm.protocol.envelope import EnvelopeError, unwrap_header
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
@@ -52,8 +55,9 @@ _PROGRESS_TOKEN = "progressToken"  # noqa: S105 - the name of a member
 class Router:
     """The gateway's middle: takes clients' messages, finds servers, tells clients."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, views: Views | None = None) -> None:
         self._fleet = fleet
+        self.views = views or Views()
         self.clients: set[Client] = set()
         self._bridge = Bridge(fleet)
         self.relay = fleet.audience = Relay(self.clients, self._bridge)
@@ -168,26 +172,17 @@ class Router:
         if id_bytes in client.in_flight or id_bytes in client.listens:
             raise RequestError(jsonrpc.INVALID_REQUEST, "this id is in flight already")
         if method == "tools/call":
-            entry = self._finder.entry(method, params, self._fleet.catalogue.tools)
-            own_tools = self._fleet.own
-            if entry.integration == OWN and own_tools is not None:
-                own_tools.call(sink, id_bytes, entry.name, modern=modern)
-                return
-            if headers is not None and entry.header_rules:
-                parameter_headers.check(entry.header_rules, params, headers, unwrap_header)
-            params["name"] = entry.raw_name
-            owner = entry.integration
-            self._route(client, sink, id_bytes, method, params, meta, owner, modern, entry.name)
+            self._call_tool(client, sink, id_bytes, params, meta, headers, modern, patient=patient)
         elif method in LISTS:
-            self._list(sink, id_bytes, method, params, modern=modern, patient=patient)
+            self._list(client, sink, id_bytes, method, params, modern=modern, patient=patient)
         elif method in self._modern or method in self._legacy:
             own = self._modern if modern else self._legacy
             own[method](client, sink, id_bytes, params)
         elif method not in ROUTED:
-            owner = self._only_one(method)
+            owner = self._only_one(method, client.view)
             self._route(client, sink, id_bytes, method, params, meta, owner, modern, OTHER)
         else:
-            name = self._finder.route_of(method, params, modern=modern)
+            name = self._finder.route_of(method, params, client, modern=modern)
             label = routed_label(self._fleet.catalogue, method, params)
             self._route(client, sink, id_bytes, method, params, meta, name, modern, label)
 
@@ -198,11 +193,78 @@ class Router:
         if not modern and not client.initialized and method not in ("initialize", "ping"):
             raise RequestError(jsonrpc.INVALID_REQUEST, "send initialize first")
 
-    def _only_one(self, method: str) -> str:
+    def _call_tool(  # noqa: PLR0917 - the hot path: keywords cost
+        self,
+        client: Client,
+        sink: Sink,
+        id_bytes: bytes,
+        params: Object,
+        meta: Object,
+        headers: Mapping[str, str] | None,
+        modern: bool,  # noqa: FBT001 - the same
+        *,
+        patient: bool,
+    ) -> None:
+        view = client.view
+        if view is not None and view.search:
+            if self._search(client, sink, id_bytes, params, modern=modern, patient=patient):
+                return
+            headers = None  # they were checked, and are about the name before it was changed
+        tools = self._finder.catalogue(client).tools
+        entry = self._finder.entry("tools/call", params, tools, view)
+        own_tools = self._fleet.own
+        if entry.integration == OWN and own_tools is not None:
+            own_tools.call(sink, id_bytes, entry.name, modern=modern)
+            return
+        if headers is not None and entry.header_rules:
+            parameter_headers.check(entry.header_rules, params, headers, unwrap_header)
+        params["name"] = entry.raw_name
+        owner = entry.integration
+        self._route(client, sink, id_bytes, "tools/call", params, meta, owner, modern, entry.name)
+
+    def _search(
+        self,
+        client: Client,
+        sink: Sink,
+        id_bytes: bytes,
+        params: Object,
+        *,
+        modern: bool,
+        patient: bool,
+    ) -> bool:
+        """Answer a search or a description; make of `vsm__call` the call that is meant."""
+        name = jsonrpc.text(params, "name")
+        if name == search_tools.CALL:
+            search_tools.rename_call(params)
+        if name not in (search_tools.SEARCH, search_tools.DESCRIBE):
+            return False
+        self._wait_settled(patient=patient)
+        tools = cast("View", client.view).search_tools(self._fleet.catalogue)
+        arguments = jsonrpc.nested(params, "arguments")
+        if name == search_tools.DESCRIBE:
+            result = tools.describe(arguments)
+        else:
+            result, missed = tools.search(arguments)
+            if missed is not None:
+                self._fleet.accounting.nobody.count(f"search {missed}", UNSERVED, now_ns())
+        body = search_tools.for_era(result, modern=modern)
+        sink.answer(jsonrpc.answer(id_bytes, body))
+        return True
+
+    def _wait_settled(self, *, patient: bool) -> bool:
+        """Whether something is still starting; whoever is patient waits for that."""
+        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
+        if unsettled and patient:
+            raise StartingError(unsettled)
+        return bool(unsettled)
+
+    def _only_one(self, method: str, view: View | None) -> str:
         """Who gets a request that we do not know: the only integration, or nobody."""
         if len(self._fleet.integrations) != 1 or not _PLAIN_METHOD.fullmatch(method):
             raise _unknown_method(method)
         (name,) = self._fleet.integrations
+        if view is not None and not view.serves(name):
+            raise _unknown_method(method)
         return name
 
     def _defer(
@@ -302,6 +364,7 @@ class Router:
 
     def _list(
         self,
+        client: Client,
         sink: Sink,
         id_bytes: bytes,
         method: str,
@@ -312,10 +375,10 @@ class Router:
     ) -> None:
         if "cursor" in params and bytes(params["cursor"]) != b"null":
             raise RequestError(jsonrpc.INVALID_PARAMS, "unknown cursor: this list has one page")
-        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
-        if unsettled and patient:
-            raise StartingError(unsettled)
-        catalogue = self._fleet.catalogue
+        unsettled = self._wait_settled(patient=patient)
+        catalogue = self._finder.catalogue(client)
+        if client.view is not None and client.view.search and method == "tools/list":
+            catalogue = search_tools.CATALOGUE
         if modern:
             body = catalogue.modern_page(method, 0 if unsettled else TTL_MS)
         else:

@@ -21,6 +21,7 @@ from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
 from vsm.gateway.own_tools import OwnTools
 from vsm.gateway.resilience import Resilience
+from vsm.gateway.views import View
 from vsm.link import close_fds
 from vsm.messages import (
     Algedonic,
@@ -28,6 +29,7 @@ from vsm.messages import (
     Attach,
     AvailabilityChanged,
     Body,
+    ClientRow,
     Configure,
     Detach,
     Drain,
@@ -116,7 +118,8 @@ class Operations:
     def __init__(self, context: SystemContext, start: Start) -> None:
         self.context = context
         self.accounting = Accounting(start.epoch, [row.name for row in start.integrations])
-        self.gateway = Gateway(start.epoch, SupervisorReports(context), self.accounting)
+        views = [_view(row) for row in start.clients]
+        self.gateway = Gateway(start.epoch, SupervisorReports(context), self.accounting, views)
         self.snapshots: dict[str, Body] = dict(start.snapshots)
         self._has_rates = False
         self._summarised: dict[str, dict[str, int]] = {}
@@ -271,6 +274,13 @@ class Operations:
         self.snapshots[message.sender] = message.body
         if message.sender == "system2":
             self._take_rates()
+        if message.sender == "system5":
+            self.policing.take(message.body)
+
+
+def _view(row: ClientRow) -> View:
+    seen = None if row.integrations is None else frozenset(row.integrations)
+    return View(row.name, seen, row.tools, search=row.search, token=row.token)
 
 
 def _settings(row: IntegrationRow) -> Settings:
