@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from running import VSM, Running, running
 
+from vsm import apparmor
+
 ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 30.0
 UNITS = {"vsm.service", "vsm.socket"}
@@ -107,6 +109,40 @@ def test_a_unit_of_somebody_else_is_not_touched(image: Path) -> None:
     assert listing(image) == before
 
 
+def test_the_apparmor_profile_is_written_once_and_removed(image: Path) -> None:
+    before = listing(image)
+    said = service(image, "apparmor", "--dry-run")
+    assert "  userns,\n" in said
+    assert listing(image) == before
+    service(image, "apparmor")
+    assert listing(image) - before == {"etc/apparmor.d/vsm"}
+    text = (image / "etc/apparmor.d/vsm").read_text(encoding="utf-8")
+    assert f'profile vsm "{VSM}" flags=(unconfined)' in text
+    assert "nothing to do" in service(image, "apparmor")
+    service(image, "apparmor", "--remove")
+    assert listing(image) == before
+
+
+def test_a_profile_of_somebody_else_is_not_touched(image: Path) -> None:
+    path = image / "etc/apparmor.d/vsm"
+    path.parent.mkdir()
+    path.write_text("profile vsm {}\n", encoding="utf-8")
+    for words in ((), ("--remove",)):
+        assert "was not written by vsm" in service(image, "apparmor", *words, code=1)
+    assert path.read_text(encoding="utf-8") == "profile vsm {}\n"
+
+
+def test_where_nothing_is_restricted_no_profile_is_written() -> None:
+    path = Path("/etc/apparmor.d/vsm")
+    if apparmor.is_restricted() or path.exists() or os.geteuid() != 0:
+        pytest.skip("apparmor: this host restricts user namespaces, or a user runs this")
+    done = subprocess.run(
+        [VSM, "service", "apparmor"], capture_output=True, text=True, check=False, timeout=BOUND_S
+    )
+    assert (done.returncode, path.exists()) == (0, False)
+    assert "does not restrict" in done.stderr
+
+
 # ---- what the manager sees -----------------------------------------------------------------------
 
 
@@ -114,12 +150,13 @@ def test_a_unit_of_somebody_else_is_not_touched(image: Path) -> None:
 HAND_OVER = """
 import json, os, sys
 given = json.loads(sys.argv[1])
-for number, fd in enumerate(given):
+for number, (_, fd) in enumerate(given):
     os.dup2(fd, 100 + number, inheritable=False)
 for number in range(len(given)):
     os.dup2(100 + number, 3 + number, inheritable=True)
 if given:
-    os.environ.update(LISTEN_FDS=str(len(given)), LISTEN_PID=str(os.getpid()))
+    names = ":".join(name for name, _ in given)
+    os.environ.update(LISTEN_FDS=str(len(given)), LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES=names)
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
@@ -133,6 +170,7 @@ class Manager:
         self.heard.bind(str(folder / "n"))
         self.heard.settimeout(BOUND_S)
         self.listening: list[socket.socket] = []
+        self.stored: list[tuple[str, int]] = []
         self.config = config
         self.environment = os.environ | {
             "VSM_RUNTIME_DIR": str(folder / "run"),
@@ -144,13 +182,13 @@ class Manager:
 
     def start(self, http: str) -> "subprocess.Popen[bytes]":
         """Exec it, with the sockets as descriptors 3 and on."""
-        fds = [sock.fileno() for sock in self.listening]
+        given = [("vsm.socket", sock.fileno()) for sock in self.listening] + self.stored
         words = [VSM, "up", "--http", http, "--config", str(self.config)]
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", HAND_OVER, json.dumps(fds), *words],
+                [sys.executable, "-c", HAND_OVER, json.dumps(given), *words],
                 env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                pass_fds=fds,
+                pass_fds=[fd for _, fd in given],
             )  # fmt: skip
         return self.process
 
@@ -160,8 +198,21 @@ class Manager:
         end = time.monotonic() + BOUND_S
         while not any(one.startswith(line) for one in got[-8:]):
             assert time.monotonic() < end, (got, self.log())
-            got += self.heard.recv(4096).decode().split("\n")
+            got += self.hear()
         return got
+
+    def hear(self) -> list[str]:
+        """The lines of one datagram; what it stores or takes out of the store is done."""
+        said, fds, _, _ = socket.recv_fds(self.heard, 4096, 64)
+        lines = said.decode().split("\n")
+        name = next((line[7:] for line in lines if line.startswith("FDNAME=")), "")
+        if "FDSTORE=1" in lines:
+            self.stored += [(name, fd) for fd in fds]
+        elif "FDSTOREREMOVE=1" in lines:
+            for gone in [one for one in self.stored if one[0] == name]:
+                self.stored.remove(gone)
+                os.close(gone[1])
+        return lines
 
     def log(self) -> str:
         return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
@@ -169,6 +220,8 @@ class Manager:
     def close(self) -> None:
         for sock in (self.heard, *self.listening):
             sock.close()
+        for _, fd in self.stored:
+            os.close(fd)
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -239,6 +292,60 @@ def test_listeners_of_the_manager_are_served_and_left_to_it(manager: Manager) ->
     assert process.wait(BOUND_S) == 0
     assert (run / "mcp.sock").is_socket()
     socket.create_connection(http.getsockname(), BOUND_S).close()  # it still listens
+
+
+def test_counts_and_listeners_survive_a_kill_of_the_supervisor(manager: Manager) -> None:
+    http = socket.create_server(("127.0.0.1", 0))
+    manager.listening = [http]
+    address = f"127.0.0.1:{http.getsockname()[1]}"
+    process = manager.start(address)
+    manager.wait("READY=1")
+    ask_for_nothing(manager, times=3)
+    assert counted(manager) == 3
+    process.kill()
+    process.wait()
+    manager.heard.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while manager.hear():
+            pass
+    manager.heard.settimeout(BOUND_S)
+    (first,) = {name for name, _ in manager.stored}
+    process = manager.start(address)  # the listener and the store, in one row
+    manager.wait("READY=1")
+    while first in {name for name, _ in manager.stored}:  # until the successor's board is there
+        manager.hear()
+    ask_for_nothing(manager, times=1)
+    assert counted(manager) == 4, manager.log()
+    assert len({name for name, _ in manager.stored}) == 1
+    assert "counts kept" in manager.log()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(BOUND_S) == 0
+
+
+def ask_for_nothing(manager: Manager, *, times: int) -> None:
+    """Call what nobody offers: it is counted, and no server has to run."""
+    client = {"name": "test", "version": "1"}
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+    asked = [("initialize", hello)] + [("tools/call", {"name": "no", "arguments": {}})] * times
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(BOUND_S)
+        sock.connect(str(manager.folder / "run/mcp.sock"))
+        with sock.makefile("rwb") as lines:
+            for number, (method, params) in enumerate(asked):
+                frame = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+                lines.write(json.dumps(frame).encode() + b"\n")
+                lines.flush()
+                assert json.loads(lines.readline())["id"] == number
+
+
+def counted(manager: Manager) -> int:
+    """What `vsm variety` knows of, read through S4."""
+    done = subprocess.run(
+        [VSM, "variety", "--json"], env=manager.environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    events: int = json.loads(done.stdout)["since_start"]["events"]
+    return events
 
 
 def test_a_listener_that_belongs_elsewhere_is_refused(manager: Manager) -> None:

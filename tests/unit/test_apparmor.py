@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+from vsm import apparmor
+from vsm.errors import ConfigurationError
+
+
+def test_a_profile_is_for_one_command_and_allows_user_namespaces() -> None:
+    text = apparmor.profile("/opt/my tools/vsm")
+    assert text.startswith(apparmor.MARK)
+    assert 'profile vsm "/opt/my tools/vsm" flags=(unconfined) {\n  userns,\n' in text
+
+
+@pytest.mark.parametrize(
+    "path", ["vsm", "/opt/*/vsm", "/a\n{ /** rwx, }", '/a" {', "/@{HOME}/vsm", ""]
+)
+def test_a_path_that_means_more_than_itself_is_refused(path: str) -> None:
+    with pytest.raises(ConfigurationError):
+        apparmor.profile(path)
+
+
+@pytest.mark.parametrize(("text", "restricted"), [("1\n", True), ("0\n", False), (None, False)])
+def test_the_restriction_is_read_from_the_kernel(
+    tmp_path: Path, text: str | None, *, restricted: bool
+) -> None:
+    setting = tmp_path / "setting"
+    if text is not None:
+        setting.write_text(text, encoding="ascii")
+    assert apparmor.is_restricted(setting) is restricted
