@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("vsm.commands.profile", "list, show, check or explain sandbox profiles"),
     "reload": ("vsm.commands.reload", "apply an edited vsm.toml to the running vsm"),
     "limit": ("vsm.commands.limit", "move the limits of a running integration"),
+    "audit": ("vsm.commands.audit_worker", "compare a running integration with its plan"),
     "trust": ("vsm.commands.trust", "compare what servers offer with what was approved"),
     "log-level": ("vsm.commands.reload", "say more or less in the log, from now on"),
     "service": ("vsm.commands.service", "run vsm under systemd"),

@@ -241,22 +241,40 @@ class Regulator:
         if message.integration in group.integrations:
             group.slow_down(message.integration, message.factor)
 
+    # ---- audits ----------------------------------------------------------------------------
+
     def _audit(self, message: Audit) -> None:
         """Compare a running worker with its plan; bounded reading of /proc, no waiting."""
         running = self._workers().get(message.integration)
-        if running is None:
-            answer = Audited(
-                id=message.id, integration=message.integration, checked=0, detail="does not serve"
-            )
-        else:
-            found = kernel_facts.compare(running)
-            answer = Audited(
-                id=message.id,
-                integration=message.integration,
-                checked=found.checked,
-                failed={name: text[:1000] for name, text in list(found.failed.items())[:64]},
-            )
+        found = kernel_facts.compare(running) if running is not None else None
+        failed = list(found.failed.items())[:64] if found is not None else []
+        answer = Audited(
+            id=message.id,
+            integration=message.integration,
+            checked=found.checked if found is not None else 0,
+            failed={name: text[:1000] for name, text in failed},
+            detail="" if found is not None else "it does not serve now",
+        )
         self._tell("system3", answer)
+
+    async def audit(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """`vsm audit NAME`: the same at once, for a person; the journal hears of it.
+
+        Raises:
+            VsmError: it does not serve now.
+        """
+        name = str(arguments.get("name", ""))
+        running = self._workers().get(name)
+        if running is None:
+            raise VsmError(name[:64], "it does not serve now", "See `vsm status`.")
+        found = kernel_facts.compare(running)
+        self._supervisor.recorder.journal.event(
+            "audit.failed" if found.failed else "audit.passed",
+            integration=name,
+            severity="error" if found.failed else "info",
+            detail={"checked": found.checked, "failed": found.failed, "by": "command"},
+        )
+        return {"name": name, **found.to_json()}
 
 
 def _held(found: "Limits") -> dict[str, float]:

@@ -39,7 +39,7 @@ from vsm.messages import (
 )
 from vsm.systems.base import SystemContext
 
-LEAST: Final = {"memory": 4.0 * 2**20, "cpu": 0.02, "processes": 2.0}
+LEAST: Final = {"memory": 2.0 * 2**20, "cpu": 0.02, "processes": 2.0}
 """A limit is not moved by less."""
 QUANTUM: Final = {"memory": 2.0**20, "cpu": 0.01, "processes": 1.0}
 REMEMBERED: Final = 6  # samples whose greatest use counts
@@ -86,6 +86,7 @@ class Control:
         self.moves: deque[Body] = deque(maxlen=KEPT)
         self.audits: deque[Body] = deque(maxlen=KEPT)
         self.names: tuple[str, ...] = ()
+        self.samples = 0
         self._dice = dice or random.Random()  # noqa: S311 - spreads audits, guards nothing
         self._numbers = itertools.count(1)
         self._before: Resources | None = None
@@ -153,6 +154,7 @@ class Control:
         """A sample: settle what was moved before it, then divide anew."""
         del fds
         before, self._before = self._before, message
+        self.samples += 1
         self._settle(message)
         for key in [key for key in self._used if key[0] not in message.rows]:
             del self._used[key]
@@ -402,6 +404,7 @@ class Control:
             "snapshot": self.snapshot,
             "budget": {resource: self._budget_row(resource) for resource in self.budget},
             "reason": self.reason(),
+            "samples": self.samples,
             "moves": list(self.moves),
             "audits": list(self.audits),
             "audit_interval_s": self.audit_interval_s,

@@ -1,0 +1,160 @@
+"""S2 and S3 act on a running vsm: idle, short of memory, audited, in a restart loop."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Running, running
+from supervised import ask, pause
+
+SERVERS = Path(__file__).resolve().parents[1] / "servers"
+BOUND_S = 40.0
+TIGHT = """
+extends = "python-server"
+[limits]
+memory = "40M"
+"""
+CONFIG = """
+[coordination]
+reversals = 4
+[control]
+memory = "448M"
+interval_s = 0.2
+audit_interval_s = 0
+[integrations.hungry]
+command = ["/usr/bin/python3", "-SI", "{server}"]
+read = ["{folder}"]
+profile = "{profile}"
+range = {{ memory = ["32M", "128M"] }}
+[integrations.rich]
+command = ["/usr/bin/python3", "-SI", "{server}"]
+read = ["{folder}"]
+restart = {{ intensity = 50, backoff_initial_s = 0.05 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("regulation")
+    profile, path = folder / "tight.toml", folder / "vsm.toml"
+    profile.write_text(TIGHT, encoding="utf-8")
+    text = CONFIG.format(server=SERVERS / "hungry.py", folder=SERVERS, profile=profile)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def vsm(config: Path, session_leaves_nothing: None) -> Iterator[Running]:
+    del session_leaves_nothing
+    with running(config) as it:
+        yield it
+        assert it.stop() == 0
+
+
+def state(vsm: Running, system: str) -> dict[str, Any]:
+    found: dict[str, Any] = ask(vsm, "status")["systems"][system]
+    return found
+
+
+def wait(vsm: Running, system: str, holds: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """A system's state, once something holds of it."""
+    end = time.monotonic() + BOUND_S
+    while not holds(seen := state(vsm, system)):
+        assert time.monotonic() < end, f"{seen}\n{vsm.log()}"
+        pause(0.05)
+    return seen
+
+
+def call(vsm: Running, integration: str, tool: str, **arguments: object) -> bool:
+    return vsm.vsm("call", integration, tool, json.dumps(arguments)).returncode == 0
+
+
+def decisions(vsm: Running, rule: str) -> list[dict[str, Any]]:
+    done = vsm.vsm("decisions", "--json")
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    return [row for row in rows if row["rule"].startswith(rule)]
+
+
+def held(vsm: Running, name: str) -> float:
+    claims = state(vsm, "system3")["budget"]["memory"]["claims"]
+    return next(float(one["held"]) / 2**20 for one in claims if one["name"] == name)
+
+
+def measures_memory(vsm: Running) -> None:
+    for name in ("hungry", "rich"):
+        wait_ready(vsm, name)
+    samples = state(vsm, "system3")["samples"]
+    seen = wait(vsm, "system3", lambda s: s["samples"] > samples + 1)
+    if not seen["budget"]["memory"]["claims"]:
+        pytest.skip("no control group holds memory here")
+
+
+def test_budget_is_kept_then_an_idle_system_moves_nothing_and_says_why(vsm: Running) -> None:
+    measures_memory(vsm)
+    wait(vsm, "system3", lambda s: s["reason"].endswith("wide enough for what is used"))
+    before = state(vsm, "system3")["moves"]
+    assert [move["integration"] for move in before] == ["rich"]  # from 512 MiB into the budget
+    assert held(vsm, "rich") + held(vsm, "hungry") <= 448
+    samples = state(vsm, "system3")["samples"]
+    seen = wait(vsm, "system3", lambda s: s["samples"] > samples + 3)
+    assert seen["moves"] == before
+
+
+def test_limit_too_tight_is_raised_within_its_ceiling_and_the_calls_succeed(vsm: Running) -> None:
+    measures_memory(vsm)
+    assert call(vsm, "hungry", "hold", mib=30)  # nine tenths of what it has
+    wait(vsm, "system3", lambda s: any(m["integration"] == "hungry" for m in s["moves"]))
+    assert call(vsm, "hungry", "hold", mib=36)  # would have been its death
+    wait(vsm, "system3", lambda _: held(vsm, "hungry") >= 50)
+    assert held(vsm, "hungry") <= 128
+    (first, *_) = [row for row in decisions(vsm, "budget.raise") if row["subject"] == "hungry"]
+    assert first["source"] == "system3"
+    assert first["inputs"]["need"] > first["inputs"]["held"]
+    assert first["choice"].startswith("memory ")
+    assert first["outcome"]["state"] == "in force"
+    row = next(one for one in vsm.status()["workers"] if one["name"] == "hungry")
+    detail = next(one["detail"] for one in row["layers"] if one["name"] == "memory")
+    assert detail.endswith("set by system 3")
+
+
+def test_operators_own_limit_is_left_alone(vsm: Running) -> None:
+    measures_memory(vsm)
+    assert vsm.vsm("limit", "rich", "memory=200M").returncode == 0
+    wait(
+        vsm,
+        "system3",
+        lambda s: [c["name"] for c in s["budget"]["memory"]["claims"]] == ["hungry"],
+    )
+
+
+def test_running_worker_is_audited_against_its_plan(vsm: Running) -> None:
+    done = vsm.vsm("audit", "hungry", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["failed"] == {}
+    assert found["checked"] >= 8
+    assert found["processes"] >= 2  # the mini-init and the server
+
+
+def test_restart_loop_is_found_slowed_and_told(vsm: Running) -> None:
+    for _ in range(3):
+        wait_ready(vsm, "rich")
+        call(vsm, "rich", "die")
+    seen = wait(vsm, "system2", lambda s: s["damped"])
+    assert seen["damped"] == {"rich": ["restart"]}
+    assert "restart went to and fro" in seen["oscillations"][0]["what"]
+    (row,) = decisions(vsm, "coordination.oscillation")
+    assert (row["subject"], row["source"]) == ("rich", "system2")
+    events = vsm.vsm("events", "--json", "--kind", "coordination.oscillation")
+    assert json.loads(events.stdout)[0]["integration"] == "rich"
+
+
+def wait_ready(vsm: Running, name: str) -> None:
+    end = time.monotonic() + BOUND_S
+    while next(r for r in ask(vsm, "status")["workers"] if r["name"] == name)["state"] != "ready":
+        assert time.monotonic() < end, vsm.log()
+        pause(0.05)
