@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+from bubblewrap import BUBBLEWRAP, bubblewrap_job, run_bubblewrap
+
 from vsm.commands.sandbox import FIRST_RUN_UID
 from vsm.execution import Plan
 from vsm.launch import spawn_confined, wait_confined
@@ -28,16 +30,19 @@ class Bench:
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
         self.plans = dict(_plans(argv))
+        self.bubblewrap = bubblewrap_job(self.plans.get("namespaced"))
 
     @property
     def variants(self) -> list[str]:
-        """Bare first, then the tiers."""
-        return ["bare", *self.plans]
+        """Bare first, then bubblewrap where it is installed, then the tiers."""
+        return ["bare", *([BUBBLEWRAP] if self.bubblewrap else []), *self.plans]
 
     def run(self, variant: str, out: int) -> None:
         """Start, wait, insist on success."""
         if variant == "bare":
             code = _bare(self.argv, out)
+        elif variant == BUBBLEWRAP and self.bubblewrap:
+            code = run_bubblewrap(self.bubblewrap, out)
         else:
             code = wait_confined(spawn_confined(self.plans[variant], 0, out, 2)).status or 0
         if code != 0:
@@ -65,6 +70,18 @@ def row(
         "ratio": None if variant == "bare" else value / statistics.median(bare),
         "ratio_to": None if variant == "bare" else "bare",
         "runs": len(values),
+    }
+
+
+def skipped(benchmark: str, variant: str, metric: str, why: str) -> dict[str, Any]:
+    """A row for what this host cannot measure."""
+    empty = {"value": None, "unit": "", "ratio": None, "ratio_to": None, "runs": 0}
+    return {
+        "benchmark": benchmark,
+        "variant": variant,
+        "metric": metric,
+        **empty,
+        "skipped": why,
     }
 
 

@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 BENCHMARKS = sorted(
     path.stem for path in HERE.glob("*.py") if "\ndef run(" in path.read_text(encoding="utf-8")
 )
-ROUNDS = {"spawn": 40, "library": 50, "start": 9, "memory": 1}
+ROUNDS = {"spawn": 40, "breakdown": 40, "library": 50, "start": 9, "memory": 1}
 OTHERWISE = 5
 
 Row = dict[str, Any]
@@ -64,6 +64,11 @@ def _print(rows: list[Row], earlier: list[Row]) -> None:
     before = {_key(row): row["value"] for row in earlier}
     print(f"# {os.cpu_count()} CPUs, kernel {os.uname().release}, Python {sys.version.split()[0]}")
     for row in rows:
+        if row.get("skipped"):
+            print(
+                f"{row['benchmark']:<9} {row['variant']:<26} {row['metric']:<28} {row['skipped']}"
+            )
+            continue
         ratio = f"{row['ratio']:.2f} x {row['ratio_to']}" if row.get("ratio") else ""
         old = before.get(_key(row))
         change = f"  was {old:.4g} ({row['value'] / old:.2f} x)" if old else ""

@@ -59,6 +59,14 @@ def _lines(get: Lookup) -> list[tuple[str, Callable[[], str], str]]:
             ),
             "memory",
         ),
+        (
+            "the same as `namespaced` by bubblewrap, without Landlock and limits",
+            lambda: (
+                get("spawn", "bubblewrap", "added").get("skipped")
+                or value("spawn", "bubblewrap", "added", "{:.1f}")
+            ),
+            "spawn",
+        ),
         *(
             (
                 f"confining adds to a start of `/bin/true`, {variant}",

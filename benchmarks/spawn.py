@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from confined import Bench, row
+from bubblewrap import BUBBLEWRAP, SKIPPED
+from confined import Bench, row, skipped
 
 HERE = Path(__file__).resolve().parent
 WORK = (
@@ -32,10 +33,15 @@ def run(rounds: int) -> list[dict[str, Any]]:
 def _starts(rounds: int) -> list[dict[str, Any]]:
     """In a process as small as the launcher: forking a large one costs more, bare or not."""
     argv = ["/bin/true"]
-    plans = {variant: plan.to_json() for variant, plan in Bench(argv).plans.items()}
+    bench = Bench(argv)
+    order = {
+        "argv": argv,
+        "plans": {variant: plan.to_json() for variant, plan in bench.plans.items()},
+        "others": {BUBBLEWRAP: bench.bubblewrap} if bench.bubblewrap else {},
+    }
     done = subprocess.run(
         [sys.executable, "-SI", str(HERE / "starter.py"), str(HERE.parent), str(rounds)],
-        input=json.dumps({"argv": argv, "plans": plans}),
+        input=json.dumps(order),
         capture_output=True,
         text=True,
         check=True,
@@ -45,12 +51,21 @@ def _starts(rounds: int) -> list[dict[str, Any]]:
     rows = [
         row("spawn", v, "start to exit", values=t, unit="ms", bare=bare) for v, t in taken.items()
     ]
+    added = {v: statistics.median(t) - statistics.median(bare) for v, t in taken.items()}
     for variant, times in taken.items():
         if variant != "bare":
-            added = statistics.median(times) - statistics.median(bare)
             rows.append(row("spawn", variant, "added", values=times, unit="ms", bare=bare))
-            rows[-1] |= {"value": added, "ratio": None, "ratio_to": None}
+            rows[-1] |= {"value": added[variant], **_ratio(variant, added)}
+    if BUBBLEWRAP not in taken:
+        rows.append(skipped("spawn", BUBBLEWRAP, "added", SKIPPED))
     return rows
+
+
+def _ratio(variant: str, added: dict[str, float]) -> dict[str, Any]:
+    """To bubblewrap, which has no tier without namespaces."""
+    if BUBBLEWRAP not in added or not variant.startswith("namespaced"):
+        return {"ratio": None, "ratio_to": None}
+    return {"ratio": added[variant] / added[BUBBLEWRAP], "ratio_to": BUBBLEWRAP}
 
 
 def _work(rounds: int) -> list[dict[str, Any]]:

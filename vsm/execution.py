@@ -134,21 +134,35 @@ class Plan(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """A JSON-able object; `from_json` reverses it."""
         table = self._asdict()
-        table["operations"] = [
-            {"operation": type(step).__name__, **step._asdict()} for step in self.operations
-        ]
-        table["expected"] = [list(layer) for layer in self.expected]
-        table["argv"] = list(self.argv)
+        table["operations"] = [_encode(step) for step in self.operations]
         return table
 
     @classmethod
     def from_json(cls, table: dict[str, Any]) -> "Plan":
         """The plan that `to_json` wrote; TypeError or KeyError if it is none."""
-        fields = dict(table)
+        fields = _thaw(table)
         steps = tuple(_decode(step) for step in fields.pop("operations"))
-        expected = tuple(LayerState(*layer) for layer in fields.pop("expected"))
-        argv = tuple(fields.pop("argv"))
-        return cls(operations=steps, expected=expected, argv=argv, **fields)
+        return cls(operations=steps, **fields)
+
+    def changes_from(self, base: "Plan") -> dict[str, Any]:
+        """What `base.changed` needs to make this plan: little, where they share a profile."""
+        own, other = self._asdict(), base._asdict()
+        table = {key: value for key, value in own.items() if value != other[key]}
+        known = {(type(step), step): index for index, step in enumerate(base.operations)}
+        table["operations"] = [
+            index if (index := known.get((type(step), step), -1)) >= 0 else _encode(step)
+            for step in self.operations
+        ]
+        return table
+
+    def changed(self, table: dict[str, Any]) -> "Plan":
+        """The plan whose `changes_from` this one they are."""
+        fields = _thaw(table)
+        steps = tuple(
+            self.operations[step] if isinstance(step, int) else _decode(step)
+            for step in fields.pop("operations")
+        )
+        return self._replace(operations=steps, **fields)
 
 
 def execute(plan: Plan, site: Site) -> list[dict[str, str]]:
@@ -161,10 +175,15 @@ def execute(plan: Plan, site: Site) -> list[dict[str, str]]:
         OperationError: at the first step that fails.
     """
     ahead = plan.operations[: len(site.executed)]
-    if tuple(site.executed) != ahead:
+    if not same_steps(tuple(site.executed), ahead):
         raise OperationError("", plan.name, "this process was prepared for another plan")
     execute_steps(plan.operations[len(ahead) :], site)
     return [_confirm(layer, plan, site) for layer in plan.expected]
+
+
+def same_steps(one: tuple[Operation, ...], other: tuple[Operation, ...]) -> bool:
+    """Equality: tuples of two kinds may hold the same."""
+    return one == other and list(map(type, one)) == list(map(type, other))
 
 
 def execute_steps(steps: tuple[Operation, ...], site: Site) -> None:
@@ -193,6 +212,19 @@ def _confirm(layer: LayerState, plan: Plan, site: Site) -> dict[str, str]:
     if not parts:
         raise OperationError(layer.name, plan.name, "no step applied this layer")
     return LayerState(layer.name, IN_FORCE, "; ".join(parts)).to_json()
+
+
+def _encode(step: Operation) -> dict[str, Any]:
+    return {"operation": type(step).__name__, **step._asdict()}
+
+
+def _thaw(table: dict[str, Any]) -> dict[str, Any]:
+    fields = dict(table)
+    if "expected" in fields:
+        fields["expected"] = tuple(LayerState(*layer) for layer in fields["expected"])
+    if "argv" in fields:
+        fields["argv"] = tuple(fields["argv"])
+    return fields
 
 
 def _decode(table: dict[str, Any]) -> Operation:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 from vsm import mini_init, scratch
-from vsm.execution import Plan
+from vsm.execution import Plan, same_steps
 from vsm.linux import namespaces, pidfd, seccomp
 from vsm.network_operations import HANDED_OUT
 from vsm.operations import LISTENER, IdMap, Site
@@ -30,18 +30,18 @@ class Spare:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.flags = plan.clone_flags
-        self.steps = plan.operations[: plan.shared]
+        self.plan = plan._replace(env={})
         self.process = _Process.fork(
-            self.flags,
-            lambda control, status: mini_init.run_ahead(
-                self.flags, self.steps, control=control, status=status
-            ),
+            plan.clone_flags,
+            lambda control, status: mini_init.run_ahead(self.plan, control=control, status=status),
         )
 
     def serves(self, plan: Plan) -> bool:
         """Whether this is the beginning of that plan."""
-        return (plan.clone_flags, plan.operations[: plan.shared]) == (self.flags, self.steps)
+        own = self.plan
+        return plan.clone_flags == own.clone_flags and same_steps(
+            plan.operations[: plan.shared], own.operations[: own.shared]
+        )
 
     def discard(self) -> None:
         """Kill and reap it."""
@@ -122,7 +122,7 @@ class ForkedWorker:
             if spare:
                 self._process = spare.process
                 fds = [*stdio, *id_maps.values()]
-                mini_init.send_plan(self._process.control, plan.to_json(), fds)
+                mini_init.send_plan(self._process.control, plan, spare.plan, fds)
             else:
                 self._process = _fork_for(plan, stdio, id_maps, program, tty=tty)
         except BaseException:

@@ -8,6 +8,7 @@ when the supervisor is dead, so does what it left (`vsm.remains`).
 """
 
 import array
+import gc
 import json
 import os
 import select
@@ -388,6 +389,8 @@ def main(link_fd: int, parent: int) -> NoReturn:
     prctl.set_death_signal(signal.SIGTERM)
     # A parent that has died already is seen at the link, after what it said.
     prctl.set_name("vsm-launcher")
+    gc.collect()
+    gc.freeze()  # what is here already is not looked at again, by whoever is forked neither
     prctl.become_subreaper()
     prctl.forbid_dumps()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -61,7 +61,7 @@ class _Observed(NamedTuple):
     def execute(self, site: Site) -> str:
         """Install both; the listener stays open here for the observer to take."""
         prctl.allow_dumps()  # so that an observer of the same user may take it; exec does so too
-        flags = seccomp.TSYNC | _TSYNC_ESRCH if site.spawner else 0
+        flags = seccomp.TSYNC | _TSYNC_ESRCH if site.threaded else 0
         seccomp.install(_NOTIFY_ALL, _NEW_LISTENER | flags)
         return self.inner.execute(site)
 

@@ -9,20 +9,22 @@ pipe (one JSON line each for "started", "failed", "exited"). Standard library on
 
 import errno
 import fcntl
+import gc
 import json
 import os
 import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from vsm.execution import OperationError, Plan, execute, execute_steps
-from vsm.linux import namespaces, pidfd, prctl
-from vsm.operations import Operation, Site
+from vsm.linux import capabilities, namespaces, pidfd, prctl, signals
+from vsm.operations import DropPrivileges, Restrict, ShieldMiniInit, Site
 from vsm.root_operations import id_map_keys
+from vsm.spawner import run_in_thread
 
 CONTROL_FD = 3
 STATUS_FD = 4
@@ -30,6 +32,7 @@ EXIT_FAILED = 125  # the server was never started
 EXIT_KILLED = 137  # the control socket closed
 _MOST_PLAN_BYTES = 131072
 _MOST_FDS = 16
+_MOST_ORDERS = 512
 _FIRST_FREE_FD = 5
 _PARKING = 64  # above every fd that is given its final number below
 _FORWARDED = (
@@ -43,6 +46,8 @@ _FORWARDED = (
     signal.SIGWINCH,
     signal.SIGCONT,
 )
+_HEARD = frozenset(map(int, (*_FORWARDED, signal.SIGCHLD)))
+_RESET = tuple(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 Program = Callable[[Plan], object]  # never returns into the mini-init
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -79,27 +84,27 @@ def run(
     _contain(work)
 
 
-def run_ahead(flags: int, steps: tuple[Operation, ...], *, control: int, status: int) -> NoReturn:
+def run_ahead(base: Plan, *, control: int, status: int) -> NoReturn:
     """The same for a worker that is not known yet: its plan comes by `control` later.
 
     Args:
-        flags: the namespaces that the fork made.
-        steps: the first operations of any plan to come.
-        control: the first message is the plan in JSON, with stdio and id maps as fds.
+        base: the plan to come begins like it.
+        control: the first message is how the plan differs, with stdio and id maps as fds.
         status: as for `run`.
     """
 
     def work() -> int:
         site = Site()
         _arrange_fds(control, status, (), site)
-        init = _Init(site, namespaced=bool(flags & namespaces.NEWPID), tty=False)
+        init = _Init(site, namespaced=bool(base.clone_flags & namespaces.NEWPID), tty=False)
         init.prepare()
         failed = None
         try:
-            execute_steps(steps, site)
+            execute_steps(base.operations[: base.shared], site)
         except OperationError as error:
             failed = error  # said when somebody asks
-        plan = _receive_plan(site)
+        init.rehearse(base)
+        plan = _receive_plan(base, site)
         if plan is None:
             return 0
         return _refuse(failed) if failed else init.run(plan)
@@ -107,18 +112,18 @@ def run_ahead(flags: int, steps: tuple[Operation, ...], *, control: int, status:
     _contain(work)
 
 
-def send_plan(control: int, table: dict[str, Any], fds: list[int]) -> None:
+def send_plan(control: int, plan: Plan, base: Plan, fds: list[int]) -> None:
     """The parent's side of `run_ahead`."""
     with socket.socket(fileno=os.dup(control)) as link:
-        socket.send_fds(link, [json.dumps(table).encode()], fds)
+        socket.send_fds(link, [json.dumps(plan.changes_from(base)).encode()], fds)
 
 
-def _receive_plan(site: Site) -> Plan | None:
+def _receive_plan(base: Plan, site: Site) -> Plan | None:
     with socket.socket(fileno=os.dup(CONTROL_FD)) as link:
         data, fds, _, _ = socket.recv_fds(link, _MOST_PLAN_BYTES, _MOST_FDS)
     if not data:
         return None
-    plan = Plan.from_json(json.loads(data))
+    plan = base.changed(json.loads(data))
     for number, fd in enumerate(fds[:3]):
         os.dup2(fd, number)
         os.close(fd)
@@ -131,6 +136,8 @@ def _receive_plan(site: Site) -> Plan | None:
 def _contain(work: Callable[[], int]) -> NoReturn:
     """A forked child never returns into its parent's code."""
     code = EXIT_FAILED
+    gc.disable()  # it would touch, and so copy, what the fork shares; there is little to collect
+    signal.set_wakeup_fd(-1)  # the parent's
     try:
         code = work()
     except BaseException as error:  # noqa: BLE001 - the boundary
@@ -160,7 +167,7 @@ class _Init:
         self._nothing = -1
         self._deadline_s = 0.0  # 0 is none
         self._limit = ""  # what it was killed for by us
-        self._wakeup = (-1, -1)
+        self._signals = -1
 
     def prepare(self) -> None:
         """All that does not depend on the plan."""
@@ -174,59 +181,78 @@ class _Init:
             self._children = pidfd.children_file()
         self._nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
+    def rehearse(self, plan: Plan) -> None:
+        """Do ahead, without effect, what `run` will do.
+
+        A page that the fork shares is copied when it is first touched. That is most of what a
+        fresh first process spends, see docs/decisions/spawn-cost.md.
+        """
+        own = plan._replace(operations=plan.operations[plan.shared :])
+        plan.changed(json.loads(json.dumps(own.changes_from(plan))))
+        Plan.from_json(json.loads(json.dumps(own.to_json())))
+        for step in own.operations:
+            if isinstance(step, Restrict):
+                step.rehearse()
+            elif isinstance(step, DropPrivileges):
+                capabilities.effective()
+                prctl.death_signal()
+                os.getgroups()
+            elif isinstance(step, ShieldMiniInit):
+                run_in_thread(capabilities.effective)
+        json.dumps({"layers": plan.layers})
+        signals.read(self._signals)
+        self._reap()
+
     def run(self, plan: Plan) -> int:
+        kinds = [type(step) for step in plan.operations]
         try:
-            layers = execute(plan, self._site)
+            if ShieldMiniInit in kinds:
+                before = plan.operations[: kinds.index(ShieldMiniInit)]
+                execute_steps(before[len(self._site.executed) :], self._site)
+                self._site.threaded = True
+                layers = run_in_thread(lambda: self._start(plan))
+            else:
+                layers = self._start(plan)
         except OperationError as error:
             return _refuse(error)
-        os.umask(0o077)
-        if not self._start(plan, layers):
+        except OSError as error:
+            _report("failed", {"layer": "", "what": _exec_failure(error, plan)})
             return EXIT_FAILED
+        if not self._namespaced:
+            # The launcher's death is seen by the control socket; dying with it would leave the
+            # server to nobody, for without a pid namespace only this process can find it.
+            prctl.set_death_signal(0)
+        _report("started", {"layers": layers})
         if plan.wall_time_s:
             self._deadline_s = time.monotonic() + plan.wall_time_s
         for fd in (0, 1, 2):
             os.dup2(self._nothing, fd)
         return self._serve()
 
-    def _start(self, plan: Plan, layers: list[dict[str, str]]) -> bool:
-        try:
-            os.chdir(plan.cwd)
-            self._server = self._spawn(plan)
-        except OSError as error:
-            _report("failed", {"layer": "", "what": _exec_failure(error, plan)})
-            return False
-        if not self._namespaced:
-            # The launcher's death is seen by the control socket; dying with it would leave the
-            # server to nobody, for without a pid namespace only this process can find it.
-            prctl.set_death_signal(0)
-        _report("started", {"layers": layers})
-        return True
-
-    def _spawn(self, plan: Plan) -> int:
-        def spawn() -> int:
-            if self._program is not None:
-                return _fork(plan, self._program)
-            return _spawn(plan, setsid=not self._tty)
-
-        spawner = self._site.spawner
-        return spawner.run(spawn) if spawner else spawn()
+    def _start(self, plan: Plan) -> list[dict[str, str]]:
+        """Do what is left of the plan and start the server; the layers in force."""
+        layers = execute(plan, self._site)
+        os.umask(0o077)
+        os.chdir(plan.cwd)
+        if self._program is None:
+            self._server = _spawn(plan, setsid=not self._tty)
+        else:
+            self._server = _fork(plan, self._program)
+        return layers
 
     def _listen(self) -> None:
-        """Signals only wake the loop up, which then forwards them."""
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._wakeup = (reader, writer)
-        for signo in (*_FORWARDED, signal.SIGCHLD):
-            signal.signal(signo, _wake)
+        """Signals are blocked and read from a descriptor; none interrupts anything."""
+        heard = set(_HEARD)
         if self._tty:
-            for signo in _FROM_TERMINAL:  # the server gets them from the terminal itself
+            heard -= set(_FROM_TERMINAL)  # the server gets them from the terminal itself
+            for signo in _FROM_TERMINAL:
                 signal.signal(signo, signal.SIG_IGN)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self._signals = signals.listen(heard)
 
     def _serve(self) -> int:
         poll = select.poll()
         poll.register(CONTROL_FD, select.POLLIN)
-        poll.register(self._wakeup[0], select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
         while True:
             ended = self._reap()
             if ended is not None:
@@ -234,9 +260,9 @@ class _Init:
                 _report("exited", {**ended, "limit": self._limit})
                 return _exit_code(ended)
             for fd, _ in poll.poll(self._left_ms()):
-                if fd == self._wakeup[0]:
-                    self._forward(_read(fd))
-                elif orders := _read(fd):
+                if fd == self._signals:
+                    self._forward(signals.read(fd))
+                elif orders := os.read(fd, _MOST_ORDERS):
                     self._forward(orders)
                 else:
                     self._sweep()
@@ -254,8 +280,8 @@ class _Init:
             os.kill(self._server, signal.SIGKILL)
         return None
 
-    def _forward(self, signals: bytes) -> None:
-        for signo in signals:
+    def _forward(self, signos: Iterable[int]) -> None:
+        for signo in signos:
             if signo != signal.SIGCHLD:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(self._server, signo)
@@ -317,7 +343,7 @@ def _spawn(plan: Plan, *, setsid: bool) -> int:
         plan.env,
         setsid=setsid,
         setsigmask=(),
-        setsigdef=[s for s in signal.valid_signals() if s not in (signal.SIGKILL, signal.SIGSTOP)],
+        setsigdef=_RESET,
     )
 
 
@@ -328,9 +354,8 @@ def _fork(plan: Plan, program: Program) -> int:
         os.close(fd)
         return pid
     try:
-        signal.set_wakeup_fd(-1)
-        for signo in (*_FORWARDED, signal.SIGCHLD):
-            signal.signal(signo, signal.SIG_DFL)
+        signals.forget(_HEARD)
+        gc.enable()
         os.setsid()
         os.closerange(CONTROL_FD, 1 << 30)
         program(plan)
@@ -364,14 +389,3 @@ def _exit_code(ended: dict[str, Any]) -> int:
 
 def _report(event: str, content: dict[str, Any]) -> None:
     os.write(STATUS_FD, json.dumps({"event": event, **content}).encode() + b"\n")
-
-
-def _read(fd: int) -> bytes:
-    with suppress(BlockingIOError):
-        return os.read(fd, 512)
-    return b"\x11"  # SIGCHLD: nothing to forward
-
-
-def _wake(signo: int, frame: Any) -> None:  # noqa: ANN401 - a frame object
-    """Do nothing: the wake-up fd carries the signal's number."""
-    del signo, frame

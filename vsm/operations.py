@@ -5,7 +5,7 @@ to the launcher as JSON, so this module is standard library only. Those that bui
 system are in `vsm.root_operations`; their order is decided in `vsm.plan`.
 """
 
-import base64
+import binascii
 import os
 import socket
 import struct
@@ -13,7 +13,6 @@ import sys
 from typing import Any, NamedTuple, Protocol
 
 from vsm.linux import capabilities, landlock, namespaces, prctl, rlimits, seccomp
-from vsm.spawner import Spawner
 
 LISTENER = b"refusals"  # the message that hands out a filter's listener
 _RIGHTS = {
@@ -33,7 +32,7 @@ class Site:
         root_fd: the root being built, or -1.
         id_maps: fds that the parent opened.
         control_fd: the mini-init's control socket, or -1: what is opened inside goes out by it.
-        spawner: the thread that is to start the server, if not the main one.
+        threaded: this runs in a second thread, and the first one is to be confined too.
         executed: the steps done so far.
         reports: (layer, detail) of those that had something to say.
     """
@@ -42,7 +41,7 @@ class Site:
         self.root_fd = -1
         self.control_fd = -1
         self.id_maps: dict[IdMap, int] = {}
-        self.spawner: Spawner | None = None
+        self.threaded = False
         self.executed: list[Operation] = []
         self.reports: list[tuple[str, str]] = []
 
@@ -229,11 +228,17 @@ class Restrict(NamedTuple):
     def execute(self, site: Site) -> str:
         """Restrict this process and all that it starts."""
         del site
-        rules = [(path, _RIGHTS[kind]) for kind, path in self.rules]
-        version = landlock.restrict(rules, tcp=self.tcp)
+        version = landlock.restrict(self._rights(), tcp=self.tcp)
         if version < self.least_abi:
             raise OSError(38, f"landlock: ABI {version}, expected {self.least_abi}")
         return f"ABI {version}; not covered: {', '.join(landlock.missing(version))}"
+
+    def rehearse(self) -> None:
+        """All of it but the restriction."""
+        os.close(landlock.make_ruleset(self._rights(), self.least_abi, tcp=self.tcp))
+
+    def _rights(self) -> list[tuple[str, int]]:
+        return [(path, _RIGHTS[kind]) for kind, path in self.rules]
 
     def describe(self) -> str:
         """The rules by kind."""
@@ -244,13 +249,18 @@ class Restrict(NamedTuple):
 
 
 class ShieldMiniInit(NamedTuple):
-    """Put the server's processes a Landlock domain below the mini-init: no signal reaches it."""
+    """Put the server's processes a Landlock domain below the mini-init: no signal reaches it.
+
+    From here on the plan runs in a second thread of the mini-init, see `vsm.spawner`.
+    """
 
     layer: str = "landlock"
 
     def execute(self, site: Site) -> str:
-        """Start the thread that will start the server."""
-        site.spawner = Spawner()
+        """Enter it; in the first thread it would hold for the mini-init too."""
+        if not site.threaded:
+            raise OSError(22, "landlock: the mini-init cannot be left out of its own domain")
+        landlock.restrict_signals()
         return "the mini-init is out of the server's reach"
 
     def describe(self) -> str:
@@ -274,11 +284,11 @@ class FilterSystemCalls(NamedTuple):
 
     def execute(self, site: Site) -> str:
         """Install the filter, in every thread; hand its listener out."""
-        program = base64.b64decode(self.program)
+        program = binascii.a2b_base64(self.program)
         if self.reported:
             _install_reported(program, site)
             return f"{self.allowed} system calls allowed, refused ones are counted"
-        flags = seccomp.TSYNC if site.spawner else 0
+        flags = seccomp.TSYNC if site.threaded else 0
         if seccomp.install(program, flags):
             raise OSError(1, "seccomp: a thread has another filter")
         return f"{self.allowed} system calls allowed"
@@ -292,7 +302,7 @@ class FilterSystemCalls(NamedTuple):
 def _install_reported(program: bytes, site: Site) -> None:
     """From the filter on nothing is called that could wait for the listener's holder."""
     with socket.socket(fileno=os.dup(site.control_fd)) as control:
-        listener = seccomp.install_reported(program, every_thread=site.spawner is not None)
+        listener = seccomp.install_reported(program, every_thread=site.threaded)
         try:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", listener))]
             control.sendmsg([LISTENER], rights)

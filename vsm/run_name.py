@@ -6,7 +6,6 @@ reading /proc. Standard library only: the launcher's side of the package imports
 
 import os
 import re
-from pathlib import Path
 
 RUN_NAME = re.compile(r"^vsm-(\d+)-(\d+)-(\d+)(-trial)?$")
 
@@ -28,7 +27,8 @@ def owner_is_dead(name: str) -> bool:
 def start_time(pid: int) -> int | None:
     """When a process started, in ticks; None if it has ended."""
     try:
-        raw = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            raw = file.read()
     except OSError:
         return None
     state, *fields = raw.rpartition(")")[2].split()

@@ -8,7 +8,6 @@ a link, goes as deep as the tree does, or trusts that the tree holds still. Stan
 
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,7 +25,7 @@ _BATCH = 512  # entries read at a time: a folder may hold millions
 def path_for(worker: str) -> str:
     """A new directory's path: it tells its owner, and nobody can guess it."""
     plain = re.sub(r"[^A-Za-z0-9_-]", "_", worker)[:64]
-    return f"{FOLDER}/{run_name()}-{plain}-{secrets.token_hex(8)}"
+    return f"{FOLDER}/{run_name()}-{plain}-{_fresh()}"
 
 
 def make(path: str, uid: int) -> None:
@@ -104,7 +103,7 @@ def _empty(top: int, deadline: float) -> None:
 
     The folders of a folder are moved up to the top, so each is met there.
     """
-    tag, numbers = secrets.token_hex(8), count()
+    tag, numbers = _fresh(), count()
     fresh = (f"{tag}-{number}" for number in numbers)
     attempts = _ATTEMPTS
     while attempts and (batch := _entries(top)):
@@ -151,6 +150,10 @@ def _permit(folder: int, name: str) -> None:
         os.chmod(f"/proc/self/fd/{fd}", 0o700)  # fchmod takes no O_PATH fd
     finally:
         os.close(fd)
+
+
+def _fresh() -> str:
+    return os.urandom(8).hex()  # `secrets` would bring OpenSSL into the launcher and all its forks
 
 
 def _entries(folder: int) -> list[str]:

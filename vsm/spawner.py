@@ -1,57 +1,46 @@
-"""The thread that starts a server one Landlock domain below its mini-init.
+"""A thread of its own for what must not hold for the mini-init's first one.
 
 Where there is no pid namespace, a server has its mini-init's uid and could stop or kill it, and
-so outlive whoever would end it. Landlock domains belong to threads: this one enters a domain of
-its own, out of which no signal goes, before the system call filter forbids to make any. Runs in
-the mini-init, with its privilege; it ends with the one spawn. Standard library only.
+so outlive whoever would end it. Landlock domains belong to threads, and a signal to a process is
+judged by its first thread's: so a second thread enters a domain of its own, out of which no
+signal goes, installs the system call filter for both and starts the server. Runs in the
+mini-init, with its privilege. Standard library only.
 """
 
 import _thread
 from collections.abc import Callable
-
-from vsm.linux import landlock
+from typing import Generic, TypeVar
 
 _STACK_BYTES = 256 << 10
+_Result = TypeVar("_Result")
 
 
-class Spawner:
-    """The thread, waiting for what it is to run.
+def run_in_thread(work: Callable[[], _Result]) -> _Result:
+    """Run it in a thread that ends with it; its result or its exception."""
+    return _Errand(work).wait()
 
-    Raises:
-        OSError: it could not enter the domain.
-    """
 
-    def __init__(self) -> None:
-        self._go, self._done = _thread.allocate_lock(), _thread.allocate_lock()
-        self._work: Callable[[], int] = int
-        self._result = 0
-        self._error: OSError | None = None
-        for lock in (self._go, self._done):
-            lock.acquire()
+class _Errand(Generic[_Result]):
+    def __init__(self, work: Callable[[], _Result]) -> None:
+        self._work = work
+        self._results: list[_Result] = []
+        self._error: BaseException | None = None
+        self._done = _thread.allocate_lock()
+        self._done.acquire()
         before = _thread.stack_size(_STACK_BYTES)
         _thread.start_new_thread(self._main, ())
         _thread.stack_size(before)
-        self._wait()
 
-    def run(self, work: Callable[[], int]) -> int:
-        """Run `work` in the thread, once; its result or its OSError."""
-        self._work = work
-        self._go.release()
-        self._wait()
-        return self._result
-
-    def _wait(self) -> None:
+    def wait(self) -> _Result:
         self._done.acquire()
         if self._error is not None:
             raise self._error
+        return self._results[0]
 
     def _main(self) -> None:
         try:
-            landlock.restrict_signals()
-            self._done.release()
-            self._go.acquire()
-            self._result = self._work()
-        except OSError as error:
+            self._results.append(self._work())
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             self._error = error
         finally:
             self._done.release()

@@ -1,5 +1,6 @@
 """Compiling plans: which layers, which operations, which refusals. Nothing is executed."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -8,8 +9,9 @@ import msgspec
 import pytest
 
 from vsm.errors import ConfinementError
-from vsm.execution import Plan
+from vsm.execution import Plan, same_steps
 from vsm.linux import namespaces
+from vsm.operations import EnterCgroupNamespace, ForbidUserNamespaces
 from vsm.plan import WorkerRequest, compile_plan
 from vsm.probe import HostFacts
 from vsm.profile import Profile, load_profile
@@ -95,6 +97,32 @@ def test_a_plan_survives_json(profile: Profile, tmp_path: Path) -> None:
         request = request_for(USER, tier=tier, write=(str(tmp_path),), env={"A": "ü"})
         plan = compile_plan(profile, request, USER)
         assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_plan_is_made_again_from_its_changes_and_those_of_a_sibling_are_few(
+    profile: Profile,
+) -> None:
+    plans = [
+        compile_plan(profile, request_for(host, tier=tier, name=name, **own), host)
+        for host in (ROOT, USER)
+        for tier in ("namespaced", "landlocked")
+        for name, own in (
+            ("w", {}),
+            ("v", {"cwd": "/usr", "env": {"A": "b"}, "cgroups": ("/sys/fs/cgroup/none",)}),
+        )
+    ]
+    for base, plan in itertools.product(plans, plans):
+        text = json.dumps(plan.changes_from(base))
+        again = base.changed(json.loads(text))
+        assert again == plan
+        assert same_steps(again.operations, plan.operations)
+        if (base.tier, base.clone_flags) == (plan.tier, plan.clone_flags):
+            assert len(text) < len(json.dumps(plan.to_json())) / 3
+
+
+def test_steps_of_two_kinds_are_not_the_same_though_they_hold_the_same() -> None:
+    assert ForbidUserNamespaces() == EnterCgroupNamespace()
+    assert not same_steps((ForbidUserNamespaces(),), (EnterCgroupNamespace(),))
 
 
 def test_every_step_describes_itself_in_one_line(profile: Profile) -> None:

@@ -112,6 +112,16 @@ def restrict(rules: Iterable[tuple[str, int]], *, tcp: bool) -> int:
         OSError: a path holds a link, or no_new_privs is not set.
     """
     version = abi()
+    ruleset = make_ruleset(rules, version, tcp=tcp)
+    try:
+        call("landlock_restrict_self", ruleset, 0)
+    finally:
+        os.close(ruleset)
+    return version
+
+
+def make_ruleset(rules: Iterable[tuple[str, int]], version: int, *, tcp: bool) -> int:
+    """What `restrict` puts in force, for that ABI; its fd, the caller's."""
     handled = file_rights(version)
     attributes = _Ruleset(handled, 0, 0)
     if version >= NETWORK_ABI and not tcp:
@@ -123,10 +133,10 @@ def restrict(rules: Iterable[tuple[str, int]], *, tcp: bool) -> int:
     try:
         for path, rights in rules:
             _allow(ruleset, path, rights & handled)
-        call("landlock_restrict_self", ruleset, 0)
-    finally:
+    except OSError:
         os.close(ruleset)
-    return version
+        raise
+    return ruleset
 
 
 def restrict_signals() -> None:

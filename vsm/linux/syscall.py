@@ -10,6 +10,8 @@ import os
 # name → (x86_64, aarch64); x86_64 from syscall_64.tbl, aarch64 from asm-generic/unistd.h.
 _NUMBERS: dict[str, tuple[int, int]] = {
     "clone": (56, 220),
+    "rt_sigprocmask": (14, 135),
+    "signalfd4": (289, 74),
     "capget": (125, 90),
     "capset": (126, 91),
     "pivot_root": (155, 41),
@@ -37,8 +39,8 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _prctl = _libc.prctl
 _prctl.restype = ctypes.c_int
-_prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 
+_INT_END = 1 << 31
 Argument = int | bytes | None | ctypes.Structure | ctypes.Array[ctypes.c_char]
 
 
@@ -67,7 +69,7 @@ def call(name: str, *arguments: Argument, path: str = "") -> int:
     nr = _numbers.get(name)
     if nr is None:
         nr = _numbers[name] = number(name)
-    result = int(_syscall(ctypes.c_long(nr), *map(_convert, arguments)))
+    result = int(_syscall(nr, *map(_convert, arguments)))
     if result < 0:
         raise _error(name, path)
     return result
@@ -76,7 +78,7 @@ def call(name: str, *arguments: Argument, path: str = "") -> int:
 def prctl(name: str, option: int, *arguments: int) -> int:
     """Change a process attribute; an error calls the call `name`."""
     padded = (*arguments, 0, 0, 0, 0)[:4]
-    result = int(_prctl(option, *padded))
+    result = int(_prctl(option, *map(_convert, padded)))
     if result < 0:
         raise _error(f"prctl({name})", "")
     return result
@@ -84,7 +86,8 @@ def prctl(name: str, option: int, *arguments: int) -> int:
 
 def _convert(argument: Argument) -> object:
     if isinstance(argument, int):
-        return ctypes.c_long(argument)
+        # A plain one goes as a C int, which libffi sign-extends, in half the time.
+        return argument if -_INT_END <= argument < _INT_END else ctypes.c_long(argument)
     if isinstance(argument, ctypes.Structure):
         return ctypes.byref(argument)
     return argument
