@@ -117,7 +117,7 @@ def test_a_plan_is_made_again_from_its_changes_and_those_of_a_sibling_are_few(
         assert again == plan
         assert same_steps(again.operations, plan.operations)
         if (base.tier, base.clone_flags) == (plan.tier, plan.clone_flags):
-            assert len(text) < len(json.dumps(plan.to_json())) / 3
+            assert len(text) < len(json.dumps(plan.to_json())) / 2
 
 
 def test_steps_of_two_kinds_are_not_the_same_though_they_hold_the_same() -> None:
