@@ -1,8 +1,9 @@
-"""`vsm connect`: stdin and stdout bridged to the running gateway, byte for byte.
+"""`vsm connect`: stdin and stdout bridged to the running gateway, line by line.
 
 What a desktop client launches as its MCP server. Standard library only and no event loop, so
-that it is there in a few milliseconds; it looks at no message. One thread per direction, so
-each side's slowness holds back only the other side of its own direction.
+that it is there in a few milliseconds. One thread per direction, so each side's slowness holds
+back only the other side of its own direction. When vsm goes away, what was in flight is answered
+with an error, and the session goes on once vsm is there again (`vsm.core.rejoin`).
 """
 
 import argparse
@@ -15,10 +16,13 @@ import threading
 import time
 from typing import Final
 
+from vsm.core.rejoin import Rejoin, RejoinError
 from vsm.errors import VsmError
 
 CHUNK_BYTES: Final = 256 * 1024
 RETRY_INTERVAL_S: Final = 0.05
+RECONNECT_S: Final = 60.0
+_MILLISECONDS: Final = 1000
 _VIEW: Final = b'{"jsonrpc":"2.0","method":"notifications/vsm/client","params":{"name":%b}}\n'
 
 
@@ -41,6 +45,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="wait up to SECONDS for vsm to be up (default: 0)",
     )
     parser.add_argument(
+        "--reconnect",
+        type=float,
+        default=RECONNECT_S,
+        metavar="SECONDS",
+        help="when vsm goes away, wait up to SECONDS for it to be back (default: 60; 0: end)",
+    )
+    parser.add_argument(
         "--client", metavar="NAME", help="see what [clients.NAME] of vsm.toml lets a client see"
     )
 
@@ -49,29 +60,171 @@ def run(args: argparse.Namespace) -> int:
     """Bridge until both sides are done.
 
     Raises:
-        VsmError: no vsm is running, or it closed the connection.
+        VsmError: no vsm is running, or it closed the connection and did not come back.
     """
-    connection = _connect(args.wait)
-    if args.client is not None:
-        connection.sendall(_VIEW % json.dumps(args.client).encode())
-    client_done = threading.Event()
-    sender = threading.Thread(target=_send, args=(connection, client_done), daemon=True)
-    sender.start()
-    reader_left = _receive(connection)
-    if reader_left or client_done.is_set():
-        return 0
-    raise ConnectionLostError(
+    view = b"" if args.client is None else _VIEW % json.dumps(args.client).encode()
+    return Bridge(_connect(args.wait), args.reconnect, view).run()
+
+
+class Bridge:
+    """One client's session.
+
+    Args:
+        connection: to the gateway. reconnect_s: how long to wait for the next one.
+        hello: what each gateway is told before anything of the client.
+    """
+
+    def __init__(self, connection: socket.socket, reconnect_s: float, hello: bytes = b"") -> None:
+        self._connection = connection
+        self._reconnect_s = reconnect_s
+        self._hello = hello
+        self._session = Rejoin()
+        self._open = threading.Condition()  # guards the session and who is connected
+        self._connected = True
+        self._client_done = threading.Event()
+
+    def run(self) -> int:
+        """Bridge; returns the exit code."""
+        self._connection.sendall(self._hello)
+        threading.Thread(target=self._send, daemon=True).start()
+        while True:
+            if self._receive():
+                return 0
+            with self._open:
+                self._connected = False
+                owed = bool(self._session.in_flight)
+                told = self._session.lost()
+            if _write_lines(told):
+                return 0
+            if self._client_done.is_set() and not owed:
+                return 0
+            if self._client_done.is_set() or self._reconnect_s <= 0:
+                raise _lost()
+            self._join_again()
+
+    # ---- from stdin ------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        """From stdin to the gateway; the end of stdin closes this direction only."""
+        stdin, lines = sys.stdin.fileno(), Lines()
+        while data := os.read(stdin, CHUNK_BYTES):
+            self._pass(lines.feed(data))
+        self._pass(lines.rest())
+        with self._open:
+            self._client_done.set()
+            self._wait_joined()
+            try:
+                self._connection.shutdown(socket.SHUT_WR)
+            except OSError:  # the gateway is gone: the receiving side sees it and says so
+                return
+
+    def _pass(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        with self._open:
+            self._wait_joined()
+            frames = [frame for line in lines if (frame := self._session.sent(line)) is not None]
+            connection = self._connection
+        try:
+            connection.sendall(b"".join(frame + b"\n" for frame in frames))
+        except OSError:  # likewise; what was a request is answered with an error
+            return
+
+    def _wait_joined(self) -> None:
+        while not (self._connected and self._session.joined):
+            self._open.wait()
+
+    # ---- to stdout -------------------------------------------------------------------------
+
+    def _receive(self) -> bool:
+        """From the gateway to stdout; returns whether it ended because nobody reads stdout."""
+        lines = Lines()
+        while True:
+            try:
+                data = self._connection.recv(CHUNK_BYTES)
+            except ConnectionError:
+                return False
+            if not data:
+                return False
+            if _write_lines(self._take(lines.feed(data))):
+                return True
+
+    def _take(self, lines: list[bytes]) -> list[bytes]:
+        told: list[bytes] = []
+        with self._open:
+            for line in lines:
+                try:
+                    passed = self._session.received(line)
+                except RejoinError as error:
+                    remedy = "Launch it again for a session with the new vsm."
+                    raise ConnectionLostError("vsm connect", str(error), remedy) from None
+                told += passed.to_client
+                if passed.to_gateway:
+                    self._connection.sendall(b"\n".join((*passed.to_gateway, b"")))
+            self._open.notify_all()
+        return told
+
+    # ---- another gateway -------------------------------------------------------------------
+
+    def _join_again(self) -> None:
+        """Connect to the next gateway and take the session up there.
+
+        Raises:
+            ConnectionLostError: there is none in time, or nobody needs one.
+        """
+        self._connection.close()
+        try:
+            connection = _connect(self._reconnect_s, while_open=sys.stdin.fileno())
+        except VsmError:
+            raise _lost() from None
+        with self._open:
+            self._connection = connection
+            frames = self._session.rejoin()
+            try:
+                connection.sendall(self._hello + b"".join(frame + b"\n" for frame in frames))
+            except OSError:  # gone again: receiving says so
+                return
+            self._connected = True
+            self._open.notify_all()
+
+
+class Lines:
+    """Splits a stream into lines, without their ends."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that are complete now."""
+        self._parts.append(data)
+        if b"\n" not in data:
+            return []
+        *lines, rest = b"".join(self._parts).split(b"\n")
+        self._parts = [rest] if rest else []
+        return lines
+
+    def rest(self) -> list[bytes]:
+        """What is left of a line that will not be completed."""
+        return [b"".join(self._parts)] if self._parts else []
+
+
+def _lost() -> ConnectionLostError:
+    return ConnectionLostError(
         "vsm connect",
         "vsm closed the connection; what was in flight may have run",
         "Launch it again once `vsm status` shows that vsm is up.",
     )
 
 
-def _connect(wait_s: float) -> socket.socket:
+def _connect(wait_s: float, while_open: int | None = None) -> socket.socket:
+    """Connect, for `wait_s` at most; with `while_open` only as long as that has another end."""
     from vsm.commands.control_client import NotRunningError, connect
     from vsm.paths import MCP_SOCKET
 
     deadline = time.monotonic() + wait_s
+    poll = select.poll()
+    if while_open is not None:
+        poll.register(while_open, 0)  # hang-up only
     while True:
         try:
             return connect(MCP_SOCKET)
@@ -79,38 +232,17 @@ def _connect(wait_s: float) -> socket.socket:
             if time.monotonic() >= deadline:
                 raise
             # The socket's folder may not be there yet either, so there is nothing to watch.
-            select.select([], [], [], RETRY_INTERVAL_S)
+            if poll.poll(RETRY_INTERVAL_S * _MILLISECONDS):
+                raise
 
 
-def _send(connection: socket.socket, client_done: threading.Event) -> None:
-    """From stdin to the gateway; the end of stdin closes this direction only."""
-    stdin = sys.stdin.fileno()
+def _write_lines(lines: list[bytes]) -> bool:
+    """Write to stdout; returns whether nobody reads it any more."""
     try:
-        while data := os.read(stdin, CHUNK_BYTES):
-            connection.sendall(data)
-    except OSError:  # the gateway is gone: the receiving side sees it and says so
-        return
-    client_done.set()
-    try:
-        connection.shutdown(socket.SHUT_WR)
-    except OSError:  # likewise
-        return
-
-
-def _receive(connection: socket.socket) -> bool:
-    """From the gateway to stdout; returns whether it ended because nobody reads stdout."""
-    stdout = sys.stdout.fileno()
-    while True:
-        try:
-            data = connection.recv(CHUNK_BYTES)
-        except ConnectionError:
-            return False
-        if not data:
-            return False
-        try:
-            _write_all(stdout, data)
-        except BrokenPipeError:
-            return True
+        _write_all(sys.stdout.fileno(), b"".join(line + b"\n" for line in lines))
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -1,15 +1,18 @@
 """Failures on real processes: the breaker, dead letters and their replay, from the command line."""
 
 import json
+import os
 import shutil
+import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Running, running
+from running import VSM, Running, running
 
 SERVER = Path(__file__).resolve().parents[1] / "servers/echo_legacy.py"
 BOUND_S = 30
@@ -22,6 +25,8 @@ failures = 2
 successes = 1
 open_s = 600
 keep_arguments = true
+[integrations.y]
+command = ["/usr/bin/python3", "{server}", "y"]
 """
 
 
@@ -83,6 +88,38 @@ def test_a_failing_integration_is_refused_said_so_everywhere_and_replayed_by_han
     assert vsm.vsm("call", "x", "echo").returncode == 0
     wait_for(lambda: events(vsm, "breaker.closed"))
     assert "breaker" not in vsm.vsm("status").stdout
+
+
+def test_a_session_of_connect_outlives_the_gateway(vsm: Running) -> None:
+    def ask(number: int, method: str, **params: Any) -> None:
+        message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+
+    def answer(number: int) -> dict[str, Any]:
+        while (message := json.loads(process.stdout.readline())).get("id") != number:
+            pass
+        return dict(message)
+
+    process: Any
+    with subprocess.Popen(
+        [VSM, "connect"], env=vsm.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        ask(0, "initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo={})
+        assert "result" in answer(0)
+        ask(1, "tools/call", name="y__slow", arguments={"seconds": 600})
+        wait_for(lambda: _integration(vsm)["in_flight"])
+        operations = next(w for w in vsm.status()["workers"] if w["name"] == "system1")
+        os.kill(operations["pid"], signal.SIGKILL)
+        assert "may have run" in answer(1)["error"]["message"]
+        ask(2, "tools/call", name="y__echo", arguments={})
+        assert "result" in answer(2)
+        process.stdin.close()
+        assert process.wait(BOUND_S) == 0
+
+
+def _integration(vsm: Running) -> dict[str, Any]:
+    return dict(vsm.status()["systems"]["system1"]["integrations"]["y"])
 
 
 def test_a_letter_without_arguments_or_of_another_kind_is_not_replayed(vsm: Running) -> None:

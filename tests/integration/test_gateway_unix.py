@@ -148,7 +148,7 @@ def test_connect_waits_for_vsm_and_ends_with_an_error_when_vsm_ends(tmp_path: Pa
     with (
         socket.socket(socket.AF_UNIX) as listener,
         subprocess.Popen(
-            [*CONNECT, "--wait", "20"],
+            [*CONNECT, "--wait", "20", "--reconnect", "0"],
             env=environment(tmp_path),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -167,6 +167,79 @@ def test_connect_waits_for_vsm_and_ends_with_an_error_when_vsm_ends(tmp_path: Pa
         assert process.wait(20) == 1
         assert process.stderr is not None
         assert b"vsm closed the connection" in process.stderr.read()
+
+
+class Side:
+    """A gateway's end of a connection that the test plays itself."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(20)
+        self.connection = connection
+        self.lines = connection.makefile("rb")
+
+    def receive(self) -> dict[str, Any]:
+        return dict(json.loads(self.lines.readline()))
+
+    def send(self, text: str) -> None:
+        self.connection.sendall(text.encode() + b"\n")
+
+    def close(self) -> None:
+        self.lines.close()
+        self.connection.close()
+
+
+def test_connect_takes_the_session_up_again_when_vsm_is_back(tmp_path: Path) -> None:
+    path = tmp_path / "mcp.sock"
+
+    def listen() -> socket.socket:
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(20)
+        return listener
+
+    result = '{"protocolVersion":"2025-11-25","capabilities":{"tools":{}}}'
+    initialized = '{"jsonrpc":"2.0","id":%s,"result":' + result + "}"
+    listener = listen()
+    with subprocess.Popen(
+        CONNECT, env=environment(tmp_path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        first = Side(listener.accept()[0])
+        process.stdin.write(INITIALIZE + line("notifications/initialized"))
+        process.stdin.flush()
+        assert first.receive()["method"] == "initialize"
+        first.send(initialized % "0")
+        assert json.loads(process.stdout.readline())["id"] == 0
+        process.stdin.write(line("tools/call", 7, name="x"))
+        process.stdin.flush()
+        while first.receive().get("id") != 7:
+            pass
+        listener.close()
+        path.unlink()
+        first.close()
+        lost = json.loads(process.stdout.readline())
+        assert (lost["id"], lost["error"]["code"]) == (7, -32000)
+        assert "may have run" in lost["error"]["message"]
+        process.stdin.write(line("tools/call", 8, name="y"))  # waits for the next gateway
+        process.stdin.flush()
+        listener = listen()
+        second = Side(listener.accept()[0])
+        again = second.receive()
+        assert (again["method"], again["params"]["protocolVersion"]) == ("initialize", "2025-11-25")
+        second.send(initialized % json.dumps(again["id"]))
+        assert second.receive()["method"] == "notifications/initialized"
+        assert second.receive()["id"] == 8
+        assert json.loads(process.stdout.readline())["method"].endswith("tools/list_changed")
+        second.send('{"jsonrpc":"2.0","id":8,"result":{}}')
+        assert json.loads(process.stdout.readline())["id"] == 8
+        process.stdin.close()
+        assert second.lines.readline() == b""
+        second.close()
+        assert process.wait(20) == 0
+    listener.close()
 
 
 def test_connect_starts_quickly(tmp_path: Path) -> None:
