@@ -51,13 +51,6 @@ Unlimited = Literal["unlimited"]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Cores = Annotated[float, msgspec.Meta(gt=0, le=4096)]
 
-LIMIT_KEYS = {
-    "memory_bytes": "memory",
-    "swap_bytes": "swap",
-    "cpu_cores": "cpu",
-    "file_size_bytes": "file_size",
-}
-"""What the fields of `Limits` are called in a file, where that is another name."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TOO_MUCH = ("/", "/dev", "/sys")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -233,37 +226,30 @@ def extend_profile(profile: Profile, table: dict[str, Any], name: str) -> Profil
     return msgspec.structs.replace(_resolve(document, Path(profile.path)), name=name)
 
 
+def file_key(field: str) -> str:
+    """What a field of a `Profile`'s sections is called in a file."""
+    return "cpu" if field == "cpu_cores" else field.removesuffix("_bytes")
+
+
 def _document_table(profile: Profile) -> dict[str, Any]:
     """A profile as a file without `extends` would have it."""
-    files = {
-        "system": list(profile.files.system),
-        "read": list(profile.files.read),
-        "write": list(profile.files.write),
-        "tmp": profile.files.tmp_bytes,
-        "shm": profile.files.shm_bytes,
-        "devices": list(profile.files.devices),
-        "proc": profile.files.proc,
-    }
-    limits = {
-        LIMIT_KEYS.get(field, field): "unlimited" if value is None else value
-        for field, value in msgspec.structs.asdict(profile.limits).items()
-    }
-    syscalls = profile.syscalls
-    return {
+    table: dict[str, Any] = {
         "description": profile.description,
         "tier": profile.tier,
         "may_lack": sorted(profile.may_lack),
         "confine": profile.confine,
-        "files": files,
-        "network": {"mode": profile.network.mode, "allow": list(profile.network.allow)},
-        "syscalls": {
-            "allow": list(syscalls.allow),
-            "deny": list(syscalls.deny),
-            "unix_sockets": syscalls.unix_sockets,
-        },
-        "limits": limits,
         "environment": dict(profile.environment),
     }
+    for section in ("files", "network", "syscalls", "limits"):
+        fields = msgspec.structs.asdict(getattr(profile, section))
+        table[section] = {file_key(name): _as_written(value) for name, value in fields.items()}
+    return table
+
+
+def _as_written(value: Any) -> Any:  # noqa: ANN401 - of any field
+    if value is None:
+        return "unlimited"
+    return list(value) if isinstance(value, tuple) else value
 
 
 def list_profiles(search: tuple[Path, ...] | None = None) -> list[Profile]:

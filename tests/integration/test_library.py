@@ -11,14 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 import vsm
-from vsm.library import runner_link
+from vsm.core.egress import Rules
+from vsm.library import runner_egress, runner_link
 from vsm.library.run import close
+from vsm.probe import probe_host
 
 FACTOR = 3
 ROOT = Path(__file__).resolve().parents[2]
@@ -327,6 +331,74 @@ print(result.check(), result.tier)
         [program, "-c", text, *sys.path], capture_output=True, timeout=60, check=False, cwd=ROOT
     )
     assert done.stdout == b"800 landlocked\n", done.stderr
+
+
+# -- network ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def greeter() -> Iterator[int]:
+    """The port of a server of our own on loopback that says hello to everybody."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            with suppress(OSError):
+                while True:
+                    with server.accept()[0] as client:
+                        client.sendall(b"hello")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def fetch(port: int) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        return connection.recv(100)
+
+
+def test_a_proxied_run_reaches_what_its_profile_allows_and_nothing_else(greeter: int) -> None:
+    assert fetch(greeter) == b"hello"  # the control
+    here, networked = f"127.0.0.1:{greeter}", vsm.Profile.load("networked")
+    allowed = networked.extended(network={"allow": [here]})
+    result = vsm.run(fetch, greeter, profile=allowed)
+    assert result.check() == b"hello"
+    assert (result.egress[here]["allowed"], result.egress[here]["received_bytes"]) == (1, 5)
+    for profile in (networked.extended(network={"allow": ["127.0.0.1:9"]}), "integration"):
+        result = vsm.run(fetch, greeter, profile=profile)
+        assert (result.cause, result.value, "refused" in result.error) == ("exit", None, True)
+
+
+def test_a_killed_egress_process_is_replaced(greeter: int) -> None:
+    networked = vsm.Profile.load("networked")
+    allowed = networked.extended(network={"allow": [f"127.0.0.1:{greeter}"]})
+    for _ in range(3):
+        assert vsm.run(fetch, greeter, profile=allowed).check() == b"hello"
+        runner = psutil.Process(runner_link.runner_pid())
+        (egress,) = [one for one in runner.children() if one.name() == "vsm-egress"]
+        egress.kill()
+
+
+def test_without_an_egress_process_nobody_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails closed: a worker whose way out cannot be confined is ended and says why."""
+
+    class Worker:
+        key, said = "run1", ""
+        rules = Rules((), {}, ())
+        listeners: tuple[int, ...] = ()
+
+        def cut_off(self, error: vsm.VsmError) -> None:
+            self.said = str(error)
+
+    def fail(*_: object) -> None:
+        raise OSError(11, "no process")
+
+    monkeypatch.setattr(runner_egress, "EgressLink", fail)
+    worker = Worker()
+    runner_egress.RunnerEgress(probe_host(), select.poll()).serve(worker)
+    assert "no process" in worker.said
 
 
 # -- programs --------------------------------------------------------------------------------------

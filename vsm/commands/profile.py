@@ -15,7 +15,7 @@ from vsm.commands.terminal import clean, print_json, print_table
 from vsm.errors import ConfigurationError
 from vsm.explain import explain
 from vsm.paths import profile_search_path
-from vsm.profile import Profile, load_profile, profile_names
+from vsm.profile import Profile, file_key, load_profile, profile_names
 from vsm.units import format_bytes
 
 EXIT_DIFFERENT = 1
@@ -75,13 +75,9 @@ def table_of(profile: Profile) -> dict[str, Any]:
     }
     for section in ("files", "network", "syscalls", "limits"):
         for name, value in msgspec.structs.asdict(getattr(profile, section)).items():
-            table[f"{section}.{_key(name)}"] = _written(name, value)
+            table[f"{section}.{file_key(name)}"] = _written(name, value)
     table.update((f"environment.{name}", value) for name, value in profile.environment.items())
     return table
-
-
-def _key(name: str) -> str:
-    return "cpu" if name == "cpu_cores" else name.removesuffix("_bytes")
 
 
 def _written(name: str, value: object) -> object:

@@ -90,9 +90,6 @@ def _profile(request: Request) -> Profile:
         profile = load_profile(profile)
     if profile.confine != "exec":
         raise ConfigurationError(_WHERE, f"the profile {profile.name} is for vsm's own", "")
-    if profile.network.mode == "proxy":
-        what = f'network mode "proxy" of the profile {profile.name} is not built yet for vsm.run'
-        raise ConfigurationError(_WHERE, what, "Use a profile without it, or vsm.toml.")
     if request.tier not in {None, "namespaced", "landlocked"}:
         raise ConfigurationError(_WHERE, f"no such tier: {request.tier!r}", "")
     return _limited(profile, dict(request.limits or {}))

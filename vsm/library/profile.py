@@ -86,7 +86,7 @@ class Profile(profiles.Profile, frozen=True, kw_only=True):
 
 
 def _limits(limits: Mapping[str, Any]) -> dict[str, Any]:
-    named = {profiles.LIMIT_KEYS.get(name, name): value for name, value in limits.items()}
+    named = {profiles.file_key(name): value for name, value in limits.items()}
     if len(named) != len(limits):
         raise ConfigurationError("vsm.Profile", "a limit is named twice", "Name each once.")
     return {name: "unlimited" if value is None else value for name, value in named.items()}

@@ -1,7 +1,7 @@
 """What a run came to. Pure: decides the cause from what the kernel and the worker said."""
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from vsm.errors import VsmError
@@ -51,6 +51,8 @@ class Result:
         cpu_s: user and system time, with its descendants.
         wall_s: from the call to the result.
         truncated: it wrote more than `output_bytes`.
+        egress: what it asked for where its profile's network mode is `proxy`: host → `asked`,
+            `allowed`, `refused`, `sent_bytes`, `received_bytes` and the last `reason`.
     """
 
     value: Any
@@ -66,6 +68,7 @@ class Result:
     cpu_s: float
     wall_s: float
     truncated: bool
+    egress: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

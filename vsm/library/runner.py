@@ -7,6 +7,7 @@ with. Ends with the program, its workers first, and removes their groups and dir
 """
 
 import gc
+import itertools
 import json
 import os
 import select
@@ -22,14 +23,16 @@ import msgspec
 
 from vsm import cgroup, scratch, uids
 from vsm.cgroup import CgroupLimits, Cgroups
+from vsm.core.egress import Rules
 from vsm.errors import ConfigurationError, ConfinementError, VsmError
 from vsm.execution import Plan
 from vsm.forked_worker import ForkedWorker
 from vsm.launcher import receive
 from vsm.library import child
+from vsm.library.runner_egress import RunnerEgress
 from vsm.library.values import SIGNAL
 from vsm.linux import pidfd, prctl
-from vsm.plan import WorkerRequest, compile_plan
+from vsm.plan import WorkerRequest, compile_plan, egress_rules
 from vsm.probe import probe_host
 from vsm.profile import Profile
 
@@ -73,6 +76,11 @@ class _Run:
         self.order = order
         self.slot = slot
         self.layers: list[dict[str, str]] = []
+        self.listeners: tuple[int, ...] = ()
+        self.asked: dict[str, dict[str, Any]] = {}
+        self.refusal: VsmError | None = None
+        self.key = runner.next_key()
+        self.rules = egress_rules(order.profile) or Rules((), {}, (), 0)
         self.group = runner.make_group(f"run{slot}", order.profile)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -96,6 +104,11 @@ class _Run:
         if self.order.lasting:
             told = {"event": "began", "pid": self.worker.pid, "layers": self.layers}
             self.tell({**told, "tier": self.worker.plan.tier})
+
+    def cut_off(self, error: VsmError) -> None:
+        """There is no way out for it: it is not to run."""
+        self.refusal = error
+        self.discard()
 
     @property
     def is_spare(self) -> bool:
@@ -147,6 +160,8 @@ class Runner:
         self._spare_for: Order | None = None
         self._spare_deadline_s = self._quiet_from_s = 0.0
         self._poll = select.poll()
+        self._egress = RunnerEgress(self.host, self._poll)
+        self._keys = itertools.count(1)
         self._children = pidfd.children_file()
         self._wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for signo in (signal.SIGTERM, signal.SIGHUP):
@@ -169,6 +184,8 @@ class Runner:
                         return
                     elif run := self._by_fd.get(fd):
                         self._hear(run, fd)
+                    elif fd in self._egress.fds:
+                        self._egress.hear()
         finally:
             self._end()
 
@@ -186,6 +203,10 @@ class Runner:
             else:
                 self._discard_spares()
         return events
+
+    def next_key(self) -> str:
+        """What the egress process calls a worker."""
+        return f"run{next(self._keys)}"
 
     # -- starting ----------------------------------------------------------------------------------
 
@@ -320,11 +341,22 @@ class Runner:
         for event in run.worker.events():
             if event["event"] == "started":
                 run.layers = event["layers"]
+                self._open(run)
                 run.began()
         if fd == run.worker.pidfd:
             self._bury(run)
         elif run.worker.hung_up:
             self._forget(fd)
+
+    def _open(self, run: _Run) -> None:
+        """Serve its listeners, if it has a way out."""
+        try:
+            run.listeners = run.worker.take_listeners()
+        except OSError as error:
+            run.cut_off(ConfinementError("egress", str(error), layer="network"))
+            return
+        if run.listeners:
+            self._egress.serve(run)
 
     def _bury(self, run: _Run) -> None:
         """Reap, clean up, then tell: when the program hears of an end, nothing is left."""
@@ -334,8 +366,9 @@ class Runner:
         del self._runs[run.slot]
         pidfd.reap(worker.pidfd)
         if not worker.plan.clone_flags:
-            known = {other.worker.pid for other in self._runs.values()}
+            known = {other.worker.pid for other in self._runs.values()} | self._egress.pids
             pidfd.kill_children(self._children, lambda pid: pid not in known)
+        run.asked = self._egress.forget(run)
         usage = run.group.usage() if run.group else None
         worker.close()
         worker.remove_scratch()
@@ -344,7 +377,7 @@ class Runner:
         if run.control is not None:
             run.control.close()
             self._quiet_from_s = 0.0
-        elif not run.doomed:
+        elif not run.doomed or run.refusal is not None:
             self._spare_for = None  # it died by itself: the next would, too
         self._start_waiting()
 
@@ -359,11 +392,14 @@ class Runner:
         for run in list(self._runs.values()):
             if pidfd.wait(run.worker.pidfd, _END_TIMEOUT_S):
                 self._bury(run)
+        self._egress.close()
         self._cgroups.close()
 
 
 def _report(run: _Run, usage: cgroup.Usage | None) -> dict[str, Any]:
     heard = run.worker.heard[-1] if run.worker.heard else {}
+    if run.refusal is not None:
+        return _refusal(run.refusal)
     if not run.layers and not run.given_up:
         what = heard.get("what", "it was killed while it started")
         if what.startswith("cannot enter"):  # its `cwd`, or a folder on the way there
@@ -380,6 +416,7 @@ def _report(run: _Run, usage: cgroup.Usage | None) -> dict[str, Any]:
         "oom_kills": (usage and usage.oom_kills) or 0,
         "tier": run.worker.plan.tier,
         "layers": run.layers,
+        "egress": run.asked,
     }
 
 
