@@ -64,6 +64,10 @@ class _Silent:
 
     def dead_letter(self, integration: str, letter: dict[str, Any]) -> None: ...
 
+    def wanted(self, integration: str, count: int, release: dict[str, str]) -> None: ...
+
+    def learnt(self, integration: str, content: bytes) -> None: ...
+
     def unfit(self, worker: str, reason: str) -> None:
         sys.exit(f"{worker}: {reason}")
 

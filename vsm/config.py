@@ -35,7 +35,9 @@ from vsm.units import parse_bytes
 SECRET_LIMIT_BYTES = 64 * 2**10
 SYSTEMS = ("system1", "system2", "system3", "system4", "system5")
 
+MOST_INSTANCES = 64
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+IdleSeconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 Concurrency = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 
 _PORT_MAX = 65_535
@@ -64,6 +66,7 @@ class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 Era = Literal["auto", "legacy", "modern"]
 Trust = Literal["first-use", "approve", "off"]
+Instances = Literal["shared", "session", "pool"]
 
 
 class Integration(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +74,7 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         command: an argv, never a shell line; the first word is a bare name or absolute.
+        start: "lazy" is at the first request that needs it.
         prefix: goes before tool names ("" leaves them bare); None is the name.
         era: which of the two the server is spoken to in, where it knows both.
         read: host paths that the server may see, read-only, absolute.
@@ -84,7 +88,13 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
     state: bool = False
-    instances: Literal["shared"] = "shared"
+    instances: Instances = "shared"
+    start: Literal["eager", "lazy"] = "eager"
+    idle_stop_s: float = 0.0
+    pool_min: int = 1
+    pool_max: int = 4
+    max_instances: int = 16
+    spares: int = 0
     prefix: str | None = None
     era: Era = "auto"
     cwd: str | None = None
@@ -151,7 +161,13 @@ class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
     state: bool = False
-    instances: Literal["shared", "session", "pool"] = "shared"
+    instances: Instances = "shared"
+    start: Literal["eager", "lazy"] = "eager"
+    idle_stop_s: IdleSeconds = 0.0
+    pool_min: Annotated[int, msgspec.Meta(ge=1, le=MOST_INSTANCES)] = 1
+    pool_max: Annotated[int, msgspec.Meta(ge=1, le=MOST_INSTANCES)] = 4
+    max_instances: Annotated[int, msgspec.Meta(ge=1, le=MOST_INSTANCES)] = 16
+    spares: Annotated[int, msgspec.Meta(ge=0, le=MOST_INSTANCES)] = 0
     prefix: str | None = None
     era: Era = "auto"
     cwd: str | None = None
@@ -286,9 +302,7 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
     if "vsm" in {name, table.prefix}:
         what = '"vsm" is the prefix of vsm\'s own tools'
         raise ConfigurationError(where, what, "Choose another name or prefix.")
-    if table.instances != "shared":
-        what = f'"{table.instances}" is not built yet'
-        raise ConfigurationError(f"{where}.instances", what, 'Use "shared".')
+    _check_instances(table, where)
     _check_variables(table, where)
     return Integration(
         name=name,
@@ -299,6 +313,13 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
         read=_paths(table.read, file.parent, f"{where}.read"),
         write=_paths(table.write, file.parent, f"{where}.write"),
         state=table.state,
+        instances=table.instances,
+        start=table.start,
+        idle_stop_s=table.idle_stop_s,
+        pool_min=table.pool_min,
+        pool_max=table.pool_max,
+        max_instances=table.max_instances,
+        spares=table.spares,
         prefix=_checked_prefix(table.prefix, f"{where}.prefix"),
         era=table.era,
         cwd=_paths((table.cwd,), file.parent, f"{where}.cwd")[0] if table.cwd is not None else None,
@@ -372,6 +393,25 @@ def _check_variables(table: IntegrationDocument, where: str) -> None:
         raise ConfigurationError(where, f"{both[0]} is in env and in secrets", "Keep one.")
     if any("\0" in value for value in table.env.values()):
         raise ConfigurationError(f"{where}.env", "a value holds a NUL byte")
+
+
+def _check_instances(table: IntegrationDocument, where: str) -> None:
+    """Refuse what contradicts itself, and what would carry state from one session to another."""
+    if table.pool_min > table.pool_max:
+        what = f"{table.pool_min} is more than pool_max, {table.pool_max}"
+        raise ConfigurationError(f"{where}.pool_min", what)
+    if table.instances != "session":
+        if table.spares:
+            remedy = 'Set instances = "session", or leave spares out.'
+            raise ConfigurationError(f"{where}.spares", "only a session takes a spare", remedy)
+        return
+    if table.spares > table.max_instances:
+        what = f"{table.spares} is more than max_instances, {table.max_instances}"
+        raise ConfigurationError(f"{where}.spares", what)
+    if table.state:
+        what = "one directory would carry the state of one session to another"
+        remedy = 'Leave state out, or set instances = "shared".'
+        raise ConfigurationError(f"{where}.state", what, remedy)
 
 
 def _checked_prefix(prefix: str | None, where: str) -> str | None:

@@ -20,7 +20,8 @@ from vsm.plan import DETECTED
 from vsm.profile import Limits
 
 if TYPE_CHECKING:
-    from vsm.integration_group import IntegrationGroup, RunningWorker
+    from vsm.integration_group import IntegrationGroup
+    from vsm.running_worker import RunningWorker
 
 INTERVAL_S: Final = 0.5
 MOST_PROCESSES: Final = 4096
@@ -119,7 +120,7 @@ class Detection:
         for running in list(self.group.running.values()):
             reason = "" if running.doomed else self._reason(running)
             if reason:
-                name, incarnation = running.name, running.incarnation
+                name, incarnation = running.key, running.incarnation
                 self.group.workers.send(restart.Failed(name, incarnation, reason))
                 self.group.kill(name)
         self._forget_disks({one.worker_id for one in self.group.running.values()})

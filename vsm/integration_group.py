@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -16,10 +16,12 @@ import msgspec
 from vsm import provision
 from vsm.config import Integration
 from vsm.core import restart
+from vsm.core.instance_demand import Terms
 from vsm.detection import Detection
 from vsm.egress_actor import EgressActor, Refused
 from vsm.errors import VsmError
 from vsm.group import GroupRunner
+from vsm.instance_set import InstanceSet, integration_of, number_of, terms_of, terms_row
 from vsm.last_words import describe
 from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
 from vsm.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
@@ -28,22 +30,21 @@ from vsm.link import close_fds
 from vsm.messages import (
     Attach,
     AvailabilityChanged,
-    Body,
     Detach,
     Drain,
     Idle,
     IntegrationRow,
+    Known,
     Message,
     ResilienceRow,
     Session,
     Unfit,
+    Wanted,
 )
 from vsm.output import OutputReader, OutputRing
 from vsm.refused_calls import RefusedCalls, Said
+from vsm.running_worker import RunningWorker, is_clean, remove_group, spec_of
 
-DRAIN_TIMEOUT_S: Final = 30.0
-_REMOVE_ATTEMPTS: Final = 40
-_REMOVE_RETRY_S: Final = 0.05
 _AVAILABILITY: Final = {
     "starting": "starting",
     "ready": "ready",
@@ -69,6 +70,7 @@ class IntegrationHooks:
         remains: what every launcher is told first: what to remove when the supervisor is dead.
         egress_refused: a worker asked the egress process for what it may not have.
         calls_refused: an integration made system calls that its filter refuses: which, how often.
+        recall: a memfd of what an integration offered when it last ran, or None.
         pins: tells S1 what of an integration was approved, before it gets its server.
         host: what the host gives; asked for when the first integration starts.
     """
@@ -84,52 +86,7 @@ class IntegrationHooks:
     egress_refused: Refused = lambda _worker, _host, _reason: None
     calls_refused: Said = lambda _name, _calls: None
     pins: Callable[[str], None] = lambda _name: None
-
-
-@dataclass
-class RunningWorker:
-    """One incarnation of an integration; owns its descriptors."""
-
-    name: str
-    incarnation: int
-    started_at: float
-    stdin: int = -1
-    stdout: int = -1
-    output: OutputReader | None = None
-    spawned: Spawned | None = None
-    provided: provision.Provision | None = None
-    record: Body | None = None
-    doomed: bool = False
-    attached: bool = False
-    report: ExitReport | None = None
-    tier: str = ""
-    cleanup: list[Callable[[], None]] = field(default_factory=list)
-
-    @property
-    def worker_id(self) -> str:
-        """The id that launcher and S1 know it by."""
-        return f"{self.name}-{self.incarnation}"
-
-    def close_pipes(self) -> None:
-        """Close our ends."""
-        close_fds([fd for fd in (self.stdin, self.stdout) if fd >= 0])
-        self.stdin = self.stdout = -1
-
-
-def _spec(integration: Integration) -> restart.WorkerSpec:
-    policy = integration.restart
-    return restart.WorkerSpec(
-        name=integration.name,
-        intensity=policy.intensity,
-        period_s=policy.period_s,
-        backoff_initial_s=policy.backoff_initial_s,
-        backoff_max_s=policy.backoff_max_s,
-        stable_s=policy.stable_s,
-        start_timeout_s=integration.start_timeout_s,
-        drain_timeout_s=min(DRAIN_TIMEOUT_S, integration.call_timeout_s),
-        stop_timeout_s=integration.stop_timeout_s,
-        stack_grace_s=0.5,
-    )
+    recall: Callable[[Integration], int | None] = lambda _integration: None
 
 
 class IntegrationGroup:
@@ -138,11 +95,13 @@ class IntegrationGroup:
     def __init__(self, integrations: dict[str, Integration], hooks: IntegrationHooks) -> None:
         self.integrations = dict(integrations)
         self.hooks = hooks
-        self.workers = GroupRunner([_spec(one) for one in integrations.values()], self)
+        self.workers = GroupRunner([spec_of(one) for one in integrations.values()], self)
         self.launcher_actor = LauncherActor(self)
         self.launcher = GroupRunner([launcher_spec()], self.launcher_actor)
         self.egress = EgressActor(hooks.host, hooks.changed, self._egress_refused)
         self.running: dict[str, RunningWorker] = {}
+        self.sets: dict[str, InstanceSet] = {}
+        self._numbers: dict[str, int] = {}
         self.detection = Detection(self)
         self.refused = RefusedCalls(hooks.calls_refused)
         self.limits: dict[str, dict[str, Any]] = {}  # set by command; see vsm.limits
@@ -166,7 +125,7 @@ class IntegrationGroup:
         """Know an integration, stopped, or know one by new terms; whether it is new."""
         known = integration.name in self.workers.group.workers
         self.integrations[integration.name] = integration
-        self.workers.put(_spec(integration))
+        self.workers.put(spec_of(integration))
         return not known
 
     def overrides(self, name: str) -> dict[str, Any]:
@@ -175,7 +134,7 @@ class IntegrationGroup:
 
     def slow_down(self, name: str, factor: float) -> None:
         """Restart an integration that keeps failing more slowly; 1 is as it is configured."""
-        spec = _spec(self.integrations[name])
+        spec = spec_of(self.integrations[name])
         self.workers.put(
             replace(
                 spec,
@@ -233,6 +192,7 @@ class IntegrationGroup:
                 call_timeout_s=one.call_timeout_s,
                 concurrency=one.concurrency,
                 max_frame_bytes=one.max_frame_bytes,
+                instances=terms_row(one),
                 resilience=ResilienceRow(**msgspec.structs.asdict(one.resilience)),
                 trust=one.trust,
             )
@@ -245,20 +205,34 @@ class IntegrationGroup:
         """A new S1: give it every worker and say how each integration stands."""
         for name in self.integrations:
             self.tell_availability(name)
+            self._tell_known(name)
         for running in self.running.values():
-            if running.spawned is not None and not running.doomed:
+            if running.stdin >= 0 and running.spawned is not None and not running.doomed:
                 self._attach(running)
+
+    def _tell_known(self, name: str) -> None:
+        """What an integration offered that S1 need not start for its lists."""
+        fd = None
+        if self.integrations[name].start == "lazy":
+            fd = self.hooks.recall(self.integrations[name])
+        if fd is not None:
+            self.hooks.pins(name)
+            self.hooks.tell_operations(Known(integration=name, fds=("surface",)), [fd])
+            close_fds([fd])
 
     def on_operations_lost(self) -> None:
         """S1 is gone: a half-initialised server cannot be resumed, and nothing is in flight."""
-        for name, running in list(self.running.items()):
-            phase = self.workers.phase(name)
-            if phase == "draining":
+        for name in self.integrations:
+            if self.workers.phase(name) == "draining":
                 self.workers.send(restart.Drained(name))
-            elif phase == "starting" and running.attached:
+        for instances in list(self.sets.values()):
+            instances.gateway_lost()
+        for key, running in list(self.running.items()):
+            if self.workers.phase(key) == "starting" and running.attached:
                 running.attached = False
+                again = not number_of(key)  # the set of an instance starts another one
                 reason = "the gateway restarted while it was initialising"
-                self.workers.send(restart.Stop(name, drain=False, restart=True, reason=reason))
+                self.workers.send(restart.Stop(key, drain=False, restart=again, reason=reason))
 
     def on_operations_message(self, message: Any) -> None:  # noqa: ANN401 - a model of FromSystem
         """What S1 reports about a worker."""
@@ -269,8 +243,10 @@ class IntegrationGroup:
                 running = self._by_id(message.worker)
                 if running is not None:
                     reason = f"unfit: {message.reason}"
-                    event = restart.Failed(running.name, running.incarnation, reason)
+                    event = restart.Failed(running.key, running.incarnation, reason)
                     self.workers.send(event)
+            case Wanted():
+                self._on_wanted(message)
             case Idle() if message.integration in self.integrations:
                 self.workers.send(restart.Drained(message.integration))
 
@@ -278,7 +254,18 @@ class IntegrationGroup:
         running = self._by_id(message.worker)
         if running is not None:
             running.record = message.record
-            self.workers.send(restart.Ready(running.name, running.incarnation))
+            self.workers.send(restart.Ready(running.key, running.incarnation))
+
+    def _on_wanted(self, message: Wanted) -> None:
+        instances = self.sets.get(message.integration)
+        if instances is not None:
+            useless = [(self._by_id(worker), why) for worker, why in message.release.items()]
+            release = {running.key: why for running, why in useless if running is not None}
+            instances.want(message.count, release)
+
+    def running_of(self, name: str) -> list[RunningWorker]:
+        """Every process of an integration."""
+        return [running for running in self.running.values() if running.name == name]
 
     def _by_id(self, worker_id: str) -> RunningWorker | None:
         return next((r for r in self.running.values() if r.worker_id == worker_id), None)
@@ -289,6 +276,7 @@ class IntegrationGroup:
             worker=running.worker_id,
             integration=running.name,
             record=running.record,
+            instance=number_of(running.key),
             fds=("stdin", "stdout"),
         )
         running.attached = self.hooks.tell_operations(message, [running.stdin, running.stdout])
@@ -307,11 +295,23 @@ class IntegrationGroup:
 
     def spawn(self, name: str, incarnation: int) -> None:
         """Note the incarnation; start it now or when the launcher can."""
-        loop = asyncio.get_running_loop()
-        self.running[name] = RunningWorker(name, incarnation, loop.time())
+        integration = integration_of(name)
+        terms = None if number_of(name) else terms_of(self.integrations[name])
+        if terms is not None:
+            self._open_set(name, incarnation, terms)
+            return
+        now = asyncio.get_running_loop().time()
+        self.running[name] = RunningWorker(integration, name, incarnation, now)
         link = self.launcher_actor.usable_link
         if link is not None:
             self.run_task(self._spawn(self.running[name], link))
+
+    def _open_set(self, name: str, incarnation: int, terms: Terms) -> None:
+        """An integration with instances has no process of its own, but they have."""
+        spec, number = spec_of(self.integrations[name]), self._numbers.get(name, 0)
+        instances = InstanceSet(self.workers, spec, terms, incarnation=incarnation, number=number)
+        self.sets[name] = instances
+        instances.open()
 
     def spawn_waiting(self, link: LauncherLink) -> None:
         """The launcher can spawn now."""
@@ -346,13 +346,13 @@ class IntegrationGroup:
             rules = running.provided.egress
             self.egress.serve(running.worker_id, rules, running.spawned.listeners)
         if running.report is not None:  # it ended before we were told that it had begun
-            self._gone(running, describe(running, running.report), clean=_clean(running.report))
+            self._gone(running, describe(running, running.report), clean=is_clean(running.report))
         elif running.doomed:
             await link.kill(running.worker_id)
-        elif self.workers.phase(running.name) == "starting":
+        elif self.workers.phase(running.key) == "starting":
             self._attach(running)
         else:
-            self.terminate(running.name)
+            self.terminate(running.key)
 
     async def _launch(self, running: RunningWorker, link: LauncherLink) -> Spawned:
         if running.provided is None:
@@ -377,6 +377,9 @@ class IntegrationGroup:
 
     def terminate(self, name: str) -> None:
         """As MCP asks for: close its stdin; SIGTERM as well, since many wait for that only."""
+        if name in self.sets:
+            self.sets[name].close(self.workers.worker(name).reason or "stopping")
+            return
         running = self.running[name]
         if running.spawned is None:
             if running.provided is None:
@@ -392,6 +395,9 @@ class IntegrationGroup:
 
     def kill(self, name: str) -> None:
         """Kill its whole tree, or the spawn to come."""
+        if name in self.sets:
+            self.terminate(name)
+            return
         running = self.running[name]
         running.doomed = True
         link = self.launcher_actor.usable_link
@@ -412,8 +418,24 @@ class IntegrationGroup:
 
     def changed(self, change: restart.Changed) -> None:
         """Tell S1 and pass on."""
-        self.tell_availability(change.name)
         self.hooks.changed(change)
+        if number_of(change.name):
+            self._instance_changed(change)
+            return
+        self.tell_availability(change.name)
+        if change.phase not in restart.ALIVE and change.name in self.sets:
+            self._numbers[change.name] = self.sets.pop(change.name).number
+
+    def _instance_changed(self, change: restart.Changed) -> None:
+        instances = self.sets.get(integration_of(change.name))
+        if change.phase == "stopped":
+            self.workers.remove(change.name)
+        if instances is None:
+            return
+        if change.phase == "stopped":
+            instances.gone()
+        elif change.phase == "ready":
+            instances.ready()
 
     def _egress_refused(self, worker_id: str, host: str, reason: str) -> None:
         running = self._by_id(worker_id)
@@ -435,7 +457,7 @@ class IntegrationGroup:
             return
         running.report = report
         if running.spawned is not None:
-            self._gone(running, describe(running, report), clean=_clean(report))
+            self._gone(running, describe(running, report), clean=is_clean(report))
 
     def _gone(
         self,
@@ -446,9 +468,9 @@ class IntegrationGroup:
         hopeless: bool = False,
         collateral: bool = False,
     ) -> None:
-        if self.running.get(running.name) is not running:
+        if self.running.get(running.key) is not running:
             return
-        del self.running[running.name]
+        del self.running[running.key]
         if running.spawned is not None:
             self._detach(running, reason)
             os.close(running.spawned.pidfd)
@@ -457,29 +479,21 @@ class IntegrationGroup:
         if running.output is not None:
             running.output.finish()
         self.refused.ended(running.name)
-        self._remove_group(running)
+        remove_group(running)
         report = running.report
         lost = collateral or (report is not None and report.cause == "launcher")
+        instances = self.sets.get(running.name)
+        unexpected = self.workers.worker(running.key).after != "stop"
+        if instances is not None and unexpected and not lost:
+            served = running.record is not None
+            instances.failed(running.key, reason, served=served, hopeless=hopeless)
         self.workers.send(
             restart.Exited(
-                running.name,
+                running.key,
                 running.incarnation,
                 "the launcher died" if lost else reason,
                 clean=clean,
-                collateral=lost,
+                collateral=lost and instances is None,
                 hopeless=hopeless,
             )
         )
-
-    def _remove_group(self, running: RunningWorker, attempt: int = 0) -> None:
-        """The kernel lets go of a group a moment after the last process: ask again."""
-        group = running.provided.group if running.provided else None
-        if group is None or group.try_remove():
-            return
-        if attempt < _REMOVE_ATTEMPTS:
-            loop = asyncio.get_running_loop()
-            loop.call_later(_REMOVE_RETRY_S, self._remove_group, running, attempt + 1)
-
-
-def _clean(report: ExitReport) -> bool:
-    return report.status is not None and report.status == 0

@@ -19,7 +19,7 @@ from vsm.linux import namespaces, rlimits
 from vsm.operations import DropPrivileges, FilterSystemCalls, SetLimits
 
 if TYPE_CHECKING:
-    from vsm.integration_group import RunningWorker
+    from vsm.running_worker import RunningWorker
 
 _FILTERED: Final = "2"  # SECCOMP_MODE_FILTER
 _CAPABILITIES: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")

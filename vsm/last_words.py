@@ -10,7 +10,7 @@ from vsm.cgroup import Usage
 from vsm.launch import ExitReport
 
 if TYPE_CHECKING:
-    from vsm.integration_group import RunningWorker
+    from vsm.running_worker import RunningWorker
 
 OUT_OF_MEMORY: Final = "out of memory"  # the journal has a kind of its own for it
 _KILLED: Final = 128 + signal.SIGKILL

@@ -15,7 +15,7 @@ from vsm.errors import ConfigurationError, VsmError
 from vsm.profile import Limits, LimitsDocument, compile_limits
 
 if TYPE_CHECKING:
-    from vsm.integration_group import RunningWorker
+    from vsm.running_worker import RunningWorker
     from vsm.supervisor import Supervisor
 
 WHERE: Final = "vsm limit"
@@ -47,14 +47,15 @@ def set_limits(supervisor: "Supervisor", name: str, wanted: dict[str, Any]) -> l
     """
     fields = parse(wanted)
     group = supervisor.integrations
-    running = group.running.get(name)
+    workers = group.running_of(name)
+    running = workers[0] if workers else None
     live = [key for key in wanted if _is_live(key, running)]
     after = {**group.limits.get(name, {}), **fields}
-    if live and running is not None:
+    for worker in workers if live else ():
         moved = {FIELDS[key]: fields[FIELDS[key]] for key in live if key not in _DETECTED}
         if moved:
-            move(running, moved, by="command")
-        _watch(running, {FIELDS[key]: fields[FIELDS[key]] for key in live if key in _DETECTED})
+            move(worker, moved, by="command")
+        _watch(worker, {FIELDS[key]: fields[FIELDS[key]] for key in live if key in _DETECTED})
         group.detection.start()
     group.limits[name] = after
     return [_row(key, wanted[key], running, live=key in live) for key in wanted]

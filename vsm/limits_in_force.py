@@ -19,8 +19,8 @@ from vsm.units import format_bytes
 
 if TYPE_CHECKING:
     from vsm.cgroup import Group
-    from vsm.integration_group import RunningWorker
     from vsm.provision import Provision
+    from vsm.running_worker import RunningWorker
 
 IN_FORCE: Final = "in force"
 DETECTED: Final = "detected"

@@ -48,6 +48,20 @@ class ResilienceRow(BaseModel):
     keep_arguments: bool = False
 
 
+class InstanceTerms(BaseModel):
+    """How many servers an integration has, and who gets one: see vsm.core.instance_demand."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    kind: Literal["pool", "session"]
+    least: int = Field(default=0, ge=0)
+    most: int = Field(default=1, ge=1)
+    spares: int = Field(default=0, ge=0)
+    idle_stop_s: float = Field(default=0.0, ge=0)
+    lazy: bool = False
+    resident: bool = False
+
+
 class IntegrationRow(BaseModel):
     """What S1 must know of an integration to route to it."""
 
@@ -62,6 +76,7 @@ class IntegrationRow(BaseModel):
     max_frame_bytes: int = 8 * 1024 * 1024
     resilience: ResilienceRow = ResilienceRow()
     trust: Literal["first-use", "approve", "off"] = "off"
+    instances: InstanceTerms | None = None  # None: one, which the supervisor starts
 
 
 class Grant(BaseModel):
@@ -112,12 +127,17 @@ class Start(Message):
 
 
 class Attach(Message):
-    """A server's pipes, fds ("stdin", "stdout"): ours to write and ours to read."""
+    """A server's pipes, fds ("stdin", "stdout"): ours to write and ours to read.
+
+    Args:
+        instance: its number, where the integration has several; else 0.
+    """
 
     kind: Literal["attach"] = "attach"
     worker: Name
     integration: Name
     record: Body | None = None
+    instance: int = Field(default=0, ge=0)
 
 
 class Pins(Message):
@@ -137,6 +157,13 @@ class Detach(Message):
     worker: Name
     integration: Name
     reason: Text
+
+
+class Known(Message):
+    """What an integration offered when it last ran, fd ("surface",): S1's own earlier words."""
+
+    kind: Literal["known"] = "known"
+    integration: Name
 
 
 class AvailabilityChanged(Message):
@@ -303,6 +330,7 @@ ToSystem: TypeAlias = (
     | Attach
     | Pins
     | Detach
+    | Known
     | AvailabilityChanged
     | SnapshotIn
     | Query
@@ -360,6 +388,25 @@ class Offered(Message):
     """S1: a server offers what is not pinned; fd "items" (JSON: key → item)."""
 
     kind: Literal["offered"] = "offered"
+    integration: Name
+
+
+class Wanted(Message):
+    """S1: how many instances an integration should have, and which are of no use any more.
+
+    Said again as long as one of those runs.
+    """
+
+    kind: Literal["wanted"] = "wanted"
+    integration: Name
+    count: int = Field(ge=0, le=1024)
+    release: dict[Name, Text] = Field(default_factory=dict, max_length=256)  # worker → why
+
+
+class Learnt(Message):
+    """S1: what an integration offers, fd ("surface",): kept for when it does not run."""
+
+    kind: Literal["learnt"] = "learnt"
     integration: Name
 
 
@@ -510,6 +557,8 @@ FromSystem: TypeAlias = (
     Ready
     | Session
     | Unfit
+    | Wanted
+    | Learnt
     | Idle
     | Offered
     | SnapshotOut

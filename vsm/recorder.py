@@ -13,6 +13,7 @@ from vsm.config import Journal
 from vsm.core import restart
 from vsm.errors import ConfinementError, VsmError
 from vsm.group import GroupRunner
+from vsm.instance_set import integration_of
 from vsm.journal_client import JournalClient, JournalStatistics
 from vsm.journal_records import DAY_NS, JOURNAL_FILE, Retention
 from vsm.last_words import OUT_OF_MEMORY
@@ -234,7 +235,7 @@ class Recorder:
         self.journal.event(
             kind,
             worker=name,
-            integration=name if integrations else None,
+            integration=integration_of(name) if integrations else None,
             severity=severity,
             detail=detail,
         )

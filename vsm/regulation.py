@@ -31,8 +31,8 @@ from vsm.messages import (
 )
 
 if TYPE_CHECKING:
-    from vsm.integration_group import RunningWorker
     from vsm.profile import Limits
+    from vsm.running_worker import RunningWorker
     from vsm.supervisor import Supervisor
 
 FIELDS: Final = {"memory": "memory_bytes", "cpu": "cpu_cores", "processes": "processes"}

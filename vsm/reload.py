@@ -21,6 +21,7 @@ from vsm.core import restart
 from vsm.errors import ConfigurationError, VsmError
 from vsm.notify import notify, notify_reloading
 from vsm.profile import Profile, load_profile
+from vsm.running_worker import RunningWorker
 
 if TYPE_CHECKING:
     from vsm.supervisor import Supervisor
@@ -123,7 +124,8 @@ class Reloader:
 
     def _compare(self, config: Config, profiles: dict[str, Profile]) -> list[Change]:
         found = {change.name: change for change in changes.compare(self._supervisor.config, config)}
-        for name, running in self._supervisor.integrations.running.items():
+        for running in self._supervisor.integrations.running.values():
+            name = running.name
             if running.provided is None or name not in config.integrations:
                 continue
             commanded = self._supervisor.integrations.overrides(name)  # on both: no difference
@@ -198,11 +200,19 @@ class Reloader:
         return self._move_limits(change, profiles[config.integrations[name].profile])
 
     def _move_limits(self, change: Change, profile: Profile) -> Outcome:
-        running = self._supervisor.integrations.running.get(change.name)
+        """To all its processes; the first that the kernel refuses it to is the outcome."""
+        outcome = Outcome(change.name, "changed", change.keys)
+        for running in self._supervisor.integrations.running_of(change.name):
+            outcome = self._move_limits_of(running, change, profile)
+            if outcome.outcome != "changed":
+                break
+        return outcome
+
+    def _move_limits_of(self, running: RunningWorker, change: Change, profile: Profile) -> Outcome:
         commanded = self._supervisor.integrations.overrides(change.name)
         written = profile.limits
         profile = provision.with_limits(profile, commanded)
-        if not change.limits or running is None or running.provided is None:
+        if not change.limits or running.provided is None:
             return Outcome(change.name, "changed", change.keys)
         if running.provided.group is None:
             detail = "no control group holds it: restart it for its limits to count"

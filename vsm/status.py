@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vsm import __version__, limits_in_force
 from vsm.core import channels, restart
 from vsm.egress_actor import EGRESS
+from vsm.instance_set import integration_of, number_of
 from vsm.launcher_actor import LAUNCHER
 from vsm.template_actor import TEMPLATE
 
@@ -152,11 +153,13 @@ def _systems(supervisor: "Supervisor") -> list[dict[str, Any]]:
 
 def _integrations(supervisor: "Supervisor") -> list[dict[str, Any]]:
     rows = []
-    for name, worker in supervisor.integrations.workers.group.workers.items():
-        running = supervisor.integrations.running.get(name)
+    for key, worker in supervisor.integrations.workers.group.workers.items():
+        name, number = integration_of(key), number_of(key)
+        running = supervisor.integrations.running.get(key)
         spawned = running.spawned if running else None
         pid = spawned.pid if spawned else None
-        row = _row("integration", worker, pid, running.started_at if running else 0.0)
+        kind = "instance" if number else "integration"
+        row = _row(kind, worker, pid, running.started_at if running else 0.0)
         row["integration"] = name
         row["egress"] = supervisor.integrations.egress.counts(running.worker_id) if running else {}
         row["refused_calls"] = supervisor.integrations.refused.counts(name)

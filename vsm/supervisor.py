@@ -34,6 +34,7 @@ from vsm.recorder import Recorder
 from vsm.regulation import Regulator
 from vsm.reload import Reloader
 from vsm.remains import FILES, GROUPS
+from vsm.surfaces import SurfaceStore
 from vsm.system_group import SystemGroup, SystemHooks
 
 DRAIN_S: Final = 5.0
@@ -76,6 +77,7 @@ class Supervisor:
         )
         self._clients = provision.client_rows(config)
         self.policing = Policing(self)
+        self.surfaces = SurfaceStore(paths.state_dir() / "surfaces")
         self.reloader = Reloader(self, load)
         self._announced = False
         self._failure: VsmError | None = None
@@ -171,6 +173,7 @@ class Supervisor:
             operations_lost=self._operations_lost,
             ring=self._ring,
             offered=self.pinning.offered,
+            learnt=self._learnt,
             consult=lambda what: introspection.answer(self, what),
             regulate=self._regulate,
         )
@@ -190,12 +193,18 @@ class Supervisor:
             egress_refused=self._egress_refused,
             calls_refused=self._calls_refused,
             pins=self.pinning.tell,
+            recall=self.surfaces.recall,
             remains=self._orders,
         )
         self.integrations = IntegrationGroup(self.config.integrations, hooks)
         self.recorder.watch(self.integrations.workers, integrations=True)
         for runner in (self.integrations.launcher, self.integrations.egress.runner):
             self.recorder.watch(runner, integrations=False)
+
+    def _learnt(self, name: str, fd: int) -> None:
+        integration = self.config.integrations.get(name)
+        if integration is not None:
+            self.surfaces.keep(integration, fd)
 
     # ---- what a killed supervisor leaves ---------------------------------------------------
 
@@ -305,7 +314,7 @@ class Supervisor:
             self.request_shutdown(f"{change.name} cannot run here")
 
     def _tell_status(self) -> None:
-        phases = [worker.phase for worker in self.integrations.workers.group.workers.values()]
+        phases = [self.integrations.workers.phase(name) for name in self.integrations.integrations]
         notify(f"STATUS={phases.count('ready')} of {len(phases)} integrations ready")
 
     def _links(self) -> Iterator[tuple[str, int, LinkStatistics]]:
@@ -372,6 +381,7 @@ class Supervisor:
     def forget(self, name: str) -> None:
         """An integration that was removed from the configuration is dead: nothing is left of it."""
         self.integrations.forget(name)
+        self.surfaces.forget(name)
         self.rings.pop(name, None)
         self.host.uids.pop(name, None)
         self.configure_systems()

@@ -33,6 +33,7 @@ from vsm.messages import (
     Felt,
     Forked,
     FromSystem,
+    Learnt,
     Message,
     Move,
     Noted,
@@ -91,6 +92,7 @@ class SystemHooks:
         ring: the output ring of a worker.
         consult: what vsm says of itself.
         offered: S1 says what a server offers that is not pinned; the fd stays ours.
+        learnt: S1 says what a lazily started integration offers; the fd stays ours.
         regulate: what a system decided, notes, or wishes of the supervisor.
     """
 
@@ -103,6 +105,7 @@ class SystemHooks:
     ring: Callable[[str], OutputRing]
     consult: Callable[[str], Awaitable[Body | None]]
     offered: Callable[[str, int], None] = lambda _name, _fd: None
+    learnt: Callable[[str, int], None] = lambda _name, _fd: None
     regulate: Callable[[str, Regulation | Policed], None] = lambda _system, _message: None
 
 
@@ -395,8 +398,10 @@ class SystemGroup:
                 future = running.queries.get(message.id)
                 if future is not None and not future.done():
                     future.set_result(message.body)
-            case Offered() if running.name == "system1" and len(fds) == 1:
-                self.hooks.offered(message.integration, fds[0])
+            case Offered() | Learnt() if running.name == "system1" and len(fds) == 1:
+                hooks = self.hooks
+                take = hooks.offered if isinstance(message, Offered) else hooks.learnt
+                take(message.integration, fds[0])
             case (
                 Noted()
                 | Decided()

@@ -79,8 +79,13 @@ def test_a_bare_command_stays_a_name(write: Write) -> None:
         (one(name="a__b"), "integrations.a__b"),
         (one(name='"a/b"'), "integrations.a/b"),
         (one(name="x" * 33), f"integrations.{'x' * 33}"),
-        (one('instances = "session"'), "integrations.time.instances"),
-        (one('instances = "pool"'), "integrations.time.instances"),
+        (one('instances = "each"'), "integrations.time.instances"),
+        (one("pool_min = 5"), "integrations.time.pool_min"),
+        (one("spares = 1"), "integrations.time.spares"),
+        (one('instances = "session"\nstate = true'), "integrations.time.state"),
+        (one('instances = "session"\nspares = 17'), "integrations.time.spares"),
+        (one("max_instances = 65"), "integrations.time.max_instances"),
+        (one("idle_stop_s = -1"), "integrations.time.idle_stop_s"),
         (one('prefix = "a b"'), "integrations.time.prefix"),
         (one('prefix = "a__b"'), "integrations.time.prefix"),
         (one("concurrency = 0"), "integrations.time.concurrency"),
@@ -109,10 +114,6 @@ def test_a_wrong_value_names_its_key(write: Write, content: str, where: str) -> 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:0", "[::1]:8765", "localhost:1", "127.9.9.9:1"])
 def test_loopback_addresses_are_accepted(write: Write, address: str) -> None:
     assert load_config(write(f'[gateway]\nhttp = "{address}"')).gateway.http == address
-
-
-def test_what_is_not_built_yet_is_said(write: Write) -> None:
-    assert "not built yet" in refusal(write(one('instances = "session"'))).what
 
 
 def test_two_integrations_with_one_prefix_are_refused_by_both_names(write: Write) -> None:

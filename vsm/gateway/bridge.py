@@ -372,7 +372,10 @@ class Bridge:
         if not _waits(call):
             return
         integration = self._fleet.integrations.get(call.integration)
-        if integration is None or integration.upstream is None or not integration.takes_calls:
+        upstream = None if integration is None else integration.upstream
+        if integration is not None and integration.instances is not None:
+            upstream = call.upstream if call.upstream and not call.upstream.lost else None
+        if integration is None or upstream is None or not integration.takes_calls:
             why = f"{call.integration} is gone" if integration is None else integration.unavailable
             call.failed(jsonrpc.UNAVAILABLE, why)
             return
@@ -381,7 +384,7 @@ class Bridge:
         if one.state is not None:
             params["requestState"] = one.state
         call.params = params
-        integration.upstream.call(call)
+        upstream.call(call)
 
 
 def _waits(call: Call) -> bool:

@@ -7,7 +7,9 @@ from typing import cast
 
 from vsm.gateway.client import Client
 from vsm.gateway.fleet import Fleet
+from vsm.gateway.instances import Instances
 from vsm.gateway.integration import Integration
+from vsm.gateway.upstream import Upstream
 from vsm.gateway.views import View
 from vsm.protocol import jsonrpc
 from vsm.protocol.catalogue import SEPARATOR, Catalogue, Entry, public_name
@@ -98,6 +100,23 @@ class Finder:
         integration.totals["refused"] += 1
         text, data = integration.unavailable, integration.availability
         raise RequestError(jsonrpc.UNAVAILABLE, text, data, unserved=True)
+
+    def instance_of(self, integration: Integration, client: Client) -> Upstream:
+        """The server of an integration with several to which a client's call goes.
+
+        Raises:
+            RequestError: it gets none. StartingError: it gets one soon.
+        """
+        if integration.instances is None or not integration.takes_calls:
+            self.raise_unavailable(integration)
+        instances = cast("Instances", integration.instances)
+        found = instances.pick(client)
+        if found is None:
+            raise StartingError([integration.settings.name])
+        if isinstance(found, str):
+            integration.totals["refused"] += 1
+            raise RequestError(jsonrpc.UNAVAILABLE, found, integration.availability, unserved=True)
+        return found
 
     def route_of(self, method: str, params: Object, client: Client, *, modern: bool) -> str:
         """The integration that serves a prompt, a resource or a completion; renames within."""

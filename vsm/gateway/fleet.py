@@ -9,30 +9,33 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Final, Literal, Protocol, TypeAlias, cast, get_args
 
 import msgspec
 from msgspec import Raw
 
+from vsm.gateway import known, wishes
 from vsm.gateway.accounting import Accounting
 from vsm.gateway.call import Gate, Inquiry
+from vsm.gateway.client import Client
+from vsm.gateway.instances import Instance, Instances
 from vsm.gateway.integration import (
     HIDDEN_STATES,
     Fetch,
     Integration,
+    Server,
     Settings,
     Startup,
-    listen_params,
 )
 from vsm.gateway.own_tools import OWN, OwnTools
 from vsm.gateway.resilience import Guards
 from vsm.gateway.resilience_health import watch_health
 from vsm.gateway.trust import Vetting
 from vsm.gateway.upstream import Upstream
-from vsm.protocol import catalogue, era, jsonrpc
+from vsm.protocol import catalogue, era
 from vsm.protocol.catalogue import Surface
 from vsm.protocol.jsonrpc import Message, Object
-from vsm.protocol.tables import CHANGE_OF_LIST, CHANGED, LISTS, LOG_LEVELS
+from vsm.protocol.tables import CHANGE_OF_LIST, CHANGED, LISTS
 
 SETTLE_LIMIT_S: Final = 10.0
 REFETCH_DELAY_S: Final = 0.1
@@ -66,6 +69,12 @@ class Reports(Protocol):
 
     def offered(self, integration: str, document: bytes) -> None:
         """A server offers what is not pinned (JSON: key → item)."""
+
+    def wanted(self, integration: str, count: int, release: dict[str, str]) -> None:
+        """How many instances there should be, and which should not, with the reason."""
+
+    def learnt(self, integration: str, content: bytes) -> None:
+        """What an integration that may be stopped offers, to be kept for `known`."""
 
 
 class Audience(Protocol):
@@ -114,11 +123,12 @@ class Fleet:
         if integration is None:
             row = self.accounting.row(settings.name)
             guard = self.guards.make(settings.name, settings.resilience, self._calls)
-            integration = Integration(settings, row, guard)
+            integration = Integration(settings, demand=row, guard=guard)
             self.integrations[settings.name] = integration
         else:
             integration.settings = settings
             integration.guard.configure(settings.resilience)
+        self._put_instances(integration)
         self._put_gates(integration)
         self._trust(integration)
 
@@ -161,12 +171,25 @@ class Fleet:
         gates = [make(integration) for make in makers if make is not None]
         integration.gates = tuple(gate for gate in gates if gate is not None)
 
+    def _put_instances(self, integration: Integration) -> None:
+        """Have instances, by the terms of the configuration, or none."""
+        terms, old = integration.settings.terms, integration.instances
+        if terms == (None if old is None else old.terms):
+            return
+        if old is not None:
+            old.close("its configuration changed")
+        name = integration.settings.name
+        integration.instances = None if terms is None else Instances(name, terms, self)
+
     def remove(self, name: str) -> None:
         """Forget an integration: what it offered is gone from every list."""
         integration = self.integrations.pop(name, None)
         if integration is None:
             return
-        self._let_go(integration, f"{name} was removed from the configuration")
+        reason = f"{name} was removed from the configuration"
+        self._let_go(integration, reason)
+        if integration.instances is not None:
+            integration.instances.close(reason)
         integration.guard.close()
         self.accounting.remove(name)
         self._rebuild()
@@ -183,24 +206,29 @@ class Fleet:
         name: str,
         pipes: tuple[int, int],
         record: dict[str, Any] | None = None,
+        instance: int = 0,
     ) -> None:
         """Take a server's pipes (its stdin to write to, its stdout to read from) over."""
         integration = self.integrations.get(name)
-        if integration is None:
+        if integration is None or bool(instance) is (integration.instances is None):
             for fd in pipes:
                 os.close(fd)
-            self._reports.unfit(worker, f"no integration is called {name}")
+            self._reports.unfit(worker, f"no integration {name} has such a server")
             return
-        self._let_go(integration, "the server was replaced")
-        settings = integration.settings
-        integration.starting = startup = self._startup(worker, settings)
-        integration.draining = False
-        integration.state, integration.reason = "starting", ""
-        task = self._loop.create_task(self._open(integration, startup, pipes, record))
+        server: Server = integration
+        if integration.instances is not None:
+            server = integration.instances.add(worker, instance, integration.settings)
+        else:
+            self._let_go(integration, "the server was replaced")
+            integration.state, integration.reason = "starting", ""
+            integration.draining = False
+        server.starting = startup = self._startup(worker, server)
+        task = self._loop.create_task(self._open(server, startup, pipes, record))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
-    def _startup(self, worker: str, settings: Settings) -> Startup:
+    def _startup(self, worker: str, server: Server) -> Startup:
+        settings = server.settings
         upstream = Upstream(
             self,
             worker=worker,
@@ -210,17 +238,20 @@ class Fleet:
             concurrency=settings.concurrency,
             max_frame_bytes=settings.max_frame_bytes,
         )
+        if isinstance(server, Instance):
+            upstream.title = server.label
+            upstream.private = _is_private(server)
         return Startup(upstream, settings, on_ready=self._ready, on_failure=self._not_ready)
 
     async def _open(
         self,
-        integration: Integration,
+        server: Server,
         startup: Startup,
         pipes: tuple[int, int],
         record: dict[str, Any] | None,
     ) -> None:
         await startup.upstream.open(*pipes, resume=record is not None)
-        if integration.starting is startup:
+        if server.starting is startup:
             self._begin(startup, startup.upstream.worker, record)
 
     def _begin(self, startup: Startup, worker: str, record: dict[str, Any] | None) -> None:
@@ -234,15 +265,19 @@ class Fleet:
     def detach(self, worker: str, reason: str) -> None:
         """The worker is gone: fail what is in flight, at once."""
         for integration in self.integrations.values():
-            starting = integration.starting.upstream if integration.starting else None
-            if any(u is not None and u.worker == worker for u in (integration.upstream, starting)):
-                self._let_go(integration, reason)
+            if integration.instances is not None:
+                instance = integration.instances.ended(worker, reason)
+                if instance is not None:
+                    self._let_go(instance, reason)
+            for upstream in (integration.upstream, _starting(integration)):
+                if upstream is not None and upstream.worker == worker:
+                    self._let_go(integration, reason)
         self._check_settled()
 
-    def _let_go(self, integration: Integration, reason: str) -> None:
-        startup, integration.starting = integration.starting, None
-        upstream, integration.upstream = integration.upstream, None
-        integration.listen_id = None
+    def _let_go(self, server: Server, reason: str) -> None:
+        startup, server.starting = server.starting, None
+        upstream, server.upstream = server.upstream, None
+        server.listen_id = None
         if startup is not None:
             startup.stop()
             startup.upstream.close(reason)
@@ -261,6 +296,8 @@ class Fleet:
         integration.guard.available(state)
         if state in ("starting", "ready"):
             integration.draining = False
+        if integration.instances is not None:
+            integration.instances.begin_again()
         if hidden or state in HIDDEN_STATES:
             self._rebuild()
         self._check_settled()
@@ -271,13 +308,15 @@ class Fleet:
         if integration is None:
             return
         integration.draining = True
-        if integration.upstream is None or not integration.upstream.in_flight:
+        if not integration.in_flight:
             self._reports.idle(name)
 
     def close(self, reason: str) -> None:
         """Let go of every server."""
         for integration in self.integrations.values():
             self._let_go(integration, reason)
+            if integration.instances is not None:
+                integration.instances.close(reason)
             integration.guard.close()
         for waiter in self._waiters:
             waiter.cancel()
@@ -287,48 +326,99 @@ class Fleet:
 
     # ---- becoming ready --------------------------------------------------------------------
 
-    def _integration_of(self, upstream: Upstream) -> Integration | None:
+    def _server_of(self, upstream: Upstream) -> tuple[Integration, Server] | tuple[None, None]:
+        """Whose server it is, as long as it is in use."""
         integration = self.integrations.get(upstream.integration)
-        if integration is None:
-            return None
-        starting = integration.starting.upstream if integration.starting else None
-        return integration if upstream in (integration.upstream, starting) else None
+        for server in () if integration is None else integration.servers:
+            if upstream in (server.upstream, _starting(server)):
+                return cast("Integration", integration), server
+        return None, None
 
     def _ready(self, startup: Startup) -> None:
-        integration = self._integration_of(startup.upstream)
-        if integration is None or startup.session is None:
+        integration, server = self._server_of(startup.upstream)
+        if integration is None or server is None or startup.session is None:
             return
-        integration.starting = None
-        integration.upstream = startup.upstream
-        integration.session = startup.session
-        integration.surface = startup.surface
+        server.starting = None
+        server.upstream = startup.upstream
+        integration.session = server.session = startup.session
+        integration.surface = server.surface = startup.surface
         integration.vet()
-        integration.state, integration.reason = "ready", ""
+        if server is integration or integration.state == "starting":
+            integration.state, integration.reason = "ready", ""
         self._rebuild()
-        self._restore_wishes(integration, startup.session)
+        self._restore_wishes(server)
         record: dict[str, Any] = msgspec.to_builtins(startup.session)
         self._reports.session(startup.upstream.worker, record)
         watch_health(startup.upstream, startup.session, self)
         integration.guard.server_ready()
+        if isinstance(server, Instance) and integration.instances is not None:
+            self._keep_surface(integration, startup.session)
+            integration.instances.became_ready(server)
         self._check_settled()
 
-    def _restore_wishes(self, integration: Integration, session: era.PeerSession) -> None:
+    def _restore_wishes(self, server: Server) -> None:
         """Ask a new server for what its predecessor was asked: changes, resources, log level."""
-        if session.is_modern:
-            self._listen(integration)
-            return
-        for uri in integration.watched:
-            self._subscribe(integration, "resources/subscribe", uri, None)
-        if self.log_level is not None:
-            self._tell_log_level(integration)
+        if isinstance(server, Instance) and not _is_private(server):
+            server.watched = dict.fromkeys(self.integrations[server.settings.name].watched, 1)
+        wishes.restore(server, self.log_level)
 
     def _not_ready(self, startup: Startup, reason: str) -> None:
-        integration = self._integration_of(startup.upstream)
-        if integration is None:
+        self._useless(startup.upstream, reason)
+
+    def _useless(self, upstream: Upstream, reason: str) -> None:
+        """A server did not become ready, or is not to be borne any more."""
+        integration, server = self._server_of(upstream)
+        if integration is None or server is None:
             return
-        self._let_go(integration, reason)
-        integration.state, integration.reason = "backing_off", reason
-        self._reports.unfit(startup.upstream.worker, reason)
+        if isinstance(server, Instance) and integration.instances is not None:
+            integration.instances.unfit(server, reason)
+        else:
+            integration.state, integration.reason = "backing_off", reason
+        self._let_go(server, reason)
+        self._reports.unfit(upstream.worker, reason)
+        self._check_settled()
+
+    # ---- instances -------------------------------------------------------------------------
+
+    def release(self, instance: Instance, reason: str) -> None:
+        """Let go of an instance's pipes; what is in flight fails with the reason."""
+        self._let_go(instance, reason)
+
+    def claimed(self, instance: Instance, client: Client) -> None:
+        """An instance belongs to a session from now on: watch what that one watches."""
+        name = instance.settings.name
+        if instance.upstream is not None:
+            instance.upstream.client = client
+        for owner, uri in client.subscribed:
+            if owner == name:
+                wishes.watch(instance, uri)
+        self._check_settled()
+
+    def tell_wanted(self, name: str, count: int, release: dict[str, str]) -> None:
+        """Tell the supervisor how many there should be, and which should not."""
+        self._reports.wanted(name, count, release)
+
+    def left(self, client: Client) -> None:
+        """A client's session ended, and with it the instances that were its own."""
+        for integration in self.integrations.values():
+            if integration.instances is not None:
+                integration.instances.left(client)
+
+    def _keep_surface(self, integration: Integration, session: era.PeerSession) -> None:
+        if integration.settings.terms is not None and integration.settings.terms.lazy:
+            kept = known.pack(session, integration.surface.lists)
+            if kept is not None:
+                self._reports.learnt(integration.settings.name, kept)
+
+    def know(self, name: str, content: bytes) -> None:
+        """What an integration offered when it last ran, until it runs again."""
+        integration = self.integrations.get(name)
+        found = known.unpack(content)
+        if integration is None or integration.session is not None or found is None:
+            return
+        integration.session, integration.surface.lists = found
+        integration.surface.serves_resources = integration.session.offers("resources")
+        self._rebuild()
         self._check_settled()
 
     @property
@@ -336,16 +426,28 @@ class Fleet:
         """Whether every integration serves or failed."""
         return all(integration.is_settled for integration in self.integrations.values())
 
-    async def wait_settled(self, names: Iterable[str] | None = None) -> None:
-        """Wait until the integrations (all of them by default) serve or failed; bounded."""
+    async def wait_settled(
+        self, names: Iterable[str] | None = None, client: Client | None = None
+    ) -> None:
+        """Wait until the integrations (all of them by default) serve or failed; bounded.
+
+        Args:
+            names: of integrations that somebody needs.
+            client: who waits, perhaps for an instance of its own.
+        """
         wanted = [
             i
             for name, i in self.integrations.items()
-            if not i.is_settled and (names is None or name in names)
+            if not i.is_settled_for(client) and (names is None or name in names)
         ]
+        for integration in wanted if names is not None else ():
+            if integration.instances is not None:
+                integration.instances.need()
         limit_s = max((i.settings.start_timeout_s for i in wanted), default=0.0)
         end = self._loop.time() + min(limit_s, SETTLE_LIMIT_S)
-        while (left := end - self._loop.time()) > 0 and not all(i.is_settled for i in wanted):
+        while (left := end - self._loop.time()) > 0 and not all(
+            i.is_settled_for(client) for i in wanted
+        ):
             waiter = self._loop.create_future()
             self._waiters.add(waiter)
             await asyncio.wait((waiter,), timeout=left)
@@ -377,35 +479,34 @@ class Fleet:
             if self.audience is not None:
                 self.audience.list_changed(method)
 
-    def _refetch_soon(self, name: str, methods: Iterable[str]) -> None:
+    def _refetch_soon(self, upstream: Upstream, methods: Iterable[str]) -> None:
         """Fetch lists again; what comes within the delay, or while fetching, is one fetch."""
-        stale = self._stale.get(name)
+        stale = self._stale.get(upstream.worker)
         if stale is not None:
             stale.update(methods)
             return
-        self._stale[name] = set(methods)
-        self._loop.call_later(REFETCH_DELAY_S, self._refetch, name)
+        self._stale[upstream.worker] = set(methods)
+        self._loop.call_later(REFETCH_DELAY_S, self._refetch, upstream)
 
-    def _refetch(self, name: str) -> None:
-        methods = sorted(self._stale.pop(name, ()))
-        integration = self.integrations.get(name)
-        if integration is None:
+    def _refetch(self, upstream: Upstream) -> None:
+        methods = sorted(self._stale.pop(upstream.worker, ()))
+        integration, server = self._server_of(upstream)
+        if integration is None or server is None or server.upstream is not upstream:
             return
-        upstream, session = integration.upstream, integration.session
-        if upstream is None or session is None or not methods:
+        if server.session is None or not methods:
             return
-        self._stale[name] = set()
+        self._stale[upstream.worker] = set()
 
         def fetched(lists: dict[str, list[Object]]) -> None:
-            again = self._stale.pop(name, set())
-            if integration.upstream is upstream:
+            again = self._stale.pop(upstream.worker, set())
+            if server.upstream is upstream:
                 integration.surface.lists.update(lists)
                 integration.vet()
                 self._rebuild(methods)
             if again:
-                self._refetch_soon(name, again)
+                self._refetch_soon(upstream, again)
 
-        Fetch(upstream, session, methods, fetched).begin()
+        Fetch(upstream, server.session, methods, fetched).begin()
 
     # ---- what servers say ------------------------------------------------------------------
 
@@ -417,20 +518,15 @@ class Fleet:
     def upstream_notification(self, upstream: Upstream, method: str, params: Object) -> None:
         """A server tells something: refetch what changed, pass the rest on."""
         if method in CHANGED:
-            integration = self._integration_of(upstream)
-            if integration is not None and integration.upstream is upstream:
-                self._refetch_soon(upstream.integration, CHANGED[method])
+            # What one session made of its own server is not what the others are offered.
+            if upstream.client is None:
+                self._refetch_soon(upstream, CHANGED[method])
         elif self.audience is not None:
             self.audience.told(upstream, method, params)
 
     def upstream_lost(self, upstream: Upstream, reason: str) -> None:
         """A server is not to be borne, or gone without the supervisor having said so yet."""
-        integration = self._integration_of(upstream)
-        if integration is not None:
-            self._let_go(integration, reason)
-            integration.state, integration.reason = "backing_off", reason
-            self._reports.unfit(upstream.worker, reason)
-            self._check_settled()
+        self._useless(upstream, reason)
 
     def upstream_misbehaved(self, upstream: Upstream, text: str) -> None:
         """A server broke a rule, for the first time in this way."""
@@ -439,85 +535,47 @@ class Fleet:
     def upstream_idle(self, upstream: Upstream) -> None:
         """Nothing is in flight any more; a draining integration is drained."""
         integration = self.integrations.get(upstream.integration)
-        if integration is not None and integration.draining and integration.upstream is upstream:
+        if integration is not None and integration.draining and not integration.in_flight:
             self._reports.idle(upstream.integration)
 
     # ---- what clients wish of servers ------------------------------------------------------
 
-    def watch(self, name: str, uri: str, answer: Inquiry | None = None) -> None:
+    def watch(self, name: str, uri: str, client: Client, answer: Inquiry | None = None) -> None:
         """Watch a resource for one more client; `answer` hears how the server took it."""
         integration = self.integrations[name]
-        count = integration.watched.get(uri, 0)
-        integration.watched[uri] = count + 1
-        if count == 0:
-            self._watch_changed(integration, "resources/subscribe", uri, answer)
-        elif answer is not None:
-            answer.answered(Message(result=Raw(b"{}")))
+        if integration.instances is None:
+            wishes.watch(integration, uri, answer, integration.unavailable)
+        elif integration.settings.terms is not None and integration.settings.terms.kind == "pool":
+            integration.watched[uri] = integration.watched.get(uri, 0) + 1
+            for number, instance in enumerate(integration.instances.ready):
+                wishes.watch(instance, uri, answer if number == 0 else None)
+            if not integration.instances.ready and answer is not None:
+                answer.answered(Message(result=Raw(b"{}")))
+        else:
+            own = integration.instances.of(client)
+            if own is not None:
+                wishes.watch(own, uri, answer)
 
-    def unwatch(self, name: str, uri: str) -> None:
+    def unwatch(self, name: str, uri: str, client: Client) -> None:
         """Watch a resource for one client less."""
         integration = self.integrations.get(name)
         if integration is None:
             return
-        count = integration.watched.get(uri, 0) - 1
-        if count > 0:
-            integration.watched[uri] = count
-        elif integration.watched.pop(uri, None) is not None:
-            self._watch_changed(integration, "resources/unsubscribe", uri, None)
-
-    def _watch_changed(
-        self, integration: Integration, method: str, uri: str, answer: Inquiry | None
-    ) -> None:
-        if integration.session is not None and integration.session.is_modern:
-            self._listen(integration)
-            if answer is not None:
-                answer.answered(Message(result=Raw(b"{}")))
-        else:
-            self._subscribe(integration, method, uri, answer)
-
-    def _subscribe(
-        self, integration: Integration, method: str, uri: str, answer: Inquiry | None
-    ) -> None:
-        if integration.upstream is None:
-            if answer is not None:
-                answer.failed(jsonrpc.UNAVAILABLE, integration.unavailable)
+        if integration.instances is None:
+            wishes.unwatch(integration, uri)
             return
-        inquiry = answer or Inquiry(_ignore_answer, _ignore_failure, timeout_s=30.0)
-        integration.upstream.ask(method, {"uri": uri}, inquiry)
-
-    def _listen(self, integration: Integration) -> None:
-        """Open, or open anew, the gateway's own subscription to a modern server."""
-        upstream, session = integration.upstream, integration.session
-        if upstream is None or session is None:
-            return
-        if integration.listen_id is not None:
-            upstream.forget(integration.listen_id)
-            integration.listen_id = None
-        params = listen_params(session, sorted(integration.watched))
-        if params is None:
-            return
-
-        def ended(*_: object) -> None:
-            if integration.listen_id == listen_id:
-                integration.listen_id = None
-
-        inquiry = Inquiry(ended, ended, timeout_s=None)
-        listen_id = upstream.ask("subscriptions/listen", params, inquiry)
-        integration.listen_id = listen_id
+        for instance in integration.instances.ready:
+            if instance.client in (None, client):
+                wishes.unwatch(instance, uri)
+        wishes.count_down(integration.watched, uri)
 
     def set_log_level(self, level: int) -> None:
         """Servers shall tell what is at or above the index `level` in LOG_LEVELS."""
         self.log_level = level
         for integration in self.integrations.values():
-            if integration.session is not None and not integration.session.is_modern:
-                self._tell_log_level(integration)
-
-    def _tell_log_level(self, integration: Integration) -> None:
-        upstream, session, level = integration.upstream, integration.session, self.log_level
-        if upstream is None or session is None or level is None or not session.offers("logging"):
-            return
-        inquiry = Inquiry(_ignore_answer, _ignore_failure, timeout_s=30.0)
-        upstream.ask("logging/setLevel", {"level": LOG_LEVELS[level]}, inquiry)
+            for server in integration.servers:
+                if server.session is not None and not server.session.is_modern:
+                    wishes.tell_log_level(server, level)
 
     def totals(self) -> dict[str, dict[str, int]]:
         """What each integration was asked since S1 started, for summaries."""
@@ -532,10 +590,11 @@ class Fleet:
                     "era": None if i.session is None else i.session.era,
                     **i.totals,
                     **i.guard.status(),
-                    "in_flight": 0 if i.upstream is None else i.upstream.in_flight,
-                    "strays": 0 if i.upstream is None else i.upstream.strays,
-                    "broken_frames": 0 if i.upstream is None else i.upstream.broken_frames,
+                    "in_flight": i.in_flight,
+                    "strays": sum(s.upstream.strays for s in i.servers if s.upstream),
+                    "broken_frames": sum(s.upstream.broken_frames for s in i.servers if s.upstream),
                     "tools": len(i.surface.lists.get("tools/list", ())),
+                    "instances": [] if i.instances is None else list(i.instances.rows()),
                 }
                 for name, i in self.integrations.items()
             },
@@ -551,9 +610,9 @@ def _breaker_of(integration: Integration) -> Gate | None:
     return None if integration.guard.is_closed else integration.guard
 
 
-def _ignore_answer(_: Message) -> None:
-    """The answer changes nothing."""
+def _starting(server: Server) -> Upstream | None:
+    return None if server.starting is None else server.starting.upstream
 
 
-def _ignore_failure(_code: int, _text: str) -> None:
-    """A server that did not take a wish is asked again when it is started again."""
+def _is_private(server: Server) -> bool:
+    return server.settings.terms is not None and server.settings.terms.kind == "session"

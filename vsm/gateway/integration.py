@@ -5,14 +5,15 @@ when a list changed. Runs in S1's event loop.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
 
 import vsm
 from vsm.board_demand import DemandRow
+from vsm.core.instance_demand import Terms
 from vsm.core.trust import Mode
 from vsm.gateway.call import Gate, Inquiry
 from vsm.gateway.resilience import Guard, Resilience
@@ -22,6 +23,9 @@ from vsm.protocol import catalogue, era, jsonrpc
 from vsm.protocol.catalogue import Surface
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
 from vsm.protocol.tables import CHANGE_OF_LIST, LISTEN_FILTERS, LISTS, Era
+
+if TYPE_CHECKING:
+    from vsm.gateway.instances import Instances
 
 GATEWAY: Final[dict[str, Any]] = {"name": "vsm", "version": vsm.__version__}
 CAPABILITY_OF_LIST: Final = {
@@ -48,39 +52,52 @@ class Settings:
     max_frame_bytes: int = 8 * 1024 * 1024
     resilience: Resilience = field(default_factory=Resilience)
     trust: Mode = "off"
+    terms: Terms | None = None
 
 
 @dataclass(eq=False)
-class Integration:
-    """An integration's state.
+class Server:
+    """One process of an integration: its way to a session, and what it was asked to tell.
 
     Args:
-        demand: where its calls are counted. guard: what becomes of those that fail.
-        state: what the supervisor said last; `reason` is its explanation.
-        upstream: the server that takes calls, once its session stands and its lists are here.
-        draining: takes no new calls.
-        gates: asked in order before a call is sent.
-        vetting: what of the surface may be shown.
+        upstream: takes calls, once its session stands and its lists are here.
     """
 
     settings: Settings
-    demand: DemandRow
-    guard: Guard
-    state: str = "starting"
-    reason: str = ""
-    draining: bool = False
-    gates: tuple[Gate, ...] = ()
     upstream: Upstream | None = None
     starting: "Startup | None" = None
     session: era.PeerSession | None = None
     surface: Surface = field(init=False)
-    vetting: Vetting = field(default_factory=Vetting)
     listen_id: int | None = None
     watched: dict[str, int] = field(default_factory=dict)
-    totals: dict[str, int] = field(default_factory=lambda: {"calls": 0, "refused": 0})
 
     def __post_init__(self) -> None:
         self.surface = Surface(self.settings.prefix)
+
+
+@dataclass(eq=False)
+class Integration(Server):
+    """An integration's state, and its server where it has one only.
+
+    Args:
+        demand: where its calls are counted. guard: what becomes of those that fail.
+        state: what the supervisor said last; `reason` is its explanation.
+        draining: takes no new calls.
+        gates: asked in order before a call is sent.
+        vetting: what of the surface may be shown.
+        instances: its servers, where there may be several; `upstream` is None then, and `session`
+            and `surface` are of the one that became ready last.
+    """
+
+    demand: DemandRow = field(kw_only=True)
+    guard: Guard = field(kw_only=True)
+    state: str = "starting"
+    reason: str = ""
+    draining: bool = False
+    gates: tuple[Gate, ...] = ()
+    vetting: Vetting = field(default_factory=Vetting)
+    instances: "Instances | None" = None
+    totals: dict[str, int] = field(default_factory=lambda: {"calls": 0, "refused": 0})
 
     def vet(self) -> None:
         """Suspend what of the surface is not as it was approved."""
@@ -90,12 +107,35 @@ class Integration:
     def is_settled(self) -> bool:
         """Whether waiting for it makes no sense: it serves, or it failed."""
         failed = self.state not in ("starting", "ready") and self.starting is None
+        if self.instances is not None:
+            return failed or self.session is not None
         return self.upstream is not None or failed
+
+    def is_settled_for(self, client: object) -> bool:
+        """The same for one client, which may wait for an instance of its own."""
+        if self.instances is None or self.state not in ("starting", "ready"):
+            return self.is_settled
+        return self.is_settled and not self.instances.is_awaited_by(client)
 
     @property
     def takes_calls(self) -> bool:
         """Whether a call can be sent now."""
-        return self.upstream is not None and not self.draining and self.state not in HIDDEN_STATES
+        serves = self.upstream is not None or self.instances is not None
+        return serves and not self.draining and self.state not in HIDDEN_STATES
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight to all its servers."""
+        if self.instances is not None:
+            return self.instances.in_flight
+        return 0 if self.upstream is None else self.upstream.in_flight
+
+    @property
+    def servers(self) -> Iterator[Server]:
+        """Every server of it; without instances it is its own."""
+        yield self
+        if self.instances is not None:
+            yield from self.instances.members.values()
 
     @property
     def unavailable(self) -> str:

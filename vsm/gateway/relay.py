@@ -110,7 +110,7 @@ class Relay:
         method = "notifications/resources/updated"
         params.pop("_meta", None)
         frame = jsonrpc.notification(method, jsonrpc.encode(params))
-        for client in list(self.clients):
+        for client in self._audience_of(upstream):
             if (upstream.integration, uri) not in client.subscribed:
                 continue
             if client.initialized:
@@ -118,6 +118,13 @@ class Relay:
             for listen in list(client.listens.values()):
                 if listen.hears(method, uri):
                     listen.notify(method, params)
+
+    def _audience_of(self, upstream: Upstream) -> list[Client]:
+        """Who may hear of a server at all: of a session's own server nobody but that session."""
+        if not upstream.private:
+            return list(self.clients)
+        own = upstream.client
+        return [own] if own is not None and own in self.clients else []
 
     def _logged(self, upstream: Upstream, params: Object) -> None:
         """A log message goes to the one client that it can belong to; others' is not theirs."""
@@ -134,8 +141,9 @@ class Relay:
             if least is not None and level >= least:
                 call.sink.notify(frame)
             return
-        alone = [c for c in self.clients if c.log_level is not None]
-        if not clients and len(alone) == 1 and len(self.clients) == 1:
+        audience = self._audience_of(upstream)
+        alone = [c for c in audience if c.log_level is not None]
+        if not clients and len(alone) == 1 and len(audience) == 1:
             alone[0].notify(frame)
         else:
             self.dropped_messages += 1

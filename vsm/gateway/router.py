@@ -86,11 +86,13 @@ class Router:
         if client.lasts:
             self._bridge.client_left(client)
         for name, uri in client.subscribed:
-            self._fleet.unwatch(name, uri)
+            self._fleet.unwatch(name, uri, client)
         client.subscribed.clear()
         for listen in client.listens.values():
             self._sessions.unwatch_all(listen)
         client.listens.clear()
+        if client.lasts:
+            self._fleet.left(client)
 
     def is_busy(self, client: Client) -> bool:
         """Whether the client waits for an answer."""
@@ -278,7 +280,7 @@ class Router:
             return
 
         async def later() -> None:
-            await self._fleet.wait_settled(names)
+            await self._fleet.wait_settled(names, client)
             self._deferred.pop(key, None)
             self._request(client, sink, message, id_bytes, None, patient=False)
 
@@ -305,8 +307,7 @@ class Router:
         integration = self._fleet.integrations[name]
         upstream = integration.upstream
         if upstream is None or not integration.takes_calls:
-            self._finder.raise_unavailable(integration)
-            return
+            upstream = self._finder.instance_of(integration, client)
         integration.totals["calls"] += 1
         if len(client.in_flight) >= MAX_IN_FLIGHT:
             text = f"this client has {MAX_IN_FLIGHT} requests in flight already"
@@ -346,13 +347,16 @@ class Router:
         if call.client.in_flight.get(call.id_bytes) is not call:
             return
         integration = self._fleet.integrations.get(call.integration)
-        if integration is None or integration.upstream is None or not integration.takes_calls:
+        if integration is None or not integration.takes_calls:
             text = integration.unavailable if integration else f"{call.integration} was removed."
             call.failed(jsonrpc.UNAVAILABLE, text)
             return
         try:
+            upstream = integration.upstream or self._finder.instance_of(integration, call.client)
             if self._admitted(call, gates):
-                integration.upstream.call(call)
+                upstream.call(call)
+        except StartingError:
+            call.failed(jsonrpc.UNAVAILABLE, integration.unavailable)
         except RequestError as error:
             call.failed(error.code, error.message)
 

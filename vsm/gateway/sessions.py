@@ -69,7 +69,7 @@ class Sessions:
         texts = []
         for name, integration in sorted(self._fleet.integrations.items()):
             session = integration.session
-            if session is None or integration.upstream is None:
+            if session is None or not integration.takes_calls:
                 continue
             if view is not None and not view.serves(name):
                 continue
@@ -127,8 +127,11 @@ class Sessions:
     def _subscribe(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
         uri = jsonrpc.text(params, "uri") or ""
         name = self._finder.resource_owner(uri, client)
-        if not self._fleet.integrations[name].takes_calls:
-            self._finder.raise_unavailable(self._fleet.integrations[name])
+        integration = self._fleet.integrations[name]
+        if not integration.takes_calls:
+            self._finder.raise_unavailable(integration)
+        if integration.instances is not None:
+            self._finder.instance_of(integration, client)
         key = (name, uri)
         if key in client.subscribed:
             sink.answer(jsonrpc.answer(id_bytes, b"{}"))
@@ -152,15 +155,15 @@ class Sessions:
         def undo() -> None:
             if key in client.subscribed:
                 client.subscribed.discard(key)
-                self._fleet.unwatch(name, uri)
+                self._fleet.unwatch(name, uri, client)
 
-        self._fleet.watch(name, uri, Inquiry(answered, failed, timeout_s=30.0))
+        self._fleet.watch(name, uri, client, Inquiry(answered, failed, timeout_s=30.0))
 
     def _unsubscribe(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
         uri = jsonrpc.text(params, "uri")
         for key in [key for key in client.subscribed if key[1] == uri]:
             client.subscribed.discard(key)
-            self._fleet.unwatch(*key)
+            self._fleet.unwatch(*key, client)
         sink.answer(jsonrpc.answer(id_bytes, b"{}"))
 
     def _listen(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
@@ -175,7 +178,7 @@ class Sessions:
         for uri in listen.uris:
             owner = self._finder.catalogue(client).resource_owner(uri)
             if isinstance(owner, str) and (owner, uri) not in client.subscribed:
-                self._fleet.watch(owner, uri)
+                self._fleet.watch(owner, uri, client)
                 client.subscribed.add((owner, uri))
 
     def unwatch_all(self, listen: Listen) -> None:
@@ -185,7 +188,7 @@ class Sessions:
         gone = listen.uris - kept
         for key in [key for key in listen.client.subscribed if key[1] in gone]:
             listen.client.subscribed.discard(key)
-            self._fleet.unwatch(*key)
+            self._fleet.unwatch(*key, listen.client)
 
 
 def _strings(raw: Raw | None) -> list[str]:

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Hashable
 from math import inf
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from msgspec import UNSET
 
@@ -23,6 +23,9 @@ from vsm.protocol.framing import LineSplitter, OversizedFrame, salvage_id
 from vsm.protocol.ids import InFlight, Stray
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
 from vsm.protocol.tables import SERVER_NOTIFICATIONS, SERVER_REQUESTS, Era
+
+if TYPE_CHECKING:
+    from vsm.gateway.client import Client
 
 MAX_WAITING_BYTES = 16 * 1024 * 1024
 RESERVE = 4  # one in so many places is kept for clients that hold few
@@ -103,6 +106,10 @@ class Upstream:
         self._owner = owner
         self.worker = worker
         self.integration = integration
+        self.title = integration  # what callers are told it is called
+        self.private = False  # nobody but `client` may hear of it
+        self.client: Client | None = None
+        self.failed_some = False
         self.guard = guard
         self.era = Era.LEGACY
         self.writable = True
@@ -167,17 +174,19 @@ class Upstream:
             self._writer.abort()
 
     def _fail_all(self, reason: str) -> None:
-        text = f"{self.integration}: {reason} while the request was in flight; it may have run."
+        lost = "" if self.client is None else " The state of this session is lost with it."
+        text = f"{self.title}: {reason} while the request was in flight; it may have run.{lost}"
         for waiting in self._in_flight.drain():
             self._end(waiting, text)
         for call in self._queue.drain():
-            self._end(call, f"{self.integration}: {reason} {_before_sent(call)}.")
+            self._end(call, f"{self.title}: {reason} {_before_sent(call)}.{lost}")
 
     def _end(self, waiting: Waiting, text: str) -> None:
         """Fail what waited, unless the guard keeps it for the next server."""
-        if not isinstance(waiting, Call) or not self.guard.keeps(
-            waiting, jsonrpc.UNAVAILABLE, text
-        ):
+        if not isinstance(waiting, Call):
+            waiting.failed(jsonrpc.UNAVAILABLE, text)
+        elif self.private or not self.guard.keeps(waiting, jsonrpc.UNAVAILABLE, text):
+            self.failed_some = True
             waiting.failed(jsonrpc.UNAVAILABLE, text)
 
     def output_ended(self) -> None:
@@ -194,7 +203,7 @@ class Upstream:
         """Fail what waits now; report it once the supervisor had time to say it itself."""
         calls = self.calls()
         self._fail_all(reason)
-        if calls:
+        if calls and not self.private:  # what one session did to its own is nobody else's affair
             self.guard.server_lost(reason)
         if self._grace is None:
             self._grace = self._loop.call_later(GONE_GRACE_S, self._report_lost, reason)
@@ -233,7 +242,7 @@ class Upstream:
         if self.writable and len(self._in_flight.waiting) < self._limit - self._reserve:
             self._send_call(call)
         elif self.lost:
-            self._end(call, f"{self.integration}: the server ended {_before_sent(call)}.")
+            self._end(call, f"{self.title}: the server ended {_before_sent(call)}.")
         elif self.writable and self._may_use_reserve(call):
             self._send_call(call)
         else:
@@ -256,7 +265,7 @@ class Upstream:
         for left_out in self._queue.add(_lane(call), call, _size(call)):
             left_out.failed(
                 jsonrpc.UNAVAILABLE,
-                f"{self.integration} is saturated: {len(self._in_flight)} requests in flight and "
+                f"{self.title} is saturated: {len(self._in_flight)} requests in flight and "
                 f"{len(self._queue)} waiting. Try again later, or raise its concurrency.",
             )
 
@@ -375,7 +384,7 @@ class Upstream:
             limit_s, key = self.guard.settings.call_limit_s, "resilience.call_limit_s"
         ran = "it may still run" if getattr(waiting, "sent", False) else "it was not sent"
         return (
-            f"{self.integration} did not answer within {limit_s:g} s; {ran}. "
+            f"{self.title} did not answer within {limit_s:g} s; {ran}. "
             f"Raise {key} of the integration if it needs longer."
         )
 
@@ -408,7 +417,7 @@ class Upstream:
         if type(waiting) is Stray:
             self.strays += 1
             self._make_noise()
-            self._notice(waiting.name, f"{self.integration} sent {waiting.value}.")
+            self._notice(waiting.name, f"{self.title} sent {waiting.value}.")
             return
         if type(waiting) is Inquiry and waiting.timeout_s is None:
             self._standing -= 1
@@ -468,12 +477,12 @@ class Upstream:
     # ---- what a server should not do -------------------------------------------------------
 
     def _broken(self, frame: bytes, error: DecodeError) -> None:
-        text = f"{self.integration} sent an invalid message: {error.message}."
+        text = f"{self.title} sent an invalid message: {error.message}."
         self._spoiled(frame, frame, text)
 
     def _oversized(self, frame: OversizedFrame) -> None:
         text = (
-            f"{self.integration} sent {frame.size_bytes} bytes in one message, over the "
+            f"{self.title} sent {frame.size_bytes} bytes in one message, over the "
             f"{self._max_frame_bytes} that it may. Raise max_frame_bytes of the integration."
         )
         self._spoiled(frame.head, frame.tail, text)
@@ -507,7 +516,7 @@ class Upstream:
         if left > 0 and self._reader is not None and not self.closed:
             self._reader.pause_reading()
             rate = f"more than {NOISE_PER_WINDOW} messages a second that answer no call"
-            self._notice("flood", f"{self.integration} sends {rate}: it is read slowly.")
+            self._notice("flood", f"{self.title} sends {rate}: it is read slowly.")
             self._loop.call_later(left, self._resume_reading)
 
     def _resume_reading(self) -> None:

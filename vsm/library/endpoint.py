@@ -82,6 +82,12 @@ class _Wiring(Hooks):
     def breaker(self, integration: str, phase: str, detail: str) -> None:
         """Its calls are refused, tried or let through from now on; the caller is told why."""
 
+    def wanted(self, integration: str, count: int, release: dict[str, str]) -> None:
+        """A worker here is one process."""
+
+    def learnt(self, integration: str, content: bytes) -> None:
+        """Nothing is started late here."""
+
     def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
         """Its caller was told; the program keeps no record."""
 

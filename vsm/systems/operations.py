@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from vsm.board_memory import BoardError
+from vsm.core.instance_demand import Terms
 from vsm.demand_relay import take_segments
 from vsm.gateway.accounting import Accounting
 from vsm.gateway.gate_rates import gate_maker, rules_of
@@ -35,6 +36,8 @@ from vsm.messages import (
     Drain,
     Idle,
     IntegrationRow,
+    Known,
+    Learnt,
     Noted,
     Offered,
     Pins,
@@ -45,6 +48,7 @@ from vsm.messages import (
     Summary,
     Told,
     Unfit,
+    Wanted,
 )
 from vsm.pins import MAX_DOCUMENT_BYTES, from_memory, to_memory
 from vsm.systems.base import SystemContext
@@ -78,6 +82,17 @@ class SupervisorReports:
     def idle(self, integration: str) -> None:
         """A draining integration has nothing in flight."""
         self._context.report(Idle(integration=integration))
+
+    def wanted(self, integration: str, count: int, release: dict[str, str]) -> None:
+        """How many instances there should be, and which should not."""
+        why = {worker: reason[:MAX_REASON_CHARS] for worker, reason in release.items()}
+        self._context.report(Wanted(integration=integration, count=count, release=why))
+
+    def learnt(self, integration: str, content: bytes) -> None:
+        """What an integration that may be stopped offers."""
+        fd = to_memory(content)
+        self._context.control.send(Learnt(integration=integration, fds=("surface",)), [fd])
+        close_fds([fd])
 
     def offered(self, integration: str, document: bytes) -> None:
         """A server offers what is not pinned."""
@@ -136,6 +151,7 @@ class Operations:
         """Take control messages from now on."""
         self.context.handle("attach", self._attach)
         self.context.handle("pins", self._pinned)
+        self.context.handle("known", self._known)
         self.context.handle("detach", self._detach)
         self.context.handle("availability", self._availability)
         self.context.handle("drain", self._drain)
@@ -203,7 +219,22 @@ class Operations:
             close_fds(fds)
             return
         pipes = (named["stdin"], named["stdout"])
-        self.gateway.fleet.attach(message.worker, message.integration, pipes, message.record)
+        self.gateway.fleet.attach(
+            message.worker,
+            message.integration,
+            pipes,
+            message.record,
+            instance=message.instance,
+        )
+
+    def _known(self, message: Known, fds: list[int]) -> None:
+        try:
+            content = from_memory(fds[0]) if fds else b""
+            self.gateway.fleet.know(message.integration, content)
+        except BoardError as error:
+            sys.stderr.write(f"{message.integration}: cannot be read: {error}\n")
+        finally:
+            close_fds(fds)
 
     def _pinned(self, message: Pins, fds: list[int]) -> None:
         try:
@@ -292,7 +323,11 @@ def _settings(row: IntegrationRow) -> Settings:
         call_timeout_s=row.call_timeout_s,
         concurrency=row.concurrency,
         max_frame_bytes=row.max_frame_bytes,
-        resilience=Resilience(**row.resilience.model_dump()),
+        resilience=Resilience(
+            **row.resilience.model_dump(),
+            moves=row.instances is None or row.instances.kind == "pool",
+        ),
+        terms=None if row.instances is None else Terms(**row.instances.model_dump()),
         trust=row.trust,
     )
 

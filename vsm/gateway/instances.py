@@ -1,0 +1,376 @@
+"""The servers of one integration that may have several: whose each is, and where a call goes.
+
+Owns the rule that an instance which belonged to a session never serves another one. How many
+there should be is decided by `vsm.core.instance_demand`; processes are the supervisor's, which
+is told the number, and which are of no use any more. Runs in S1's event loop.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from vsm.core.instance_demand import (
+    LOSSES,
+    LOSSES_PERIOD_S,
+    SURPLUS_S,
+    Load,
+    Terms,
+    Unused,
+    to_stop,
+    wanted,
+)
+from vsm.gateway.client import Client
+from vsm.gateway.integration import Server, Settings
+from vsm.gateway.upstream import Upstream
+
+TELL_AGAIN_S: Final = 5.0
+MAX_RELEASING: Final = 256
+_LOOK_S: Final = 10.0
+
+
+@dataclass(eq=False)
+class Instance(Server):
+    """One of several servers.
+
+    Args:
+        claimed: it belongs, or belonged, to a session; it is never given to another one.
+        client: that session, while there is one.
+    """
+
+    worker: str = field(kw_only=True)
+    number: int = field(kw_only=True)
+    used_at: float = field(kw_only=True)
+    claimed: bool = False
+    client: Client | None = None
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"{self.settings.name}#{self.number}"
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it ended, as far as this process can see."""
+        return self.upstream is None or self.upstream.lost
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait for it."""
+        return 0 if self.upstream is None else self.upstream.in_flight
+
+
+@dataclass(eq=False)
+class Claim:
+    """One session's.
+
+    Args:
+        waiting: it wants an instance, and gets the next one.
+        lost: what it has to be told before it gets another one.
+        losses: when it lost one, lately.
+    """
+
+    instance: Instance | None = None
+    waiting: bool = False
+    lost: str = ""
+    losses: tuple[float, ...] = ()
+
+
+class InstanceHooks(Protocol):
+    """What the fleet does for it."""
+
+    def release(self, instance: Instance, reason: str) -> None:
+        """Let go of an instance's pipes; what is in flight fails with the reason."""
+
+    def claimed(self, instance: Instance, client: Client) -> None:
+        """An instance belongs to a session from now on: watch what that one watches."""
+
+    def tell_wanted(self, name: str, count: int, release: dict[str, str]) -> None:
+        """Tell the supervisor how many there should be, and which should not."""
+
+
+class Instances:
+    """The instances of one integration.
+
+    Args:
+        name: the integration's.
+    """
+
+    def __init__(self, name: str, terms: Terms, hooks: InstanceHooks) -> None:
+        self.name = name
+        self.terms = terms
+        self.members: dict[str, Instance] = {}
+        self.releasing: dict[str, str] = {}
+        self._hooks = hooks
+        self._claims: dict[Client, Claim] = {}
+        self._ready: list[Instance] = []
+        self._needed = False
+        self._wanted = terms.first
+        self._loop = asyncio.get_running_loop()
+        self._look: asyncio.TimerHandle | None = None
+        self._again: asyncio.TimerHandle | None = None
+
+    # ---- where a call goes -----------------------------------------------------------------
+
+    def pick(self, client: Client) -> Upstream | str | None:
+        """The server for a client's request; None: there will be one; a text: why there is none."""
+        if self.terms.kind == "pool":
+            return self._least_busy()
+        claim = self._claims.get(client)
+        instance = None if claim is None else claim.instance
+        if instance is not None and instance.is_lost:
+            self._lose(instance, "the server closed its output")
+            self._release(instance, "it ended")
+            instance = None
+        if instance is None:
+            refusal, instance = self._claim(client)
+            if instance is None:
+                return refusal
+        instance.used_at = self._loop.time()
+        return instance.upstream
+
+    def _least_busy(self) -> Upstream | None:
+        best, least = None, 0
+        for instance in self._ready:
+            load = instance.in_flight
+            if (best is None or load < least) and not instance.is_lost:
+                best, least = instance, load
+                if not load:
+                    break
+        if (best is None or least) and self._wanted <= len(self._ready):
+            self._review(called=True)
+        if best is None:
+            return None
+        best.used_at = self._loop.time()
+        return best.upstream
+
+    def _claim(self, client: Client) -> tuple[str | None, Instance | None]:
+        """An instance for a session, or why it gets none; neither: it waits for one."""
+        if not client.lasts:
+            return self._stateless, None
+        claim = self._claims.setdefault(client, Claim())
+        if claim.waiting:
+            return None, None
+        refusal, claim.lost = claim.lost or self._refusal(claim), ""
+        if refusal:
+            return refusal, None
+        claim.waiting = True
+        self._serve_waiting()
+        self._review()
+        return None, claim.instance
+
+    @property
+    def _stateless(self) -> str:
+        return (
+            f"{self.name} gives each session a server of its own, and a request of the stateless "
+            "revision belongs to none. Connect by `vsm connect`, the socket or a session of an "
+            'earlier revision, or set instances = "shared" or "pool".'
+        )
+
+    def _refusal(self, claim: Claim) -> str:
+        recent = [at for at in claim.losses if self._loop.time() - at < LOSSES_PERIOD_S]
+        if len(recent) >= LOSSES:
+            return (
+                f"{self.name}: this session lost {len(recent)} instances within "
+                f"{LOSSES_PERIOD_S:g} s. Wait, and see `vsm logs {self.name}`."
+            )
+        if self._sessions >= self.terms.most:
+            return (
+                f"{self.name}: all {self.terms.most} instances belong to other sessions. Try "
+                "again when one has ended, or raise max_instances of the integration."
+            )
+        return ""
+
+    @property
+    def _sessions(self) -> int:
+        """Sessions that have an instance or wait for one."""
+        return sum(1 for c in self._claims.values() if c.waiting or c.instance is not None)
+
+    def of(self, client: Client) -> Instance | None:
+        """The instance that belongs to a client."""
+        claim = self._claims.get(client)
+        return None if claim is None else claim.instance
+
+    @property
+    def ready(self) -> tuple[Instance, ...]:
+        """Those that take calls."""
+        return tuple(self._ready)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight to all of them."""
+        return sum(instance.in_flight for instance in self.members.values())
+
+    def is_awaited_by(self, client: object) -> bool:
+        """Whether a request of the client waits for an instance."""
+        if self.terms.kind == "pool":
+            return not self._ready
+        claim = self._claims.get(client) if isinstance(client, Client) else None
+        return claim is not None and claim.waiting
+
+    # ---- what becomes of instances ---------------------------------------------------------
+
+    def add(self, worker: str, number: int, settings: Settings) -> Instance:
+        """A new one, which is starting."""
+        now = self._loop.time()
+        instance = Instance(settings, worker=worker, number=number, used_at=now)
+        self.members[worker] = instance
+        return instance
+
+    def became_ready(self, instance: Instance) -> None:
+        """Its session stands."""
+        instance.used_at = self._loop.time()
+        self._needed = False
+        self._ready.append(instance)
+        self._serve_waiting()
+        self._review()
+        if self._look is None:
+            self._look_later()
+
+    def _serve_waiting(self) -> None:
+        waiting = [item for item in self._claims.items() if item[1].waiting]
+        free = [i for i in self._ready if not i.claimed] if self.terms.kind == "session" else []
+        for (client, claim), instance in zip(waiting, free, strict=False):
+            claim.waiting, claim.instance = False, instance
+            instance.claimed, instance.client = True, client
+            instance.used_at = self._loop.time()
+            self._hooks.claimed(instance, client)
+
+    def ended(self, worker: str, reason: str) -> Instance | None:
+        """The supervisor says that it is gone; the instance where nobody had let go of it."""
+        instance = self.members.get(worker)
+        if instance is not None:
+            self._lose(instance, reason)
+        elif self.releasing.pop(worker, None) is None:
+            return None
+        self._review()
+        return instance
+
+    def unfit(self, instance: Instance, reason: str) -> None:
+        """It is of no use, and the supervisor is told so by others."""
+        self._lose(instance, reason)
+
+    def _lose(self, instance: Instance, reason: str) -> None:
+        said = instance.upstream is not None and instance.upstream.failed_some
+        said = said or bool(instance.in_flight)
+        self._forget(instance)
+        client = instance.client
+        claim = None if client is None else self._claims.get(client)
+        if claim is None:
+            return
+        claim.instance = None
+        claim.losses = (*claim.losses, self._loop.time())[-LOSSES:]
+        if not said:
+            claim.lost = (
+                f"{instance.label}, the server of this session, ended ({reason}), and its state "
+                "with it. The call was not sent; the next one goes to a fresh server."
+            )
+
+    def _forget(self, instance: Instance) -> None:
+        self.members.pop(instance.worker, None)
+        if instance in self._ready:
+            self._ready.remove(instance)
+
+    def left(self, client: Client) -> None:
+        """A session ended, and its instance with it."""
+        claim = self._claims.pop(client, None)
+        if claim is None:
+            return
+        if claim.instance is not None:
+            self._release(claim.instance, "its session ended")
+        self._review()
+
+    def _release(self, instance: Instance, reason: str) -> None:
+        self._forget(instance)
+        if len(self.releasing) < MAX_RELEASING:
+            self.releasing[instance.worker] = reason
+        self._hooks.release(instance, reason)
+
+    def need(self) -> None:
+        """Somebody wants to know what the server offers."""
+        if not self.members:
+            self._needed = True
+            self._review()
+
+    # ---- how many --------------------------------------------------------------------------
+
+    def begin_again(self) -> None:
+        """The supervisor opened or closed the whole: it has forgotten what it was told."""
+        self._wanted = -1
+        self._review()
+
+    def _load(self, *, called: bool) -> Load:
+        claims = self._claims.values()
+        return Load(
+            live=len(self.members),
+            busy=sum(1 for instance in self._ready if instance.in_flight),
+            starting=len(self.members) - len(self._ready),
+            claimed=sum(1 for claim in claims if claim.instance is not None),
+            waiting=sum(1 for claim in claims if claim.waiting),
+            needed=self._needed,
+            called=called,
+        )
+
+    def _review(self, *, called: bool = False) -> None:
+        count = wanted(self.terms, self._load(called=called))
+        if count != self._wanted or self.releasing:
+            self._wanted = count
+            self._tell()
+
+    def _tell(self) -> None:
+        self._hooks.tell_wanted(self.name, self._wanted, dict(self.releasing))
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self.releasing:
+            self._again = self._loop.call_later(TELL_AGAIN_S, self._tell)
+
+    def _look_later(self) -> None:
+        interval_s = min(_LOOK_S, (self.terms.idle_stop_s or SURPLUS_S) / 4)
+        self._look = self._loop.call_later(interval_s, self._stop_unused)
+
+    def _stop_unused(self) -> None:
+        """Stop what has been unused for too long; look again while there is any."""
+        self._look = None
+        now = self._loop.time()
+        unused = [
+            Unused(one.worker, one.used_at, one.claimed) for one in self._ready if not one.in_flight
+        ]
+        for instance in self._ready:
+            if instance.in_flight:
+                instance.used_at = now
+        gone = to_stop(self.terms, len(self.members), self._sessions, unused, now)
+        for worker in gone:
+            instance = self.members[worker]
+            reason = f"unused for {now - instance.used_at:.0f} s"
+            self._lose(instance, reason)
+            self._release(instance, reason)
+        if gone:
+            self._review()
+        if self._ready:
+            self._look_later()
+
+    # ---- the end ---------------------------------------------------------------------------
+
+    def close(self, reason: str) -> None:
+        """Let go of all of them."""
+        for timer in (self._look, self._again):
+            if timer is not None:
+                timer.cancel()
+        for instance in list(self.members.values()):
+            self._forget(instance)
+            self._hooks.release(instance, reason)
+        self._claims.clear()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One for each instance, for `vsm status`."""
+        for worker, instance in self.members.items():
+            state = "ready" if instance.upstream is not None else "starting"
+            if self.terms.kind == "session" and instance.upstream is not None:
+                state = "claimed" if instance.claimed else "spare"
+            yield {
+                "worker": worker,
+                "name": instance.label,
+                "state": state,
+                "in_flight": instance.in_flight,
+            }

@@ -1,0 +1,90 @@
+"""One process of an integration as the supervisor holds it: its descriptors, and how it ended.
+
+Runs in the supervisor. Owns the supervisor's ends of the pipes until they are closed.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from vsm import provision
+from vsm.config import Integration
+from vsm.core import restart
+from vsm.instance_set import number_of
+from vsm.launch import ExitReport, Spawned
+from vsm.link import close_fds
+from vsm.messages import Body
+from vsm.output import OutputReader
+
+DRAIN_TIMEOUT_S: Final = 30.0
+_REMOVE_ATTEMPTS: Final = 40
+_REMOVE_RETRY_S: Final = 0.05
+
+
+@dataclass
+class RunningWorker:
+    """One incarnation of an integration, or one instance of several; owns its descriptors.
+
+    Args:
+        name: the integration's. key: the worker's in the restart group.
+    """
+
+    name: str
+    key: str
+    incarnation: int
+    started_at: float
+    stdin: int = -1
+    stdout: int = -1
+    output: OutputReader | None = None
+    spawned: Spawned | None = None
+    provided: provision.Provision | None = None
+    record: Body | None = None
+    doomed: bool = False
+    attached: bool = False
+    report: ExitReport | None = None
+    tier: str = ""
+    cleanup: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def worker_id(self) -> str:
+        """The id that launcher and S1 know it by."""
+        number = number_of(self.key)
+        return f"{self.name}-i{number}" if number else f"{self.name}-{self.incarnation}"
+
+    def close_pipes(self) -> None:
+        """Close our ends."""
+        close_fds([fd for fd in (self.stdin, self.stdout) if fd >= 0])
+        self.stdin = self.stdout = -1
+
+
+def spec_of(integration: Integration) -> restart.WorkerSpec:
+    """How a process of an integration is started, stopped and restarted."""
+    policy = integration.restart
+    return restart.WorkerSpec(
+        name=integration.name,
+        intensity=policy.intensity,
+        period_s=policy.period_s,
+        backoff_initial_s=policy.backoff_initial_s,
+        backoff_max_s=policy.backoff_max_s,
+        stable_s=policy.stable_s,
+        start_timeout_s=integration.start_timeout_s,
+        drain_timeout_s=min(DRAIN_TIMEOUT_S, integration.call_timeout_s),
+        stop_timeout_s=integration.stop_timeout_s,
+        stack_grace_s=0.5,
+    )
+
+
+def is_clean(report: ExitReport) -> bool:
+    """Whether it ended by itself, as one that has nothing to complain of."""
+    return report.status is not None and report.status == 0
+
+
+def remove_group(running: RunningWorker, attempt: int = 0) -> None:
+    """The kernel lets go of a group a moment after the last process: ask again."""
+    group = running.provided.group if running.provided else None
+    if group is None or group.try_remove():
+        return
+    if attempt < _REMOVE_ATTEMPTS:
+        loop = asyncio.get_running_loop()
+        loop.call_later(_REMOVE_RETRY_S, remove_group, running, attempt + 1)
