@@ -32,6 +32,11 @@ action = "deny"
 argument = {{ path = "/etc/*" }}
 
 [[policy.rules]]
+name = "no-secret"
+action = "deny"
+resource = "mem://any/secret*"
+
+[[policy.rules]]
 name = "ask-fails"
 action = "ask"
 client = "unix:{os.geteuid()}"
@@ -155,6 +160,10 @@ def test_a_denied_tool_does_not_reach_its_server(vsm: running.Running, client: C
     assert "result" in client.call("works", path="/tmp/x")
     for path in ("/etc/passwd", "/tmp/../etc/passwd", ["/tmp/x", "/etc/x"]):
         assert client.call("works", path=path)["error"]["data"]["denied_by"] == "the rule 'no-etc'"
+    assert "result" in client.ask("resources/read", uri="mem://any/open")
+    for uri in ("mem://any/secret", "mem://any/open/../secret/x", "mem://any/%73ecret"):
+        denied = client.ask("resources/read", uri=uri)["error"]
+        assert denied["data"]["denied_by"] == "the rule 'no-secret'"
     row = answered(vsm, "board", "dump")["demand"]["integrations"]["it"]["classes"]
     assert row["refuses"] == [0, 0, 0, 0, 1, 0], "counted as denied, never as answered"
     assert row["works"] == [2, 0, 0, 0, 3, 0]
