@@ -1,27 +1,31 @@
 """`vsm profile learn`: run a command under a profile, and write down how little of it it needed.
 
-The command is confined as ever, and the kernel refuses what the profile refuses. Beneath that
-filter lies a second one that reports every call to this process by seccomp's user notification;
-the answer is always "go on": the observer sees and never decides. So what is learnt is a subset
-of the profile, and calls that it refuses are not seen. Forks; single-threaded; any privilege.
-Sources: seccomp_unotify(2), linux/seccomp.h.
+The command is confined as ever, but for one thing: every system call is reported to this process
+by seccomp's user notification, and this process answers as the profile's filter would, which it
+simulates: "go on", or EPERM. A call is judged by its number and registers, as the kernel's filter
+judges it; nothing of the command's memory counts for the answer. So refused calls are seen, too.
+What answers ENOSYS, and foreign entries, stay the kernel's own affair. If this process dies, the
+kernel answers ENOSYS to everything. Hosts are seen at the egress process, which refuses whatever
+the profile does not allow. What is learnt is a subset of the profile, always. Forks;
+single-threaded; any privilege. Sources: seccomp_unotify(2), linux/seccomp.h.
 """
 
-import fcntl
+import base64
 import os
 import select
 import signal
 import struct
 import time
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from vsm.core.seccomp import Action, rules_for
+from vsm.core.egress import Rules, parse_target
+from vsm.core.seccomp import Action, replace_answer, rules_for, simulate
 from vsm.core.syscalls import names
+from vsm.egress_link import EgressLink
 from vsm.errors import VsmError
 from vsm.execution import Plan
 from vsm.launch import LaunchError, spawn_confined, wait_confined
@@ -29,12 +33,7 @@ from vsm.linux import prctl, seccomp
 from vsm.operations import FilterSystemCalls, Site
 from vsm.profile import Profile
 
-_NEW_LISTENER, _TSYNC_ESRCH = 1 << 3, 1 << 4
-_NOTIFY_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0x7FC0_0000)  # BPF_RET, RET_USER_NOTIF
-_RECEIVE, _SEND = 0xC050_2100, 0xC018_2101  # SECCOMP_IOCTL_NOTIF_RECV, _SEND
-_NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # id, pid, flags, nr, arch, ip, args
-_ANSWER = struct.Struct("=QqiI")  # id, val, error, flags
-_CONTINUE = 1
+_NOTIFY_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, Action.NOTIFY)  # BPF_RET
 _FIND_S: Final = 20.0
 _LONGEST_PATH: Final = 4096
 # which argument of which call is a path that is opened or run
@@ -50,10 +49,11 @@ _ALWAYS: Final = frozenset(
     }
 )
 EXIT_NOT_STARTED: Final = 127
+_WORKER: Final = "sandbox"
 
 
 class _Observed(NamedTuple):
-    """Stands for the plan's filter: the reporting one first, the plan's own on top of it."""
+    """Stands for the plan's filter: one that reports all, and what of the plan's is no EPERM."""
 
     inner: FilterSystemCalls
     layer: str = "seccomp"
@@ -61,9 +61,11 @@ class _Observed(NamedTuple):
     def execute(self, site: Site) -> str:
         """Install both; the listener stays open here for the observer to take."""
         prctl.allow_dumps()  # so that an observer of the same user may take it; exec does so too
-        flags = seccomp.TSYNC | _TSYNC_ESRCH if site.threaded else 0
-        seccomp.install(_NOTIFY_ALL, _NEW_LISTENER | flags)
-        return self.inner.execute(site)
+        rest = replace_answer(base64.b64decode(self.inner.program), Action.EPERM, Action.ALLOW)
+        encoded = base64.b64encode(rest).decode()
+        said = self.inner._replace(program=encoded, reported=False).execute(site)
+        seccomp.install_reported(_NOTIFY_ALL, every_thread=site.threaded)
+        return said
 
     def describe(self) -> str:
         """As the inner one."""
@@ -72,29 +74,45 @@ class _Observed(NamedTuple):
 
 @dataclass
 class Learned:
-    """What a run did: calls by name, opened paths, and how it ended."""
+    """What a run did.
+
+    Args:
+        calls: by name, those that passed.
+        refused: by name, those that did not.
+        paths: opened or run.
+        hosts: "name:port" → what the egress process counted; None where none was there.
+        status: how it ended.
+    """
 
     calls: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     paths: Counter[str] = field(default_factory=Counter)
+    hosts: dict[str, dict[str, Any]] | None = None
     status: int = 0
 
 
-def learn(plan: Plan) -> Learned:
+def learn(plan: Plan, egress: tuple[EgressLink, Rules] | None = None) -> Learned:
     """Run a plan observed, on this process's stdin, stdout and stderr.
+
+    Args:
+        plan: of the command.
+        egress: the process that answers for its network, and by which rules.
 
     Raises:
         VsmError: the command did not start, or cannot be observed here.
     """
+    filters = [step for step in plan.operations if isinstance(step, FilterSystemCalls)]
     steps = tuple(_Observed(s) if isinstance(s, FilterSystemCalls) else s for s in plan.operations)
     plan = plan._replace(operations=steps)
     pid = os.fork()
     if pid == 0:
-        _be_parent(plan)
+        _be_parent(plan, egress)
     learned = Learned()
     pidfd = os.pidfd_open(pid)
     try:
         listener = _find_listener(pid, pidfd)
-        _observe(listener, pidfd, learned)
+        program = base64.b64decode(filters[0].program) if filters else b""
+        _Observer(listener, program, learned).observe(pidfd)
         os.close(listener)
     except BaseException:
         with suppress(ProcessLookupError):
@@ -103,15 +121,23 @@ def learn(plan: Plan) -> Learned:
     finally:
         learned.status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         os.close(pidfd)
+    if egress is not None:
+        link = egress[0]
+        link.wait_last_counts(_WORKER)
+        learned.hosts = link.counts.get(_WORKER, {})
     return learned
 
 
-def _be_parent(plan: Plan) -> None:
+def _be_parent(plan: Plan, egress: tuple[EgressLink, Rules] | None) -> None:
     """Runs in the child; never returns. It waits, so that the observer does not have to."""
     status = EXIT_NOT_STARTED
     try:
         prctl.set_death_signal(signal.SIGKILL)  # unobserved calls would wait for ever
         spawned = spawn_confined(plan, 0, 1, 2)
+        if egress is not None:
+            egress[0].serve(_WORKER, egress[1], spawned.listeners)
+        for fd in spawned.listeners:
+            os.close(fd)
         report = wait_confined(spawned)
         status = 128 + (report.signal or 0) if report.status is None else report.status
     except (VsmError, LaunchError) as error:
@@ -176,33 +202,43 @@ def _has_ended(pidfd: int, timeout_s: float) -> bool:
     return bool(select.select([pidfd], [], [], timeout_s)[0])
 
 
-def _observe(listener: int, pidfd: int, learned: Learned) -> None:
-    """Answer every notification until all that are observed, or their parent, have ended."""
-    table = names(os.uname().machine)
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
-    poll.register(pidfd, select.POLLIN)
-    while True:
-        ready = dict(poll.poll())
-        if ready.get(listener, 0) & select.POLLIN:
-            _answer_one(listener, table, learned)
-        elif pidfd in ready:
+class _Observer:
+    """Answers as `program` would, and counts."""
+
+    def __init__(self, listener: int, program: bytes, learned: Learned) -> None:
+        self._listener, self._program, self._learned = listener, program, learned
+        self._machine = os.uname().machine
+        self._names = names(self._machine)
+
+    def observe(self, pidfd: int) -> None:
+        """Until all that are observed, or their parent, have ended."""
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(pidfd, select.POLLIN)
+        while True:
+            ready = dict(poll.poll())
+            if ready.get(self._listener, 0) & select.POLLIN:
+                self._answer_one()
+            elif pidfd in ready:
+                return
+            elif ready.get(self._listener, 0) & select.POLLHUP:
+                poll.unregister(self._listener)
+
+    def _answer_one(self) -> None:
+        asked = seccomp.receive(self._listener)
+        if asked is None:
             return
-        elif ready.get(listener, 0) & select.POLLHUP:
-            poll.unregister(listener)
-
-
-def _answer_one(listener: int, table: Mapping[int, str], learned: Learned) -> None:
-    buffer = bytearray(_NOTIFICATION.size)
-    with suppress(FileNotFoundError):  # it died, or was interrupted, meanwhile
-        fcntl.ioctl(listener, _RECEIVE, buffer)
-        ident, pid, _flags, nr, _arch, _ip, *arguments = _NOTIFICATION.unpack(buffer)
-        name = table.get(nr, "")
-        if name:
-            learned.calls[name] += 1
-        if name in _PATHS and (path := _read_path(pid, arguments[_PATHS[name]])):
-            learned.paths[path] += 1
-        fcntl.ioctl(listener, _SEND, bytearray(_ANSWER.pack(ident, 0, 0, _CONTINUE)))
+        name = self._names.get(asked.nr, "")
+        answer = simulate(self._program, self._machine, asked.nr, asked.arguments)
+        if answer is not Action.ALLOW:
+            if name:
+                self._learned.refused[name] += 1
+            seccomp.refuse(self._listener, asked.ident)
+            return
+        self._learned.calls[name] += 1
+        if name in _PATHS and (path := _read_path(asked.pid, asked.arguments[_PATHS[name]])):
+            self._learned.paths[path] += 1
+        seccomp.let_pass(self._listener, asked.ident)
 
 
 def _read_path(pid: int, address: int) -> str:
@@ -242,8 +278,44 @@ def profile_text(profile: Profile, tier: str, learned: Learned, argv: list[str])
         *(f"    {_quoted('-' + path)}," for path in unused),
         "]",
     ]
-    opened = [f"#   {count:>6}  {path}" for path, count in sorted(learned.paths.items())]
-    return "\n".join([*lines, "", "# What it opened or ran, and how often:", *opened, ""])
+    lines += _network_lines(profile, learned)
+    lines += _listed("What it opened or ran", learned.paths)
+    lines += _listed(f"System calls that {profile.name} refused", learned.refused)
+    if learned.hosts:
+        lines += ["", "# Hosts that it asked for: asked, allowed, refused:"]
+        for host, row in sorted(learned.hosts.items()):
+            counts = "".join(f"{row[key]:>7}" for key in ("asked", "allowed", "refused"))
+            lines.append(f"# {counts}  {_plain(host)}")
+    return "\n".join([*lines, ""])
+
+
+def _network_lines(profile: Profile, learned: Learned) -> list[str]:
+    """Take away the hosts that were not asked for."""
+    if profile.network.mode != "proxy" or learned.hosts is None:
+        return []
+    hosts = learned.hosts
+    unused = [e for e in profile.network.allow if not any(_means(e, host) for host in hosts)]
+    return [
+        "",
+        "[network]",
+        "allow = [",
+        *(f"    {_quoted('-' + entry)}," for entry in unused),
+        "]",
+    ]
+
+
+def _means(entry: str, asked: str) -> bool:
+    """Whether an entry of network.allow is what was asked for, as NAME:PORT."""
+    target = parse_target(entry)
+    if not target.wildcard:
+        return str(target) == asked
+    host, _, port = asked.rpartition(":")
+    return host.endswith(f".{target.host}") and port == str(target.port)
+
+
+def _listed(title: str, counts: Counter[str]) -> list[str]:
+    rows = [f"# {count:>7}  {_plain(name)}" for name, count in sorted(counts.items())]
+    return ["", f"# {title}, and how often:", *rows] if rows else []
 
 
 def _allowed(profile: Profile, tier: str) -> set[str]:
@@ -269,5 +341,9 @@ def _used(folder: str, learned: Learned) -> bool:
 
 
 def _quoted(text: str) -> str:
-    plain = "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text)
-    return f'"{plain}"'
+    return f'"{_plain(text)}"'
+
+
+def _plain(text: str) -> str:
+    """What a command chose cannot end a comment or a string of the file."""
+    return "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text)

@@ -1,6 +1,7 @@
 """`vsm profile learn`: what it writes is enough for the same run, and for nothing more."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,19 @@ TIERS = ("namespaced", "landlocked")
 PYTHON = "/usr/bin/python3"
 # Forks, so that a descendant's calls are seen too.
 WORK = "import os; pid = os.fork(); pid or os._exit(os.umask(0o77) * 0); os.waitpid(pid, 0)"
+ASKS_HOSTS = """
+import socket, urllib.request
+try:
+    urllib.request.urlopen("https://other.invalid/", timeout=20)
+    raise SystemExit("it was let through")
+except OSError as error:
+    assert "403" in str(error), error
+try:
+    with socket.create_connection(("asked.invalid", 443), timeout=20) as connection:
+        assert not connection.recv(1)  # no such host: the egress process hangs up
+except ConnectionError:
+    pass
+"""
 MORE = "import os; os.mkfifo(os.environ['TMPDIR'] + '/made')"
 
 
@@ -70,8 +84,29 @@ def test_refused_call_is_refused_and_never_learnt(
     require("user notification", facts.seccomp_notification, "not in this kernel")
     output = tmp_path / "learnt.toml"
     code = "import ctypes; raise SystemExit(ctypes.CDLL(None).unshare(0x10000000) != -1)"
-    assert learn("landlocked", output, PYTHON, "-c", code).returncode == 0
-    assert "unshare" not in tomllib.loads(output.read_text(encoding="utf-8"))["syscalls"]["allow"]
+    done = learn("landlocked", output, PYTHON, "-c", code)
+    assert done.returncode == 0
+    text = output.read_text(encoding="utf-8")
+    assert "unshare" not in tomllib.loads(text)["syscalls"]["allow"]
+    assert re.search(r"(?m)^# +1  unshare$", text)
+    assert "1 refused of 1 kinds" in done.stderr
+
+
+def test_hosts_are_learnt_and_none_is_reached_that_the_profile_does_not_allow(
+    tmp_path: Path, require: Require, facts: HostFacts
+) -> None:
+    require("user notification", facts.seccomp_notification, "not in this kernel")
+    require("the namespaced tier", facts.tier == "namespaced", "no namespaces")
+    base, output = tmp_path / "base.toml", tmp_path / "learnt.toml"
+    allow = 'mode = "proxy"\nallow = ["asked.invalid:443", "unasked.invalid:443"]'
+    base.write_text(f'extends = "integration"\n[network]\n{allow}\n', encoding="utf-8")
+    words = ("profile", "learn", str(base), "--output", str(output), "--", PYTHON, "-c", ASKS_HOSTS)
+    done = vsm(*words)
+    assert done.returncode == 0, done.stderr
+    text = output.read_text(encoding="utf-8")
+    assert tomllib.loads(text)["network"]["allow"] == ["-unasked.invalid:443"]
+    assert re.search(r"(?m)^# +1 +0 +1  other\.invalid:443$", text)
+    assert vsm("profile", "check", str(output)).returncode == 0
 
 
 def test_status_of_the_command_is_the_answer(

@@ -9,6 +9,7 @@ from vsm.core.seccomp import (
     Rules,
     compile_filter,
     may_report,
+    replace_answer,
     reported,
     rules_for,
     simulate,
@@ -321,6 +322,15 @@ def test_a_reported_filter_refuses_exactly_what_the_plain_one_does(
     assert after in {before, Action.NOTIFY}
     assert (after is Action.NOTIFY) <= (before is EPERM)
     assert reported(plain_rules).evaluate(arch, number, [*args, *[0] * 6][:6]) is after
+
+
+@every_architecture
+@given(number=st.integers(0, 500), args=st.lists(st.integers(0, 2**64 - 1), max_size=6))
+def test_one_answer_is_replaced_and_no_other(arch: str, number: int, args: list[int]) -> None:
+    plain = program(arch, inet=True)
+    before = simulate(plain, arch, number, args)
+    after = simulate(replace_answer(plain, EPERM, ALLOW), arch, number, args)
+    assert after is (ALLOW if before is EPERM else before)
 
 
 @every_architecture

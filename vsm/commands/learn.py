@@ -6,14 +6,18 @@ profile that is printed extends NAME and takes away what the run did not use.
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsm.errors import ConfigurationError
+from vsm.errors import VsmError
 
 if TYPE_CHECKING:
     from vsm.learn import Learned
+    from vsm.profile import Profile
 
+# A wildcard that no name is below (RFC 6761): with it there is a proxy inside.
+NOBODY = "*.nobody.invalid:1"
 SUMMARY = "run a command observed; print the smallest part of NAME that it needed"
 
 
@@ -33,24 +37,39 @@ def add_parser(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def run(args: argparse.Namespace) -> int:
     """Run it; the exit status is the command's."""
     from vsm.cgroup import detect
-    from vsm.commands.sandbox import _group, _plan
+    from vsm.commands.sandbox import _group, _plan, egress_process
     from vsm.learn import learn, profile_text
     from vsm.probe import probe_host
     from vsm.profile import load_profile
 
     argv = args.argv
     profile = load_profile(args.profile)
-    if profile.network.mode == "proxy":
-        what = f"{profile.name} has egress, which is not observed yet"
-        raise ConfigurationError("profile learn", what, "Learn on top of a profile without.")
     groups = detect()
     host = probe_host(groups=groups)
-    with _group(profile, groups) as group:
-        plan = _plan(args, argv, profile, host, group)
-        learned = learn(plan)
+    namespaced = (args.tier or host.tier) == "namespaced" and profile.network.mode != "host"
+    watched = _watched(profile) if namespaced else profile
+    with _group(profile, groups) as group, ExitStack() as stack:
+        egress = None
+        try:
+            egress = stack.enter_context(egress_process(watched, host))
+        except VsmError:
+            if profile.network.mode == "proxy":
+                raise
+            watched = profile  # hosts are not observed, and the summary says so
+        plan = _plan(args, argv, watched, host, group)
+        learned = learn(plan, egress)
     text = profile_text(profile, plan.tier, learned, argv)
     _write(args.output, text, learned)
     return learned.status
+
+
+def _watched(profile: "Profile") -> "Profile":
+    """The profile with a proxy inside that lets no more through, but hears what is asked for."""
+    import msgspec
+
+    allow = (*profile.network.allow, NOBODY)
+    network = msgspec.structs.replace(profile.network, mode="proxy", allow=allow)
+    return msgspec.structs.replace(profile, network=network)
 
 
 def _write(output: Path | None, text: str, learned: "Learned") -> None:
@@ -59,8 +78,11 @@ def _write(output: Path | None, text: str, learned: "Learned") -> None:
         print(text)
     else:
         output.write_text(text, encoding="utf-8")
+    refused, hosts = learned.refused, learned.hosts
+    asked = "hosts not observed" if hosts is None else f"{len(hosts)} hosts"
     print(
-        f"vsm: {calls.total()} system calls of {len(calls)} kinds, {len(paths)} paths; "
-        "refused calls are not seen; what this run did not do is not in the profile",
+        f"vsm: {calls.total()} system calls of {len(calls)} kinds, {refused.total()} refused of "
+        f"{len(refused)} kinds, {len(paths)} paths, {asked}; what this run did not do is not in "
+        "the profile",
         file=sys.stderr,
     )

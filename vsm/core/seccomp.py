@@ -16,6 +16,7 @@ from vsm.core.seccomp_bpf import (
     Decision,
     Rules,
     compile_filter,
+    replace_answer,
     simulate,
 )
 from vsm.core.syscalls import group, known
@@ -28,6 +29,7 @@ __all__ = [
     "Rules",
     "compile_filter",
     "may_report",
+    "replace_answer",
     "reported",
     "rules_for",
     "simulate",

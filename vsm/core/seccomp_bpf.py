@@ -108,6 +108,15 @@ def compile_filter(rules: Rules, arch: str = "x86_64") -> bytes:
     return assembler.program()
 
 
+def replace_answer(program: bytes, old: Action, new: Action) -> bytes:
+    """The same filter with another answer where it had `old`."""
+    returns = (_RETURN, 0, 0, old)
+    return b"".join(
+        _INSTRUCTION.pack(*(_RETURN, 0, 0, new) if instruction == returns else instruction)
+        for instruction in _INSTRUCTION.iter_unpack(program)
+    )
+
+
 def simulate(program: bytes, arch: str, nr: int, args: Sequence[int]) -> Action:
     """Run the filter as the kernel would.
 
