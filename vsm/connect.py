@@ -22,7 +22,9 @@ from vsm.errors import VsmError
 CHUNK_BYTES: Final = 256 * 1024
 RETRY_INTERVAL_S: Final = 0.05
 RECONNECT_S: Final = 60.0
+MAX_IN_VAIN: Final = 20
 _MILLISECONDS: Final = 1000
+_REFUSED: Final = b'{"jsonrpc":"2.0","id":null,"error":'
 _VIEW: Final = b'{"jsonrpc":"2.0","method":"notifications/vsm/client","params":{"name":%b}}\n'
 
 
@@ -82,12 +84,14 @@ class Bridge:
         self._open = threading.Condition()  # guards the session and who is connected
         self._connected = True
         self._client_done = threading.Event()
+        self._in_vain = 0  # connections that ended before the gateway said anything
 
     def run(self) -> int:
         """Bridge; returns the exit code."""
         self._connection.sendall(self._hello)
         threading.Thread(target=self._send, daemon=True).start()
         while True:
+            self._in_vain += 1
             if self._receive():
                 return 0
             with self._open:
@@ -98,7 +102,7 @@ class Bridge:
                 return 0
             if self._client_done.is_set() and not owed:
                 return 0
-            if self._client_done.is_set() or self._reconnect_s <= 0:
+            if self._client_done.is_set() or self._reconnect_s <= 0 or self._in_vain > MAX_IN_VAIN:
                 raise _lost()
             self._join_again()
 
@@ -146,7 +150,12 @@ class Bridge:
                 return False
             if not data:
                 return False
-            if _write_lines(self._take(lines.feed(data))):
+            whole = lines.feed(data)
+            if whole and self._in_vain and self._hello and whole[0].startswith(_REFUSED):
+                said = str(json.loads(whole[0])["error"]["message"])
+                raise ConnectionLostError("vsm connect --client", said, "See vsm.toml.")
+            self._in_vain = 0
+            if _write_lines(self._take(whole)):
                 return True
 
     def _take(self, lines: list[bytes]) -> list[bytes]:
@@ -173,6 +182,7 @@ class Bridge:
             ConnectionLostError: there is none in time, or nobody needs one.
         """
         self._connection.close()
+        time.sleep(RETRY_INTERVAL_S * self._in_vain)
         try:
             connection = _connect(self._reconnect_s, while_open=sys.stdin.fileno())
         except VsmError:

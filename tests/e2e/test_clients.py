@@ -64,7 +64,8 @@ def test_clients_see_what_is_configured_for_them(config: Path) -> None:
     with running(config) as vsm:
         asyncio.run(look(vsm))
         unknown = vsm.vsm("connect", "--client", "nobody")
-        assert unknown.returncode != 0
+        assert unknown.returncode == 1
+        assert "no client 'nobody'" in unknown.stderr
         assert vsm.stop() == 0
         assert TOKEN not in vsm.log()
 
