@@ -5,11 +5,14 @@ from a client: matching takes time linear in the text for each part of the patte
 """
 
 import posixpath
+import re
 from typing import Final
 from urllib.parse import unquote
 
 ANY: Final = "*"
 _MOST_UNQUOTED: Final = 3
+# Without any of these a path is spelled in one way only.
+_UNUSUAL: Final = re.compile(r"[%\\]|//|/\.|/$|^\.", re.DOTALL)
 
 
 def matches(pattern: str, text: str) -> bool:
@@ -34,7 +37,7 @@ def matches(pattern: str, text: str) -> bool:
 
 def spellings(text: str) -> tuple[str, ...]:
     """The text, and what it means as a path or a URI: without `..`, `//`, `%2e` and the like."""
-    if not any(sign in text for sign in "/\\%"):
+    if _UNUSUAL.search(text) is None:
         return (text,)
     plain = text
     for _ in range(_MOST_UNQUOTED):

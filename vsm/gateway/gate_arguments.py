@@ -78,21 +78,6 @@ class Arguments:
         return self._parsed
 
 
-def _parsed(raw: Raw | None) -> dict[str, Any] | None:
-    if raw is None:
-        return {}
-    if memoryview(raw).nbytes > MOST_BYTES:
-        return None
-    try:
-        # Numbers as they are written: a pattern compares text.
-        found = json.loads(
-            bytes(raw), object_pairs_hook=_once, parse_int=_Number, parse_float=_Number
-        )
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 class _Number(str):
     """A number, as text."""
 
@@ -104,6 +89,22 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise _TwiceError
     return found
+
+
+# Numbers as they are written: a pattern compares text.
+_decoder: Final = json.JSONDecoder(object_pairs_hook=_once, parse_int=_Number, parse_float=_Number)
+
+
+def _parsed(raw: Raw | None) -> dict[str, Any] | None:
+    if raw is None:
+        return {}
+    if memoryview(raw).nbytes > MOST_BYTES:
+        return None
+    try:
+        found = _decoder.decode(bytes(raw).decode())
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _nodes(parsed: dict[str, Any], path: str) -> Iterator[Any]:
