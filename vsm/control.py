@@ -121,7 +121,8 @@ class ControlServer:
         return await status.collect(self._supervisor)
 
     async def _variety(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
-        del arguments
+        if "what_if" in arguments:
+            return await measures.what_if(self._supervisor, _text(arguments, "what_if"))
         return await measures.variety(self._supervisor)
 
     async def _board(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON

@@ -29,6 +29,18 @@ async def variety(supervisor: "Supervisor") -> dict[str, Any]:
     return {**body, "since_start_s": round(supervisor.systems.demand.age_s, 3), "channels": rows}
 
 
+async def what_if(supervisor: "Supervisor", demand: str) -> dict[str, Any]:
+    """What the requisite ratio would be if a demand class were answered well.
+
+    Raises:
+        VsmError: S4 does not answer.
+    """
+    body = await supervisor.systems.query("system4", "what-if", demand[:128])
+    if body is None:
+        raise VsmError("variety", "system 4 does not answer", "See `vsm status`, then try again.")
+    return body
+
+
 def board(supervisor: "Supervisor") -> dict[str, Any]:
     """The demand board, the channels' rows and the heartbeats."""
     running = supervisor.systems.running

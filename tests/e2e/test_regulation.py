@@ -51,7 +51,7 @@ def vsm(config: Path, session_leaves_nothing: None) -> Iterator[Running]:
     del session_leaves_nothing
     with running(config) as it:
         yield it
-        assert it.stop() == 0
+        assert it.process.poll() is not None or it.stop() == 0  # the last test kills it
 
 
 def state(vsm: Running, system: str) -> dict[str, Any]:
@@ -158,3 +158,28 @@ def wait_ready(vsm: Running, name: str) -> None:
     while next(r for r in ask(vsm, "status")["workers"] if r["name"] == name)["state"] != "ready":
         assert time.monotonic() < end, vsm.log()
         pause(0.05)
+
+
+def test_what_if_is_answered_of_what_was_really_asked(vsm: Running) -> None:
+    assert call(vsm, "hungry", "hold", mib=1)
+    assert not call(vsm, "hungry", "nonsense")
+    done = vsm.vsm("variety", "--what-if", "hungry hold", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["classes"] == [{"integration": "hungry", "demand": "hold"}]
+    assert found["answered_well"] >= 1
+    assert found["requisite_ratio"] <= found["requisite_ratio_if_served"] <= 1
+    assert "nobody asked for that" in vsm.vsm("variety", "--what-if", "nothing").stdout
+
+
+def test_history_of_both_systems_is_there_after_a_kill_and_a_new_start(
+    vsm: Running, config: Path
+) -> None:
+    before = {row["key"] for row in decisions(vsm, "")}
+    assert before
+    vsm.process.kill()
+    vsm.process.wait()
+    with running(config, again=vsm.folder) as again:
+        assert before <= {row["key"] for row in decisions(again, "")}
+        assert state(again, "system2")["oscillations"] == []
+        assert again.stop() == 0

@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -16,7 +16,17 @@ from vsm.core import channels
 from vsm.core.demand import NOBODY, OK, UNSERVED
 from vsm.demand_relay import DemandRelay
 from vsm.link import Link, channel_pair, socketpair
-from vsm.messages import CHANNEL_PARSERS, Algedonic, Outlook, Segments, parse_to_system
+from vsm.messages import (
+    CHANNEL_PARSERS,
+    Algedonic,
+    Noted,
+    Outlook,
+    Proposal,
+    Segments,
+    Start,
+    parse_from_system,
+    parse_to_system,
+)
 from vsm.systems.base import SystemContext
 from vsm.systems.intelligence import HALF_LIFE_S, Intelligence
 
@@ -25,9 +35,8 @@ class Rig:
     """S4's object on links whose other ends are here."""
 
     def __init__(self) -> None:
-        self.sockets: list[socket.socket] = []
         control, other = socketpair()
-        self.sockets.append(other)
+        self.supervisor: Link[Any] = Link(other, parse_from_system)
         ends = {}
         self.heard: dict[str, Link[object]] = {}
         for channel in channels.sends("system4"):
@@ -45,13 +54,15 @@ class Rig:
         names = tuple(f"segment{index}" for index in range(len(fds)))
         self.s4.on_segments(Segments(epoch=epoch, pid=os.getpid(), age_s=age_s, fds=names), fds)
 
+    def said(self, kind: type[Any]) -> list[Any]:
+        return [message for message in _all(self.supervisor) if isinstance(message, kind)]
+
     def close(self) -> None:
         self.s4.close()
+        self.supervisor.close()
         self.context.control.close()
         for link in [*self.context.outgoing.values(), *self.heard.values()]:
             link.close()
-        for sock in self.sockets:
-            sock.close()
         self.writer.close()
 
 
@@ -181,8 +192,50 @@ def test_low_ratio_hurts_once_and_relief_follows() -> None:
     run(scenario)
 
 
-def _all(link: Link[object]) -> list[object]:
+def _all(link: Link[Any]) -> list[object]:
     found = []
     while (received := link.receive(0)) is not None:
         found.append(received[0])
     return found
+
+
+def test_unserved_demand_is_forecast_warned_of_and_proposed_with_its_gain() -> None:
+    def scenario(rig: Rig) -> None:
+        begin_s = time.monotonic() + 1e6  # whole steps in no time
+        rig.s4.configure(Start(epoch=1, settings={"step_s": 10.0, "season_steps": 12}), begin_s)
+        with board(1, "git") as it:
+            rig.read(it, 1)
+            for step in range(1, 20):
+                count(it, "git", "log", 6)
+                count(it, NOBODY, "translate", 3, UNSERVED)
+                rig.s4.sample(begin_s + step * 10.0)
+            (warning,) = rig.s4.warnings
+            assert (warning.kind, warning.key, warning.forecast.low) == (
+                "unserved", (NOBODY, "translate"), 3,
+            )  # fmt: skip
+            noted = rig.said(Noted)
+            assert sum(one.event == "intelligence.warning" for one in noted) == 1
+            record = [one for one in noted if one.event == "intelligence.forecast"][-1]
+            assert {"expected": 6.0, "came": 6}.items() <= record.detail["forecasts"][0].items()
+            (proposal,) = _all(rig.heard["system4>system5:proposal"])
+            assert isinstance(proposal, Proposal)
+            assert (proposal.subject, proposal.change) == ("translate", "serve")
+            found: Any = rig.s4.what_if("translate")
+            assert proposal.expected_gain_bits > 0
+            assert found["requisite_ratio_if_served"] == 1.0
+            report: Any = rig.s4.predictions()["calibration"]
+            assert report["mean_absolute_error"] == 0
+
+    run(scenario)
+
+
+def test_idle_system_predicts_nothing_and_says_why() -> None:
+    def scenario(rig: Rig) -> None:
+        with board(1, "git") as it:
+            rig.read(it, 1)
+            found = rig.s4.predictions()
+            assert found["forecasts"] == []
+            assert "not_enough_evidence" in found
+            assert rig.s4.what_if("x")["not_enough_evidence"] == "nobody asked for anything"
+
+    run(scenario)

@@ -22,10 +22,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "variety", help="show what is asked against what is answered well, in bits"
     )
     parser.add_argument("--json", action="store_true", help="the schema is in docs/board.md")
+    parser.add_argument(
+        "--what-if", metavar="DEMAND", help="the ratio if this tool or demand class were served"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print both windows, integrations and channels in trouble, or JSON."""
+    if args.what_if:
+        return _print_what_if(request("variety", what_if=args.what_if), as_json=args.json)
     body = request("variety")
     if args.json:
         print_json(body)
@@ -45,6 +50,22 @@ def _span(seconds: float) -> str:
         (f"{seconds / unit:.1f} {name}" for unit, name in _UNITS if seconds >= unit),
         f"{seconds:.0f} s",
     )
+
+
+def _print_what_if(found: dict[str, Any], *, as_json: bool) -> int:
+    if as_json:
+        print_json(found)
+        return 0
+    demand = clean(found["demand"])
+    if "not_enough_evidence" in found:
+        why = f"{coloured('not enough evidence', YELLOW)}: {found['not_enough_evidence']}"
+        print(f"{demand}: {why}")
+        return 0
+    print(f"{demand}: asked {found['asked']} times lately, answered well {found['answered_well']}")
+    ratios = found["requisite_ratio"], found["requisite_ratio_if_served"]
+    print(f"  requisite ratio {ratios[0]:.3f}, if it were served {ratios[1]:.3f}")
+    print(f"  {found['gain_bits']:.3f} of {found['gap_bits']:.3f} bits of the gap")
+    return 0
 
 
 def _print_report(title: str, report: dict[str, Any]) -> None:

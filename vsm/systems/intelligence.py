@@ -1,20 +1,25 @@
 """S4, intelligence: outside-and-then. It measures the variety of what is asked.
 
 Runs in its own confined process. Reads S1's demand board, keeps what was asked lately in a window
-that fades, tells S3 its outlook and S5 when the requisite ratio is too low for chance. It
-forecasts and acquires nothing yet, and says so. It has no channel to S1.
+that fades, forecasts each demand class for the next step and keeps the score of its forecasts,
+tells S3 its outlook, and S5 when the requisite ratio is too low for chance or when what nobody
+serves is going to be asked on. It acquires nothing yet, and says so. It has no channel to S1.
 """
 
 import asyncio
+import itertools
 import time
+from collections import deque
 from typing import Any, Final
 
 from vsm.board_reader import Demand, DemandReader
 from vsm.core.demand import NOBODY, OK, OUTCOMES
+from vsm.core.demand_series import DemandSeries, Forewarning, Told
 from vsm.core.demand_window import DemandWindow, Key
 from vsm.core.variety_report import latency_quantile_s, report, summary
+from vsm.core.what_if import what_if
 from vsm.demand_relay import take_segments
-from vsm.messages import Algedonic, Body, Outlook, Segments
+from vsm.messages import Algedonic, Body, Noted, Outlook, Policy, Proposal, Segments, Start
 from vsm.systems.base import SystemContext
 
 SAMPLE_INTERVAL_S: Final = 1.0
@@ -23,6 +28,10 @@ HALF_LIFE_S: Final = 600.0
 LEAST_RATIO: Final = 0.7  # pain below it, relief above RELIEF_RATIO: no flapping in between
 RELIEF_RATIO: Final = 0.75
 MOST_INTEGRATIONS: Final = 200
+MOST_FORECASTS: Final = 20  # in a record or a report
+MOST_WARNINGS: Final = 8
+PROPOSE_EVERY_S: Final = 600.0
+KEPT: Final = 16
 
 Totals = dict[Key, list[int]]
 
@@ -45,6 +54,26 @@ class Intelligence:
         self._seen: Totals | None = None
         self._in_pain = False
         self._told: Body | None = None
+        self.series = DemandSeries(step_s=60.0, season=60, now_s=now_s)
+        self.series_since_s = now_s
+        self.warnings: list[Forewarning] = []
+        self.policy: deque[Body] = deque(maxlen=KEPT)
+        self._warned: set[tuple[str, Key]] = set()
+        self._proposed: dict[Key, float] = {}
+        self._numbers = itertools.count(1)
+
+    def configure(self, start: Start, now_s: float) -> None:
+        """Take the length of a step and of a season."""
+        own: Any = start.settings
+        if own:
+            step_s, season = float(own["step_s"]), int(own["season_steps"])
+            self.series = DemandSeries(step_s=step_s, season=season, now_s=now_s)
+            self.series_since_s = now_s
+
+    def on_policy(self, message: Policy, fds: list[int]) -> None:
+        """Keep what S5 decided about a proposal."""
+        del fds
+        self.policy.append(message.model_dump(mode="json", exclude={"fds", "kind"}))
 
     # ---- the board -------------------------------------------------------------------------
 
@@ -70,11 +99,16 @@ class Intelligence:
         self.recent.fade(now_s)
         if self._reader is None:
             return
-        changes = self._reader.changes()
+        self._take(self._reader)
+        if self._seen is not None:
+            self._step(now_s)
+
+    def _take(self, reader: DemandReader) -> None:
+        changes = reader.changes()
         if changes == self._changes:
             return
         self._changes = changes
-        self._demand = self._reader.totals()
+        self._demand = reader.totals()
         totals, before = _by_class(self._demand), self._seen or {}
         for key, row in totals.items():
             last = before.get(key)
@@ -82,6 +116,112 @@ class Intelligence:
             if any(new):
                 self.recent.add(key, new)
         self._seen = totals
+
+    # ---- forecasts -------------------------------------------------------------------------
+
+    def _step(self, now_s: float) -> None:
+        """Where a step is over: hold forecasts against what came, and look ahead."""
+        closed = self.series.closed
+        told = self.series.look(self._seen or {}, now_s)
+        if self.series.closed == closed:
+            return
+        if told:
+            self._record(told)
+        self.warnings = self.series.warnings()[:MOST_WARNINGS]
+        known = {(one.kind, one.key) for one in self.warnings}
+        for warning in self.warnings:
+            if (warning.kind, warning.key) not in self._warned:
+                self._warn(warning)
+            if warning.kind == "unserved":
+                self._propose(warning, now_s)
+        self._warned = known
+
+    def _record(self, told: list[Told]) -> None:
+        """What was expected of the step that is over, beside what came."""
+        most = sorted(told, key=lambda one: -max(one.came, one.forecast.expected))
+        rows: list[Any] = [
+            {
+                "integration": one.key[0],
+                "demand": one.key[1],
+                "expected": round(one.forecast.expected, 3),
+                "low": round(one.forecast.low, 3),
+                "high": round(one.forecast.high, 3),
+                "probability": round(one.forecast.probability, 4),
+                "came": one.came,
+                "model": one.forecast.model,
+            }
+            for one in most[:MOST_FORECASTS]
+            if one.came or one.forecast.high >= 1
+        ]
+        if rows:
+            detail: Body = {"step_s": self.series.step_s, "forecasts": rows}
+            self.context.report(Noted(event="intelligence.forecast", detail=detail))
+
+    def _warn(self, warning: Forewarning) -> None:
+        detail: Body = {**self._warning_row(warning), "what": _text(warning, self.series.step_s)}
+        self.context.report(Noted(event="intelligence.warning", severity="notice", detail=detail))
+
+    def _propose(self, warning: Forewarning, now_s: float) -> None:
+        """Somebody should serve this: S5 weighs it; nothing here can install anything yet."""
+        if now_s < self._proposed.get(warning.key, now_s):
+            return
+        found = what_if(self.recent.table, " ".join(warning.key))
+        gain = found.get("gain_bits")
+        if gain is None:
+            return
+        self._proposed[warning.key] = now_s + PROPOSE_EVERY_S
+        self.context.send(
+            "system5",
+            Proposal(
+                id=next(self._numbers),
+                sender="system4",
+                subject=warning.key[1][:128],
+                change="serve",
+                evidence=self._warning_row(warning),
+                expected_gain_bits=gain,
+            ),
+        )
+
+    def _warning_row(self, warning: Forewarning) -> Body:
+        return {
+            "kind": warning.kind,
+            "integration": warning.key[0],
+            "demand": warning.key[1],
+            "expected": round(warning.forecast.expected, 3),
+            "low": round(warning.forecast.low, 3),
+            "high": round(warning.forecast.high, 3),
+            "usual": round(warning.usual, 3),
+            "step_s": self.series.step_s,
+        }
+
+    def predictions(self) -> Body:
+        """What is expected of the next step, and how good such forecasts were."""
+        now_s = time.monotonic()
+        self.sample(now_s)
+        forecasts = sorted(self.series.forecasts().items(), key=lambda one: -one[1].expected)
+        rows: list[Any] = [
+            {"integration": key[0], "demand": key[1], **found._asdict()}
+            for key, found in forecasts[:MOST_FORECASTS]
+        ]
+        calibration = self.series.calibration()
+        body: Body = {
+            "step_s": self.series.step_s,
+            "steps": self.series.closed,
+            "since_s": round(now_s - self.series_since_s, 3),
+            "forecasts": rows,
+            "warnings": [self._warning_row(one) for one in self.warnings],
+            "calibration": calibration,
+        }
+        if not rows:
+            body["not_enough_evidence"] = (
+                "no demand class was seen over enough steps for a forecast"
+            )
+        return body
+
+    def what_if(self, about: str) -> Body:
+        """The ratio if one demand class were answered well, over what was asked lately."""
+        self.sample(time.monotonic())
+        return what_if(self.recent.table, about)
 
     # ---- what it knows ---------------------------------------------------------------------
 
@@ -117,7 +257,9 @@ class Intelligence:
     def state(self) -> Body:
         """What it has and what it lacks."""
         self.sample(time.monotonic())
-        lacks = ["no forecast yet", "no registry configured", "nothing is acquired yet"]
+        lacks = ["no registry configured", "nothing is acquired yet"]
+        if not self.series.forecasts():
+            lacks.insert(0, "no forecast: no demand class was seen over enough steps")
         if self._reader is None:
             lacks.insert(0, "no demand board of system 1")
         elif not self._seen:
@@ -126,6 +268,9 @@ class Intelligence:
             "role": "intelligence",
             "snapshot": None,
             "variety": summary(report(self.recent.table)),
+            "warnings": [self._warning_row(one) for one in self.warnings],
+            "calibration": self.series.calibration(),
+            "policy": list(self.policy),
             "lacks": list(lacks),
             **self.context.channel_state(),
         }
@@ -135,10 +280,12 @@ class Intelligence:
     def tell(self) -> None:
         """Tell S3 the outlook where it changed, and S5 where it hurts or no longer does."""
         outlook = summary(report(self.recent.table))
-        if outlook == self._told:
+        rising: list[Any] = [one.key[0] for one in self.warnings if one.kind == "surge"]
+        body: Body = {"variety": outlook, "rising": sorted(set(rising))}
+        if body == self._told:
             return
-        self._told = outlook
-        self.context.send("system3", Outlook(body={"variety": outlook}))
+        self._told = body
+        self.context.send("system3", Outlook(body=body))
         ratio = outlook.get("requisite_ratio")
         if ratio is not None:
             self._feel(ratio["low"], ratio["high"])
@@ -170,8 +317,19 @@ class Intelligence:
             self._reader.close()
 
 
+def _text(warning: Forewarning, step_s: float) -> str:
+    name = " ".join(warning.key)
+    found = warning.forecast
+    span = f"{found.low:.3g} to {found.high:.3g} in the next {step_s:g} s"
+    if warning.kind == "unserved":
+        return f"{name} is asked for and not served: {span}"
+    return f"{name} is asked for more than usual: {span}, usually {warning.usual:.3g}"
+
+
 def _signal(severity: Any, text: str) -> Algedonic:  # noqa: ANN401 - a literal of the model's
-    return Algedonic(severity=severity, subject="requisite ratio", detail=text)
+    return Algedonic(
+        severity=severity, subject="requisite ratio", cause="ratio too low", detail=text
+    )
 
 
 def _by_class(demand: dict[str, Demand]) -> Totals:
@@ -189,8 +347,12 @@ async def main(context: SystemContext) -> None:
     intelligence = Intelligence(context, time.monotonic())
     context.handle("segments", intelligence.on_segments)
     context.answer("state", intelligence.state)
+    context.handle("system5>system4:policy", intelligence.on_policy)
     context.answer("variety", intelligence.variety)
-    await context.started()
+    context.answer("predictions", intelligence.predictions)
+    context.answer_about("what-if", intelligence.what_if)
+    start, _ = await context.started()
+    intelligence.configure(start, time.monotonic())
     context.ready()
     watching = asyncio.create_task(intelligence.watch())
     try:

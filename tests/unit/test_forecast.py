@@ -1,0 +1,152 @@
+"""Forecasts: the right model is believed, intervals hold what they promise, noise warns nobody."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsm.core.demand import OK, OUTCOMES, UNSERVED
+from vsm.core.demand_series import DemandSeries
+from vsm.core.demand_window import Key
+from vsm.core.forecast import LEAST_ERRORS, Score, Series
+from vsm.core.variety import Variety, gap_by_class, measure
+from vsm.core.what_if import what_if
+
+COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=120)
+
+
+def fed(counts: list[int], season: int = 12) -> Series:
+    series = Series(season)
+    for count in counts:
+        series.add(count)
+    return series
+
+
+def test_seasonal_demand_is_forecast_by_its_season_and_steady_demand_by_smoothing() -> None:
+    wave = [round(50 + 40 * math.sin(step * math.tau / 12)) for step in range(120)]
+    seasonal = fed(wave).forecast()
+    assert seasonal is not None
+    assert (seasonal.model, seasonal.expected) == ("seasonal", wave[0])
+    dice = random.Random(1)
+    noisy = fed([dice.randrange(40, 61) for _ in range(200)], season=50).forecast()
+    assert noisy is not None
+    assert noisy.model == "smoothed 0.2"
+    assert 45 < noisy.expected < 55
+
+
+def test_too_little_evidence_is_no_forecast() -> None:
+    assert fed([5] * LEAST_ERRORS).forecast() is None
+    assert fed([5] * (LEAST_ERRORS + 1)).forecast() is not None
+    assert Score().report() is None
+
+
+def test_interval_holds_its_share_and_the_score_says_so() -> None:
+    dice = random.Random(2)
+    series = fed([sum(dice.random() < 0.3 for _ in range(40)) for _ in range(600)])
+    report = series.score.report()
+    assert report is not None
+    assert report["forecasts"] > 500
+    assert 0.85 < report["coverage"] < 0.97
+    assert report["relative_to_naive"] < 0.85  # better than expecting the last value
+    assert report["brier"] < 0.01
+    assert abs(report["bias"]) < 1
+
+
+@given(COUNTS, st.integers(2, 30))
+def test_forecast_stays_within_what_came_and_scores_add_up(counts: list[int], season: int) -> None:
+    series = fed(counts, season)
+    found = series.forecast()
+    if found is not None:
+        assert min(counts) <= found.expected <= max(counts)
+        assert 0 <= found.low <= found.expected <= found.high
+        assert 0 <= found.probability <= 1
+        assert series.score.inside <= series.score.forecasts
+    twice = series.score.plus(series.score)
+    assert twice.forecasts == 2 * series.score.forecasts
+
+
+def row(ok: int = 0, unserved: int = 0) -> list[int]:
+    counts = [0] * len(OUTCOMES)
+    counts[OK], counts[UNSERVED] = ok, unserved
+    return counts
+
+
+def steps(series: DemandSeries, pace: dict[Key, tuple[int, int]], first: int, last: int) -> None:
+    for number in range(first, last):
+        totals = {key: row(ok * number, no * number) for key, (ok, no) in pace.items()}
+        series.look(totals, number * 10.0)
+
+
+def test_demand_that_nobody_serves_is_warned_of_and_quiet_demand_is_not() -> None:
+    series = DemandSeries(step_s=10.0, season=12, now_s=0.0)
+    steps(series, {("git", "log"): (7, 0), ("(nobody)", "translate"): (0, 3)}, 0, 30)
+    (warning,) = series.warnings()
+    assert (warning.kind, warning.key) == ("unserved", ("(nobody)", "translate"))
+    assert (warning.forecast.low, warning.forecast.high) == (3, 3)
+    assert set(series.forecasts()) == {("git", "log"), ("(nobody)", "translate")}
+    report = series.calibration()
+    assert report is not None
+    assert report["mean_absolute_error"] == 0
+
+
+def test_surge_is_warned_of_when_even_the_low_end_is_unusual() -> None:
+    series = DemandSeries(step_s=1.0, season=100, now_s=0.0)
+    total = 0
+    for number in range(60):
+        total += 2 if number < 40 else 40
+        series.look({("git", "log"): row(total)}, float(number))
+    kinds = [(one.kind, one.key) for one in series.warnings()]
+    assert kinds == [("surge", ("git", "log"))]
+
+
+def test_class_that_rests_for_a_season_is_forgotten_but_not_its_score() -> None:
+    series = DemandSeries(step_s=1.0, season=5, now_s=0.0)
+    for number in range(40):
+        series.look({("git", "log"): row(min(number, 20))}, float(number))
+    assert series.forecasts() == {}
+    report = series.calibration()
+    assert report is not None
+    assert report["forecasts"] > 0
+
+
+def test_step_that_nobody_looked_at_counts_as_nothing_asked() -> None:
+    series = DemandSeries(step_s=1.0, season=5, now_s=0.0)
+    series.look({}, 0.0)
+    series.look({("git", "log"): row(9)}, 1.0)
+    series.look({("git", "log"): row(9)}, 5.5)
+    assert series.closed == 5
+
+
+TABLES = st.dictionaries(
+    st.tuples(st.sampled_from(["git", "(nobody)"]), st.sampled_from(["a", "b", "c", "d"])),
+    st.tuples(st.integers(0, 50), st.integers(0, 50)).map(lambda pair: row(*pair)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(TABLES, st.data())
+def test_what_if_gains_exactly_what_the_class_adds_to_the_gap(
+    table: dict[Key, list[int]], data: st.DataObject
+) -> None:
+    keys = sorted(table)
+    chosen = data.draw(st.sampled_from(keys))
+    found = what_if(table, " ".join(chosen))
+    asked = [sum(table[key]) for key in keys]
+    well = [table[key][OK] for key in keys]
+    now = measure(asked, well)
+    if not isinstance(now, Variety):
+        assert found["not_enough_evidence"]
+        return
+    shares = {keys[one.demand]: one.bits for one in gap_by_class(asked, well)}
+    assert found["gain_bits"] == pytest.approx(shares.get(chosen, 0.0), abs=1e-9)
+    assert found["requisite_ratio_if_served"] >= found["requisite_ratio"] - 1e-12
+
+
+def test_what_if_by_label_alone_and_of_what_nobody_asked_for() -> None:
+    table = {("(nobody)", "translate"): row(0, 10), ("git", "log"): row(10)}
+    found = what_if(table, "translate")
+    assert (found["requisite_ratio"], found["requisite_ratio_if_served"]) == (0.5, 1.0)
+    assert what_if(table, "dance")["not_enough_evidence"] == "nobody asked for that"

@@ -1,0 +1,128 @@
+"""Forecasts for every demand class: steps, warnings, and the record of what was expected.
+
+One owner, no I/O: `now` is an argument. Counts come as totals since the start, as a board has
+them; a step closes when its time is over. Classes that rest for a season are forgotten.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from vsm.core.demand import UNSERVED
+from vsm.core.demand_window import Key
+from vsm.core.forecast import Forecast, Score, Series
+
+MOST_SERIES: Final = 256
+MOST_SKIPPED: Final = 16
+"""So many steps without a look are filled with nothing; a longer gap begins anew."""
+SURGE: Final = 2.0
+SURGE_EVENTS: Final = 30
+
+Totals = Mapping[Key, Sequence[int]]
+
+
+class Forewarning(NamedTuple):
+    """What is likely to come.
+
+    Args:
+        kind: "surge": much more than usual is asked; "unserved": what nobody serves is asked on.
+    """
+
+    kind: str
+    key: Key
+    forecast: Forecast
+    usual: float
+
+
+class Told(NamedTuple):
+    """A forecast beside what came."""
+
+    key: Key
+    forecast: Forecast
+    came: int
+
+
+class DemandSeries:
+    """What was asked of each class, step by step.
+
+    Args:
+        step_s: the length of a step. season: after so many steps demand may repeat itself.
+        now_s: the clock's reading at which the first step begins.
+    """
+
+    def __init__(self, *, step_s: float, season: int, now_s: float) -> None:
+        self.step_s = step_s
+        self.season = season
+        self.closed = 0
+        self.score = Score()
+        self._ends_s = now_s + step_s
+        self._asked: dict[Key, Series] = {}
+        self._unserved: dict[Key, Series] = {}
+        self._before: dict[Key, tuple[int, int]] | None = None
+
+    def look(self, totals: Totals, now_s: float) -> list[Told]:
+        """Close the steps that are over; what had been expected of them, and what came."""
+        if self._before is None:
+            self._before = _counts(totals)
+        if now_s < self._ends_s:
+            return []
+        over = 1 + int((now_s - self._ends_s) // self.step_s)
+        self._ends_s += over * self.step_s
+        counts, before = _counts(totals), self._before
+        self._before = counts
+        told: list[Told] = []
+        for key in {*counts, *self._asked}:
+            last, new = before.get(key, (0, 0)), counts.get(key, (0, 0))
+            told += self._close(key, max(0, new[0] - last[0]), max(0, new[1] - last[1]))
+        for _ in range(min(over - 1, MOST_SKIPPED)):
+            for series in [*self._asked.values(), *self._unserved.values()]:
+                series.add(0)
+        self._forget()
+        self.closed += over
+        return told
+
+    def _close(self, key: Key, asked: int, unserved: int) -> Iterator[Told]:
+        known = self._asked.get(key)
+        if known is None and (not asked or len(self._asked) >= MOST_SERIES):
+            return
+        series = self._asked.setdefault(key, Series(self.season))
+        told = series.forecast()
+        series.add(asked)
+        if told is not None:
+            yield Told(key, told, asked)
+        if unserved or key in self._unserved:
+            self._unserved.setdefault(key, Series(self.season)).add(unserved)
+
+    def _forget(self) -> None:
+        for key in [key for key, series in self._asked.items() if series.is_idle()]:
+            self.score = self.score.plus(self._asked.pop(key).score)
+            self._unserved.pop(key, None)
+
+    def forecasts(self) -> dict[Key, Forecast]:
+        """What is expected of the next step, where there is evidence."""
+        found = {key: series.forecast() for key, series in self._asked.items()}
+        return {key: one for key, one in found.items() if one is not None}
+
+    def warnings(self) -> list[Forewarning]:
+        """What even the low end of an interval says; nobody is warned by noise."""
+        found = []
+        for key, series in self._unserved.items():
+            coming = series.forecast()
+            if coming is not None and coming.low > 0:
+                found.append(Forewarning("unserved", key, coming, series.mean))
+        for key, series in self._asked.items():
+            coming = series.forecast()
+            enough = series.total >= SURGE_EVENTS
+            if coming is not None and enough and coming.low > SURGE * series.mean:
+                found.append(Forewarning("surge", key, coming, series.mean))
+        return sorted(found, key=lambda one: -one.forecast.expected)
+
+    def calibration(self) -> dict[str, Any] | None:
+        """How good the forecasts of all classes were; None where none was held against a count."""
+        score = self.score
+        for series in self._asked.values():
+            score = score.plus(series.score)
+        return score.report()
+
+
+def _counts(totals: Totals) -> dict[Key, tuple[int, int]]:
+    return {key: (sum(row), row[UNSERVED]) for key, row in totals.items()}
