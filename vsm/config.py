@@ -117,6 +117,8 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True):
     http: str = "127.0.0.1:8765"
     auth: Literal["token", "none"] = "token"
     introspection: bool = True
+    audit: Literal["all", "counted", "off"] = "counted"
+    audit_rate: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +126,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
 
     keep_days: int = 30
     size_bytes: int = 256 * 2**20
+    calls_size_bytes: int = 256 * 2**20
 
 
 class Systems(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,6 +192,7 @@ class JournalDocument(msgspec.Struct, frozen=True, kw_only=True):
 
     keep_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 30
     size: str | int = "256M"
+    calls_size: str | int = "256M"
 
 
 class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,7 +226,7 @@ def load_config(path: Path | None) -> Config:
     return Config(
         path=str(file),
         gateway=document.gateway,
-        journal=_journal(document.journal, f"{file}: journal.size"),
+        journal=_journal(document.journal, f"{file}: journal"),
         integrations=integrations,
         clients=_clients(document.clients, integrations, file),
         systems=_systems(document.systems, file.parent),
@@ -256,13 +260,21 @@ def _clients(
 
 
 def _journal(journal: JournalDocument, where: str) -> Journal:
+    return Journal(
+        keep_days=journal.keep_days,
+        size_bytes=_journal_size(journal.size, f"{where}.size"),
+        calls_size_bytes=_journal_size(journal.calls_size, f"{where}.calls_size"),
+    )
+
+
+def _journal_size(size: str | int, where: str) -> int:
     try:
-        size_bytes = parse_bytes(journal.size)
+        size_bytes = parse_bytes(size)
     except ValueError as error:
         raise ConfigurationError(where, str(error), 'Write "256M".') from error
     if not 2**20 <= size_bytes <= 2**40:
         raise ConfigurationError(where, "expected 1M to 1T")
-    return Journal(keep_days=journal.keep_days, size_bytes=size_bytes)
+    return size_bytes
 
 
 def read_secret(source: SecretSource, *, where: str) -> str:

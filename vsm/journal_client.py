@@ -83,6 +83,34 @@ def _parse(payload: bytes) -> _Wire:
     return _Wire(answer=parse_from_journal(payload))
 
 
+def spawn_journal(
+    path: Path, retention: Retention, plan: str, theirs: socket.socket
+) -> "subprocess.Popen[bytes]":
+    """Start a journal process that writes `path` and reads `theirs`, which stays the caller's.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    age_s, size_bytes = retention.age_ns // 10**9, retention.size_bytes
+    mode = "confined" if plan else "unconfined"
+    arguments = [theirs.fileno(), path, age_s, size_bytes, mode]
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-m", "vsm.journal", *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        pass_fds=(theirs.fileno(),),
+        cwd="/",
+        env={},  # nothing of the supervisor's environment, which may hold secrets
+        start_new_session=True,  # a terminal's ^C is for the supervisor, which ends it in order
+        umask=0o077,
+    )
+    if process.stdin is not None:
+        # A plan of some KiB fits into the pipe: this neither waits nor meets a closed end.
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+            stdin.write(plan.encode())
+    return process
+
+
 class JournalClient:
     """The one sender of records. Everything must be called from its event loop.
 
@@ -223,7 +251,7 @@ class JournalClient:
         ours, theirs = socketpair()
         self._gone.clear()
         try:
-            self._process = self._spawn(theirs)
+            self._process = spawn_journal(self._path, self._retention, self._plan, theirs)
         except OSError as error:
             ours.close()
             self._change("down", f"cannot start the journal: {error.strerror}")
@@ -232,27 +260,6 @@ class JournalClient:
         finally:
             theirs.close()
         self._watch_process(ours)
-
-    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        age_s = self._retention.age_ns // 10**9
-        size_bytes = self._retention.size_bytes
-        mode = "confined" if self._plan else "unconfined"
-        arguments = [theirs.fileno(), self._path, age_s, size_bytes, mode]
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "vsm.journal", *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            cwd="/",
-            env={},  # nothing of the supervisor's environment, which may hold secrets
-            start_new_session=True,  # a terminal's ^C is for the supervisor, which ends it in order
-            umask=0o077,
-        )
-        if process.stdin is not None:
-            # A plan of some KiB fits into the pipe: this neither waits nor meets a closed end.
-            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-                stdin.write(self._plan.encode())
-        return process
 
     def _watch_process(self, ours: socket.socket) -> None:
         process = self._process

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from vsm import __version__, paths
+from vsm.call_journal import CALLS_FILE, CallJournal
 from vsm.config import Journal
 from vsm.core import restart
 from vsm.errors import ConfinementError, VsmError
@@ -36,6 +37,7 @@ class Recorder:
         log: the supervisor's logger.
         limits: how much is kept.
         links: name, epoch and statistics of every link to be watched for losses.
+        calls: whether every call is recorded too, in a journal of their own.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Recorder:
         log: Any,  # noqa: ANN401 - structlog's loggers are made at run time
         limits: Journal,
         links: Links = lambda: iter(()),
+        *,
+        calls: bool = False,
     ) -> None:
         self._log = log
         self._links = links
@@ -57,11 +61,17 @@ class Recorder:
             retention=Retention(limits.keep_days * DAY_NS, limits.size_bytes),
             on_trouble=self._on_trouble,
         )
+        self.calls = CallJournal(
+            paths.state_dir() / CALLS_FILE,
+            Retention(limits.keep_days * DAY_NS, limits.calls_size_bytes),
+            lambda reason: self._log.error("call journal: cannot write", reason=reason),
+            enabled=calls,
+        )
 
     def pids(self) -> frozenset[int]:
-        """The journal process's, while there is one: no orphan that may be swept."""
-        pid = self.journal.statistics().pid
-        return frozenset() if pid is None else frozenset({pid})
+        """The journal processes': no orphans that may be swept."""
+        pids = (self.journal.statistics().pid, self.calls.pid)
+        return frozenset(pid for pid in pids if pid is not None)
 
     def statistics(self) -> JournalStatistics:
         """How the journal does."""
@@ -82,7 +92,9 @@ class Recorder:
 
     def _start_journal(self, plan: Callable[[], str]) -> None:
         try:
-            self.journal.start(plan())
+            confinement = plan()
+            self.journal.start(confinement)
+            self.calls.start(confinement)
         except VsmError as error:
             self._on_trouble(str(error))
             loop = asyncio.get_running_loop()
@@ -96,6 +108,7 @@ class Recorder:
         self._look_at_links()
         detail = {"uptime_s": round(uptime_s, 3)}
         self.journal.event("vsm.stopped", severity="notice", detail=detail)
+        await self.calls.close()
         lost = await self.journal.close()
         if lost:
             self._log.error("journal: records lost", count=lost, reason=self._reason)

@@ -102,6 +102,7 @@ def _own(supervisor: "Supervisor") -> list[dict[str, Any]]:
             template.started_at,
         ),
         _journal(supervisor),
+        *_call_journal(supervisor),
         *_egress(supervisor),
     ]  # fmt: skip
 
@@ -136,6 +137,30 @@ def _journal(supervisor: "Supervisor") -> dict[str, Any]:
         "cpu_s": cpu_s,
         "detail": "; ".join(part for part in (journal.reason, lost) if part),
     }
+
+
+def _call_journal(supervisor: "Supervisor") -> list[dict[str, Any]]:
+    """The row of the process that records calls, where they are recorded."""
+    calls, journal = supervisor.recorder.calls, supervisor.recorder.journal.statistics()
+    if calls.fileno() is None:
+        return []
+    memory_bytes, cpu_s = _usage(calls.pid)
+    return [
+        {
+            "name": "calls",
+            "kind": "journal",
+            "integration": None,
+            "state": "starting" if calls.pid is None else "ready",
+            "pid": calls.pid,
+            "restarts": calls.restarts,
+            "uptime_s": round(calls.uptime_s, 3),
+            "tier": "landlocked",
+            "layers": journal.layers,  # by the same plan
+            "memory_bytes": memory_bytes,
+            "cpu_s": cpu_s,
+            "detail": "",
+        }
+    ]
 
 
 def _systems(supervisor: "Supervisor") -> list[dict[str, Any]]:

@@ -68,7 +68,8 @@ class Supervisor:
         self.integrations: IntegrationGroup
         self.regulator = Regulator(self)
         self.control: ControlServer
-        self.recorder = Recorder(self.log, config.journal, self._links)
+        calls = config.gateway.audit != "off"
+        self.recorder = Recorder(self.log, config.journal, self._links, calls=calls)
         self.pinning = Pinning(
             PinStore(paths.state_dir() / "pins"),
             modes=lambda: {n: i.trust for n, i in self.integrations.integrations.items()},
@@ -234,18 +235,24 @@ class Supervisor:
             policy = self.policing.table if system == "system5" else {}
             return Start(epoch=epoch, integrations=rows, settings=own, policy=policy), []
         listeners = self.endpoint.listeners() if not self._shutdown.is_set() else {}
+        fds = {name: sock.fileno() for name, sock in listeners.items()}
+        calls = self.recorder.calls.fileno()
+        if calls is not None:
+            fds["calls"] = calls
         message = Start(
             epoch=epoch,
             token=self.endpoint.token,
             auth=self.config.gateway.auth,
             introspection=self.config.gateway.introspection,
             clients=self._clients,
+            audit=self.config.gateway.audit,
+            audit_rate=self.config.gateway.audit_rate,
             integrations=self.integrations.rows(),
             snapshots=self.systems.snapshots,
-            fds=tuple(listeners),
+            fds=tuple(fds),
             **self.policing.start_of_operations(),
         )
-        return message, [sock.fileno() for sock in listeners.values()]
+        return message, list(fds.values())
 
     def _regulate(self, system: str, message: Regulation | Policed) -> None:
         if isinstance(message, Policed):

@@ -63,6 +63,7 @@ class Call:
         "id_bytes",
         "integration",
         "label",
+        "log",
         "log_level",
         "may_have_run",
         "method",
@@ -97,6 +98,7 @@ class Call:
         self.integration = integration
         self.params: jsonrpc.Object = {}
         self.progress: Raw | None = None
+        self.log: CallRecord | None = None
         self.log_level: int | None = None  # of a modern request; None: no log messages
         self.sent = False
         self.retries = 0
@@ -121,6 +123,8 @@ class Call:
         doubtful = TOOL_ERROR_KEY in frame and self.method == "tools/call"
         outcome = outcome_of(frame) if doubtful else OK
         self.row.count(self.label, outcome, self.began_ns)
+        if self.log is not None:
+            self.log.note(self, outcome, len(frame))
         upstream = self.upstream
         if upstream is not None and upstream.guard.alert:
             upstream.guard.answered(self)
@@ -132,6 +136,8 @@ class Call:
         else:
             self.sink.answer(jsonrpc.forwarded_error(self.id_bytes, error))
             self.row.count(self.label, PROTOCOL_ERROR, self.began_ns)
+            if self.log is not None:
+                self.log.note(self, PROTOCOL_ERROR, len(memoryview(error)))
             if self.upstream is not None:
                 self.upstream.guard.answered(self)
 
@@ -144,7 +150,10 @@ class Call:
         sent = self.sent or self.may_have_run
         data = {"integration": self.integration, "sent": sent}
         self.sink.answer(jsonrpc.failure(self.id_bytes, code, text, data))
-        self.row.count(self.label, outcome_of_failure(code), self.began_ns)
+        outcome = outcome_of_failure(code)
+        self.row.count(self.label, outcome, self.began_ns)
+        if self.log is not None:
+            self.log.note(self, outcome, 0)
         if self.upstream is not None:
             self.upstream.guard.failed(self, code, text)
 
@@ -162,6 +171,13 @@ class Call:
         if self.upstream is not None:
             self.upstream.cancel(self, reason)
             self.upstream.guard.cancelled(self)
+
+
+class CallRecord(Protocol):
+    """Where every call that ends is written down."""
+
+    def note(self, call: Call, outcome: int, bytes_out: int, /) -> None:
+        """Take a call: `outcome` is an index of OUTCOMES, `bytes_out` what was answered."""
 
 
 class Gate(Protocol):

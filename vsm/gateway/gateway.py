@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vsm.gateway.accounting import Accounting
+from vsm.gateway.call_log import CallLog
 from vsm.gateway.fleet import Fleet, Reports
 from vsm.gateway.http import HttpListener
 from vsm.gateway.integration import Settings
@@ -58,6 +59,12 @@ class Gateway:
         """Serve streamable HTTP on a listening TCP socket; "" for `token` lets everybody in."""
         await self._listen(HttpListener(self.router, sock, token=token))
 
+    def record_calls(self, log: CallLog) -> None:
+        """Write every call down from now on; with "all", hold back those that could not be."""
+        self.router.call_log = log
+        if log.mode == "all":
+            self.fleet.guard("record", lambda _integration: log)
+
     async def _listen(self, listener: UnixListener | HttpListener) -> None:
         self._listeners.append(listener)
         await listener.start()
@@ -72,4 +79,6 @@ class Gateway:
         self.router.stop()
         for listener in self._listeners:
             listener.stop()
+        if self.router.call_log is not None:
+            self.router.call_log.close()
         await asyncio.sleep(0)

@@ -15,9 +15,16 @@ from msgspec import UNSET
 
 from vsm.core.demand import UNSERVED
 from vsm.gateway import search_tools
-from vsm.gateway.accounting import count_unserved, now_ns, routed_label
+from vsm.gateway.accounting import (
+    count_unserved,
+    label_of,
+    now_ns,
+    outcome_of_failure,
+    routed_label,
+)
 from vsm.gateway.bridge import Bridge, BridgedCall
 from vsm.gateway.call import Call, Gate, Sink, id_json
+from vsm.gateway.call_log import CallLog
 from vsm.gateway.client import (
     MAX_IN_FLIGHT,
     Client,
@@ -58,6 +65,7 @@ class Router:
     def __init__(self, fleet: Fleet, views: Views | None = None) -> None:
         self._fleet = fleet
         self.views = views or Views()
+        self.call_log: CallLog | None = None
         self.clients: set[Client] = set()
         self._bridge = Bridge(fleet)
         self.relay = fleet.audience = Relay(self.clients, self._bridge)
@@ -145,14 +153,24 @@ class Router:
                 integration = self._fleet.integrations[starting.names[0]]
                 self._fail_unavailable(sink, id_bytes, integration)
                 count_unserved(self._fleet, message)
+                self._log_refusal(client, message, UNSERVED)
         except RequestError as error:
             sink.answer(jsonrpc.failure(id_bytes, error.code, error.message, error.data))
             if error.unserved:
                 count_unserved(self._fleet, message)
+            outcome = UNSERVED if error.unserved else outcome_of_failure(error.code)
+            self._log_refusal(client, message, outcome)
         except EnvelopeError as error:
             sink.answer(jsonrpc.failure(id_bytes, error.code, error.message, error.data))
         except DecodeError as error:
             sink.answer(jsonrpc.failure(id_bytes, error.code, error.message))
+
+    def _log_refusal(self, client: Client, message: Message, outcome: int) -> None:
+        """Write down a call that never became one."""
+        method = cast("str", message.method)
+        if self.call_log is not None and method in ROUTED:
+            label = label_of(method, jsonrpc.members(message.params))
+            self.call_log.refused(client, method, label or "", outcome)
 
     def _serve(
         self,
@@ -325,6 +343,7 @@ class Router:
         if _PROGRESS_TOKEN in meta and jsonrpc.identifier(meta, _PROGRESS_TOKEN) is not None:
             call.progress = meta[_PROGRESS_TOKEN]
         call.params = params
+        call.log = self.call_log
         call.timeout_s = integration.settings.call_timeout_s
         if type(call) is BridgedCall and modern and "requestState" in params:
             self._bridge.resume(call)

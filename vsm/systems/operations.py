@@ -7,8 +7,10 @@ no thread and no loop, because the template does it before it forks.
 """
 
 import asyncio
+import os
 import socket
 import sys
+import time
 from typing import Any, Final, Literal
 
 import msgspec
@@ -17,6 +19,7 @@ from vsm.board_memory import BoardError
 from vsm.core.instance_demand import Terms
 from vsm.demand_relay import take_segments
 from vsm.gateway.accounting import Accounting
+from vsm.gateway.call_log import CallLog
 from vsm.gateway.gate_rates import gate_maker, rules_of
 from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
@@ -173,6 +176,12 @@ class Operations:
                 raise ValueError("start: auth is by token, and there is none")
             listener = socket.socket(fileno=fds.pop("http"))
             await self.gateway.listen_http(listener, token=token)
+        if "calls" in fds and start.audit != "off":
+            sender = f"system1-{start.epoch}-{os.getpid()}-{time.time_ns():x}"
+            sock = socket.socket(fileno=fds.pop("calls"))
+            self.gateway.record_calls(
+                CallLog(sock, sender=sender, mode=start.audit, rate=start.audit_rate)
+            )
         close_fds(list(fds.values()))
 
     def state(self) -> Body:

@@ -1,0 +1,229 @@
+"""Every call for the record: who, what, how it ended, how long, how many bytes.
+
+Owns what is on its way to the call journal, the bound on that, and what becomes of a call when
+it is reached: counted, or held back. Contents are never kept. Runs in S1's event loop; the
+journal is a process of its own, which this one only sends to.
+"""
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+import vsm.core.demand as names
+from vsm.gateway.call import Call
+from vsm.gateway.client import Client
+from vsm.journal_queue import JournalQueue
+from vsm.journal_records import (
+    Committed,
+    Event,
+    Ready,
+    Resend,
+    Trouble,
+    event_fields,
+    hello_message,
+    parse_from_journal,
+    severity_index,
+    short,
+)
+from vsm.protocol import jsonrpc
+
+Mode: TypeAlias = Literal["all", "counted", "off"]
+CAPACITY_RECORDS: Final = 32_768
+CAPACITY_BYTES: Final = 16 * 2**20
+FLUSH_S: Final = 0.05
+WINDOW: Final = 8
+_MOST_ANSWER_BYTES: Final = 128 * 1024
+_INFO, _WARNING = severity_index("info"), severity_index("warning")
+_HELD_TOO_LONG: Final = (
+    "the record of calls cannot be written, and no call goes unrecorded. See `vsm status`; "
+    'gateway.audit = "counted" lets calls through.'
+)
+
+
+class _Noted(NamedTuple):
+    at_ns: int
+    took_ns: int
+    identity: str
+    calls_itself: str
+    integration: str
+    method: str
+    label: str
+    outcome: int
+    bytes_in: int
+    bytes_out: int
+
+
+class CallLog:
+    """The record of one incarnation of S1.
+
+    Args:
+        sock: a SEQPACKET end whose other one is the call journal's; ours from now on.
+        sender: unique for ever.
+        mode: "all" holds calls back when there is no room, "counted" drops and counts.
+        rate: most calls a second that "counted" records.
+    """
+
+    def __init__(self, sock: socket.socket, *, sender: str, mode: Mode, rate: int) -> None:
+        self.mode = mode
+        self.dropped = 0
+        self._sock = sock
+        self._sender = sender
+        self._rate = rate
+        self._left = rate
+        self._unreported = 0
+        self._rows: list[_Noted] = []
+        self._held: deque[tuple[Call, Callable[[Call], None], asyncio.TimerHandle]] = deque()
+        self._queue = JournalQueue(CAPACITY_RECORDS, CAPACITY_BYTES)
+        self._greeted = False
+        self._loop = asyncio.get_running_loop()
+        sock.settimeout(0)
+        self._loop.add_reader(sock, self._readable)
+        self._say(hello_message(sender, 0))
+        self._flusher = self._loop.call_later(FLUSH_S, self._flush)
+        self._second = self._loop.call_later(1.0, self._next_second)
+
+    # ---- calls -----------------------------------------------------------------------------
+
+    def note(self, call: Call, outcome: int, bytes_out: int, /) -> None:
+        """Record a call that has ended."""
+        if self._is_too_much():
+            return
+        client = call.client
+        self._rows.append(
+            _Noted(
+                time.time_ns(),
+                time.perf_counter_ns() - call.began_ns,
+                client.identity,
+                client.calls_itself,
+                call.integration,
+                call.method,
+                call.label,
+                outcome,
+                sum(len(memoryview(value)) for value in call.params.values()),
+                bytes_out,
+            )
+        )
+
+    def refused(self, client: Client, method: str, label: str, outcome: int) -> None:
+        """Record a request that no server was found for, or that a rule forbids."""
+        if not self._is_too_much():
+            who = client.identity, client.calls_itself
+            self._rows.append(_Noted(time.time_ns(), 0, *who, "", method, label, outcome, 0, 0))
+
+    def _is_too_much(self) -> bool:
+        if self.mode == "all":
+            return False
+        self._left -= 1
+        if self._left >= 0:
+            return False
+        self.dropped += 1
+        self._unreported += 1
+        return True
+
+    def admit(self, call: Call, go: Callable[[Call], None], /) -> bool:
+        """As a gate: hold a call that could not be recorded."""
+        if self._has_room():
+            return True
+        timer = self._loop.call_later(call.timeout_s or 60.0, self._give_up, call)
+        self._held.append((call, go, timer))
+        return False
+
+    def _has_room(self) -> bool:
+        # The queue keeps its last quarter for what is at least a warning; no call is.
+        return len(self._queue) + len(self._rows) < CAPACITY_RECORDS // 2
+
+    def _give_up(self, call: Call) -> None:
+        self._held = deque(entry for entry in self._held if entry[0] is not call)
+        if call.client.in_flight.get(call.id_bytes) is call:
+            call.failed(jsonrpc.UNAVAILABLE, f"{call.integration}: {_HELD_TOO_LONG}")
+
+    def _let_go(self) -> None:
+        while self._held and self._has_room():
+            call, go, timer = self._held.popleft()
+            timer.cancel()
+            go(call)
+
+    # ---- to the journal --------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        rows, self._rows = self._rows, []
+        for row in rows:
+            self._queue.add(_event(row))
+        self._pump()
+        self._flusher = self._loop.call_later(FLUSH_S, self._flush)
+
+    def _next_second(self) -> None:
+        self._left = self._rate
+        if self._unreported:
+            count, self._unreported = self._unreported, 0
+            self._queue.add(_own("calls.dropped", {"count": count, "recorded": self._rate}))
+        self._second = self._loop.call_later(1.0, self._next_second)
+
+    def _pump(self) -> None:
+        while self._greeted and self._queue.under_way < WINDOW:
+            message = self._queue.next_message()
+            if message is None:
+                return
+            if not self._say(message):
+                self._queue.rewind(self._queue.acknowledged)
+                return
+
+    def _say(self, message: bytes) -> bool:
+        try:
+            self._sock.send(message, socket.MSG_NOSIGNAL)
+        except (BlockingIOError, OSError):
+            return False  # the next flush tries again
+        return True
+
+    def _readable(self) -> None:
+        try:
+            answer = parse_from_journal(self._sock.recv(_MOST_ANSWER_BYTES))
+        except BlockingIOError:
+            return
+        except (ValueError, OSError):
+            self._loop.remove_reader(self._sock)
+            return
+        if isinstance(answer, Resend):  # another process has taken over, and does not know us
+            self._greeted = False
+            self._queue.rewind(self._queue.acknowledged)
+            self._say(hello_message(self._sender, self._queue.acknowledged))
+        elif isinstance(answer, Ready | Committed):
+            self._greeted = True
+            self._queue.acknowledge(answer.sequence)
+            self._pump()
+            self._let_go()
+        elif isinstance(answer, Trouble):
+            self._queue.rewind(self._queue.acknowledged)
+
+    def close(self) -> None:
+        """Send what there is, and let go of the socket; the journal writes what it has."""
+        self._flush()
+        for timer in (self._flusher, self._second, *(timer for _, _, timer in self._held)):
+            timer.cancel()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+
+
+def _event(row: _Noted) -> Event:
+    detail = {
+        "what": row.label,
+        "method": row.method,
+        "client": row.calls_itself,
+        "ms": round(row.took_ns / 1e6, 3),
+        "bytes_in": row.bytes_in,
+        "bytes_out": row.bytes_out,
+    }
+    outcome = names.OUTCOMES[row.outcome]
+    kind = f"call.{outcome.replace(' ', '_')}"
+    steady_ns = time.monotonic_ns()
+    who = short(row.identity or "unknown")
+    fields = event_fields(detail)
+    return Event(row.at_ns, steady_ns, who, kind, None, row.integration or None, _INFO, fields)
+
+
+def _own(kind: str, detail: dict[str, object]) -> Event:
+    now = (time.time_ns(), time.monotonic_ns())
+    return Event(*now, "gateway", kind, None, None, _WARNING, event_fields(detail))
