@@ -380,7 +380,9 @@ class IntegrationGroup:
         if name in self.sets:
             self.sets[name].close(self.workers.worker(name).reason or "stopping")
             return
-        running = self.running[name]
+        running = self.running.get(name)
+        if running is None:
+            return  # it has just ended, which is about to be told
         if running.spawned is None:
             if running.provided is None:
                 self._gone(running, "stopped before it was started")
@@ -395,10 +397,10 @@ class IntegrationGroup:
 
     def kill(self, name: str) -> None:
         """Kill its whole tree, or the spawn to come."""
-        if name in self.sets:
+        running = self.running.get(name)
+        if running is None:
             self.terminate(name)
             return
-        running = self.running[name]
         running.doomed = True
         link = self.launcher_actor.usable_link
         if running.spawned is not None and link is not None:

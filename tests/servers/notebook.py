@@ -1,5 +1,7 @@
 """A legacy MCP server that remembers: one list of notes for each process, and nothing on disk.
 
+`notebook.py NAME`; its one resource is `note://NAME`.
+
 Tools: note (adds a text, answers all), slow (the same after a while), crash, publish (says that
 the resource changed), grow (has one tool more). Standard library only.
 """
@@ -12,8 +14,9 @@ import time
 from typing import Any
 
 NOTES: list[str] = []
+SERVED = int.from_bytes(os.urandom(4), "big")  # this process, whatever its pid is inside
 TOOLS = ["note", "slow", "crash", "publish", "grow"]
-URI = "note://all"
+URI = f"note://{sys.argv[1]}"
 
 
 def send(**message: Any) -> None:
@@ -34,7 +37,7 @@ def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if "text" in arguments:
         NOTES.append(arguments["text"])
     time.sleep(arguments.get("seconds", 0))
-    told = {"notes": NOTES, "pid": os.getpid(), "uid": os.getuid(), "host": os.uname().nodename}
+    told = {"notes": NOTES, "served": SERVED}
     return {"content": [{"type": "text", "text": json.dumps(told)}]}
 
 
@@ -64,7 +67,6 @@ def answer(message: dict[str, Any]) -> None:
         send(id=message["id"], result=result)
 
 
-time.sleep(float(sys.argv[1]) if len(sys.argv) > 1 else 0)
 for line in sys.stdin:
     if line.strip() and "id" in (received := json.loads(line)):
         threading.Thread(target=answer, args=(received,), daemon=True).start()

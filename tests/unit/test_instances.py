@@ -308,7 +308,7 @@ def test_crashes_in_service_end_a_pool_but_not_other_sessions(
         for name in names[: SPEC.intensity + 1]:
             it.end(name, served=True)
         assert it.phase == ("ready" if survives else "stopping")
-        for name in set(it.terminated):
+        for name in it.terminated & it.alive:
             it.end(name)
         assert it.phase == ("ready" if survives else "quarantined")
 

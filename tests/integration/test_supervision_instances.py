@@ -1,0 +1,367 @@
+"""Instances of a stateful server under a real `vsm up`: whose each is, and what becomes of it.
+
+One vsm with an integration of each kind; a test uses sessions of its own.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_harness import Raw
+from running import Running, running
+from supervised import BOUND_S, Row, ask, left_of, rows, wait_until
+
+SERVER = Path(__file__).resolve().parents[1] / "servers/notebook.py"
+KINDS = {
+    "own": 'instances = "session"\nmax_instances = 6\nspares = 1',
+    "few": 'instances = "session"\nmax_instances = 2',
+    "pool": 'instances = "pool"\npool_max = 3',
+    "lazy": 'start = "lazy"\nidle_stop_s = 0.4',
+    "broken": 'instances = "session"\nstart = "lazy"\nrestart = { intensity = 1 }',
+}
+Scenario = Callable[["Sessions"], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(scope="module")
+def vsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("instances")
+    server = shutil.copy(SERVER, folder)
+    tables = []
+    for name, terms in KINDS.items():
+        program = "/usr/bin/false" if name == "broken" else "/usr/bin/python3"
+        command = json.dumps([program, str(server), name])
+        stop = "stop_timeout_s = 0.5"
+        tables.append(f"[integrations.{name}]\ncommand = {command}\n{stop}\n{terms}\n")
+    config = folder / "vsm.toml"
+    config.write_text("\n".join(tables), encoding="utf-8")
+    with running(config) as one:
+        wait_until(one, lambda seen: all(seen[n]["state"] == "ready" for n in KINDS))
+        yield one
+        assert one.stop() == 0, one.log()
+        assert left_of(one) == []
+
+
+class Sessions:
+    """Clients on the socket, closed at the end."""
+
+    def __init__(self, vsm: Running, stack: AsyncExitStack) -> None:
+        self.vsm = vsm
+        self._stack = stack
+        self._calls = 0
+
+    async def open(self) -> "Raw":
+        client = await Raw.connect(str(self.vsm.folder / "run/mcp.sock"))
+        self._stack.push_async_callback(client.close)
+        await client.initialize()
+        return client
+
+    async def call(self, client: Raw, tool: str, **arguments: Any) -> dict[str, Any]:
+        """The whole answer."""
+        self._calls += 1
+        return await client.call(self._calls, tool, **arguments)
+
+    async def note(self, client: Raw, integration: str, text: str, **more: Any) -> dict[str, Any]:
+        """What the server says of itself once it has noted the text."""
+        answer = await self.call(client, f"{integration}__note", text=text, **more)
+        assert "result" in answer, answer
+        told: dict[str, Any] = json.loads(answer["result"]["content"][0]["text"])
+        return told
+
+    def instances(self, name: str) -> dict[str, Row]:
+        return {key: row for key, row in rows(self.vsm).items() if _is_of(name, row)}
+
+    def catalogue(self, name: str) -> list[dict[str, Any]]:
+        """What the gateway says of the instances."""
+        answer = ask(self.vsm, "status")["systems"]["system1"]
+        found: list[dict[str, Any]] = answer["integrations"][name]["instances"]
+        return found
+
+    async def wait(self, holds: Callable[[], bool]) -> None:
+        """Without keeping clients from being served."""
+        async with asyncio.timeout(BOUND_S):
+            while not await asyncio.to_thread(holds):  # noqa: ASYNC110 - other processes' doing
+                await asyncio.sleep(0.02)
+
+    async def wait_spare(self, name: str) -> None:
+        await self.wait(lambda: any(one["state"] == "spare" for one in self.catalogue(name)))
+
+    async def wait_only(self, name: str, count: int) -> None:
+        await self.wait(lambda: len(self.instances(name)) == count)
+
+
+def _is_of(name: str, row: Row) -> bool:
+    return row["kind"] == "instance" and row["integration"] == name
+
+
+def play(vsm: Running, scenario: Scenario) -> None:
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            await scenario(Sessions(vsm, stack))
+
+    asyncio.run(run())
+
+
+def test_sessions_never_see_each_others_state(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        one, other = await it.open(), await it.open()
+        assert (await it.note(one, "own", "mine"))["notes"] == ["mine"]
+        assert (await it.note(other, "own", "theirs"))["notes"] == ["theirs"]
+        assert (await it.note(one, "own", "more"))["notes"] == ["mine", "more"]
+        await one.close()
+        third = await it.open()
+        assert (await it.note(third, "own", "new"))["notes"] == ["new"]
+
+    play(vsm, scenario)
+
+
+def test_instances_end_with_their_sessions_and_a_spare_stays(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        clients = [await it.open() for _ in range(3)]
+        for client in clients:
+            await it.note(client, "own", "x")
+        pids = {row["pid"] for row in it.instances("own").values()}
+        assert len(pids) >= len(clients)
+        for client in clients:
+            await client.close()
+        await it.wait(lambda: not any(c["state"] == "claimed" for c in it.catalogue("own")))
+        await it.wait(lambda: all(r["state"] == "ready" for r in it.instances("own").values()))
+        left = {row["pid"] for row in it.instances("own").values()}
+        assert left
+        await it.wait(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids - left))
+
+    play(vsm, scenario)
+
+
+def test_killed_instance_touches_its_own_session_only(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        one, other = await it.open(), await it.open()
+        await it.note(other, "own", "kept")
+        await it.wait_spare("own")
+        spare = next(c["name"] for c in it.catalogue("own") if c["state"] == "spare")
+        before = set(it.instances("own")) - {spare}
+        await it.note(one, "own", "lost")
+        slow = asyncio.create_task(it.call(one, "own__slow", text="x", seconds=60))
+        await it.wait(lambda: any(c["in_flight"] for c in it.catalogue("own")))
+        os.kill(it.instances("own")[spare]["pid"], signal.SIGKILL)
+        error = (await slow)["error"]
+        assert spare in error["message"]
+        assert "state of this session is lost" in error["message"]
+        assert error["data"] == {"integration": "own", "sent": True}
+        assert (await it.note(one, "own", "fresh"))["notes"] == ["fresh"]
+        assert (await it.note(other, "own", "on"))["notes"] == ["kept", "on"]
+        assert before <= set(it.instances("own"))
+        assert rows(it.vsm)["own"]["state"] == "ready"
+
+    play(vsm, scenario)
+
+
+def test_loss_between_calls_is_said_once(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        client = await it.open()
+        await it.wait_spare("own")
+        spare = next(c["name"] for c in it.catalogue("own") if c["state"] == "spare")
+        await it.note(client, "own", "lost")
+        os.kill(it.instances("own")[spare]["pid"], signal.SIGKILL)
+        await it.wait(lambda: spare not in it.instances("own"))
+        error = (await it.call(client, "own__note", text="y"))["error"]
+        assert spare in error["message"]
+        assert "its state with it" in error["message"]
+        assert (await it.note(client, "own", "fresh"))["notes"] == ["fresh"]
+
+    play(vsm, scenario)
+
+
+def test_one_session_too_many_is_told_so_and_served_when_another_ends(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        clients = [await it.open() for _ in range(3)]
+        for client in clients[:2]:
+            await it.note(client, "few", "x")
+        error = (await it.call(clients[2], "few__note", text="x"))["error"]
+        assert "all 2 instances belong to other sessions" in error["message"]
+        await clients[0].close()
+        async with asyncio.timeout(BOUND_S):
+            while "error" in (told := await it.call(clients[2], "few__note", text="x")):
+                assert "belong to other sessions" in told["error"]["message"]
+        assert json.loads(told["result"]["content"][0]["text"])["notes"] == ["x"]
+
+    play(vsm, scenario)
+
+
+def test_many_quick_sessions_stay_within_the_bound(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        seen: list[int] = []
+        done = asyncio.Event()
+
+        async def look() -> None:
+            while not done.is_set():
+                seen.append(len(await asyncio.to_thread(it.instances, "few")))
+
+        async def come_and_go(number: int) -> str:
+            client = await it.open()
+            client.send(id=number, method="tools/call", params={"name": "few__note"})
+            if number % 2:
+                await client.close()
+                return "left"
+            answer = await client.answer(number)
+            await client.close()
+            return "served" if "result" in answer else answer["error"]["message"]
+
+        looking = asyncio.create_task(look())
+        ends = await asyncio.gather(*(come_and_go(number) for number in range(50)))
+        done.set()
+        await looking
+        assert max(seen) <= 2
+        assert ends.count("served") >= 1
+        told = {end for end in ends if end not in {"left", "served"}}
+        assert all("belong to other sessions" in text or "starting" in text for text in told), told
+        await it.wait(lambda: not any(c["state"] == "claimed" for c in it.catalogue("few")))
+
+    play(vsm, scenario)
+
+
+def test_request_without_a_session_is_refused_where_each_has_its_own(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        answer = await post_modern(it.vsm, "own__note", {"text": "x"})
+        assert "belongs to none" in answer["error"]["message"]
+        assert "result" in await post_modern(it.vsm, "pool__note", {"text": "x"})
+
+    play(vsm, scenario)
+
+
+async def post_modern(vsm: Running, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """One stateless request over HTTP."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params = {"name": tool, "arguments": arguments, "_meta": meta}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+    host = vsm.url.split("/")[2]
+    reader, writer = await asyncio.open_connection(*host.split(":"))
+    head = (
+        f"POST /mcp HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {vsm.token}\r\n"
+        "Content-Type: application/json\r\nAccept: application/json, text/event-stream\r\n"
+        f"MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: tools/call\r\nMcp-Name: {tool}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    writer.write(head.encode() + body.encode())
+    async with asyncio.timeout(BOUND_S):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    text = answer.partition(b"\r\n\r\n")[2].decode()
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if "jsonrpc" in line]
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def test_what_a_sessions_server_says_reaches_that_session_alone(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        one, other = await it.open(), await it.open()
+        for client in (one, other):
+            answer = await client.request("s", "resources/subscribe", uri="note://own")
+            assert "result" in answer
+        await it.call(one, "own__publish")
+        heard = {"notifications/message", "notifications/resources/updated"}
+        assert {message.get("method") for message in one.early} >= heard
+        await it.note(other, "own", "y")
+        assert not {message.get("method") for message in other.early} & heard
+        await it.call(other, "own__publish")
+        assert {message.get("method") for message in other.early} >= heard
+
+    play(vsm, scenario)
+
+
+def test_list_that_a_session_changed_is_not_what_others_are_offered(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        one, other = await it.open(), await it.open()
+        await it.call(one, "own__grow")
+        await it.note(other, "own", "x")
+        for client in (one, other):
+            answer = await client.request("l", "tools/list")
+            assert not [t for t in answer["result"]["tools"] if "grown" in t["name"]]
+
+    play(vsm, scenario)
+
+
+def test_pool_grows_under_load_and_spreads_it(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        clients = [await it.open() for _ in range(3)]
+        async with asyncio.timeout(BOUND_S):
+            hosts: set[int] = set()
+            while len(it.instances("pool")) < 3 or len(hosts) < 3:
+                calls = [it.call(c, "pool__slow", seconds=0.2) for c in clients]
+                answers = await asyncio.gather(*calls)
+                assert all("result" in answer for answer in answers), answers
+                texts = [a["result"]["content"][0]["text"] for a in answers]
+                hosts = {json.loads(text)["served"] for text in texts}
+        assert len(it.instances("pool")) == 3
+
+    play(vsm, scenario)
+
+
+def test_lazy_server_starts_with_a_request_and_stops_when_unused(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        client = await it.open()
+        first = await it.note(client, "lazy", "one")
+        assert first["notes"] == ["one"]
+        await it.wait_only("lazy", 0)
+        assert rows(it.vsm)["lazy"]["state"] == "ready"
+        names = {t["name"] for t in (await client.request("l", "tools/list"))["result"]["tools"]}
+        assert "lazy__note" in names
+        assert (await it.note(client, "lazy", "two"))["notes"] == ["two"]
+
+    play(vsm, scenario)
+
+
+def test_server_that_never_starts_is_quarantined_and_a_caller_told(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        client = await it.open()
+        await client.request("l", "tools/list")
+        await it.wait(lambda: rows(it.vsm)["broken"]["state"] == "quarantined")
+        assert "broken#" in rows(it.vsm)["broken"]["detail"]
+        assert it.instances("broken") == {}
+
+    play(vsm, scenario)
+
+
+def test_new_gateway_takes_a_pool_over_but_no_sessions_server(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        client = await it.open()
+        await it.note(client, "own", "x")
+        await it.note(client, "pool", "kept")
+        owned, pooled = set(it.instances("own")), set(it.instances("pool"))
+        os.kill(rows(it.vsm)["system1"]["pid"], signal.SIGKILL)
+        await it.wait(lambda: not owned & set(it.instances("own")))
+        await it.wait(lambda: rows(it.vsm)["system1"]["state"] == "ready")
+        client = await it.open()
+        assert (await it.note(client, "own", "new"))["notes"] == ["new"]
+        assert "kept" in (await it.note(client, "pool", "more"))["notes"] or len(pooled) > 1
+        assert pooled <= set(it.instances("pool"))
+
+    play(vsm, scenario)
+
+
+def test_commands_act_on_all_instances(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        clients = [await it.open() for _ in range(2)]
+        for client in clients:
+            await it.note(client, "own", "x")
+        await asyncio.to_thread(ask, it.vsm, "stop", name="own")
+        assert it.instances("own") == {}
+        error = (await it.call(clients[0], "own__note"))["error"]
+        assert "stopped" in error["message"]
+        await asyncio.to_thread(ask, it.vsm, "start", name="own")
+        error = (await it.call(clients[0], "own__note"))["error"]
+        assert "its state with it" in error["message"]
+        assert (await it.note(clients[0], "own", "again"))["notes"] == ["again"]
+
+    play(vsm, scenario)
