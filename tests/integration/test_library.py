@@ -290,7 +290,6 @@ def test_an_argv_runs_with_its_input_and_the_programs_environment_stays_here(
         (lambda: vsm.run([]), "an argv"),
         (lambda: vsm.run(["no-such-program"]), "no executable"),
         (lambda: vsm.run(int, profile="nosuch"), "nosuch"),
-        (lambda: vsm.run(int, profile="networked"), "not built yet"),
         (lambda: vsm.run(int, profile="system1"), "vsm's own"),
         (lambda: vsm.run(int, limits={"memory": 1}), "no such limit"),
         (lambda: vsm.run(int, limits={"processes": -1}), "processes"),
