@@ -35,6 +35,7 @@ class Spare:
             plan.clone_flags,
             lambda control, status: mini_init.run_ahead(self.plan, control=control, status=status),
         )
+        json.dumps(self.plan.changes_from(self.plan))  # for this side what `rehearse` is for that
 
     def serves(self, plan: Plan) -> bool:
         """Whether this is the beginning of that plan."""

@@ -209,9 +209,18 @@ def open_parent(root_fd: int, path: str) -> tuple[int, str]:
         An fd of the last of them, the caller's, and the last part of the path.
     """
     folder, _, name = path.strip("/").rpartition("/")
+    if not folder:
+        return os.dup(root_fd), name
+    try:
+        return mounts.open_path(folder, at=root_fd, resolve=_INSIDE), name
+    except FileNotFoundError:
+        return _make_folders(root_fd, folder), name
+
+
+def _make_folders(root_fd: int, path: str) -> int:
     made = os.dup(root_fd)
     try:
-        for part in folder.split("/") if folder else ():
+        for part in path.split("/"):
             _make_directory(made, part)
             below = mounts.open_path(part, at=made, resolve=_INSIDE)
             os.close(made)
@@ -219,7 +228,7 @@ def open_parent(root_fd: int, path: str) -> tuple[int, str]:
     except OSError:
         os.close(made)
         raise
-    return made, name
+    return made
 
 
 def attach(root_fd: int, tree_fd: int, path: str, *, directory: bool) -> None:

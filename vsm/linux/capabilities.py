@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import struct
 
 from vsm.linux.syscall import call, prctl
 
@@ -18,21 +19,17 @@ _LOCKED_DOWN = 0x01 | 0x02 | 0x08 | 0x20 | 0x40 | 0x80
 SETPCAP = 8
 
 
-class _Header(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
-
-
-class _Sets(ctypes.Structure):
-    """Low words of the three sets, then the high words."""
-
-    _fields_ = tuple((f"word{index}", ctypes.c_uint32) for index in range(6))
+_HEADER = struct.pack("=Ii", _VERSION_3, 0)  # struct __user_cap_header_struct: this thread
+# Effective, permitted, inheritable: their low words, then their high words.
+_SETS = struct.Struct("=6I")
 
 
 def effective() -> int:
     """The effective set as a bit mask."""
-    sets = _Sets()
-    call("capget", _Header(_VERSION_3, 0), sets)
-    return int(sets.word0) | int(sets.word3) << 32
+    sets = ctypes.create_string_buffer(_SETS.size)
+    call("capget", _HEADER, sets)
+    low, _, _, high, _, _ = _SETS.unpack(sets.raw)
+    return int(low) | int(high) << 32
 
 
 def clear_bounding_set() -> bool:
@@ -53,4 +50,4 @@ def clear_bounding_set() -> bool:
 def clear() -> None:
     """Empty the ambient, effective, permitted and inheritable sets."""
     prctl("PR_CAP_AMBIENT", _CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL)
-    call("capset", _Header(_VERSION_3, 0), _Sets())
+    call("capset", _HEADER, bytes(_SETS.size))

@@ -4,9 +4,9 @@ Every right that the running ABI knows is handled, so what no rule allows is den
 ABI lacks is reported by `missing`. Needs no privilege beside no_new_privs.
 """
 
-import ctypes
 import os
 import stat
+import struct
 from collections.abc import Iterable
 
 from vsm.linux.mounts import open_path
@@ -65,18 +65,8 @@ _LACKS = {2: "rename across folders", 3: "truncate", 4: "TCP", 5: "ioctl", 6: "s
 _NEVER = ("chmod", "chown", "utime", "stat", "UDP", "unix sockets by path")
 
 
-class _Ruleset(ctypes.Structure):
-    _fields_ = (
-        ("files", ctypes.c_uint64),
-        ("network", ctypes.c_uint64),
-        ("scoped", ctypes.c_uint64),
-    )
-
-
-class _PathBeneath(ctypes.Structure):
-    _pack_ = 1
-    _layout_ = "ms"
-    _fields_ = (("allowed", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+_RULESET = struct.Struct("=QQQ")  # handled file rights, network rights, scopes
+_PATH_BENEATH = struct.Struct("=Qi")  # allowed rights, descriptor; packed
 
 
 def abi() -> int:
@@ -123,11 +113,9 @@ def restrict(rules: Iterable[tuple[str, int]], *, tcp: bool) -> int:
 def make_ruleset(rules: Iterable[tuple[str, int]], version: int, *, tcp: bool) -> int:
     """What `restrict` puts in force, for that ABI; its fd, the caller's."""
     handled = file_rights(version)
-    attributes = _Ruleset(handled, 0, 0)
-    if version >= NETWORK_ABI and not tcp:
-        attributes.network = _BIND_TCP | _CONNECT_TCP
-    if version >= SCOPE_ABI:
-        attributes.scoped = _SCOPE_ABSTRACT_SOCKET | _SCOPE_SIGNAL
+    network = _BIND_TCP | _CONNECT_TCP if version >= NETWORK_ABI and not tcp else 0
+    scopes = _SCOPE_ABSTRACT_SOCKET | _SCOPE_SIGNAL if version >= SCOPE_ABI else 0
+    attributes = _RULESET.pack(handled, network, scopes)
     size = 8 if version < NETWORK_ABI else 16 if version < SCOPE_ABI else 24
     ruleset = call("landlock_create_ruleset", attributes, size, 0)
     try:
@@ -141,8 +129,7 @@ def make_ruleset(rules: Iterable[tuple[str, int]], version: int, *, tcp: bool) -
 
 def restrict_signals() -> None:
     """Have the calling thread and its descendants signal nobody but each other."""
-    attributes = _Ruleset(0, 0, _SCOPE_SIGNAL)
-    ruleset = call("landlock_create_ruleset", attributes, ctypes.sizeof(attributes), 0)
+    ruleset = call("landlock_create_ruleset", _RULESET.pack(0, 0, _SCOPE_SIGNAL), _RULESET.size, 0)
     try:
         call("landlock_restrict_self", ruleset, 0)
     finally:
@@ -157,7 +144,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             rights &= _FILE_ONLY
-        rule = _PathBeneath(rights, fd)
+        rule = _PATH_BENEATH.pack(rights, fd)
         call("landlock_add_rule", ruleset, _RULE_PATH_BENEATH, rule, 0, path=path)
     finally:
         os.close(fd)

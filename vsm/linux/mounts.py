@@ -4,8 +4,8 @@
 Needs CAP_SYS_ADMIN in the user namespace that owns the caller's mount namespace.
 """
 
-import ctypes
 import os
+import struct
 from collections.abc import Mapping
 
 from vsm.linux.syscall import call
@@ -35,27 +35,14 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
 
-class _OpenHow(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
-
-
-class _MountAttributes(ctypes.Structure):
-    _fields_ = (
-        ("set", ctypes.c_uint64),
-        ("clear", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
+_OPEN_HOW = struct.Struct("=QQQ")  # flags, mode, resolve
+_MOUNT_ATTRIBUTES = struct.Struct("=QQQQ")  # set, clear, propagation, user namespace
 
 
 def open_path(path: str, *, at: int = AT_FDCWD, resolve: int = RESOLVE_NO_SYMLINKS) -> int:
     """An O_PATH fd of a path that holds no symbolic link (a swapped one is ELOOP)."""
-    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, resolve | RESOLVE_NO_MAGICLINKS)
-    return call("openat2", at, os.fsencode(path), how, ctypes.sizeof(how), path=path)
+    how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, resolve | RESOLVE_NO_MAGICLINKS)
+    return call("openat2", at, os.fsencode(path), how, _OPEN_HOW.size, path=path)
 
 
 def clone_tree(fd: int, *, recursive: bool = True, path: str = "") -> int:
@@ -73,18 +60,16 @@ def set_attributes(
     path: str = "",
 ) -> None:
     """Add attributes, and an id map, to a mount (tree)."""
-    change = _MountAttributes(attributes, 0, 0, 0)
-    if id_map_fd is not None:
-        change.set |= _ID_MAP
-        change.userns_fd = id_map_fd
+    id_map = 0 if id_map_fd is None else _ID_MAP
+    change = _MOUNT_ATTRIBUTES.pack(attributes | id_map, 0, 0, id_map_fd or 0)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-    call("mount_setattr", fd, b"", flags, change, ctypes.sizeof(change), path=path)
+    call("mount_setattr", fd, b"", flags, change, _MOUNT_ATTRIBUTES.size, path=path)
 
 
 def make_private() -> None:
     """No mount of this namespace reaches another one, or is reached."""
-    change = _MountAttributes(0, 0, _MS_PRIVATE, 0)
-    call("mount_setattr", AT_FDCWD, b"/", _AT_RECURSIVE, change, ctypes.sizeof(change), path="/")
+    change = _MOUNT_ATTRIBUTES.pack(0, 0, _MS_PRIVATE, 0)
+    call("mount_setattr", AT_FDCWD, b"/", _AT_RECURSIVE, change, len(change), path="/")
 
 
 def new_filesystem(kind: str, attributes: int, options: Mapping[str, str] | None = None) -> int:

@@ -75,10 +75,10 @@ def call(name: str, *arguments: Argument, path: str = "") -> int:
     return result
 
 
-def prctl(name: str, option: int, *arguments: int) -> int:
+def prctl(name: str, option: int, argument: int = 0) -> int:
     """Change a process attribute; an error calls the call `name`."""
-    padded = (*arguments, 0, 0, 0, 0)[:4]
-    result = int(_prctl(option, *map(_convert, padded)))
+    word = argument if argument < _INT_END else ctypes.c_ulong(argument)
+    result: int = _prctl(option, word, 0, 0, 0)
     if result < 0:
         raise _error(f"prctl({name})", "")
     return result
