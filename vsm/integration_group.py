@@ -135,13 +135,8 @@ class IntegrationGroup:
     def slow_down(self, name: str, factor: float) -> None:
         """Restart an integration that keeps failing more slowly; 1 is as it is configured."""
         spec = spec_of(self.integrations[name])
-        self.workers.put(
-            replace(
-                spec,
-                backoff_initial_s=min(spec.backoff_max_s, spec.backoff_initial_s * factor),
-                stable_s=spec.stable_s * factor,
-            )
-        )
+        pause_s = min(spec.backoff_max_s, spec.backoff_initial_s * factor)
+        self.workers.put(replace(spec, backoff_initial_s=pause_s, stable_s=spec.stable_s * factor))
 
     def forget(self, name: str) -> None:
         """Forget an integration that has no process."""

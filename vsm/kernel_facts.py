@@ -8,7 +8,7 @@ whoever started it. What the kernel does not show (Landlock's rules, mounts' opt
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -51,6 +51,17 @@ class _Fact(NamedTuple):
     name: str
     holds: bool | None
     found: str = ""
+
+
+def compare_all(workers: "Sequence[RunningWorker]") -> Facts:
+    """Look at every instance of an integration."""
+    found = [compare(running) for running in workers]
+    failed: dict[str, str] = {}
+    for one in found:
+        failed = {**one.failed, **failed}
+    unknown = sorted({name for one in found for name in one.unknown})
+    checked, processes = sum(one.checked for one in found), sum(one.processes for one in found)
+    return Facts(checked, processes, failed, tuple(unknown))
 
 
 def compare(running: "RunningWorker") -> Facts:

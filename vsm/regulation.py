@@ -6,7 +6,6 @@ are taken only where a budget is configured.
 """
 
 import asyncio
-import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +13,7 @@ from vsm import kernel_facts, limits, pressure
 from vsm.config_regulation import RESOURCES, Range
 from vsm.core import restart
 from vsm.errors import VsmError
+from vsm.instance_set import integration_of
 from vsm.messages import (
     Audit,
     Audited,
@@ -70,20 +70,27 @@ class Regulator:
     # ---- what happens ----------------------------------------------------------------------
 
     def changed(self, change: restart.Changed) -> None:
-        """An integration's phase changed: S2 hears of crashes and of what came up again."""
-        if change.name not in self._supervisor.integrations.integrations:
+        """A worker's phase changed: S2 hears of crashes and of what came up again.
+
+        What becomes of one instance among several is no news of its integration, but want of
+        memory is.
+        """
+        name = integration_of(change.name)
+        if name not in self._supervisor.integrations.integrations:
             return
-        before = self._phases.get(change.name, "stopped")
-        self._phases[change.name] = change.phase
+        before = self._phases.pop(change.name, "stopped")
+        if change.phase != "stopped":
+            self._phases[change.name] = change.phase
         crashed = bool(
             change.reason
-            and change.phase in {"backing_off", "starting", "quarantined"}
+            and change.phase in {"backing_off", "starting", "quarantined", "stopped"}
             and before not in {"backing_off", "quarantined"}  # else it is the same crash
         )
         if crashed and change.reason.startswith("out of memory"):
-            self._out_of_memory[change.name] = self._out_of_memory.get(change.name, 0) + 1
-        if crashed or change.phase == "ready":
-            self._happened(change.name, "restart", -1.0 if crashed else 1.0)
+            self._out_of_memory[name] = self._out_of_memory.get(name, 0) + 1
+        told = change.phase == "ready" or (crashed and change.phase != "stopped")
+        if told and change.name == name:
+            self._happened(name, "restart", -1.0 if crashed else 1.0)
 
     def _happened(self, name: str, series: str, amount: float) -> None:
         now = asyncio.get_running_loop().time()
@@ -101,43 +108,47 @@ class Regulator:
         self._timer = loop.call_later(self._interval_s, self._sample)
         rows = {
             name: row
-            for name, running in self._workers().items()
-            if (row := self._row(name, running)) is not None
+            for name, workers in self._workers().items()
+            if (row := self._row(name, workers)) is not None
         }
         self._tell("system3", Resources(at_s=loop.time(), rows=rows))
 
-    def _workers(self) -> "dict[str, RunningWorker]":
+    def _workers(self) -> dict[str, "list[RunningWorker]"]:
+        """What serves, by integration; several instances of one are given alike."""
         group = self._supervisor.integrations
-        return {
-            name: running
-            for name, running in group.running.items()
-            if name in group.integrations and group.workers.phase(name) == "ready"
-        }
+        found: dict[str, list[RunningWorker]] = {}
+        for key, running in group.running.items():
+            known = running.name in group.integrations and key in group.workers.group.workers
+            if known and group.workers.phase(key) == "ready" and running.provided is not None:
+                found.setdefault(running.name, []).append(running)
+        return found
 
-    def _row(self, name: str, running: "RunningWorker") -> ResourceRow | None:
-        provided = running.provided
-        if provided is None or provided.group is None:
-            return None
-        seen = pressure.sample(provided.group)
-        ranges, held = self._ranges(name, running), _held(provided.profile.limits)
-        known = {resource for resource in ranges if resource in seen.used}
+    def _row(self, name: str, workers: "list[RunningWorker]") -> ResourceRow | None:
+        ranges = self._ranges(name, workers)
+        groups = [one.provided.group for one in workers if one.provided is not None]
+        seen = [pressure.sample(group) for group in groups if group is not None]
+        known = {r for r in ranges if seen and all(r in one.used for one in seen)}
+        count = len(workers)
         return ResourceRow(
             priority=self._supervisor.integrations.integrations[name].priority,
-            floor={resource: ranges[resource][0] for resource in known},
-            ceiling={resource: ranges[resource][1] for resource in known},
-            limit={r: held.get(r, ranges[r][1]) for r in known},
-            usage=seen.used,
-            pressure=seen.pressure,
+            floor={resource: ranges[resource][0] * count for resource in known},
+            ceiling={resource: ranges[resource][1] * count for resource in known},
+            limit={resource: self._held(workers, resource) for resource in known},
+            usage={r: _together(r, [one.used[r] for one in seen]) for r in known},
+            pressure={r: sum(one.pressure.get(r, 0.0) for one in seen) for r in known},
             out_of_memory=self._out_of_memory.get(name, 0),
         )
 
-    def _ranges(self, name: str, running: "RunningWorker") -> Range:
-        """Between what S3 may move the limits that a control group holds and nobody else set."""
-        group, provided = self._supervisor.integrations, running.provided
+    def _ranges(self, name: str, workers: "list[RunningWorker]") -> Range:
+        """Between what S3 may move the limits of each, where a control group holds them.
+
+        A limit that an operator set by command is not among them.
+        """
+        group, provided = self._supervisor.integrations, workers[0].provided
         if provided is None or provided.group is None:
             return {}
         commanded = group.limits.get(name, {})
-        written = _held(provided.written)
+        written = _amounts(provided.written)
         found: Range = {}
         for resource, budget in self._budget.items():
             if FIELDS[resource] in commanded or resource not in provided.group.layers:
@@ -146,6 +157,12 @@ class Regulator:
             floor = min(ceiling, max(LEAST[resource], ceiling * FLOOR_SHARE))
             found[resource] = group.integrations[name].range.get(resource, (floor, ceiling))
         return found
+
+    def _held(self, workers: "list[RunningWorker]", resource: str) -> float:
+        """What all of them together are given now."""
+        profiles = [one.provided.profile for one in workers if one.provided is not None]
+        budget = self._budget[resource]
+        return sum(_amounts(profile.limits).get(resource, budget) for profile in profiles)
 
     # ---- wishes ----------------------------------------------------------------------------
 
@@ -206,35 +223,33 @@ class Regulator:
         Raises:
             VsmError: one is not S3's to set, or the kernel refuses it; nothing was changed.
         """
-        running = self._workers().get(name)
-        if running is None or running.provided is None:
+        workers = self._workers().get(name)
+        if not workers:
             raise VsmError(name, "it does not serve now")
-        ranges, held = self._ranges(name, running), _held(running.provided.profile.limits)
+        ranges = self._ranges(name, workers)
         for resource, value in wanted.items():
             self._judge(name, resource, value, ranges)
-        fields = {FIELDS[r]: value if r == "cpu" else int(value) for r, value in wanted.items()}
-        limits.move(running, fields, by="system 3")
+        before = {resource: self._held(workers, resource) for resource in wanted}
+        each = {resource: value / len(workers) for resource, value in wanted.items()}
+        fields = {FIELDS[r]: value if r == "cpu" else int(value) for r, value in each.items()}
+        for running in workers:
+            limits.move(running, fields, by="system 3")
         self._supervisor.integrations.granted.setdefault(name, {}).update(fields)
         for resource, value in wanted.items():
-            self._happened(name, resource, value - held.get(resource, math.inf))
+            self._happened(name, resource, value - before[resource])
 
     def _judge(self, name: str, resource: str, value: float, ranges: Range) -> None:
         where = f"{name}: {resource}"
         if resource not in ranges:
             raise VsmError(where, "it is not system 3's to move: no budget, no group, or a command")
-        least, most = ranges[resource]
+        serving = self._workers()
+        least, most = (bound * len(serving[name]) for bound in ranges[resource])
         if not least / _SLACK <= value <= most * _SLACK:
             raise VsmError(where, f"{value:g} is not within {least:g} to {most:g}")
-        others = sum(self._held_of(other, resource) for other in self._workers() if other != name)
-        before = self._held_of(name, resource)
+        before = self._held(serving[name], resource)
+        others = sum(self._held(workers, resource) for workers in serving.values()) - before
         if value > before and others + value > self._budget[resource] * _SLACK:
             raise VsmError(where, f"{value:g} would exceed the budget")
-
-    def _held_of(self, name: str, resource: str) -> float:
-        provided = self._workers()[name].provided
-        if provided is None or provided.group is None:
-            return 0.0
-        return _held(provided.profile.limits).get(resource, self._budget[resource])
 
     def _damp(self, message: Damp) -> None:
         group = self._supervisor.integrations
@@ -245,8 +260,8 @@ class Regulator:
 
     def _audit(self, message: Audit) -> None:
         """Compare a running worker with its plan; bounded reading of /proc, no waiting."""
-        running = self._workers().get(message.integration)
-        found = kernel_facts.compare(running) if running is not None else None
+        workers = self._workers().get(message.integration)
+        found = kernel_facts.compare_all(workers) if workers else None
         failed = list(found.failed.items())[:64] if found is not None else []
         answer = Audited(
             id=message.id,
@@ -264,10 +279,10 @@ class Regulator:
             VsmError: it does not serve now.
         """
         name = str(arguments.get("name", ""))
-        running = self._workers().get(name)
-        if running is None:
+        workers = self._workers().get(name)
+        if not workers:
             raise VsmError(name[:64], "it does not serve now", "See `vsm status`.")
-        found = kernel_facts.compare(running)
+        found = kernel_facts.compare_all(workers)
         self._supervisor.recorder.journal.event(
             "audit.failed" if found.failed else "audit.passed",
             integration=name,
@@ -277,6 +292,11 @@ class Regulator:
         return {"name": name, **found.to_json()}
 
 
-def _held(found: "Limits") -> dict[str, float]:
+def _together(resource: str, used: list[float]) -> float:
+    """What instances use: all CPU; of what each has a limit of its own, the largest for each."""
+    return sum(used) if resource == "cpu" else max(used) * len(used)
+
+
+def _amounts(found: "Limits") -> dict[str, float]:
     values: dict[str, Any] = {name: getattr(found, FIELDS[name]) for name in RESOURCES}
     return {name: float(value) for name, value in values.items() if value is not None}

@@ -99,7 +99,7 @@ def plan(
         target |= {c.name: share[c.name] for c in free if share[c.name] < target[c.name]}
     target = {c.name: _whole(c, target[c.name], quantum) for c in free}
     changes = [
-        Change(c.name, c.held, target[c.name], _rule(c, target[c.name], share))
+        Change(c.name, c.held, target[c.name], _rule(c, target[c.name]))
         for c in free
         if abs(target[c.name] - c.held) >= max(least, c.held * LEAST_CHANGE)
     ]
@@ -156,12 +156,10 @@ def _pour(left: float, given: dict[str, float], wishes: Sequence[tuple[Claim, fl
         open_ = [(claim, most) for claim, most in open_ if most > given[claim.name]]
 
 
-def _rule(claim: Claim, after: float, share: Mapping[str, float]) -> str:
+def _rule(claim: Claim, after: float) -> str:
     if after > claim.held:
         return "raise.need" if claim.need > max(claim.held, claim.floor) else "raise.floor"
-    if claim.held > claim.ceiling:
-        return "lower.ceiling"
-    return "lower.budget" if share[claim.name] < claim.held else "lower.spare"
+    return "lower.ceiling" if claim.held > claim.ceiling else "lower.budget"
 
 
 def _reason(claims: Sequence[Claim], changes: Sequence[Change], short: Mapping[str, float]) -> str:

@@ -1,0 +1,76 @@
+"""An audit by kernel facts finds what is not as planned; the control is a worker that is.
+
+That one is `test_running_worker_is_audited_against_its_plan` (e2e): here are the processes that
+no sandbox holds, and that must not pass.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vsm.execution import Plan
+from vsm.kernel_facts import compare, compare_all
+from vsm.linux import namespaces
+from vsm.operations import DropPrivileges, FilterSystemCalls, SetLimits
+
+PLAN = Plan(
+    name="it",
+    tier="namespaced",
+    clone_flags=namespaces.NEWNS | namespaces.NEWPID | namespaces.NEWNET,
+    operations=(
+        SetLimits((("open_files", 64),)),
+        DropPrivileges(54321, 54321),
+        FilterSystemCalls("", 0),
+    ),
+    argv=("/bin/true",),
+    env={},
+    cwd="/",
+    uid=54321,
+    expected=(),
+)
+WAIT = [sys.executable, "-SIc", "import sys; sys.stdout.write('x'); sys.stdout.flush(); input()"]
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    """An unconfined process that waits."""
+    process = subprocess.Popen(WAIT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.read(1) == b"x"
+    yield process.pid
+    process.communicate(b"\n")
+
+
+def worker(pid: int, plan: Plan = PLAN) -> Any:
+    """What the supervisor knows of a worker without a control group."""
+    provided = SimpleNamespace(plan=plan, group=None, profile=None)
+    return SimpleNamespace(spawned=SimpleNamespace(pid=pid), provided=provided)
+
+
+def test_process_that_nothing_confines_fails_every_fact(child: int) -> None:
+    found = compare(worker(child))
+    expected = {"no_new_privs", "user", "system-call filter", "limit of open_files"}
+    expected |= {"mnt namespace", "pid namespace", "net namespace"}
+    if os.geteuid() == 0:
+        expected.add("capabilities")
+    assert set(found.failed) == expected - set(found.unknown)
+    assert found.processes == 1
+    assert found.checked >= len(found.failed)
+    both = compare_all([worker(child), worker(child)])
+    assert (both.checked, both.processes) == (2 * found.checked, 2)
+
+
+def test_only_what_is_planned_is_compared(child: int) -> None:
+    found = compare(worker(child, PLAN._replace(operations=(), clone_flags=0)))
+    assert (found.checked, found.failed) == (0, {})
+
+
+def test_process_that_is_gone_fails_nothing() -> None:
+    process = subprocess.Popen(["/bin/true"])
+    process.wait()
+    assert compare(worker(process.pid)).failed == {}
