@@ -60,12 +60,22 @@ class JournalQueue:
 
     def add(self, record: Record) -> int:
         """Number and keep a record; 0 when there is no room for it."""
-        if self._unreported and self._has_room(0, important=False):
-            self._report_dropped(record)
-        text = encode(record)
         important = not isinstance(record, Event) or record.severity >= _WARNING
+        at = (record.at_ns, getattr(record, "monotonic_ns", 0))
+        return self.add_encoded(encode(record), at, important=important)
+
+    def add_encoded(self, text: str, at: tuple[int, int], *, important: bool) -> int:
+        """The same for a record that is a JSON array already.
+
+        Args:
+            text: as `encode` makes it; the journal checks it.
+            at: its wall and monotonic time, in nanoseconds.
+            important: may use the last quarter.
+        """
+        if self._unreported and self._has_room(0, important=False):
+            self._report_dropped(at)
         if not self._has_room(len(text), important=important):
-            self._unreported_since_ns = self._unreported_since_ns or record.at_ns
+            self._unreported_since_ns = self._unreported_since_ns or at[0]
             self._unreported += 1
             self.dropped += 1
             return 0
@@ -83,10 +93,9 @@ class JournalQueue:
             and self._bytes + size_bytes <= self._capacity_bytes * share
         )
 
-    def _report_dropped(self, newer: Record) -> None:
+    def _report_dropped(self, at: tuple[int, int]) -> None:
         """Say how many were dropped, before the first record that is kept again."""
         detail = event_fields({"count": self._unreported, "since_ns": self._unreported_since_ns})
-        at = (newer.at_ns, getattr(newer, "monotonic_ns", 0))
         note = Event(*at, "journal", "journal.dropped", None, None, _WARNING, detail)
         self._keep(encode(note))
         self._unreported = self._unreported_since_ns = 0
