@@ -17,6 +17,7 @@ from vsm.core.packages import (
     choose_command,
     normalize,
     parse_console_scripts,
+    parse_fetch_trouble,
     parse_latest,
     parse_wheel_name,
 )
@@ -27,6 +28,7 @@ from vsm.server_store import PinnedFile
 
 WHEELS: Final = "wheels"
 LOCK: Final = "lock.txt"
+_EXEC: Final = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
 _ONLY_WHEELS: Final = ("--only-binary", ":all:")
 _NO_ANSWER: Final = (
     *("NewConnectionError", "Connection refused", "Connection reset", "Read timed out"),
@@ -53,10 +55,10 @@ class PythonInstaller:
     def __init__(self, package: Package, build: Path, extra: tuple[str, ...] = ()) -> None:
         self._package = package
         self._build = build
-        self._python = python_with_pip()
+        self._python, self._pip_folder = python_with_pip()
         self.registry: Registry = pip_registry(self._python)
         self._allow = (*self.registry.allow, *extra)
-        self._sandbox = InstallSandbox(build, self.registry.read)
+        self._sandbox = InstallSandbox(build, (*self.registry.read, self._pip_folder))
 
     @property
     def runtime(self) -> str:
@@ -71,8 +73,8 @@ class PythonInstaller:
         """
         (self._build / WHEELS).mkdir()
         package = f"{self._package.name}=={self._package.version}"
-        words = ["download", *_ONLY_WHEELS, "--dest", str(self._build / WHEELS), package]
-        done = self._pip(words, online=True)
+        words = ["download", "-vv", *_ONLY_WHEELS, "--dest", str(self._build / WHEELS), package]
+        done = self._pip(words)
         if done.status != 0:
             raise self._explain(done)
         files = tuple(_pin(path) for path in sorted((self._build / WHEELS).iterdir()))
@@ -89,10 +91,14 @@ class PythonInstaller:
         self._check(done, "no virtual environment could be made")
         lock = "".join(f"{one.name}=={one.version} --hash={one.hash}\n" for one in files)
         (self._build / LOCK).write_text(lock, encoding="utf-8")
-        words = ["--python", str(environment / "bin" / "python"), "install", "--no-index"]
-        words += ["--find-links", str(self._build / WHEELS), "--require-hashes", "--no-deps"]
-        words += [*_ONLY_WHEELS, "-r", str(self._build / LOCK)]
-        self._check(self._pip(words, online=False), "pip refuses what it fetched")
+        # What `pip --python` does, without starting pip twice. Through another program, because the
+        # folder of the program that is started is read-only.
+        words = [base_python(), "-I", "-S", "-c", _EXEC, str(environment / "bin" / "python")]
+        words.append(f"{self._pip_folder}/__pip-runner__.py")
+        words += ["install", "--no-index", "--find-links", str(self._build / WHEELS)]
+        words += ["--require-hashes", "--no-deps", *_ONLY_WHEELS, "-r", str(self._build / LOCK)]
+        done = self._sandbox.run(words, env=self._env() | {"PIP_CONFIG_FILE": os.devnull})
+        self._check(done, "pip refuses what it fetched")
 
     def commands(self) -> tuple[str, tuple[str, ...]]:
         """(the server's command, all commands); the first is "" where it is unclear."""
@@ -111,7 +117,7 @@ class PythonInstaller:
 
     def latest(self) -> str:
         """The newest version that the registry has; "" if it does not say."""
-        done = self._pip(["index", "versions", self._package.name], online=True)
+        done = self._pip(["index", "versions", self._package.name])
         return parse_latest(done.output) if done.status == 0 else ""
 
     # -- steps -------------------------------------------------------------------------------------
@@ -121,11 +127,10 @@ class PythonInstaller:
         temporary.mkdir(exist_ok=True)
         return {"TMPDIR": str(temporary), "HOME": str(temporary)}
 
-    def _pip(self, words: list[str], *, online: bool) -> Done:
-        env = self._env()
-        env |= self.registry.env if online else {"PIP_CONFIG_FILE": os.devnull}
+    def _pip(self, words: list[str]) -> Done:
+        """Run pip with the registry in reach."""
         argv = [self._python, "-m", "pip", *words]
-        return self._sandbox.run(argv, env=env, allow=self._allow if online else ())
+        return self._sandbox.run(argv, env=self._env() | self.registry.env, allow=self._allow)
 
     def _check(self, done: Done, what: str) -> None:
         if done.status != 0:
@@ -135,6 +140,10 @@ class PythonInstaller:
         package, where = self._package, str(self._package)
         if done.timed_out:
             return VsmError(where, "the registry is too slow", "Try again later.")
+        trouble = parse_fetch_trouble(done.output)
+        if trouble and not done.unreached:
+            what = f"the registry ({', '.join(self.registry.hosts)}) cannot be used: {trouble}"
+            return VsmError(where, what, "See `pip config list`, or try again later.")
         missing = re.search(r"No matching distribution found for ([A-Za-z0-9._-]+)", done.output)
         if missing and normalize(missing.group(1)) != normalize(package.name):
             what = f"it needs {missing.group(1)}, which has no wheel here or does not exist"
@@ -144,12 +153,13 @@ class PythonInstaller:
             return VsmError(where, describe_unreached(done, self.registry), remedy)
         if missing:
             return self._explain_missing()
-        return VsmError(where, f"cannot be fetched: {last_words(done)}", "")
+        remedy = "Ask whoever runs the registry, or try again later."
+        return VsmError(where, f"cannot be fetched: {last_words(done)}", remedy)
 
     def _explain_missing(self) -> VsmError:
         """No wheel, no version or no package? The registry's list of versions tells."""
         where = str(self._package)
-        done = self._pip(["index", "versions", self._package.name], online=True)
+        done = self._pip(["index", "versions", self._package.name])
         if done.status != 0:
             return VsmError(where, "there is no such package", "Correct its name.")
         listed = re.search(r"(?m)^Available versions: (.*)$", done.output)

@@ -36,6 +36,10 @@ _PASSED_ON: Final = (
 _FILES: Final = ("cert", "client-cert")
 _AUTHENTICATION: Final = re.compile(r"//[^\s=]+:(_authToken|_auth|username|_password|email)\s*=.*")
 
+_FIND_PIP: Final = (
+    "from importlib.util import find_spec; print(find_spec('pip').submodule_search_locations[0])"
+)
+
 
 class Registry(NamedTuple):
     """What a step of an installation needs to reach packages.
@@ -195,8 +199,8 @@ def _npm_credentials(url: str, settings: dict[str, str]) -> str:
     return "".join(f"{line}\n" for line in kept if line.startswith((f"{prefix}/", f"{prefix}:")))
 
 
-def python_with_pip() -> str:
-    """A Python like this one that has pip.
+def python_with_pip() -> tuple[str, str]:
+    """A Python like this one that has pip, and the folder of that pip.
 
     Raises:
         VsmError: there is none.
@@ -204,10 +208,10 @@ def python_with_pip() -> str:
     own = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
     for python in dict.fromkeys((sys.executable, base_python(), own)):
         if Path(python).exists():
-            command = [python, "-m", "pip", "--version"]
-            done = subprocess.run(command, capture_output=True, check=False, cwd="/")
+            command = [python, "-c", _FIND_PIP]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
             if done.returncode == 0:
-                return python
+                return python, done.stdout.strip()
     raise VsmError("install", f"no pip for {sys.executable}", "Run `python -m ensurepip` for it.")
 
 

@@ -11,6 +11,7 @@ from vsm.core.packages import (
     is_server_name,
     parse_bins,
     parse_console_scripts,
+    parse_fetch_trouble,
     parse_latest,
     parse_location,
     parse_npm_lock,
@@ -153,3 +154,23 @@ def test_commands_are_found_and_the_servers_own_is_chosen() -> None:
 def test_the_newest_version_is_read_from_pips_answer() -> None:
     assert parse_latest("tiny-server (2.1)\nAvailable versions: 2.1, 2.0\n") == "2.1"
     assert parse_latest("ERROR: nothing") == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "trouble"),
+    [
+        ("401 Client Error: Unauthorized for url: http://h/simple/x/ - skipping", "status 401"),
+        ("503 Server Error: x for url: http://h/ - skipping", "status 503"),
+        ("HTTPConnectionPool(…): (Caused by ResponseError('too many 500 error responses'))", "500"),
+        ("connection error: ReadTimeoutError(… Read timed out. (read timeout=1.0)", "in time"),
+        ("connection error: [Errno 111] Connection refused", "no connection"),
+        ("404 Client Error: Not Found for url: http://h/simple/x/ - skipping", ""),
+    ],
+)
+def test_why_a_page_was_not_got_is_told_from_pips_words(reason: str, trouble: str) -> None:
+    found = parse_fetch_trouble(
+        f"1 location(s)\n  Could not fetch URL http://h/x/: {reason}\nERROR"
+    )
+    assert trouble in found
+    assert bool(found) == bool(trouble)
+    assert parse_fetch_trouble("x (2.0)\nAvailable versions: 2.0") == ""

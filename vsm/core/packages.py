@@ -229,6 +229,20 @@ def choose_command(names: list[str], package: Package) -> str:
     return same[0] if same else names[0] if len(names) == 1 else ""
 
 
+def parse_fetch_trouble(output: str) -> str:
+    """Why pip got no page of a package, by its words at `-vv`; "" if it got one, or a plain 404."""
+    for reason in re.findall(r"(?m)^\s*Could not fetch URL \S+: (.*)$", output):
+        status = re.search(r"^(\d{3}) (?:Client|Server) Error|too many (\d{3}) error", reason)
+        if status is None:
+            return "no answer in time" if "timed out" in reason else "no connection"
+        code = status.group(1) or status.group(2)
+        if code in {"401", "403"}:
+            return f"it wants other credentials (status {code})"
+        if code != "404":
+            return f"it fails (status {code})"
+    return ""
+
+
 def parse_latest(output: str) -> str:
     """The newest version in what `pip index versions` prints; "" if it prints none."""
     found = re.search(r"(?m)^[A-Za-z0-9._-]+ \(([0-9][A-Za-z0-9.!+_-]*)\)\s*$", output)
