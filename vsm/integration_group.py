@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -29,7 +29,6 @@ from vsm.launcher_link import Order
 from vsm.link import close_fds
 from vsm.messages import (
     Attach,
-    AvailabilityChanged,
     Detach,
     Drain,
     Idle,
@@ -43,17 +42,13 @@ from vsm.messages import (
 )
 from vsm.output import OutputReader, OutputRing
 from vsm.refused_calls import RefusedCalls, Said
-from vsm.running_worker import RunningWorker, is_clean, remove_group, spec_of
-
-_AVAILABILITY: Final = {
-    "starting": "starting",
-    "ready": "ready",
-    "backing_off": "backing_off",
-    "quarantined": "quarantined",
-    "draining": "stopped",
-    "stopping": "stopped",
-    "stopped": "stopped",
-}
+from vsm.running_worker import (
+    RunningWorker,
+    availability_of,
+    is_clean,
+    remove_group,
+    spec_of,
+)
 
 
 @dataclass(frozen=True)
@@ -278,13 +273,7 @@ class IntegrationGroup:
 
     def tell_availability(self, name: str) -> None:
         """Tell S1 how an integration stands."""
-        worker = self.workers.worker(name)
-        message = AvailabilityChanged(
-            integration=name,
-            state=_AVAILABILITY[worker.phase],  # type: ignore[arg-type]
-            reason=worker.reason[:4096],
-        )
-        self.hooks.tell_operations(message, [])
+        self.hooks.tell_operations(availability_of(self.workers.worker(name)), [])
 
     # ---- what the restart decisions do -----------------------------------------------------
 
@@ -304,9 +293,10 @@ class IntegrationGroup:
     def _open_set(self, name: str, incarnation: int, terms: Terms) -> None:
         """An integration with instances has no process of its own, but they have."""
         spec, number = spec_of(self.integrations[name]), self._numbers.get(name, 0)
-        instances = InstanceSet(self.workers, spec, terms, incarnation=incarnation, number=number)
-        self.sets[name] = instances
-        instances.open()
+        self.sets[name] = InstanceSet(
+            self.workers, spec, terms, incarnation=incarnation, number=number
+        )
+        self.sets[name].open()
 
     def spawn_waiting(self, link: LauncherLink) -> None:
         """The launcher can spawn now."""
@@ -324,7 +314,11 @@ class IntegrationGroup:
         integration = self.integrations[running.name]
         try:
             running.provided = provision.provide(
-                self.hooks.host(), integration, running.worker_id, self.overrides(running.name)
+                self.hooks.host(),
+                integration,
+                running.worker_id,
+                self.overrides(running.name),
+                instance=number_of(running.key),
             )
             running.tier = running.provided.plan.tier
             running.spawned = await self._launch(running, link)

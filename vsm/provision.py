@@ -165,7 +165,12 @@ class Provision:
 
 
 def provide(
-    host: Host, integration: Integration, worker: str, limits: Mapping[str, Any] | None = None
+    host: Host,
+    integration: Integration,
+    worker: str,
+    limits: Mapping[str, Any] | None = None,
+    *,
+    instance: int = 0,
 ) -> Provision:
     """Everything that one start needs.
 
@@ -174,13 +179,14 @@ def provide(
         integration: what to start.
         worker: its name for the control group.
         limits: fields of Limits that go before those of the profile.
+        instance: its number, where the integration has several.
 
     Raises:
         VsmError: the command, the profile, a path or a secret is wrong, or a layer is missing.
     """
     written = load_profile(integration.profile)
     profile = with_limits(written, limits)
-    uid = host.uids.get(integration.name)
+    uid = _uid(host, integration, profile, instance)
     request = _request(host, integration, profile, uid)
     group = _group(host, worker, profile.limits)
     try:
@@ -198,6 +204,15 @@ def provide(
     memory_bytes, rules = profile.limits.memory_bytes, egress_rules(profile)
     private = tuple(path for path in (request.state_dir, plan.scratch_dir) if path)
     return Provision(plan, group, memory_bytes, profile, rules, written.limits, private)
+
+
+def _uid(host: Host, integration: Integration, profile: Profile, instance: int) -> int | None:
+    """The worker's; each session's instance has one of its own, unless paths are written to."""
+    uid = host.uids.get(integration.name)
+    written = integration.write or profile.files.write
+    if uid is None or integration.instances != "session" or not instance or written:
+        return uid
+    return uids.instance_uid(integration.name, instance, host.uids.values())
 
 
 def with_limits(profile: Profile, limits: Mapping[str, Any] | None) -> Profile:

@@ -14,12 +14,21 @@ from vsm.core import restart
 from vsm.instance_set import number_of
 from vsm.launch import ExitReport, Spawned
 from vsm.link import close_fds
-from vsm.messages import Body
+from vsm.messages import Availability, AvailabilityChanged, Body
 from vsm.output import OutputReader
 
 DRAIN_TIMEOUT_S: Final = 30.0
 _REMOVE_ATTEMPTS: Final = 40
 _REMOVE_RETRY_S: Final = 0.05
+_AVAILABILITY: Final[dict[restart.Phase, Availability]] = {
+    "starting": "starting",
+    "ready": "ready",
+    "backing_off": "backing_off",
+    "quarantined": "quarantined",
+    "draining": "stopped",
+    "stopping": "stopped",
+    "stopped": "stopped",
+}
 
 
 @dataclass
@@ -72,6 +81,15 @@ def spec_of(integration: Integration) -> restart.WorkerSpec:
         drain_timeout_s=min(DRAIN_TIMEOUT_S, integration.call_timeout_s),
         stop_timeout_s=integration.stop_timeout_s,
         stack_grace_s=0.5,
+    )
+
+
+def availability_of(worker: restart.Worker) -> AvailabilityChanged:
+    """How an integration stands, for S1."""
+    return AvailabilityChanged(
+        integration=worker.spec.name,
+        state=_AVAILABILITY[worker.phase],
+        reason=worker.reason[:4096],
     )
 
 

@@ -7,6 +7,7 @@ integration's name, so that files of a worker stay its own over restarts. Pure b
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -34,12 +35,22 @@ def integration_uids(names: list[str]) -> dict[str, int]:
     """One uid for each name; a name that is hashed to a taken one gets the next."""
     taken: dict[str, int] = {}
     for name in sorted(names):
-        digest = hashlib.sha256(name.encode()).digest()
-        slot = int.from_bytes(digest[:8], "big") % (_RANGE - _SYSTEM_UIDS)
-        while BASE + _SYSTEM_UIDS + slot in taken.values():
-            slot = (slot + 1) % (_RANGE - _SYSTEM_UIDS)
-        taken[name] = BASE + _SYSTEM_UIDS + slot
+        taken[name] = _free_uid(name, set(taken.values()))
     return taken
+
+
+def _free_uid(name: str, taken: set[int]) -> int:
+    """The name's; where that is taken, the next."""
+    digest = hashlib.sha256(name.encode()).digest()
+    slot = int.from_bytes(digest[:8], "big") % (_RANGE - _SYSTEM_UIDS)
+    while BASE + _SYSTEM_UIDS + slot in taken:
+        slot = (slot + 1) % (_RANGE - _SYSTEM_UIDS)
+    return BASE + _SYSTEM_UIDS + slot
+
+
+def instance_uid(name: str, number: int, taken: Iterable[int]) -> int:
+    """The uid of one instance of an integration; none of `taken`, and hardly another instance's."""
+    return _free_uid(f"{name}#{number}", set(taken))
 
 
 def run_uid(slot: int) -> int:

@@ -111,8 +111,9 @@ def play(vsm: Running, scenario: Scenario) -> None:
 def test_sessions_never_see_each_others_state(vsm: Running) -> None:
     async def scenario(it: Sessions) -> None:
         one, other = await it.open(), await it.open()
-        assert (await it.note(one, "own", "mine"))["notes"] == ["mine"]
-        assert (await it.note(other, "own", "theirs"))["notes"] == ["theirs"]
+        mine, theirs = await it.note(one, "own", "mine"), await it.note(other, "own", "theirs")
+        assert (mine["notes"], theirs["notes"]) == (["mine"], ["theirs"])
+        assert mine["uid"] != theirs["uid"] or os.geteuid() != 0
         assert (await it.note(one, "own", "more"))["notes"] == ["mine", "more"]
         await one.close()
         third = await it.open()

@@ -37,7 +37,7 @@ def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if "text" in arguments:
         NOTES.append(arguments["text"])
     time.sleep(arguments.get("seconds", 0))
-    told = {"notes": NOTES, "served": SERVED}
+    told = {"notes": NOTES, "served": SERVED, "uid": os.getuid()}
     return {"content": [{"type": "text", "text": json.dumps(told)}]}
 
 

@@ -1,6 +1,7 @@
 """How many instances there are, which go, when they are started, and what bounds all that."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsm import uids
 from vsm.config import Integration
 from vsm.core import instance_starts as starts
 from vsm.core import restart
@@ -338,6 +340,18 @@ def test_terms_follow_the_entry() -> None:
     assert one(idle_stop_s=9.0) == Terms(kind="pool", least=1, idle_stop_s=9.0)
     assert one(instances="pool", pool_max=3) == Terms(kind="pool", least=1, most=3, resident=True)
     assert one(instances="session", spares=2) == Terms(kind="session", most=16, spares=2)
+
+
+@given(st.integers(1, 500), st.sets(st.integers(0, 3)))
+def test_uid_of_an_instance_is_stable_reserved_and_nobody_elses(
+    number: int, near: set[int]
+) -> None:
+    first = uids.instance_uid("a", number, ())
+    taken = {first + step for step in near}
+    uid = uids.instance_uid("a", number, taken)
+    assert uid == uids.instance_uid("a", number, taken)
+    assert uid not in taken
+    assert uids.may_be_workers(uid) or os.geteuid() != 0
 
 
 def test_name_of_an_instance_tells_its_integration_and_number() -> None:

@@ -340,21 +340,31 @@ class Fleet:
             return
         server.starting = None
         server.upstream = startup.upstream
-        integration.session = server.session = startup.session
-        integration.surface = server.surface = startup.surface
-        integration.vet()
+        server.session = startup.session
         if server is integration or integration.state == "starting":
             integration.state, integration.reason = "ready", ""
-        self._rebuild()
+        self._offer_of(integration, server, startup)
         self._restore_wishes(server)
         record: dict[str, Any] = msgspec.to_builtins(startup.session)
         self._reports.session(startup.upstream.worker, record)
         watch_health(startup.upstream, startup.session, self)
         integration.guard.server_ready()
         if isinstance(server, Instance) and integration.instances is not None:
-            self._keep_surface(integration, startup.session)
             integration.instances.became_ready(server)
         self._check_settled()
+
+    def _offer_of(self, integration: Integration, server: Server, startup: Startup) -> None:
+        """Offer what a server offers; one instance more that is like the others changes nothing."""
+        session, before = cast("era.PeerSession", startup.session), integration.session
+        same = isinstance(server, Instance) and session == before
+        integration.session = session
+        if same and startup.surface.lists == integration.surface.lists:
+            return
+        integration.surface = server.surface = startup.surface
+        integration.vet()
+        self._rebuild()
+        if isinstance(server, Instance):
+            self._keep_surface(integration, session)
 
     def _restore_wishes(self, server: Server) -> None:
         """Ask a new server for what its predecessor was asked: changes, resources, log level."""
