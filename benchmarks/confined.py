@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bubblewrap import BUBBLEWRAP, bubblewrap_job, run_bubblewrap
+from compare import spread
 
 from vsm.commands.sandbox import FIRST_RUN_UID
 from vsm.execution import Plan
@@ -69,6 +70,7 @@ def row(
         "unit": unit,
         "ratio": None if variant == "bare" else value / statistics.median(bare),
         "ratio_to": None if variant == "bare" else "bare",
+        "spread": spread(values, bare),
         "runs": len(values),
     }
 

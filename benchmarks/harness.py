@@ -2,7 +2,8 @@
 
 Each benchmark is a module here with `run(rounds) -> rows`; a row is {"benchmark", "variant",
 "metric", "value", "unit", "ratio", "ratio_to", "runs"}: medians, with the variants interleaved in
-one run. Ratios carry over to other machines, absolute times do not.
+one run. Ratios carry over to other machines, absolute times do not. A row may have a "spread":
+see compare.py, which says what counts as a regression.
 """
 
 import argparse
@@ -16,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+
+import compare  # noqa: E402 - beside this file
+
 BENCHMARKS = sorted(
     path.stem for path in HERE.glob("*.py") if "\ndef run(" in path.read_text(encoding="utf-8")
 )
@@ -29,20 +34,29 @@ Run = Callable[[int], list[Row]]
 def main() -> int:
     """Run what was asked for."""
     args = _parse()
-    sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
     names = BENCHMARKS if "all" in args.names else args.names
-    rows: list[Row] = []
-    for name in names:
+    rows: list[Row] = _read(args.rows) if args.rows else []
+    for name in names if not args.rows else ():
         print(f"{name} ...", file=sys.stderr, flush=True)
         started = time.monotonic()
         run: Run = importlib.import_module(name).run
         rows += run(args.rounds or ROUNDS.get(name, OTHERWISE))
         print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
-    earlier = json.loads(args.compare.read_text(encoding="utf-8")) if args.compare else []
+    earlier = _read(args.compare) if args.compare else []
     _print(rows, earlier)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return 0
+    for line in compare.missing(rows, earlier):
+        print(f"note: {line}", file=sys.stderr)
+    worse = compare.regressions(rows, earlier)
+    for line in worse:
+        print(f"REGRESSION {line}", file=sys.stderr)
+    return 1 if worse else 0
+
+
+def _read(path: Path) -> list[Row]:
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
 
 
 def _parse() -> argparse.Namespace:
@@ -50,7 +64,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, "all"], default="all")
     parser.add_argument("--rounds", type=int, help="instead of each benchmark's own number")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
-    parser.add_argument("--compare", type=Path, metavar="FILE", help="rows of an earlier run")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="FILE",
+        help="rows of an earlier run; exit code 1 where a ratio is worse beyond its noise band",
+    )
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="take these rows instead of measuring"
+    )
     args = parser.parse_args()
     args.names = [args.names] if isinstance(args.names, str) else args.names
     return args

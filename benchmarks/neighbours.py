@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compare import spread
 from running import running
 
 SERVER = Path(__file__).resolve().parents[1] / "tests/servers/echo_legacy.py"
@@ -140,6 +141,7 @@ def run(rounds: int) -> list[dict[str, Any]]:
                 "unit": "us",
                 "ratio": value / base,
                 "ratio_to": "quiet",
+                "spread": spread(loud, quiet),
                 "runs": rounds,
             }
         )

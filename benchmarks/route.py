@@ -19,10 +19,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+from compare import spread
 
 HERE = Path(__file__).resolve().parent
 PEERS = [sys.executable, str(HERE / "route_peers.py")]
 IN_FLIGHT = 32
+# A metric whose ratio is taken round by round → what _measure calls it.
+KEYS = {
+    "p50": "p50",
+    "calls/s, 32 in flight": "calls",
+    "gateway CPU/call, 1 at a time": "cpu alone",
+    "gateway CPU/call, 32 in flight": "cpu",
+}
 CALLS = {"direct": 600, "sdk proxy": 120}
 BURST = {"direct": 6000, "sdk proxy": 400}
 DEFAULT_CALLS, DEFAULT_BURST = 600, 6000
@@ -251,7 +259,13 @@ def run(rounds: int) -> list[dict[str, Any]]:
         name: {key: statistics.median(r[key] for r in results) for key in results[0]}
         for name, results in measured.items()
     }
-    return [row for name in medians for row in _rows(name, medians, rounds)]
+    rows = [row for name in medians for row in _rows(name, medians, rounds)]
+    for row in rows:
+        key = KEYS.get(row["metric"])
+        if key is not None:
+            ours, base = measured[row["variant"]], measured[row["ratio_to"]]
+            row["spread"] = spread([r[key] for r in ours], [r[key] for r in base])
+    return rows
 
 
 def _rows(name: str, medians: dict[str, dict[str, float]], runs: int) -> list[dict[str, Any]]:
