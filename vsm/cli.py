@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "show calls that were not answered, or call again",
     ),
     "calls": ("vsm.commands.calls", "show who called what, and how it ended"),
+    "reflect": ("vsm.commands.reflect", "show what works, what is unusual, what was learned"),
     "doctor": ("vsm.commands.doctor", "check this host and this installation"),
     "profile": ("vsm.commands.profile", "list, show, check or explain sandbox profiles"),
     "reload": ("vsm.commands.reload", "apply an edited vsm.toml to the running vsm"),

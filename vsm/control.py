@@ -12,7 +12,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from vsm import limits, limits_in_force, logs, measures, status
+from vsm import introspection, limits, limits_in_force, logs, measures, status
 from vsm.errors import ConfigurationError, VsmError
 from vsm.output import KEPT_LINES
 
@@ -51,6 +51,7 @@ class ControlServer:
             "trust": self._trust,
             "trust-diff": self._trust_diff,
             "trust-approve": self._trust_approve,
+            "reflect": self._reflect,
             "approvals": supervisor.policing.approvals,
             "approve": supervisor.policing.approve,
             "deny": supervisor.policing.deny,
@@ -124,6 +125,13 @@ class ControlServer:
         if "what_if" in arguments:
             return await measures.what_if(self._supervisor, _text(arguments, "what_if"))
         return await measures.variety(self._supervisor)
+
+    async def _reflect(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        del arguments
+        return {
+            **await introspection.reflect(self._supervisor),
+            "predictions": await introspection.predictions(self._supervisor),
+        }
 
     async def _board(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         del arguments

@@ -1,47 +1,73 @@
-"""What vsm says of itself to models: status, variety, capabilities, limitations.
+"""What vsm says of itself to models and to people: now, and of its past.
 
-Runs in the supervisor. Everything is read from the running whole at that moment; nothing is
-guessed, and what the evidence does not carry is None. Words of servers and clients are stripped
-of what a terminal or a reader of text would obey, cut, and marked.
+Runs in the supervisor. Everything is read from the running whole at that moment or from the
+record; nothing is guessed, and what the evidence does not carry is None. Words of servers and
+clients are stripped of what a terminal or a reader of text would obey, cut, and marked.
 """
 
 import asyncio
+import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from vsm import measures, status
 from vsm.core import channels
-from vsm.core.proportion import wilson
 from vsm.errors import VsmError
+from vsm.journal_reader import JournalError
+from vsm.reflection import LEAST_CALLS, LEAST_TRIALS, share
 
 if TYPE_CHECKING:
     from vsm.supervisor import Supervisor
 
-LEAST_CALLS: Final = 30
 MARK: Final = "> "
 _MOST_CHARS: Final = 300
 _MOST_INTEGRATIONS: Final = 200
+_MOST_ITEMS: Final = 50
+_MOST_KEY: Final = 64
+_MOST_BYTES: Final = 64 * 1024
 
 Body = dict[str, Any]
 
 
-async def answer(supervisor: "Supervisor", what: str) -> Body | None:
+async def answer(supervisor: "Supervisor", what: str, about: str = "") -> Body | None:
     """Answer one question; None where those who know do not answer."""
-    questions = {
+    now = {
         "status": _status,
         "variety": _variety,
         "capabilities": _capabilities,
         "limitations": _limitations,
+        "reflect": reflect,
+        "predictions": predictions,
     }
+    past = {"explain_decision": _decisions, "events": _events}
     try:
-        return await questions[what](supervisor)
+        return past[what](supervisor, about) if what in past else await now[what](supervisor)
+    except JournalError as error:
+        return {"not_enough_evidence": f"the journal cannot be read: {error.what}"}
     except VsmError:
         return None
 
 
 def foreign(text: str) -> str:
     """Somebody else's words on one line: printable, cut, marked."""
-    kept = "".join(char if char.isprintable() else " " for char in text[:_MOST_CHARS])
+    kept = _printable(text[:_MOST_CHARS])
     return f"{MARK}{kept}" if kept else ""
+
+
+def marked(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """JSON of a record, with every text and every key in it taken for somebody else's words."""
+    if isinstance(value, str):
+        return foreign(value)
+    if isinstance(value, list):
+        return [marked(one) for one in value[:_MOST_ITEMS]]
+    if isinstance(value, dict):
+        items = list(value.items())[:_MOST_ITEMS]
+        return {_printable(key)[:_MOST_KEY]: marked(one) for key, one in items}
+    return value
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 async def _status(supervisor: "Supervisor") -> Body:
@@ -92,7 +118,7 @@ async def _capabilities(supervisor: "Supervisor") -> Body:
                 "state": offered.get(row["integration"], {}).get("state"),
                 "tools": offered.get(row["integration"], {}).get("tools"),
                 "calls": row["events"],
-                "answered_well": _share(row["answered_well"], row["events"]),
+                "answered_well": share(row["answered_well"], row["events"], LEAST_CALLS),
                 "p50_below_s": row["p50_s"],
                 "p95_below_s": row["p95_s"],
             }
@@ -100,13 +126,6 @@ async def _capabilities(supervisor: "Supervisor") -> Body:
         ],
         "evidence": f"shares are since vsm started, from {LEAST_CALLS} calls on",
     }
-
-
-def _share(well: int, calls: int) -> Body | None:
-    if calls < LEAST_CALLS:
-        return None
-    low, high = wilson(well, calls)
-    return {"share": well / calls, "low": low, "high": high}
 
 
 async def _limitations(supervisor: "Supervisor") -> Body:
@@ -127,5 +146,95 @@ async def _limitations(supervisor: "Supervisor") -> Body:
             name: state.get("lacks", []) if state else ["no answer"]
             for name, state in zip(channels.SYSTEMS, told, strict=True)
         },
-        "not_built": ["no record of why decisions were made is offered here: see `vsm decisions`"],
+        "not_built": ["no new capability is looked for or installed by itself"],
     }
+
+
+# ---- of its past ---------------------------------------------------------------------------
+
+
+def _decisions(supervisor: "Supervisor", about: str) -> Body:
+    """Why it chose what it chose."""
+    rows = supervisor.reflection.decisions(about)
+    found = [
+        {
+            "number": row["id"],
+            "at": _at(row),
+            "decided_by": _printable(row["source"]),
+            "subject": foreign(row["subject"]),
+            "rule": _printable(row["rule"]),
+            "choice": _printable(row["choice"]),
+            "instead_of": marked(row["alternatives"]),
+            "inputs": marked(row["inputs"]),
+            "outcome": marked(row["outcome"]),
+        }
+        for row in rows
+    ]
+    nothing = None if found else "no such decision is in the newest part of the journal"
+    return _bounded({"decisions": found, "not_enough_evidence": nothing}, "decisions")
+
+
+def _events(supervisor: "Supervisor", about: str) -> Body:
+    """What happened."""
+    rows = supervisor.reflection.events(about)
+    found = [
+        {
+            "at": _at(row),
+            "severity": row["severity"],
+            "kind": _printable(row["kind"]),
+            "said_by": _printable(row["source"]),
+            "worker": foreign(row["worker"] or row["integration"] or ""),
+            "detail": marked(row["detail"]),
+        }
+        for row in rows
+    ]
+    nothing = None if found else "no such event is in the newest part of the journal"
+    return _bounded({"events": found, "not_enough_evidence": nothing}, "events")
+
+
+def _bounded(body: Body, key: str) -> Body:
+    """Leave the oldest out until it fits into a message; says how many."""
+    left_out = 0
+    while len(json.dumps(body)) > _MOST_BYTES and body[key]:
+        body[key].pop(0)
+        left_out += 1
+    return body | ({"left_out": left_out} if left_out else {})
+
+
+def _at(row: Body) -> str:
+    return datetime.fromtimestamp(row["at_ns"] / 1e9, UTC).isoformat(timespec="milliseconds")
+
+
+async def reflect(supervisor: "Supervisor") -> Body:
+    """How well it does what it does, what is unusual now, and what its decisions came to."""
+    await asyncio.sleep(0)
+    past = supervisor.reflection
+    capabilities = past.capabilities()
+    for row in capabilities:
+        row["demand"] = foreign(row["demand"])
+    learned = past.learned()
+    return {
+        "capabilities": capabilities,
+        "capabilities_evidence": f"shares since counting began, from {LEAST_CALLS} calls on",
+        "hurts": [
+            {**row, "subject": foreign(row["subject"]), "detail": foreign(row["detail"])}
+            for row in supervisor.policing.overview()
+        ],
+        "unusual": past.anomalies(),
+        "learned": learned,
+        "learned_evidence": f"shares from {LEAST_TRIALS} known outcomes on"
+        if learned
+        else "not enough evidence: nothing was decided yet",
+    }
+
+
+async def predictions(supervisor: "Supervisor") -> Body:
+    """What is expected, and how well such forecasts came true."""
+    found = await supervisor.systems.query("system4", "predictions")
+    if found is None:
+        return {"not_enough_evidence": "system 4 does not answer"}
+    for name in ("forecasts", "warnings"):
+        rows: Any = found.get(name) or []
+        for row in rows:
+            row["demand"] = foreign(str(row.get("demand", "")))
+    return found

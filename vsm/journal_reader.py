@@ -20,6 +20,7 @@ from vsm.journal_schema import VERSION, SchemaError, check_owner
 
 FOLLOW_S: Final = 0.05  # SQLite has no notification across processes: a follower looks this often
 MAX_LIMIT: Final = 2**31 - 1
+BOUND: Final = 20_000  # records that a bounded question looks at: some 20 ms
 _BATCH: Final = 1000  # rows of one short read transaction, so that a follower never holds the WAL
 _BUSY_TIMEOUT_S: Final = 5.0
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -56,6 +57,14 @@ class Filter(NamedTuple):
     worker: str | None = None
     severity: int | None = None
     source: str | None = None
+
+
+class Kinds(NamedTuple):
+    """Counts of events by kind: before a moment, from it on, and since when there are any."""
+
+    since_ns: int
+    early: dict[str, int]
+    late: dict[str, int]
 
 
 def parse_since(text: str, now_ns: int) -> int:
@@ -137,10 +146,28 @@ class JournalReader:
         """Close the file."""
         self._connection.close()
 
-    def newest(self, table: Table, chosen: Filter, limit: int) -> list[Row]:
-        """The newest `limit` records, oldest first."""
+    def newest(
+        self, table: Table, chosen: Filter, limit: int, *, bounded: bool = False
+    ) -> list[Row]:
+        """The newest `limit` records, oldest first.
+
+        Whoever must not be kept waiting asks `bounded`: among the newest BOUND records only.
+        """
         condition, values = where(table, chosen)
+        if bounded:
+            condition, values = f"id > ? AND {condition}", [self.last_id(table) - BOUND, *values]
         return self._select(table, condition, values, "DESC", limit)[::-1]
+
+    def kinds(self, *, since_ns: int) -> "Kinds":
+        """How often each kind of event happened, among the newest BOUND of them."""
+        first = self.last_id("events") - BOUND
+        rows = self._execute(
+            "SELECT kind, at_ns >= ?, count(*), min(at_ns) FROM events WHERE id > ? GROUP BY 1, 2",
+            [since_ns, first],
+        ).fetchall()
+        early = {kind: count for kind, late, count, _ in rows if not late}
+        late = {kind: count for kind, late, count, _ in rows if late}
+        return Kinds(min((at_ns for *_, at_ns in rows), default=0), early, late)
 
     def after(self, table: Table, chosen: Filter, last_id: int) -> list[Row]:
         """The next records after `last_id`, oldest first; a bounded number of them."""

@@ -31,6 +31,7 @@ from vsm.pinning import Pinning
 from vsm.pins import PinStore
 from vsm.policing import Policing
 from vsm.recorder import Recorder
+from vsm.reflection import Reflection
 from vsm.regulation import Regulator
 from vsm.reload import Reloader
 from vsm.remains import FILES, GROUPS
@@ -78,6 +79,7 @@ class Supervisor:
         )
         self._clients = provision.client_rows(config)
         self.policing = Policing(self)
+        self.reflection = Reflection(self)
         self.surfaces = SurfaceStore(paths.state_dir() / "surfaces")
         self.reloader = Reloader(self, load)
         self._announced = False
@@ -175,7 +177,7 @@ class Supervisor:
             ring=self._ring,
             offered=self.pinning.offered,
             learnt=self._learnt,
-            consult=lambda what: introspection.answer(self, what),
+            consult=lambda what, about: introspection.answer(self, what, about),
             regulate=self._regulate,
         )
         self.systems = SystemGroup(hooks)

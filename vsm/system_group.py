@@ -103,7 +103,7 @@ class SystemHooks:
     operations_started: Callable[[], None]
     operations_lost: Callable[[], None]
     ring: Callable[[str], OutputRing]
-    consult: Callable[[str], Awaitable[Body | None]]
+    consult: Callable[[str, str], Awaitable[Body | None]]
     offered: Callable[[str, int], None] = lambda _name, _fd: None
     learnt: Callable[[str, int], None] = lambda _name, _fd: None
     regulate: Callable[[str, Regulation | Policed], None] = lambda _system, _message: None
@@ -443,7 +443,7 @@ class SystemGroup:
             reader.link.send(*self.demand.message())
 
     async def _consult(self, running: RunningSystem, question: Ask) -> None:
-        body = await self.hooks.consult(question.what)
+        body = await self.hooks.consult(question.what, question.about)
         if running.link is not None:
             running.link.send(Told(id=question.id, body=body))
 

@@ -250,6 +250,45 @@ def test_denials_beyond_a_rate_hurt_at_once_and_are_followed(
     assert "denied in a minute" in vsm.log()
 
 
+def test_vsm_explains_itself_to_models_and_to_people(vsm: running.Running, client: Client) -> None:
+    for _ in range(40):
+        client.call("works")
+    client.call("works", path="/etc/\x1b[31mred")
+
+    def tell(tool: str, **arguments: str) -> dict[str, Any]:
+        result = client.ask("tools/call", name=f"vsm__{tool}", arguments=arguments)["result"]
+        assert not result["isError"]
+        found: dict[str, Any] = result["structuredContent"]
+        return found
+
+    explained = until(lambda: tell("explain_decision", about="policy.*")["decisions"])
+    denied = [one for one in explained if one["choice"] == "deny"]
+    assert denied[0]["decided_by"] == "system1"
+    assert denied[0]["subject"].startswith("> it: ")
+    assert denied[0]["inputs"]["client"] == f"> unix:{os.geteuid()}"
+    assert tell("explain_decision", about=str(denied[0]["number"]))["decisions"] == denied[:1]
+    assert "no such decision" in tell("explain_decision", about="nobody")["not_enough_evidence"]
+    assert {one["kind"] for one in tell("events", about="approval.*")["events"]} == {
+        "approval.wanted"
+    }
+
+    reflected = tell("reflect")
+    (works,) = [one for one in reflected["capabilities"] if one["demand"] == "> works"]
+    assert works["answered_well"]["low"] < works["answered_well"]["share"] < 1.0
+    (fails,) = [one for one in reflected["capabilities"] if one["demand"] == "> fails"]
+    assert fails["answered_well"] is None, "too few calls"
+    assert "of history" in reflected["unusual"]["not_enough_evidence"]
+    asked = [one for one in reflected["learned"] if one["rule"] == "policy.ask"]
+    assert asked[0]["outcomes_known"] >= 3
+    assert asked[0]["turned_out_well"] is None
+    assert "not_enough_evidence" in tell("predictions")
+
+    printed = vsm.vsm("reflect").stdout
+    assert "not enough evidence" in printed
+    assert "works" in printed
+    assert answered(vsm, "reflect")["capabilities"]
+
+
 def test_rules_hold_across_the_deaths_of_both_who_know_them(
     vsm: running.Running, client: Client
 ) -> None:

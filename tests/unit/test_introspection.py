@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, nbinom
 
 from vsm.config import load_config
+from vsm.core.anomaly import LEAST_HISTORY, RARE, tail, unusual
 from vsm.core.proportion import wilson
 from vsm.errors import ConfigurationError
 from vsm.gateway.own_tools import OWN, OwnTools
-from vsm.introspection import LEAST_CALLS, _share, foreign
+from vsm.introspection import foreign, marked
+from vsm.reflection import LEAST_CALLS, share
 
 
 @given(st.integers(1, 2000), st.data())
@@ -23,8 +25,8 @@ def test_interval_of_a_share_is_wilsons(trials: int, data: st.DataObject) -> Non
 
 
 def test_share_needs_evidence() -> None:
-    assert _share(LEAST_CALLS - 1, LEAST_CALLS - 1) is None
-    found = _share(LEAST_CALLS, LEAST_CALLS)
+    assert share(LEAST_CALLS - 1, LEAST_CALLS - 1, LEAST_CALLS) is None
+    found = share(LEAST_CALLS, LEAST_CALLS, LEAST_CALLS)
     assert found is not None
     assert found["share"] == 1.0 == pytest.approx(found["high"])
     assert 0.8 < found["low"] < 1.0
@@ -48,16 +50,64 @@ def test_no_integration_takes_the_name_of_vsms_own_tools(tmp_path: Path, table: 
         load_config(path)
 
 
-def test_own_tools_take_no_argument_and_change_nothing() -> None:
-    async def consult(what: str) -> None:
-        raise AssertionError(what)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_every_text_of_a_record_is_marked(value: object) -> None:
+    found = marked(value)
+    stack = [found]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, str):
+            assert one == "" or one.startswith("> ")
+            assert one.isprintable()
+        elif isinstance(one, dict):
+            assert all(key.isprintable() for key in one)
+            stack += one.values()
+        elif isinstance(one, list):
+            stack += one
+
+
+@given(st.integers(0, 200), st.integers(0, 300), st.floats(0.001, 0.4))
+def test_chance_of_so_many_is_the_negative_binomials(count: int, earlier: int, part: float) -> None:
+    exact = nbinom.sf(count - 1, earlier + 0.5, 1 - part)
+    assert tail(count, earlier + 0.5, part) == pytest.approx(exact, abs=1e-9)
+
+
+def test_unusual_is_what_chance_hardly_gives() -> None:
+    assert unusual(3, 600.0, 30, 6000.0) is None
+    found = unusual(14, 600.0, 30, 6000.0)
+    assert found is not None
+    assert found.chance < RARE
+    assert found.expected == pytest.approx(3.05)
+    assert unusual(4, 600.0, 0, 6000.0) is not None, "what never happened before"
+    assert unusual(0, 600.0, 50, 6000.0) is None, "less than usual is no alarm"
+    with pytest.raises(ValueError, match="too short"):
+        unusual(9, 600.0, 9, 600.0 * LEAST_HISTORY - 1)
+
+
+def test_own_tools_change_nothing_and_take_one_bounded_text_at_most() -> None:
+    async def consult(what: str, about: str) -> None:
+        raise AssertionError(what, about)
 
     own = OwnTools(consult)
     assert own.surface.prefix == OWN
     tools = [
         {k: json.loads(bytes(v)) for k, v in t.items()} for t in own.surface.lists["tools/list"]
     ]
-    assert [tool["name"] for tool in tools] == ["status", "variety", "capabilities", "limitations"]
+    assert [tool["name"] for tool in tools] == [
+        "status", "variety", "capabilities", "limitations",
+        "explain_decision", "reflect", "predictions", "events",
+    ]  # fmt: skip
     for tool in tools:
-        assert tool["inputSchema"]["properties"] == {}
+        about = tool["inputSchema"]["properties"]
+        assert set(about) == (
+            {"about"} if tool["name"] in {"explain_decision", "events"} else set()
+        )
+        assert all(one["maxLength"] == 128 for one in about.values())
         assert tool["annotations"]["readOnlyHint"] is True

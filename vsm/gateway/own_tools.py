@@ -27,9 +27,22 @@ _DESCRIPTIONS: Final = {
     "well with its 95 % interval, and its latency; null where there is not enough evidence.",
     "limitations": "What vsm cannot do now: servers that are away and why, demand that nobody "
     f"serves, what its systems lack. {_MARK}",
+    "explain_decision": "Why vsm decided what it decided: rule, inputs, alternatives, and what "
+    f"came of it. The newest, or those that `about` names. {_MARK}",
+    "reflect": "How often each thing that clients ask for is answered well, with intervals; what "
+    "happens more often than it used to; how often decisions turned out well; or why there is not "
+    f"enough evidence. {_MARK}",
+    "predictions": "What is expected to be asked for next, with intervals, and how well such "
+    f"forecasts came true (Brier score, errors, coverage). {_MARK}",
+    "events": f"What happened lately: the newest, or those that `about` names. {_MARK}",
 }
+_ABOUT: Final = {
+    "explain_decision": "a decision's number, a rule such as 'policy.*', or whom it concerned",
+    "events": "a kind of event such as 'worker.*', or a worker's or an integration's name",
+}
+MOST_ABOUT: Final = 128
 
-Consult: TypeAlias = Callable[[str], Awaitable[dict[str, Any] | None]]
+Consult: TypeAlias = Callable[[str, str], Awaitable[dict[str, Any] | None]]
 
 
 class OwnTools:
@@ -45,18 +58,25 @@ class OwnTools:
         tools = [_tool(name, description) for name, description in _DESCRIPTIONS.items()]
         self.surface = Surface(OWN, {"tools/list": tools})
 
-    def call(self, sink: Sink, id_bytes: bytes, name: str, *, modern: bool) -> None:
+    def call(
+        self, sink: Sink, id_bytes: bytes, name: str, params: jsonrpc.Object, *, modern: bool
+    ) -> None:
         """Answer a tools/call of one of them, soon."""
+        about = jsonrpc.text(jsonrpc.nested(params, "arguments"), "about") or ""
         if len(self._asked) >= MAX_ASKED:
             text = f"{MAX_ASKED} calls of vsm's own tools are in flight already. Try again."
             sink.answer(jsonrpc.failure(id_bytes, jsonrpc.UNAVAILABLE, text))
             return
-        task = asyncio.get_running_loop().create_task(self._answer(sink, id_bytes, name, modern))
+        task = asyncio.get_running_loop().create_task(
+            self._answer(sink, id_bytes, (name, about[:MOST_ABOUT]), modern=modern)
+        )
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
 
-    async def _answer(self, sink: Sink, id_bytes: bytes, name: str, modern: bool) -> None:  # noqa: FBT001 - private
-        body = await self._consult(name)
+    async def _answer(
+        self, sink: Sink, id_bytes: bytes, question: tuple[str, str], *, modern: bool
+    ) -> None:
+        body = await self._consult(*question)
         result = _result(body) if body is not None else _failed()
         if modern:
             result = envelope.result_for_modern(Raw(result), cacheable=False)
@@ -69,10 +89,13 @@ class OwnTools:
 
 
 def _tool(name: str, description: str) -> jsonrpc.Object:
+    about: dict[str, Any] = {}
+    if name in _ABOUT:
+        about["about"] = {"type": "string", "maxLength": MOST_ABOUT, "description": _ABOUT[name]}
     tool: dict[str, Any] = {
         "name": name,
         "description": description,
-        "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
+        "inputSchema": {"type": "object", "properties": about, "additionalProperties": False},
         "annotations": {"readOnlyHint": True, "openWorldHint": False},
     }
     return {key: jsonrpc.raw_of(value) for key, value in tool.items()}

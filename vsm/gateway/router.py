@@ -234,7 +234,7 @@ class Router:
         entry = self._finder.entry("tools/call", params, tools, view)
         own_tools = self._fleet.own
         if entry.integration == OWN and own_tools is not None:
-            own_tools.call(sink, id_bytes, entry.name, modern=modern)
+            own_tools.call(sink, id_bytes, entry.name, params, modern=modern)
             return
         if headers is not None and entry.header_rules:
             parameter_headers.check(entry.header_rules, params, headers, unwrap_header)

@@ -270,12 +270,12 @@ class Operations:
         close_fds(fds)
         self.gateway.configure([_settings(row) for row in message.integrations])
 
-    async def _consult(self, what: Any) -> Body | None:  # noqa: ANN401 - a literal of the model's
+    async def _consult(self, what: Any, about: str) -> Body | None:  # noqa: ANN401 - a literal of the model's
         """Ask the supervisor what a model wants to know of vsm."""
         self._asked_last += 1
         asked_id = self._asked_last
         future = self._asked[asked_id] = asyncio.get_running_loop().create_future()
-        self.context.report(Ask(id=asked_id, what=what))
+        self.context.report(Ask(id=asked_id, what=what, about=about))
         try:
             return await asyncio.wait_for(future, CONSULT_TIMEOUT_S)
         except TimeoutError:

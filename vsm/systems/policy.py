@@ -273,7 +273,7 @@ class PolicySystem:
                 {"sender": sender, "subject": subject, "cause": cause, "detail": detail[:256]}
                 for (sender, subject, cause), detail in list(self.pains.items())[-_SHOWN:]
             ],
-            "lacks": [] if configured else ["no rules configured: every call is allowed"],
+            "lacks": [] if configured else ["no rules configured"],
             **self.context.channel_state(),
         }
 
