@@ -18,7 +18,7 @@ from vsm.errors import ConfigurationError, VsmError
 from vsm.journal_records import SEVERITIES, severity_index
 from vsm.journal_schema import VERSION, SchemaError, check_owner
 
-FOLLOW_S: Final = 0.05  # SQLite has no notification across processes: a follower looks this often
+FOLLOW_S: Final = 0.02  # SQLite has no notification across processes: a follower looks this often
 MAX_LIMIT: Final = 2**31 - 1
 BOUND: Final = 20_000  # records that a bounded question looks at: some 20 ms
 _BATCH: Final = 1000  # rows of one short read transaction, so that a follower never holds the WAL
