@@ -84,6 +84,16 @@ def claim(http: str, on_locked: Callable[[Endpoint], None] = lambda _: None) -> 
     """
     directory = paths.ensure_runtime_dir()
     die_with_parent()
+    try:
+        return _claim(directory, http, on_locked)
+    except OSError as error:
+        what = f"cannot be used: {error.strerror or error}"
+        remedy = "Clear it, or point $VSM_RUNTIME_DIR at another directory."
+        where = str(error.filename2 or error.filename or directory)
+        raise VsmError(where, what, remedy) from error
+
+
+def _claim(directory: Path, http: str, on_locked: Callable[[Endpoint], None]) -> Endpoint:
     lock_fd = _lock(directory / paths.LOCK)
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     endpoint = Endpoint(directory, folder, lock_fd)
