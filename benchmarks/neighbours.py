@@ -76,7 +76,10 @@ class Client:
 
     def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         """Send a request and wait for its answer."""
-        wanted = self.ask(method, params)
+        return self.answer(self.ask(method, params))
+
+    def answer(self, wanted: int) -> dict[str, Any]:
+        """Wait for the answer to a request."""
         while line := self._lines.readline():
             message: dict[str, Any] = json.loads(line)
             if message.get("id") == wanted:

@@ -215,6 +215,24 @@ def test_a_flood_of_one_client_does_not_keep_another_waiting() -> None:
     uvloop.run(main())
 
 
+def test_what_waited_is_not_sent_when_its_client_leaves() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            await started(gateway, Resilience(), concurrency=2)
+            leaving = await gateway.raw()
+            for number in range(50):
+                slow(leaving, number)
+            await wait_in_flight(gateway, 50)
+            upstream = gateway.gateway.fleet.integrations["x"].upstream
+            assert upstream is not None
+            before = upstream.asked
+            await leaving.close()
+            await wait_in_flight(gateway, 0)
+            assert upstream.asked == before
+
+    uvloop.run(main())
+
+
 def test_the_last_quarter_of_the_places_is_for_clients_that_hold_few() -> None:
     async def main() -> None:
         async with harness.running({}) as gateway:

@@ -141,6 +141,7 @@ class Client(ABC):
         if self.closed:
             return
         self.closed = True
-        for call in list(self.in_flight.values()):
+        # The newest first: what waits must not be sent in the place of what is cancelled.
+        for call in reversed(list(self.in_flight.values())):
             call.cancel(reason)
         self.in_flight.clear()

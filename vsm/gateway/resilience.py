@@ -232,7 +232,9 @@ class Guard:
     def failed(self, call: "Call", code: int, text: str) -> None:
         """A call that had been accepted failed: count it where the server is to blame."""
         probe = call is self._probe
-        blamed = call.sent and (probe or code in {jsonrpc.TIMED_OUT, jsonrpc.INTERNAL_ERROR})
+        private = call.upstream is not None and call.upstream.private
+        to_blame = probe or code in {jsonrpc.TIMED_OUT, jsonrpc.INTERNAL_ERROR}
+        blamed = call.sent and to_blame and not private
         if probe:
             self._probe = None
         if blamed:

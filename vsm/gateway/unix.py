@@ -5,6 +5,7 @@ may connect (SO_PEERCRED). Runs in S1's event loop; what it reads is a client's.
 """
 
 import asyncio
+import select
 import socket
 import struct
 import sys
@@ -153,7 +154,12 @@ class UnixProtocol(asyncio.Protocol):
             transport.resume_reading()
 
     def eof_received(self) -> bool:
-        """The client sends no more; it gets the answers to what it asked, then the end."""
+        """The client sends no more; it gets the answers to what it asked, then the end.
+
+        One that closed its whole end reads none either: it is gone.
+        """
+        if _hung_up(cast("asyncio.Transport", self._transport).get_extra_info("socket")):
+            return False
         self.ending = True
         self._loop.call_soon(self.close_when_answered)
         return True
@@ -175,6 +181,13 @@ class UnixProtocol(asyncio.Protocol):
         if self._transport is not None:
             self._flush()
             self._transport.close()
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the peer has closed both directions, rather than only the one towards us."""
+    poll = select.poll()
+    poll.register(sock.fileno(), 0)
+    return bool(poll.poll(0))
 
 
 def _peer_uid(sock: socket.socket) -> int:
