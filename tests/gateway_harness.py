@@ -47,6 +47,9 @@ class Reported:
         self.notices: list[tuple[str, str]] = []
         self.breakers: list[tuple[str, str, str]] = []
         self.letters: list[tuple[str, dict[str, Any]]] = []
+        self.counts: dict[str, int] = {}
+        self.releases: dict[str, dict[str, str]] = {}
+        self.surfaces: dict[str, bytes] = {}
         self.changed = asyncio.Event()
 
     def session(self, worker: str, record: dict[str, Any]) -> None:
@@ -73,6 +76,15 @@ class Reported:
         self.changed.set()
 
     def offered(self, integration: str, document: bytes) -> None: ...
+
+    def wanted(self, integration: str, count: int, release: dict[str, str]) -> None:
+        self.counts[integration] = count
+        self.releases[integration] = release
+        self.changed.set()
+
+    def learnt(self, integration: str, content: bytes) -> None:
+        self.surfaces[integration] = content
+        self.changed.set()
 
     async def wait_unfit(self, worker: str) -> str:
         async with asyncio.timeout(20):
@@ -105,7 +117,7 @@ class Harness:
         self.gateway.add(Settings(name=name, prefix=prefix, **settings))
         return await self.attach(name, argv)
 
-    async def attach(self, name: str, argv: Sequence[str]) -> str:
+    async def attach(self, name: str, argv: Sequence[str], instance: int = 0) -> str:
         worker = f"{name}-{len(self.servers) + 1}"
         server = subprocess.Popen(  # noqa: ASYNC220 - returns at once
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -116,7 +128,7 @@ class Harness:
         pipes = (os.dup(server.stdin.fileno()), os.dup(server.stdout.fileno()))
         server.stdin.close()
         server.stdout.close()
-        self.gateway.fleet.attach(worker, name, pipes)
+        self.gateway.fleet.attach(worker, name, pipes, instance=instance)
         return worker
 
     async def ready(self) -> None:

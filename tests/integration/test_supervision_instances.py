@@ -18,6 +18,8 @@ from gateway_harness import Raw
 from running import Running, running
 from supervised import BOUND_S, Row, ask, left_of, rows, wait_until
 
+from vsm.core.rejoin import OURS
+
 SERVER = Path(__file__).resolve().parents[1] / "servers/notebook.py"
 KINDS = {
     "own": 'instances = "session"\nmax_instances = 6\nspares = 1',
@@ -26,6 +28,7 @@ KINDS = {
     "lazy": 'start = "lazy"\nidle_stop_s = 0.4',
     "broken": 'instances = "session"\nstart = "lazy"\nrestart = { intensity = 1 }',
 }
+SESSION = "mcp-session-id"
 Scenario = Callable[["Sessions"], Coroutine[Any, Any, None]]
 
 
@@ -237,31 +240,48 @@ def test_request_without_a_session_is_refused_where_each_has_its_own(vsm: Runnin
 
 
 async def post_modern(vsm: Running, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """One stateless request over HTTP."""
+    """One stateless request."""
     meta = {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
         "io.modelcontextprotocol/clientCapabilities": {},
     }
     params = {"name": tool, "arguments": arguments, "_meta": meta}
-    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
-    host = vsm.url.split("/")[2]
-    reader, writer = await asyncio.open_connection(*host.split(":"))
-    head = (
-        f"POST /mcp HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {vsm.token}\r\n"
-        "Content-Type: application/json\r\nAccept: application/json, text/event-stream\r\n"
-        f"MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: tools/call\r\nMcp-Name: {tool}\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    writer.write(head.encode() + body.encode())
+    headers = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/call", "Mcp-Name": tool}
+    return (await http(vsm, "tools/call", params, **headers))[1]
+
+
+async def http(
+    vsm: Running, method: str, params: dict[str, Any], **headers: str
+) -> tuple[str, dict[str, Any]]:
+    """The session's id, if one is told, and the answer to one request."""
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+    address = vsm.url.split("/")[2]
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    told = {
+        "Host": address,
+        "Authorization": f"Bearer {vsm.token}",
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+    }
+    verb = headers.pop(":method", "POST")
+    lines = [f"{verb} /mcp HTTP/1.1", *(f"{k}: {v}" for k, v in {**told, **headers}.items())]
+    writer.write("\r\n".join([*lines, "", body]).encode())
     async with asyncio.timeout(BOUND_S):
-        answer = await reader.read()
+        answer = (await reader.read()).decode()
     writer.close()
     await writer.wait_closed()
-    text = answer.partition(b"\r\n\r\n")[2].decode()
-    lines = [line.removeprefix("data: ") for line in text.splitlines() if "jsonrpc" in line]
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+    head, _, content = answer.partition("\r\n\r\n")
+    names = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:])
+    frames = [line.removeprefix("data: ") for line in content.splitlines() if "jsonrpc" in line]
+    return _original(head, names.get(SESSION, "")), json.loads(frames[-1]) if frames else {}
+
+
+def _original(head: str, lowered: str) -> str:
+    at = head.lower().find(lowered)
+    return head[at : at + len(lowered)]
 
 
 def test_what_a_sessions_server_says_reaches_that_session_alone(vsm: Running) -> None:
@@ -347,6 +367,40 @@ def test_new_gateway_takes_a_pool_over_but_no_sessions_server(vsm: Running) -> N
         assert (await it.note(client, "own", "new"))["notes"] == ["new"]
         assert "kept" in (await it.note(client, "pool", "more"))["notes"] or len(pooled) > 1
         assert pooled <= set(it.instances("pool"))
+
+    play(vsm, scenario)
+
+
+def test_session_that_goes_on_with_a_new_gateway_is_told_what_it_lost(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        client = await Raw.connect(str(it.vsm.folder / "run/mcp.sock"))
+        named = {"clientInfo": {"name": "t", "version": "1"}, "capabilities": {}}
+        again = f"{OURS}1"  # as `vsm connect` has it
+        await client.request(again, "initialize", protocolVersion="2025-11-25", **named)
+        answer = await client.request("s", "resources/subscribe", uri="note://own")
+        assert "result" in answer  # which is no call, so nobody would have read it there
+        error = (await it.call(client, "own__note"))["error"]
+        assert "whatever state this session had there is gone" in error["message"]
+        assert (await it.note(client, "own", "fresh"))["notes"] == ["fresh"]
+        await client.close()
+
+    play(vsm, scenario)
+
+
+def test_session_over_http_has_its_own_until_it_is_deleted(vsm: Running) -> None:
+    async def scenario(it: Sessions) -> None:
+        version = {"protocolVersion": "2025-11-25", "capabilities": {}}
+        named = {**version, "clientInfo": {"name": "t", "version": "1"}}
+        sessions = [(await http(it.vsm, "initialize", named))[0] for _ in range(2)]
+        for number, session in enumerate(sessions):
+            said = {"name": "own__note", "arguments": {"text": str(number)}}
+            _, answer = await http(it.vsm, "tools/call", said, **{SESSION: session})
+            assert json.loads(answer["result"]["content"][0]["text"])["notes"] == [str(number)]
+        claimed = [c["name"] for c in it.catalogue("own") if c["state"] == "claimed"]
+        assert len(claimed) == 2
+        for session in sessions:
+            await http(it.vsm, "", {}, **{SESSION: session, ":method": "DELETE"})
+        await it.wait(lambda: not set(claimed) & set(it.instances("own")))
 
     play(vsm, scenario)
 

@@ -109,6 +109,7 @@ class Client(ABC):
             is whoever holds the token.
         calls_itself: the name that it gives itself; nothing proves it.
         capabilities: what a legacy client declared at its handshake.
+        rejoined: it goes on with a session that it had with a gateway before.
         envelope: what a modern server is told of a legacy client, with every request.
         log_level: the index in LOG_LEVELS below which it wants no log messages, if it said so.
     """
@@ -119,6 +120,7 @@ class Client(ABC):
     calls_itself: str = ""
     version: str = LEGACY_VERSION
     initialized: bool = False
+    rejoined: bool = False
     closed: bool = False
     log_level: int | None = None
     capabilities: Object = field(default_factory=dict)

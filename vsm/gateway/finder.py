@@ -101,8 +101,15 @@ class Finder:
         text, data = integration.unavailable, integration.availability
         raise RequestError(jsonrpc.UNAVAILABLE, text, data, unserved=True)
 
-    def instance_of(self, integration: Integration, client: Client) -> Upstream:
+    def instance_of(
+        self, integration: Integration, client: Client, *, quietly: bool = False
+    ) -> Upstream:
         """The server of an integration with several to which a client's call goes.
+
+        Args:
+            integration: that has several.
+            client: whose call it is.
+            quietly: it is no call, so that nobody would hear that a state was lost.
 
         Raises:
             RequestError: it gets none. StartingError: it gets one soon.
@@ -110,7 +117,7 @@ class Finder:
         if integration.instances is None or not integration.takes_calls:
             self.raise_unavailable(integration)
         instances = cast("Instances", integration.instances)
-        found = instances.pick(client)
+        found = instances.pick(client, quietly=quietly)
         if found is None:
             raise StartingError([integration.settings.name])
         if isinstance(found, str):

@@ -112,8 +112,13 @@ class Instances:
 
     # ---- where a call goes -----------------------------------------------------------------
 
-    def pick(self, client: Client) -> Upstream | str | None:
-        """The server for a client's request; None: there will be one; a text: why there is none."""
+    def pick(self, client: Client, *, quietly: bool = False) -> Upstream | str | None:
+        """The server for a client's request; None: there will be one; a text: why there is none.
+
+        Args:
+            client: whose request it is.
+            quietly: keep what the session has to be told for its next call.
+        """
         if self.terms.kind == "pool":
             return self._least_busy()
         claim = self._claims.get(client)
@@ -122,8 +127,8 @@ class Instances:
             self._lose(instance, "the server closed its output")
             self._release(instance, "it ended")
             instance = None
-        if instance is None:
-            refusal, instance = self._claim(client)
+        if claim is None or instance is None or claim.lost:
+            refusal, instance = self._claim(client, quietly=quietly)
             if instance is None:
                 return refusal
         instance.used_at = self._loop.time()
@@ -144,20 +149,32 @@ class Instances:
         best.used_at = self._loop.time()
         return best.upstream
 
-    def _claim(self, client: Client) -> tuple[str | None, Instance | None]:
+    def _claim(self, client: Client, *, quietly: bool) -> tuple[str | None, Instance | None]:
         """An instance for a session, or why it gets none; neither: it waits for one."""
         if not client.lasts:
             return self._stateless, None
-        claim = self._claims.setdefault(client, Claim())
-        if claim.waiting:
-            return None, None
-        refusal, claim.lost = claim.lost or self._refusal(claim), ""
+        claim = self._claims.get(client)
+        if claim is None:
+            claim = self._claims[client] = Claim(lost=self._before if client.rejoined else "")
+        if claim.lost and not quietly:
+            text, claim.lost = claim.lost, ""
+            return text, None
+        if claim.waiting or claim.instance is not None:
+            return None, claim.instance
+        refusal = self._refusal(claim)
         if refusal:
             return refusal, None
         claim.waiting = True
         self._serve_waiting()
         self._review()
         return None, claim.instance
+
+    @property
+    def _before(self) -> str:
+        return (
+            f"{self.name}: vsm was away, and whatever state this session had there is gone. The "
+            "call was not sent; the next one goes to a fresh server."
+        )
 
     @property
     def _stateless(self) -> str:

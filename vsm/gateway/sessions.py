@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from msgspec import UNSET, Raw
 
+from vsm.core.rejoin import OURS
 from vsm.core.trust import INSTRUCTIONS
 from vsm.gateway.call import Inquiry, Sink
 from vsm.gateway.client import MAX_LISTENS, MAX_SUBSCRIBED_URIS, Client, Listen
@@ -28,6 +29,7 @@ from vsm.protocol.tables import (
     Era,
 )
 
+_REJOINED: Final = f'"{OURS}'.encode()  # what the ids of `vsm connect` begin with
 MAX_INSTRUCTIONS_CHARS: Final = 2048
 
 CAPABILITIES: Final = {
@@ -86,6 +88,7 @@ class Sessions:
         client.introduces_itself(jsonrpc.nested(params, "clientInfo"))
         client.capabilities = jsonrpc.nested(params, "capabilities")
         client.initialized = True
+        client.rejoined = id_bytes.startswith(_REJOINED)
         client.envelope = envelope.of_legacy_client(GATEWAY, client.capabilities, client.log_level)
         result: dict[str, Any] = {
             "protocolVersion": client.version,
@@ -131,7 +134,7 @@ class Sessions:
         if not integration.takes_calls:
             self._finder.raise_unavailable(integration)
         if integration.instances is not None:
-            self._finder.instance_of(integration, client)
+            self._finder.instance_of(integration, client, quietly=True)
         key = (name, uri)
         if key in client.subscribed:
             sink.answer(jsonrpc.answer(id_bytes, b"{}"))
