@@ -23,7 +23,7 @@ from vsm import uids
 from vsm.attempts import ATTEMPTS, outcome_of
 from vsm.audit_result import Result, judge
 from vsm.audit_world import LEAKED_FD, SECRET_VARIABLE, World
-from vsm.cgroup import CgroupLimits, Cgroups, Group
+from vsm.cgroup import Cgroups, Group, limits_of
 from vsm.closure import closure
 from vsm.core.seccomp import Action, simulate
 from vsm.errors import VsmError
@@ -122,12 +122,7 @@ def limit_group(name: str, limits: Limits, host: HostFacts) -> "Iterator[Group |
     try:
         yield cgroups.create(
             name,
-            CgroupLimits(
-                memory_bytes=limits.memory_bytes,
-                swap_bytes=limits.swap_bytes,
-                processes=limits.processes,
-                cpu_cores=limits.cpu_cores,
-            ),
+            limits_of(limits),
         )
     finally:
         cgroups.close()

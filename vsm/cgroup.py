@@ -3,7 +3,8 @@
 Owns the folders that vsm makes under its own control group, their limits, kill, freeze and
 usage. Runs in the supervisor (root, or a user with a delegated subtree); a worker joins by
 writing "0" into `Group.procs` before it drops anything. Order of preference: an own v2 subtree,
-v1 controllers, a v2 mount without controllers (kill and freeze only), nothing.
+v1 controllers, a v2 mount without controllers (kill and freeze only), nothing. It is one file
+because a trial uses the very group that a worker gets.
 Sources: cgroups(7), Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
 """
 
@@ -22,11 +23,14 @@ import msgspec
 
 from vsm.cgroup_files import (
     CONTROLLERS,
+    IO,
     SUPERVISOR_LEAF,
     V1_CONTROLLERS,
     CgroupLimits,
+    block_devices,
     folder_name,
     group_names,
+    hand_out,
     keyed_number,
     made_folder,
     mount_points,
@@ -35,15 +39,18 @@ from vsm.cgroup_files import (
     read_words,
     remove_tree,
     role,
+    v1_rate,
     v1_writes,
+    v2_rate,
     v2_writes,
     wait_dead,
     write_value,
 )
 from vsm.errors import VsmError
+from vsm.profile import Limits
 from vsm.run_name import RUN_NAME, owner_is_dead, run_name
 
-__all__ = ["CgroupFacts", "CgroupLimits", "Cgroups", "Group", "Usage", "detect"]
+__all__ = ["CgroupFacts", "CgroupLimits", "Cgroups", "Group", "Usage", "detect", "limits_of"]
 
 KILL_ROUNDS = 20
 Kind = Literal["v2", "v1", "kill-only", "none"]
@@ -56,6 +63,7 @@ class CgroupFacts(msgspec.Struct, frozen=True, kw_only=True):
         kind: which world the limits come from.
         folders: controller → the folder that new groups are made in; "unified" is the v2 one.
         memory, swap, processes, cpu, kill, freeze: a trial child was really held by it.
+        io: a rate was accepted for a disk and read back.
         reason: why nothing better is there ("" where everything is).
     """
 
@@ -67,6 +75,7 @@ class CgroupFacts(msgspec.Struct, frozen=True, kw_only=True):
     cpu: bool = False
     kill: bool = False
     freeze: bool = False
+    io: bool = False
     reason: str = ""
 
 
@@ -78,6 +87,12 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     oom_kills: int | None
     cpu_s: float | None
     processes: int | None
+
+
+def limits_of(limits: Limits) -> CgroupLimits:
+    """The part of a profile's limits that a group can hold."""
+    fields = CgroupLimits.__struct_fields__
+    return CgroupLimits(**{name: getattr(limits, name) for name in fields})
 
 
 # -- detection -------------------------------------------------------------------------------------
@@ -106,15 +121,15 @@ def _v2_folders(claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT
     if base.name == SUPERVISOR_LEAF:
         base = base.parent
     offered = set(read_words(base / "cgroup.controllers"))
-    wanted = [name for name in CONTROLLERS if name in offered]
-    if not wanted:
+    wanted = [name for name in (*CONTROLLERS, IO) if name in offered]
+    if not set(wanted) & set(CONTROLLERS):
         reasons.append(f"{base}: no memory, pids or cpu controller is delegated")
         return {}
     if not set(wanted) <= set(read_words(base / "cgroup.subtree_control")):
         try:
             if claim:
                 move_family(base, made_folder(base / SUPERVISOR_LEAF))
-            write_value(base / "cgroup.subtree_control", " ".join(f"+{name}" for name in wanted))
+            hand_out(base, wanted)
         except OSError as error:
             reasons.append(
                 f"{base}: cannot hand out controllers ({error.strerror}); run vsm as a service "
@@ -176,6 +191,7 @@ def _trial_facts(
     group: Group, kind: Kind, folders: dict[str, str], reasons: list[str]
 ) -> CgroupFacts:
     limit = 64 << 20
+    io = _trial_io(group)  # first, for it lifts what is not io's
     memory = _holds(lambda: group.set_limits(CgroupLimits(memory_bytes=limit)), folders, "memory")
     memory = memory and group.limits().memory_bytes == limit
     swap = memory and _holds(
@@ -188,8 +204,27 @@ def _trial_facts(
     held = {"memory": memory, "processes": processes and fork_refused, "cpu": cpu, "swap": swap}
     reasons += [f"{kind}: no {name} limit" for name, works in held.items() if not works]
     return CgroupFacts(
-        kind=kind, folders=folders, kill=killed, freeze=froze, reason="; ".join(reasons), **held
+        kind=kind,
+        folders=folders,
+        kill=killed,
+        freeze=froze,
+        io=io,
+        reason="; ".join(reasons),
+        **held,
     )
+
+
+def _trial_io(group: Group) -> bool:
+    """A rate for every disk; a host that shows none has none to limit."""
+    rate = 1 << 30
+    if not {IO, "blkio"} & group.folders.keys() or not block_devices():
+        return False
+    try:
+        group.set_limits(CgroupLimits(io_read_bytes_s=rate, io_write_bytes_s=rate))
+    except VsmError:
+        return False
+    found = group.limits()
+    return (found.io_read_bytes_s, found.io_write_bytes_s) == (rate, rate)
 
 
 def _holds(change: Callable[[], None], folders: dict[str, str], controller: str) -> bool:
@@ -302,6 +337,7 @@ class Group:
         self, facts: CgroupFacts, relative: str, folders: dict[str, Path] | None = None
     ) -> None:
         self.facts = facts
+        self._has_rates = False
         self.folders = folders or {n: Path(base, relative) for n, base in facts.folders.items()}
 
     @property
@@ -316,9 +352,14 @@ class Group:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Which of "memory", "processes" and "cpu" the group really enforces."""
+        """Which of "memory", "processes", "cpu" and "io" the group really enforces."""
         facts = self.facts
-        works = {"memory": facts.memory, "processes": facts.processes, "cpu": facts.cpu}
+        works = {
+            "memory": facts.memory,
+            "processes": facts.processes,
+            "cpu": facts.cpu,
+            "io": facts.io,
+        }
         return tuple(layer for layer, holds in works.items() if holds)
 
     @property
@@ -332,10 +373,8 @@ class Group:
         for folder in dict.fromkeys(self.folders.values()):
             made_folder(folder.parent)
             if self.facts.kind == "v2":
-                wanted = [name for name in CONTROLLERS if name in self.folders]
-                control = folder.parent / "cgroup.subtree_control"
-                if not set(wanted) <= set(read_words(control)):
-                    write_value(control, " ".join(f"+{name}" for name in wanted))
+                wanted = [name for name in (*CONTROLLERS, IO) if name in self.folders]
+                hand_out(folder.parent, wanted)
             made_folder(folder)
 
     def set_limits(self, limits: CgroupLimits) -> None:
@@ -345,7 +384,10 @@ class Group:
             VsmError: a limit was refused, with the file and the reason.
         """
         writes = v2_writes if self.facts.kind == "v2" else v1_writes
-        for controller, file, value in writes(limits):
+        rates = limits.io_read_bytes_s is not None or limits.io_write_bytes_s is not None
+        devices = block_devices() if rates or self._has_rates else ()
+        self._has_rates = rates
+        for controller, file, value in writes(limits, devices):
             folder = self.folders.get(controller)
             if folder is None or (file.startswith("memory.mems") and not (folder / file).exists()):
                 continue
@@ -360,18 +402,24 @@ class Group:
             quota, _, period = self._text("cpu", "cpu.max").partition(" ")
             memory = self._number("memory", "memory.max")
             swap = self._number("memory", "memory.swap.max")
+            rates = self._text(IO, "io.max")
+            read, write = v2_rate(rates, "rbps"), v2_rate(rates, "wbps")
         else:
             quota = self._text("cpu", "cpu.cfs_quota_us")
             period = self._text("cpu", "cpu.cfs_period_us")
             memory = self._number("memory", "memory.limit_in_bytes")
             both = self._number("memory", "memory.memsw.limit_in_bytes")
             swap = both - memory if both is not None and memory is not None else None
+            files = (f"blkio.throttle.{name}_bps_device" for name in ("read", "write"))
+            read, write = (v1_rate(self._text("blkio", file)) for file in files)
         cores = int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
         return CgroupLimits(
             memory_bytes=memory,
             swap_bytes=swap,
             processes=self._number("pids", "pids.max"),
             cpu_cores=cores,
+            io_read_bytes_s=read,
+            io_write_bytes_s=write,
         )
 
     def usage(self) -> Usage:

@@ -19,7 +19,10 @@ import msgspec
 from vsm.run_name import run_name
 
 CONTROLLERS = ("memory", "pids", "cpu")
-V1_CONTROLLERS = (*CONTROLLERS, "cpuacct", "freezer")
+V1_CONTROLLERS = (*CONTROLLERS, "cpuacct", "freezer", "blkio")
+IO = "io"  # of version 2; wanted beside the others, and done without where it is not offered
+_MOST_DEVICES = 64
+_NO_DISKS = ("loop", "ram", "zram", "nbd", "sr", "fd")
 SUPERVISOR_LEAF = "supervisor"
 CPU_PERIOD_US = 100_000
 
@@ -31,6 +34,8 @@ class CgroupLimits(msgspec.Struct, frozen=True, kw_only=True):
     swap_bytes: int | None = None
     processes: int | None = None
     cpu_cores: float | None = None
+    io_read_bytes_s: int | None = None
+    io_write_bytes_s: int | None = None
 
 
 def folder_name(name: str) -> str:
@@ -169,8 +174,41 @@ def own_group(controller: str) -> str:
     return "/"
 
 
-def v2_writes(limits: CgroupLimits) -> Iterator[tuple[str, str, str]]:
-    """Controller, file and value for each limit, in an order that is valid at every step."""
+def hand_out(folder: Path, controllers: list[str]) -> None:
+    """Give the groups below a v2 folder these controllers; OSError if it does not.
+
+    The one for io is not worth a failure: without it there is no io limit, and vsm says so.
+    """
+    control = folder / "cgroup.subtree_control"
+    there = set(read_words(control))
+    needed = [name for name in controllers if name != IO]
+    if not set(needed) <= there:
+        write_value(control, " ".join(f"+{name}" for name in needed))
+    if IO in controllers and IO not in there:
+        with contextlib.suppress(OSError):
+            write_value(control, f"+{IO}")
+
+
+def block_devices(folder: Path = Path("/sys/block")) -> tuple[str, ...]:
+    """MAJOR:MINOR of each disk; partitions are limited by their disk."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return ()
+    disks = [name for name in names if not name.startswith(_NO_DISKS)]
+    found = (" ".join(read_words(folder / name / "dev")) for name in disks[:_MOST_DEVICES])
+    return tuple(device for device in found if device)
+
+
+def v2_writes(
+    limits: CgroupLimits, devices: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str, str]]:
+    """Controller, file and value for each limit, in an order that is valid at every step.
+
+    Args:
+        limits: to put in force.
+        devices: to which those of io apply; none leaves them as they are.
+    """
     if limits.swap_bytes is not None:
         yield "memory", "memory.swap.max", str(limits.swap_bytes)
     yield "memory", "memory.max", _or(limits.memory_bytes, "max")
@@ -179,9 +217,14 @@ def v2_writes(limits: CgroupLimits) -> Iterator[tuple[str, str, str]]:
     cores = limits.cpu_cores
     quota = "max" if cores is None else str(max(1000, int(cores * CPU_PERIOD_US)))
     yield "cpu", "cpu.max", f"{quota} {CPU_PERIOD_US}"
+    read, write = _or(limits.io_read_bytes_s, "max"), _or(limits.io_write_bytes_s, "max")
+    for device in devices:
+        yield IO, "io.max", f"{device} rbps={read} wbps={write}"
 
 
-def v1_writes(limits: CgroupLimits) -> Iterator[tuple[str, str, str]]:
+def v1_writes(
+    limits: CgroupLimits, devices: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str, str]]:
     """The same for version 1."""
     # memory <= memory + swap holds at every moment: lift the sum, set the part, set the sum.
     yield "memory", "memory.memsw.limit_in_bytes", "-1"
@@ -193,6 +236,25 @@ def v1_writes(limits: CgroupLimits) -> Iterator[tuple[str, str, str]]:
     cores = limits.cpu_cores
     yield "cpu", "cpu.cfs_period_us", str(CPU_PERIOD_US)
     yield "cpu", "cpu.cfs_quota_us", _or(cores and max(1000, int(cores * CPU_PERIOD_US)), "-1")
+    for device in devices:  # 0 is no limit
+        for direction, rate in (
+            ("read", limits.io_read_bytes_s),
+            ("write", limits.io_write_bytes_s),
+        ):
+            yield "blkio", f"blkio.throttle.{direction}_bps_device", f"{device} {_or(rate, '0')}"
+
+
+def v2_rate(text: str, key: str) -> int | None:
+    """The least of a device's `rbps` or `wbps` in io.max."""
+    pairs = (word.partition("=") for word in text.split())
+    found = [int(value) for name, _, value in pairs if name == key and value.isdigit()]
+    return min(found, default=None)
+
+
+def v1_rate(text: str) -> int | None:
+    """The least rate in a blkio.throttle file."""
+    found = [int(words[1]) for line in text.splitlines() if len(words := line.split()) > 1]
+    return min(found, default=None)
 
 
 def _or(value: float | None, otherwise: str) -> str:

@@ -27,7 +27,12 @@ LIVE_KEYS: Final = frozenset(
     }
 )
 # What a control group can move under a running worker.
-LIVE_LIMITS: Final = frozenset({"memory_bytes", "swap_bytes", "processes", "cpu_cores"})
+LIVE_LIMITS: Final = frozenset(
+    {
+        *("memory_bytes", "swap_bytes", "processes", "cpu_cores"),
+        *("io_read_bytes_s", "io_write_bytes_s"),
+    }
+)
 _SAYS_NOTHING: Final = frozenset({"name", "path", "description"})
 
 

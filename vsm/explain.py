@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from vsm.execution import Plan
     from vsm.operations import Operation
 
-CGROUP_LAYERS = ("memory", "processes", "cpu")
+CGROUP_LAYERS = ("memory", "processes", "cpu", "io")
 EXAMPLE_COMMAND = ["true"]
 # The uid in an explained plan; a real worker's is its own.
 EXAMPLE_UID = 0x7000_0000
 
 _REASONS = {
-    "JoinCgroups": "limits.memory, swap, processes, cpu: counted for the whole process tree",
+    "JoinCgroups": "limits.memory, swap, processes, cpu, io: counted for the whole process tree",
     "EnterNamespaces": "tier, network.mode: own views of processes, network, host name and ids",
     "ForbidUserNamespaces": "no way back to capabilities",
     "SetLimits": "limits.open_files, file_size, cpu_time_s, processes: held by the kernel itself",
@@ -126,6 +126,8 @@ def _steps(plan: "Plan", profile: Profile) -> Iterator[tuple[str, str, str]]:
 
 
 def _frame_reason(line: str) -> str:
+    if line.startswith("kill it after"):
+        return "limits.wall_time_s: by its mini-init, with all that it started"
     if line.startswith("exec"):
         return "the command itself; all of the above holds for whatever it starts"
     if line.startswith("fork into"):

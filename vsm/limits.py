@@ -12,6 +12,7 @@ import msgspec
 from vsm import changes
 from vsm.cgroup import CgroupLimits
 from vsm.errors import ConfigurationError, VsmError
+from vsm.plan import rates_text
 from vsm.profile import Limits, LimitsDocument, compile_limits
 
 if TYPE_CHECKING:
@@ -31,9 +32,18 @@ FIELDS: Final = {
     "disk": "disk_bytes",
     "disk_files": "disk_files",
     "wall_time_s": "wall_time_s",
+    "io_read": "io_read_bytes_s",
+    "io_write": "io_write_bytes_s",
 }
 _DETECTED: Final = frozenset({"disk", "disk_files"})
-_LAYERS: Final = {"memory": "memory", "processes": "processes", "cpu": "cpu", "swap": "memory"}
+_LAYERS: Final = {
+    "memory": "memory",
+    "swap": "memory",
+    "processes": "processes",
+    "cpu": "cpu",
+    "io_read": "io",
+    "io_write": "io",
+}
 
 
 def set_limits(supervisor: "Supervisor", name: str, wanted: dict[str, Any]) -> list[dict[str, str]]:
@@ -126,9 +136,12 @@ def _describe(running: "RunningWorker", limits: Limits, by: str) -> None:
         "memory": limits.memory_bytes and f"{limits.memory_bytes >> 20} MiB",
         "processes": limits.processes and str(limits.processes),
         "cpu": limits.cpu_cores and f"{limits.cpu_cores:g} cores",
+        "io": rates_text(limits),
     }
+    group = running.provided.group if running.provided else None
+    held = group.layers if group else ()
     for layer in running.spawned.layers if running.spawned else ():
-        if layer["name"] in amounts:
+        if layer["name"] in held and layer["name"] in amounts:
             amount = amounts[layer["name"]]
             layer["state"] = "in force" if amount else "not required"
             layer["detail"] = f"{amount}, by cgroup, set by {by}" if amount else "lifted"

@@ -1,17 +1,15 @@
 """Each limit of a running worker: its value, what holds it, and whether it really does.
 
 Runs in the supervisor. What is "in force" was read back from the kernel where the kernel shows
-it: from the control group's files, or by prlimit from the first process of the worker.
+it: from the control group's files, or from /proc of the worker's first process.
 """
 
 import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vsm.execution import Plan
-from vsm.linux import rlimits
 from vsm.operations import SetLimits
 from vsm.profile import Limits
 from vsm.root_operations import Mount, inodes
@@ -27,6 +25,11 @@ DETECTED: Final = "detected"
 ABSENT: Final = "absent"
 NOT_REQUIRED: Final = "not required"
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_NAMES: Final = {  # of /proc/PID/limits
+    "cpu_time_s": "Max cpu time",
+    "open_files": "Max open files",
+    "file_size": "Max file size",
+}
 _CPU_SLACK: Final = 0.01
 _LOOKS: Final = "vsm looks twice a second, and kills"
 
@@ -82,6 +85,7 @@ def _tree_limits(running: "RunningWorker", provided: "Provision") -> Iterator[He
             yield Held(key, text, "detection", DETECTED, f"{_LOOKS}{also}")
         if key == "memory":
             yield _swap(limits, group)
+    yield from _rates(limits, group)
 
 
 def _by_group(key: str, text: str, value: float, group: "Group") -> Held:
@@ -106,6 +110,24 @@ def _swap(limits: Limits, group: "Group | None") -> Held:
     return Held("swap", text, "", ABSENT, f"no control group counts it; {there}")
 
 
+def _rates(limits: Limits, group: "Group | None") -> Iterator[Held]:
+    now = group.limits() if group is not None and group.facts.io else None
+    read, write = (now.io_read_bytes_s, now.io_write_bytes_s) if now else (None, None)
+    for key, rate, found in (
+        ("io_read", limits.io_read_bytes_s, read),
+        ("io_write", limits.io_write_bytes_s, write),
+    ):
+        text = _size(rate)
+        if rate is None:
+            yield Held(key, text, "", NOT_REQUIRED)
+        elif group is None or now is None:
+            yield Held(key, text, "", ABSENT, "no control group holds it")
+        elif found is not None and found <= rate:
+            yield Held(key, text, _kind(group), IN_FORCE, "bytes a second, for each disk")
+        else:
+            yield Held(key, text, _kind(group), ABSENT, f"the kernel has {found}")
+
+
 def _process_limits(limits: Limits, plan: Plan, pid: int) -> Iterator[Held]:
     values = {
         "cpu_time_s": ("cpu", limits.cpu_time_s, _number(limits.cpu_time_s)),
@@ -121,19 +143,25 @@ def _process_limits(limits: Limits, plan: Plan, pid: int) -> Iterator[Held]:
         elif kind not in set_by_plan:  # set by command, from the next start
             yield Held(key, text, "rlimit", ABSENT, "from the next start")
         else:
-            yield _by_rlimit(key, text, value, pid, kind)
+            yield _by_rlimit(key, text, value, pid)
 
 
-def _by_rlimit(key: str, text: str, value: int, pid: int, kind: str) -> Held:
-    try:
-        hard = resource.prlimit(pid, rlimits.KINDS[kind])[1]
-    except PermissionError:
-        return Held(key, text, "rlimit", IN_FORCE, "of each process; set when it started")
-    except OSError:
+def _by_rlimit(key: str, text: str, value: int, pid: int) -> Held:
+    hard = _hard_limit(pid, _NAMES[key])
+    if not hard:
         return Held(key, text, "rlimit", ABSENT, "the worker is ending")
-    if hard == resource.RLIM_INFINITY or hard > value:
+    if not hard.isdigit() or int(hard) > value:
         return Held(key, text, "rlimit", ABSENT, f"the kernel has {hard}")
     return Held(key, text, "rlimit", IN_FORCE, "of each process")
+
+
+def _hard_limit(pid: int, name: str) -> str:
+    """As the kernel writes it; "" if the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/limits").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return ""
+    return next((line.split()[4] for line in lines if line.startswith(name)), "")
 
 
 def _time_and_disk(provided: "Provision") -> Iterator[Held]:

@@ -33,7 +33,8 @@ from vsm.operations import (
     SetLimits,
     ShieldMiniInit,
 )
-from vsm.profile import Profile
+from vsm.profile import Limits, Profile
+from vsm.units import format_bytes
 
 Tier = Literal["namespaced", "landlocked"]
 
@@ -278,6 +279,8 @@ def _resource_layers(case: _Case) -> Iterator[LayerState]:
         "processes": limits.processes and str(limits.processes),
         "cpu": limits.cpu_cores and f"{limits.cpu_cores:g} cores",
     }
+    if rates := rates_text(limits):
+        wanted["io"] = rates
     for layer, amount in wanted.items():
         if not amount:
             yield LayerState(layer, NOT_REQUIRED, "no limit in the profile")
@@ -290,13 +293,20 @@ def _resource_layers(case: _Case) -> Iterator[LayerState]:
             yield LayerState(layer, ABSENT, f"{detail}{_instead(case, layer)}")
 
 
+def rates_text(limits: Limits) -> str:
+    """The limits of io in words, "" for none."""
+    rates = {"read": limits.io_read_bytes_s, "written": limits.io_write_bytes_s}
+    words = [f"{format_bytes(rate)}/s {name}" for name, rate in rates.items() if rate is not None]
+    return ", ".join(words)
+
+
 def _counts_processes(case: _Case) -> bool:
     """RLIMIT_NPROC counts per uid and user namespace: it serves where either is the worker's."""
     return (case.host.root and case.request.uid is not None) or case.own_user_namespace
 
 
 def _instead(case: _Case, layer: str) -> str:
-    if case.itself or layer == "cpu":
+    if case.itself or layer in {"cpu", "io"}:
         return ""
     data = "; RLIMIT_DATA bounds the private memory of each process" if layer == "memory" else ""
     return f"{data}; vsm looks at the tree twice a second and kills it: a detection, no limit"

@@ -347,4 +347,15 @@ def _limit_rows(facts: HostFacts) -> list[Row]:
         else:
             detail = f"{otherwise} ({groups.reason})"
             rows.append(Row(layer=layer, state="weaker", detail=detail, remedy=remedy))
+    rows.append(_io_row(groups))
     return rows
+
+
+def _io_row(groups: cgroup.CgroupFacts) -> Row:
+    if groups.io:
+        return Row(layer="io", state="works", detail=f"cgroup {groups.kind}")
+    detail = "no rate of reading and writing can be limited: no control group took one"
+    remedy = (
+        "Have the io controller of cgroup v2 delegated; only limits.io_read and io_write need it."
+    )
+    return Row(layer="io", state="absent", detail=detail, remedy=remedy)

@@ -31,6 +31,7 @@ LAYERS = (
     "memory",
     "processes",
     "cpu",
+    "io",
 )
 
 Tier = Literal["namespaced", "landlocked"]
@@ -45,6 +46,7 @@ Layer = Literal[
     "memory",
     "processes",
     "cpu",
+    "io",
 ]
 Size = str | int
 Unlimited = Literal["unlimited"]
@@ -108,6 +110,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: int | None
     disk_files: int | None
     wall_time_s: int | None
+    io_read_bytes_s: int | None
+    io_write_bytes_s: int | None
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +178,8 @@ class LimitsDocument(msgspec.Struct, frozen=True, kw_only=True):
     disk: Size = "1G"
     disk_files: Count | Unlimited = 100_000
     wall_time_s: Count | Unlimited = "unlimited"
+    io_read: Size = "unlimited"
+    io_write: Size = "unlimited"
 
 
 class ProfileDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,7 +234,8 @@ def extend_profile(profile: Profile, table: dict[str, Any], name: str) -> Profil
 
 def file_key(field: str) -> str:
     """What a field of a `Profile`'s sections is called in a file."""
-    return "cpu" if field == "cpu_cores" else field.removesuffix("_bytes")
+    plain = field.removesuffix("_bytes_s").removesuffix("_bytes")
+    return "cpu" if field == "cpu_cores" else plain
 
 
 def _document_table(profile: Profile) -> dict[str, Any]:
@@ -443,6 +450,8 @@ def compile_limits(limits: LimitsDocument, where: str) -> Limits:
         disk_bytes=_limit(limits.disk, where, "limits.disk"),
         disk_files=_number(limits.disk_files),
         wall_time_s=_number(limits.wall_time_s),
+        io_read_bytes_s=_rate(limits.io_read, where, "limits.io_read"),
+        io_write_bytes_s=_rate(limits.io_write, where, "limits.io_write"),
     )
 
 
@@ -452,6 +461,13 @@ def _number(value: int | str) -> int | None:
 
 def _limit(value: Size, file: str, key: str) -> int | None:
     return None if value == "unlimited" else _bytes(value, file, key)
+
+
+def _rate(value: Size, file: str, key: str) -> int | None:
+    rate = _limit(value, file, key)
+    if rate == 0:  # what the kernel would take for "no limit"
+        raise ConfigurationError(f"{file}: {key}", "expected a rate above 0", 'Write "10M".')
+    return rate
 
 
 def _bytes(value: Size, file: str, key: str) -> int:

@@ -98,12 +98,7 @@ def _group(host: Host, worker: str, limits: Limits) -> cgroup.Group | None:
         return None
     return host.cgroups.create(
         worker,
-        cgroup.CgroupLimits(
-            memory_bytes=limits.memory_bytes,
-            swap_bytes=limits.swap_bytes,
-            processes=limits.processes,
-            cpu_cores=limits.cpu_cores,
-        ),
+        cgroup.limits_of(limits),
     )
 
 

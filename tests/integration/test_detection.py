@@ -9,6 +9,7 @@ from supervised import (
     NOBODY,
     Row,
     Started,
+    ask,
     folder_of,
     ordinary_user,
     rows,
@@ -41,6 +42,12 @@ def test_shared_memory_of_a_tree_is_detected(
             assert one.end() == 0
             return
         assert "a detection, no limit" in memory["detail"]
+        held = {row["key"]: row for row in ask(one, "limit", name="hog", limits={})["held"]}
+        assert held["memory"]["state"] == "detected"
+        assert held["cpu"]["state"] == "absent"
+        refused = one.start("call", "hog", "act", '{"mode": "refused"}', to=subprocess.PIPE)
+        assert b"[1, 1, 1, 1]" in refused.communicate(timeout=20)[0]
+        wait_until(one, lambda seen: seen["hog"]["refused_calls"] == {"ptrace": 3, "bpf": 1})
         call = one.start("call", "hog", "act", '{"mode": "shared"}', to=subprocess.PIPE)
         wait_until(one, lambda seen: seen["hog"]["restarts"] == 1)
         call.communicate(timeout=20)

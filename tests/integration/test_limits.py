@@ -1,5 +1,6 @@
 """Limits beside those of control groups: each holds or is noticed, and a control goes on."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from confined_worlds import IS_ROOT, host, run_confined
+from confined_worlds import IS_ROOT, ChildFailedError, host, run_confined
 from running import Running, running
 from supervised import all_ready, ask, call, rows, wait_until, write_config
 
@@ -36,6 +37,21 @@ def test_wall_time_ends_the_whole_tree_and_nothing_shorter(
     assert (quick["output"], quick["status"]) == ("done\n", 0)
 
 
+@pytest.mark.isolation
+def test_a_rate_that_nothing_holds_stops_the_worker_unless_its_profile_may_lack_it(
+    tmp_path: Path,
+) -> None:
+    """Here in no control group at all."""
+    who = "root" if IS_ROOT else "user"
+    path = tmp_path / "slow.toml"
+    path.write_text(PROFILE.format('io_read = "1M"'), encoding="utf-8")
+    with pytest.raises(ChildFailedError, match=r"the layer io cannot be applied: 1M/s read"):
+        run_confined(who, "landlocked", ["/bin/true"], profile=load_profile(str(path)))
+    path.write_text('may_lack = ["io"]\n' + PROFILE.format('io_read = "1M"'), encoding="utf-8")
+    ended = run_confined(who, "landlocked", ["/bin/true"], profile=load_profile(str(path)))
+    assert (ended["status"], ended["layers"]["io"]) == (0, "absent")
+
+
 @pytest.fixture(scope="module")
 def vsm(
     session_leaves_nothing: None, tmp_path_factory: pytest.TempPathFactory
@@ -49,6 +65,7 @@ def vsm(
         full='well;state = true\nprofile = "./disk.toml"',
         free="well;state = true",
         hungry='well;profile = "./memory.toml"',
+        slow="well;state = true",
         brief='well;profile = "./wall.toml"',
     )
     with running(config) as one:
@@ -118,6 +135,28 @@ def test_what_is_within_the_limit_stays(vsm: Running, name: str, mode: str) -> N
     assert "MiB" in call(vsm, name, "act", mode=mode)
     assert "emptied" in call(vsm, name, "act", mode="empty-again")
     assert rows(vsm)[name]["pid"] == before["pid"]
+
+
+def test_rates_of_reading_move_under_a_running_worker(
+    vsm: Running, require: Callable[[str, bool, str], None]
+) -> None:
+    before = wait_until(vsm, lambda seen: seen["slow"]["state"] == "ready")["slow"]
+    require("an io control group", host(WORLDS[0][0]).cgroup.io, "none here")
+    free_s = seconds_of_reading(vsm)
+    answer = ask(vsm, "limit", name="slow", limits={"io_read": "1M"})
+    assert answer["limits"][0]["state"] == "in force"
+    assert held(vsm, "slow")["io_read"]["state"] == "in force"
+    assert seconds_of_reading(vsm) > max(1.0, free_s)  # 3 MiB; a throttle cannot be too fast
+    ask(vsm, "limit", name="slow", limits={"io_read": "unlimited"})
+    assert held(vsm, "slow")["io_read"]["state"] == "not required"
+    assert rows(vsm)["slow"]["pid"] == before["pid"]
+
+
+def seconds_of_reading(vsm: Running) -> float:
+    said = re.search(r"3145728 bytes in ([0-9.]+) s", call(vsm, "slow", "act", mode="read-disk"))
+    if said is None:
+        pytest.skip("the state directory is on no disk that can be read past its cache")
+    return float(said[1])
 
 
 def test_out_of_memory_is_said_with_the_peak(

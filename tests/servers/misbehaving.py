@@ -198,6 +198,23 @@ def removed() -> str:
     return "kept 48 MiB"
 
 
+def read_disk() -> str:
+    """Reads 3 MiB past the page cache; says how many seconds that took."""
+    path = private_folder() / "on-the-disk"
+    with path.open("wb") as file:
+        file.write(os.urandom(3 * 2**20))
+        file.flush()
+        os.fsync(file.fileno())
+    block = mmap.mmap(-1, 2**18)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    began, read = time.monotonic(), 0
+    while count := os.readv(fd, [block]):
+        read += count
+    os.close(fd)
+    path.unlink()
+    return f"{read} bytes in {time.monotonic() - began:.3f} s"
+
+
 def many_files() -> str:
     for number in range(1500):
         (private_folder() / f"empty-{number}").touch()
@@ -237,6 +254,7 @@ MODES: dict[str, Callable[[], str]] = {
     "fill-48": lambda: fill(48),
     "removed": removed,
     "many-files": many_files,
+    "read-disk": read_disk,
     "empty-again": empty_again,
     "hang": hang,
 }

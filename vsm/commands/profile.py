@@ -83,7 +83,7 @@ def table_of(profile: Profile) -> dict[str, Any]:
 def _written(name: str, value: object) -> object:
     if value is None:
         return "unlimited"
-    if name.endswith("_bytes") and isinstance(value, int):
+    if name.endswith(("_bytes", "_bytes_s")) and isinstance(value, int):
         return format_bytes(value)
     return list(value) if isinstance(value, tuple) else value
 

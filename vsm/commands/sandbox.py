@@ -162,7 +162,7 @@ def egress_process(profile: "Profile", host: "HostFacts") -> "Iterator[Egress | 
 @contextmanager
 def _group(profile: "Profile", facts: "CgroupFacts") -> "Iterator[Group | None]":
     """The command's control group, where one works; removed with all that is left in it."""
-    from vsm.cgroup import CgroupLimits, Cgroups
+    from vsm.cgroup import Cgroups, limits_of
 
     if facts.kind == "none":
         yield None
@@ -173,12 +173,7 @@ def _group(profile: "Profile", facts: "CgroupFacts") -> "Iterator[Group | None]"
     try:
         yield cgroups.create(
             "sandbox",
-            CgroupLimits(
-                memory_bytes=limits.memory_bytes,
-                swap_bytes=limits.swap_bytes,
-                processes=limits.processes,
-                cpu_cores=limits.cpu_cores,
-            ),
+            limits_of(limits),
         )
     finally:
         cgroups.close()

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from vsm import cgroup, scratch, uids
-from vsm.cgroup import CgroupLimits, Cgroups
+from vsm.cgroup import Cgroups, limits_of
 from vsm.core.egress import Rules
 from vsm.errors import ConfigurationError, ConfinementError, VsmError
 from vsm.execution import Plan
@@ -217,12 +217,7 @@ class Runner:
         limits = profile.limits
         return self._cgroups.create(
             name,
-            CgroupLimits(
-                memory_bytes=limits.memory_bytes,
-                swap_bytes=limits.swap_bytes,
-                processes=limits.processes,
-                cpu_cores=limits.cpu_cores,
-            ),
+            limits_of(limits),
         )
 
     def plan(self, run: _Run) -> Plan:
