@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_PAINS: Final = 256
 REPEAT_INTERVAL_S: Final = 10.0
+FORGOTTEN_S: Final = 3600.0
 _MOST_SUBJECT: Final = 128
 _MOST_DETAIL: Final = 4096
 
@@ -178,8 +179,11 @@ class Policing:
             self.relieve(change.name, "quarantine", f"{change.name} is {change.phase}")
 
     def overview(self) -> list[dict[str, Any]]:
-        """What hurts now, for `vsm status`."""
+        """What hurts now, for `vsm status`; what a system did not repeat for an hour is over."""
         now_s = time.time()
+        for key, (since_s, _) in list(self.pains.items()):
+            if key[0] != "supervisor" and now_s - since_s > FORGOTTEN_S:
+                del self.pains[key]
         return [
             {
                 "sender": sender,

@@ -14,7 +14,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 5), st.floats(0, 8)), max_size=80)
 def test_the_first_is_told_at_once_and_every_other_is_counted(
     steps: Sequence[tuple[int, float]], most: int
 ) -> None:
-    repeats, now_s, told, counted = Repeats(10.0, most), 0.0, 0, 0
+    repeats, now_s, told, counted = Repeats(10.0, most), 80_000.1, 0, 0
     last: dict[int, float] = {}
     times: list[float] = []
     for kind, later_s in steps:

@@ -9,6 +9,7 @@ from vsm.commands.terminal import (
     BOLD,
     RED,
     bytes_text,
+    clean,
     coloured,
     print_json,
     print_table,
@@ -58,6 +59,10 @@ def _print_all(status: dict[str, Any]) -> None:
     )
     if status["panic"]:
         print(coloured("PANIC: every integration is stopped. `vsm resume` ends it.", RED))
+    for pain in status["pains"]:
+        cause = f" ({pain['cause']})" if pain["cause"] else ""
+        text = f"hurts: {pain['subject']}{cause}: {pain['detail']}"
+        print(coloured(clean(f"{text}, for {seconds_text(pain['for_s'])}"), RED))
     print_table(HEADINGS, [_row(worker) for worker in status["workers"]])
     for worker in status["workers"]:
         if worker["state"] not in {"ready", "starting"} and worker.get("detail"):

@@ -31,7 +31,10 @@ class Repeats:
             self._forget(now_s)
             if len(self._told) >= self._most:
                 kind, known = OTHERS, self._told.get(OTHERS)
-        at_s, held = known or (now_s - self._interval_s, 0)
+        if known is None:
+            self._told[kind] = (now_s, 0)
+            return 0
+        at_s, held = known
         if now_s - at_s < self._interval_s:
             self._told[kind] = (at_s, held + 1)
             return None

@@ -67,16 +67,28 @@ class SupervisorReports:
 
     def __init__(self, context: SystemContext) -> None:
         self._context = context
+        self._unfit: set[str] = set()  # integrations that hurt
 
     def session(self, worker: str, record: dict[str, Any]) -> None:
         """The worker's session stands."""
         self._context.report(Session(worker=worker, record=record))
+        integration = _integration_of(worker)
+        if integration in self._unfit:
+            self._unfit.discard(integration)
+            self._feel("relief", integration, "unfit", f"{worker} serves")
 
     def unfit(self, worker: str, reason: str) -> None:
         """The worker is to be stopped and started again."""
         text = reason[:MAX_REASON_CHARS]
         self._context.report(Unfit(worker=worker, reason=text))
-        self._context.send("system5", Algedonic(severity="pain", subject=worker, detail=text))
+        self._unfit.add(_integration_of(worker))
+        self._feel("pain", _integration_of(worker), "unfit", f"{worker}: {text}"[:MAX_REASON_CHARS])
+
+    def _feel(
+        self, severity: Literal["pain", "relief"], subject: str, cause: str, detail: str
+    ) -> None:
+        signal = Algedonic(severity=severity, subject=subject, cause=cause, detail=detail)
+        self._context.send("system5", signal)
 
     def noticed(self, worker: str, text: str) -> None:
         """The worker's server broke a rule for the first time; the log is enough."""
@@ -118,16 +130,18 @@ class SupervisorReports:
         )
         self._context.report(noted)
         if phase != "half_open":
-            felt: Literal["pain", "relief"] = "pain" if phase == "open" else "relief"
-            self._context.send(
-                "system5", Algedonic(severity=felt, subject=integration, detail=text)
-            )
+            self._feel("pain" if phase == "open" else "relief", integration, "breaker", text)
 
     def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
         """A call was accepted and not answered: the journal keeps it."""
         self._context.report(
             Noted(event="call.failed", severity="notice", integration=integration, detail=letter)
         )
+
+
+def _integration_of(worker: str) -> str:
+    """A worker is called after its integration, with a number behind."""
+    return worker.rpartition("-")[0] or worker
 
 
 class Operations:

@@ -34,6 +34,7 @@ MOST_PAINS: Final = 256
 MOST_DECISIONS: Final = 512
 REPEAT_INTERVAL_S: Final = 10.0
 FLUSH_S: Final = 1.0
+FORGOTTEN_S: Final = 3600.0  # a pain that nobody repeats is over
 _SHOWN: Final = 8
 
 Cause = tuple[str, str, str]  # sender, subject, cause
@@ -49,7 +50,7 @@ class PolicySystem:
         self.weighing = State()
         self.signals: deque[tuple[str, Algedonic | Hurt]] = deque(maxlen=KEPT_SIGNALS)
         self.signals_total = 0
-        self.pains: OrderedDict[Cause, str] = OrderedDict()
+        self.pains: OrderedDict[Cause, tuple[float, str]] = OrderedDict()
         self.decided = {"approved": 0, "refused": 0}
         self._epoch = 0
         self._repeats = Repeats(REPEAT_INTERVAL_S)
@@ -115,14 +116,20 @@ class PolicySystem:
         self.signals.append((sender, message))
         self.signals_total += 1
         cause = (sender, message.subject, message.cause)
+        now_s = self._loop.time()
+        self.pains.pop(cause, None)
         if message.severity == "pain":
-            self.pains[cause] = message.detail
-            while len(self.pains) > MOST_PAINS:
-                self.pains.popitem(last=False)
-        else:
-            self.pains.pop(cause, None)
-        hurts = any(subject == message.subject for _, subject, _ in self.pains)
-        self.weighing = feel(self.weighing, message.subject, hurts=hurts)
+            self.pains[cause] = (now_s, message.detail)
+        while self.pains and (
+            len(self.pains) > MOST_PAINS or next(iter(self.pains.values()))[0] < now_s - FORGOTTEN_S
+        ):
+            (_, subject, _), _ = self.pains.popitem(last=False)
+            self._hurts(subject)
+        self._hurts(message.subject)
+
+    def _hurts(self, about: str) -> None:
+        hurts = any(subject == about for _, subject, _ in self.pains)
+        self.weighing = feel(self.weighing, about, hurts=hurts)
 
     def _hold(self, cause: Cause, message: Algedonic) -> None:
         if len(self._held) < MOST_PAINS:
@@ -271,7 +278,7 @@ class PolicySystem:
             ],
             "pains": [
                 {"sender": sender, "subject": subject, "cause": cause, "detail": detail[:256]}
-                for (sender, subject, cause), detail in list(self.pains.items())[-_SHOWN:]
+                for (sender, subject, cause), (_, detail) in list(self.pains.items())[-_SHOWN:]
             ],
             "lacks": [] if configured else ["no rules configured"],
             **self.context.channel_state(),

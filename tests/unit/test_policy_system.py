@@ -1,0 +1,194 @@
+"""S5 with links that only remember: rules published, pain passed on, proposals decided."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from vsm.config_policy import Policy as PolicyTable
+from vsm.config_policy import compile_policy
+from vsm.core.policy_rules import compile_rules
+from vsm.messages import (
+    Algedonic,
+    Decided,
+    Felt,
+    Hurt,
+    Policy,
+    Proposal,
+    Settled,
+    SnapshotOut,
+    Start,
+)
+from vsm.systems import policy
+from vsm.systems.policy import PolicySystem
+
+
+class Context:
+    """What a system is given, without processes."""
+
+    def __init__(self) -> None:
+        self.reported: list[Any] = []
+        self.sent: list[tuple[str, Any]] = []
+        self.callbacks: dict[str, Callable[[Any, list[int]], None]] = {}
+        self._changed = asyncio.Event()
+
+    def handle(self, kind: str, callback: Callable[[Any, list[int]], None]) -> None:
+        self.callbacks[kind] = callback
+
+    def answer(self, what: str, body: Any) -> None:
+        del what, body
+
+    def report(self, message: Any) -> bool:
+        self.reported.append(message)
+        self._changed.set()
+        return True
+
+    async def told(self, kind: type, count: int) -> None:
+        while len(self.of(kind)) < count:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def send(self, receiver: str, message: Any) -> bool:
+        self.sent.append((receiver, message))
+        return True
+
+    def channel_state(self) -> dict[str, Any]:
+        return {}
+
+    def take(self, channel: str, message: Any) -> None:
+        self.callbacks[channel](message, [])
+
+    def of(self, kind: type) -> list[Any]:
+        return [one for one in self.reported if isinstance(one, kind)]
+
+
+def with_system(scenario: Callable[[PolicySystem, Context], Awaitable[None]]) -> None:
+    async def main() -> None:
+        context = Context()
+        system = PolicySystem(context)  # type: ignore[arg-type]
+        system.listen()
+        table = compile_policy(PolicyTable(default="deny", margin_bits=0.1), "policy")
+        system.begin(Start(epoch=3, policy=table))
+        try:
+            await scenario(system, context)
+        finally:
+            system.close()
+
+    asyncio.run(main())
+
+
+def pain(subject: str = "it", cause: str = "breaker", **more: Any) -> Algedonic:
+    return Algedonic(severity="pain", subject=subject, cause=cause, detail="it hurts", **more)
+
+
+RELIEF = Algedonic(severity="relief", subject="it", cause="breaker", detail="over")
+FROM_S1, FROM_S4 = "system1>system5:algedonic", "system4>system5:algedonic"
+
+
+def test_rules_are_published_with_the_digest_that_the_supervisor_names() -> None:
+    async def scenario(system: PolicySystem, context: Context) -> None:
+        (snapshot,) = context.of(SnapshotOut)
+        table = compile_policy(PolicyTable(default="deny", margin_bits=0.1), "policy")
+        assert compile_rules(snapshot.body).digest == compile_rules(table).digest
+        system.configure({"rules": [{"action": "perhaps"}]})
+        assert len(context.of(SnapshotOut)) == 1, "what cannot be read is not published"
+        assert system.state()["lacks"] == []
+
+    with_system(scenario)
+
+
+def test_pain_is_passed_on_in_the_same_turn_and_the_like_of_it_is_counted() -> None:
+    async def scenario(system: PolicySystem, context: Context) -> None:
+        for _ in range(5):
+            context.take(FROM_S1, pain())
+        context.take(FROM_S4, pain())
+        context.take(FROM_S1, pain("other"))
+        felt = context.of(Felt)
+        assert [(one.sender, one.subject) for one in felt] == [
+            ("system1", "it"), ("system4", "it"), ("system1", "other"),
+        ]  # fmt: skip
+        context.take(FROM_S1, RELIEF)
+        assert (context.reported[-1].severity, context.reported[-1].repeats) == ("relief", 4)
+        context.take(FROM_S1, pain())
+        assert context.reported[-1].severity == "pain", "after relief it is news again"
+        assert system.signals_total == 9
+        assert {key[1] for key in system.pains} == {"it", "other"}
+
+    with_system(scenario)
+
+
+def test_the_last_of_what_was_held_back_is_told_in_the_end(monkeypatch: Any) -> None:
+    monkeypatch.setattr(policy, "REPEAT_INTERVAL_S", 0.05)
+    monkeypatch.setattr(policy, "FLUSH_S", 0.02)
+
+    async def scenario(_system: PolicySystem, context: Context) -> None:
+        for _ in range(4):
+            context.take(FROM_S1, pain())
+        await asyncio.wait_for(context.told(Felt, 2), 20)
+        assert [one.repeats for one in context.of(Felt)] == [0, 2], (
+            "one told, two counted, one told"
+        )
+
+    with_system(scenario)
+
+
+def proposal(sender: str, number: int, to_value: float, bits: float, **more: Any) -> Proposal:
+    fields = {"subject": "it", "change": "memory", "from_value": 100.0, "evidence": {"why": "x"}}
+    return Proposal(
+        id=number,
+        sender=sender,  # type: ignore[arg-type]
+        to_value=to_value,
+        expected_gain_bits=bits,
+        **(fields | more),  # type: ignore[arg-type]
+    )
+
+
+FROM = {name: f"{name}>system5:proposal" for name in ("system3", "system4")}
+
+
+def test_conflict_is_decided_recorded_and_told_to_both() -> None:
+    async def scenario(_system: PolicySystem, context: Context) -> None:
+        context.take(FROM["system3"], proposal("system3", 1, 200.0, 0.2))
+        context.take(FROM["system4"], proposal("system4", 1, 50.0, 0.5))
+        context.take(FROM["system4"], proposal("system4", 2, 50.0, 2.0))
+        told = [(to, one.sender, one.proposal, one.verdict) for to, one in context.sent]
+        assert told == [
+            ("system3", "system3", 1, "approved"),
+            ("system2", "system3", 1, "approved"),
+            ("system4", "system4", 1, "refused"),
+            ("system4", "system4", 2, "approved"),
+            ("system2", "system4", 2, "approved"),
+            ("system3", "system3", 1, "revoked"),
+        ]
+        assert all(isinstance(one, Policy) for _, one in context.sent)
+        rules = [(one.key, one.rule, one.choice) for one in context.of(Decided)]
+        assert rules == [
+            ("3-1", "closure.unopposed", "approved"),
+            ("3-2", "closure.conflict", "refused"),
+            ("3-3", "closure.conflict", "approved"),
+        ]
+        assert context.of(Decided)[1].inputs["weighs_bits"] == 0.25
+        assert "system3's memory of it to 200.0" in context.of(Decided)[1].alternatives[1]
+        assert context.of(Settled)[0].outcome == {"revoked_by": "3-3"}
+        done = proposal("system4", 2, 50.0, 2.0, outcome={"state": "in force"})
+        context.take(FROM["system4"], done)
+        assert (context.reported[-1].key, context.reported[-1].outcome["state"]) == (
+            "3-3", "in force",
+        )  # fmt: skip
+
+    with_system(scenario)
+
+
+def test_pain_turns_a_decision_and_nobody_speaks_for_another() -> None:
+    async def scenario(_system: PolicySystem, context: Context) -> None:
+        hurt = Hurt(severity="pain", subject="it", cause="quarantine", detail="x")
+        context.take("hurt", hurt)
+        assert context.of(Felt) == [], "the supervisor has told it already"
+        context.take(FROM["system3"], proposal("system3", 1, 200.0, 0.1))
+        context.take(FROM["system4"], proposal("system4", 1, 50.0, 9.0))
+        assert context.of(Decided)[-1].rule == "closure.pain"
+        assert context.of(Decided)[-1].choice == "refused"
+        before = len(context.of(Decided))
+        context.take(FROM["system4"], proposal("system3", 7, 300.0, 9.0))
+        assert len(context.of(Decided)) == before, "the channel says who it is"
+
+    with_system(scenario)
