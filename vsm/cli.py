@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from vsm import __version__
-from vsm.errors import ConfigurationError, VsmError
+from vsm.errors import ConfigurationError, VsmError, from_os_error
 
 # command -> (module, summary). A module may serve several commands.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -85,6 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone; keep the interpreter from failing again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        told = from_os_error(error, words[0])
+        if told is None:
+            raise
+        print(f"vsm: {_one_line(str(told))}", file=sys.stderr)
+        return told.exit_code
     return code
 
 

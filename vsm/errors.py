@@ -4,6 +4,17 @@ Every error that reaches a terminal, a log or a client is a VsmError or is turne
 the boundary. `str(error)` reads `where: what. What to do.`
 """
 
+import errno
+from typing import Final
+
+_REMEDIES: Final = {
+    errno.ENOSPC: "Make room on that file system.",
+    errno.EDQUOT: "Make room within the quota.",
+    errno.EROFS: "Use a file system that can be written.",
+    errno.EACCES: "Run it as the owner, or use a path of your own.",
+}
+_WITHOUT_PATH: Final = {errno.ENOSPC, errno.EDQUOT}  # write(2) knows none
+
 
 class VsmError(Exception):
     """Something failed and the person in front of vsm can do something about it.
@@ -45,3 +56,12 @@ class ConfinementError(VsmError):
     def __init__(self, where: str, what: str, remedy: str = "", *, layer: str) -> None:
         super().__init__(where, what, remedy)
         self.layer = layer
+
+
+def from_os_error(error: OSError, command: str) -> VsmError | None:
+    """What a full, read-only or closed file system refused; None for what is vsm's own mistake."""
+    path = error.filename2 or error.filename
+    remedy = _REMEDIES.get(error.errno or 0)
+    if remedy is None or (path is None and error.errno not in _WITHOUT_PATH):
+        return None
+    return VsmError(str(path or command), error.strerror or str(error), remedy)

@@ -78,7 +78,8 @@ def apply(entries: list[Entry], config: Path, say: Say) -> list[Taken]:
     """Install, store the secrets, add to the configuration; what was added.
 
     Raises:
-        VsmError: something failed; vsm.toml is as before. What was installed stays installed.
+        VsmError, OSError: something failed; vsm.toml is as before, and no secret was copied. What
+            was installed stays installed.
     """
     wanted = [entry for entry in entries if not entry.refused]
     known = load_config(config).integrations if config.exists() else {}
@@ -86,9 +87,20 @@ def apply(entries: list[Entry], config: Path, say: Say) -> list[Taken]:
         if entry.name in known:
             what = f"has an integration {entry.name} already"
             raise ConfigurationError(str(config), what, "Rename or remove one of them.")
-    taken = [_take(entry, say) for entry in wanted]
-    if taken:
-        _append(config, "".join(_table(one) for one in taken))
+    new = {
+        path
+        for entry in wanted
+        for path in (secret_file(entry.name, variable) for variable in entry.secrets)
+        if not path.exists()
+    }
+    try:
+        taken = [_take(entry, say) for entry in wanted]
+        if taken:
+            _append(config, "".join(_table(one) for one in taken))
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
     return taken
 
 
@@ -128,9 +140,13 @@ def _store_secret(path: Path, value: str) -> str:
     fresh = path.with_name(f".{path.name}")
     fresh.unlink(missing_ok=True)
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(value)
-    fresh.rename(path)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(value)
+        fresh.rename(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
     return str(path)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from vsm.core.packages import Package, choose_command, parse_bins, parse_npm_lock
 from vsm.errors import VsmError
-from vsm.install_python import describe_unreached, last_words
+from vsm.install_python import describe_unreached, disk_is_full, last_words
 from vsm.install_registry import Registry, npm_registry
 from vsm.install_sandbox import Done, InstallSandbox
 from vsm.server_store import PinnedFile
@@ -64,7 +64,7 @@ class NodeInstaller:
         (self._build / "package.json").write_text(json.dumps(wanted), encoding="utf-8")
         done = self._npm(["install", "--package-lock-only"])
         if done.status != 0:
-            raise self._explain(done)
+            raise disk_is_full(done, self._package) or self._explain(done)
         lock = self._read(LOCK)
         try:
             locked = list(parse_npm_lock(lock, self.registry.hosts))
@@ -87,7 +87,9 @@ class NodeInstaller:
         del files  # they are the lock's
         done = self._npm(["ci"])
         if done.status != 0:
-            raise VsmError(str(self._package), f"npm refuses it: {last_words(done)}", "")
+            raise disk_is_full(done, self._package) or VsmError(
+                str(self._package), f"npm refuses it: {last_words(done)}", ""
+            )
 
     def commands(self) -> tuple[str, tuple[str, ...]]:
         """(the server's command, all commands); the first is "" where it is unclear."""
@@ -151,4 +153,5 @@ class NodeInstaller:
         if done.unreached or any(text in done.output for text in _NO_ANSWER):
             remedy = "See `npm config get registry`, and --allow for further hosts."
             return VsmError(where, describe_unreached(done, self.registry), remedy)
-        return VsmError(where, f"cannot be fetched: {last_words(done)}", "")
+        remedy = "Ask whoever runs the registry, or try again later."
+        return VsmError(where, f"cannot be fetched: {last_words(done)}", remedy)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from vsm import paths
 from vsm.core.packages import (
     Package,
     choose_command,
@@ -28,6 +29,8 @@ from vsm.server_store import PinnedFile
 
 WHEELS: Final = "wheels"
 LOCK: Final = "lock.txt"
+_CHATTER: Final = ("Removed ", "Remote version", "Cleaning up")  # what pip -vv says at its end
+_NO_SPACE: Final = re.compile(r"\[Errno 28\]|ENOSPC")
 _EXEC: Final = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
 _ONLY_WHEELS: Final = ("--only-binary", ":all:")
 _NO_ANSWER: Final = (
@@ -76,7 +79,7 @@ class PythonInstaller:
         words = ["download", "-vv", *_ONLY_WHEELS, "--dest", str(self._build / WHEELS), package]
         done = self._pip(words)
         if done.status != 0:
-            raise self._explain(done)
+            raise disk_is_full(done, self._package) or self._explain(done)
         files = tuple(_pin(path) for path in sorted((self._build / WHEELS).iterdir()))
         if not any(one.name == normalize(self._package.name) for one in files):
             raise VsmError(str(self._package), "the registry answered with other packages", "")
@@ -134,7 +137,9 @@ class PythonInstaller:
 
     def _check(self, done: Done, what: str) -> None:
         if done.status != 0:
-            raise VsmError(str(self._package), f"{what}: {last_words(done)}", "")
+            raise disk_is_full(done, self._package) or VsmError(
+                str(self._package), f"{what}: {last_words(done)}", ""
+            )
 
     def _explain(self, done: Done) -> VsmError:
         package, where = self._package, str(self._package)
@@ -193,9 +198,17 @@ def describe_unreached(done: Done, registry: Registry) -> str:
     return f"the registry ({', '.join(registry.hosts)}) cannot be reached: {last_words(done)}"
 
 
+def disk_is_full(done: Done, package: Package) -> VsmError | None:
+    """The error for a full disk, which has nothing to do with the registry; None for others."""
+    if not _NO_SPACE.search(done.output):
+        return None
+    return VsmError(str(package), "no space left", f"Make room in {paths.state_dir()}.")
+
+
 def last_words(done: Done) -> str:
     """The most telling line of a step's output, for an error."""
     lines = [line.strip() for line in done.output.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(_CHATTER)]
     pip = [line for line in lines if line.startswith("ERROR") and line != "ERROR: Exception:"]
     # npm says first what happened, and then at length what to do about it.
     npm = [line for line in lines if line.startswith("npm error") and " code " not in line]

@@ -220,6 +220,23 @@ def test_a_registry_that_is_slow_or_wrong_is_named(host: Host, wheels: Path) -> 
         assert "no answer in time" in host.refused("pypi:tiny-dep==2.0")
 
 
+def test_a_full_disk_is_named_and_nothing_is_left(
+    host: Host, wheels: Path, require: Any, runtime_dir: Path
+) -> None:
+    require("tmpfs", os.geteuid() == 0, "only root can mount a small one")
+    state = runtime_dir.parent / "state"
+    state.mkdir(mode=0o700, exist_ok=True)
+    options = ["-t", "tmpfs", "-o", "size=32k,mode=0700", "tmpfs"]
+    subprocess.run(["mount", *options, str(state)], check=True)
+    try:
+        host.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+        reason = host.refused("pypi:tiny-dep==2.0")
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
+    assert "o space left" in reason
+    assert "Make room" in reason
+
+
 # -- npm -------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,6 @@
 import argparse
+import errno
+import os
 import re
 import sys
 import types
@@ -63,6 +65,38 @@ def test_error_is_one_clean_line_with_its_exit_code(
     command.run = run  # type: ignore[attr-defined]
     assert cli.main(["odd"]) == 3
     assert capsys.readouterr().err == "vsm: a [31m b: no seccomp. Boot another kernel.\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "said"),
+    [
+        (errno.ENOSPC, None, "vsm: odd: No space left on device. Make room"),
+        (errno.EROFS, "/a/b", "vsm: /a/b: Read-only file system. Use a file system"),
+        (errno.EACCES, "/a\x1bb", "vsm: /a b: Permission denied. Run it as the owner"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_line_with_the_path(
+    command: types.ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    path: str | None,
+    said: str,
+) -> None:
+    def run(_: argparse.Namespace) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    command.run = run  # type: ignore[attr-defined]
+    assert cli.main(["odd"]) == 1
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_mistake_of_vsm_keeps_its_traceback(command: types.ModuleType) -> None:
+    def run(_: argparse.Namespace) -> int:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    command.run = run  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cli.main(["odd"])
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141)])

@@ -150,3 +150,15 @@ def test_an_import_adds_entries_and_keeps_secrets_out(
         apply(entries, config, print)
     assert config.read_text() == text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.json", "state", "vsm.toml"]
+
+
+def test_an_import_that_fails_leaves_no_copy_of_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
+    client, config = tmp_path / "c.json", tmp_path / "gone" / "vsm.toml"  # which cannot be written
+    servers = {"x": {"command": "/bin/cat", "env": {"API_KEY": "s3cret"}}}
+    client.write_text(json.dumps({"mcpServers": servers}))
+    with pytest.raises(FileNotFoundError):
+        apply(read_client_file(client), config, print)
+    assert list((tmp_path / "state/secrets").iterdir()) == []
