@@ -14,6 +14,7 @@ from vsm.messages import (
     Move,
     Moved,
     Outlook,
+    Policy,
     Rates,
     ResourceRow,
     Resources,
@@ -151,14 +152,17 @@ def test_lost_variety_of_an_integration_weighs_when_both_are_short() -> None:
 
 def test_failed_audit_is_pain_and_recorded_a_good_one_recorded_only() -> None:
     def scenario(rig: Rig, control: Control) -> None:
-        control.on_audited(Audited(id=1, integration="a", checked=9), [])
+        control.audits.on_audited(Audited(id=1, integration="a", checked=9), [])
         assert [m.event for m in rig.said()] == ["audit.passed"]
         bad = Audited(id=2, integration="a", checked=9, failed={"seccomp": "mode 0"})
-        control.on_audited(bad, [])
+        control.audits.on_audited(bad, [])
         (noted,) = rig.said()
         assert (noted.event, noted.severity) == ("audit.failed", "error")
         (signal,) = rig.said("system3>system5:algedonic")
         assert "seccomp: mode 0" in signal.detail
+        control.audits.on_audited(Audited(id=3, integration="a", checked=9), [])
+        (signal,) = rig.said("system3>system5:algedonic")
+        assert (signal.severity, signal.cause) == ("relief", "audit failed")
 
     run(scenario)
 
@@ -179,3 +183,39 @@ def test_audits_come_at_random_and_leave_nobody_out() -> None:
         for dice in range(100)
     ]
     assert likely.count("c") > likely.count("b") > likely.count("a")
+
+
+def test_taking_from_who_is_about_to_need_more_is_for_s5_to_decide() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        gap = {"integration": "a", "demand": "x", "bits": 0.7}
+        body: Any = {"variety": {"gap_by_class": [gap]}, "rising": ["b"]}
+        control.on_outlook(Outlook(body=body), [])
+        rows = {"a": row(99, 100), "b": row(30, 400)}
+        sample(control, 1, **rows)
+        assert of(Move, rig.said()) == []  # what "a" is to get is not there yet
+        (proposal,) = rig.said("system3>system5:proposal")
+        assert (proposal.subject, proposal.change) == ("b", "memory")
+        assert proposal.to_value < proposal.from_value == 400 * MIB
+        assert proposal.expected_gain_bits == 0.7
+        (told,) = rig.said("system3>system4:budgets")
+        assert told.body["held"]["b"] == {"memory": 400 * MIB}
+        sample(control, 2, **rows)
+        assert rig.said("system3>system5:proposal") == []  # once, until it is answered
+        control.on_policy(answer(proposal.id, "refused"), [])
+        sample(control, 3, **rows)
+        assert of(Move, rig.said()) == []
+        assert "refused by system 5" in control.claims["memory"][1].fixed
+        sample(control, 100, **rows)
+        (again,) = rig.said("system3>system5:proposal")
+        control.on_policy(answer(again.id, "approved"), [])
+        sample(control, 101, **rows)
+        assert [m.integration for m in of(Move, rig.said())] == ["b", "a"]
+
+    run(scenario, budget={"memory": 500 * MIB})
+
+
+def answer(proposal: int, verdict: Any) -> Policy:
+    return Policy(
+        id=1, sender="system3", proposal=proposal, subject="b", change="memory",
+        verdict=verdict, rule="closure.conflict", reasons=("because",),
+    )  # fmt: skip

@@ -3,12 +3,11 @@
 Pure. The division is weighted max-min fairness in three rounds: everybody's floor, then what
 each needs, then what is left up to the ceilings. Limits move only when somebody is short or the
 budget is exceeded: limits that are wide enough stay, so that nothing goes to and fro for its own
-sake. Nobody is given less than his floor unless the floors together exceed the budget; then all
-are cut alike.
+sake. Nobody is put below his floor, and a budget that the floors exceed is a reason, no excuse.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 LEAST_CHANGE: Final = 0.05
@@ -97,19 +96,20 @@ def plan(
     target = {c.name: _target(c, share[c.name]) for c in free}
     if sum(target.values()) > left:  # those who can spare something give it
         target |= {c.name: share[c.name] for c in free if share[c.name] < target[c.name]}
-    target = {c.name: _whole(c, target[c.name], quantum) for c in free}
+    target = {c.name: max(_whole(c, target[c.name], quantum), min(c.held, c.floor)) for c in free}
     changes = [
         Change(c.name, c.held, target[c.name], _rule(c, target[c.name]))
         for c in free
         if abs(target[c.name] - c.held) >= max(least, c.held * LEAST_CHANGE)
     ]
     changes.sort(key=lambda change: (change.after > change.before, change.name))
+    changes = list(_affordable(changes, budget - sum(claim.held for claim in claims)))
     got = {c.name: c.held for c in claims} | {one.name: one.after for one in changes}
     short = {c.name: lack for c in claims if (lack := _wanted(c) - got[c.name]) > _slack(c, least)}
     bounded = tuple(
         c.name for c in claims if c.need > c.ceiling and got[c.name] >= c.ceiling * 0.99
     )
-    return Plan(tuple(changes), _reason(claims, changes, short), short, bounded)
+    return Plan(tuple(changes), _reason(budget, claims, changes, short), short, bounded)
 
 
 def _wanted(claim: Claim) -> float:
@@ -118,6 +118,15 @@ def _wanted(claim: Claim) -> float:
 
 def _ceiling(claim: Claim) -> float:
     return claim.ceiling
+
+
+def _affordable(changes: Sequence[Change], spare: float) -> Iterator[Change]:
+    """Without those that the budget has no room for, because others cannot give."""
+    for change in changes:
+        more = change.after - change.before
+        if more <= max(0.0, spare) or more < 0:
+            spare -= more
+            yield change
 
 
 def _whole(claim: Claim, value: float, quantum: float) -> float:
@@ -162,17 +171,20 @@ def _rule(claim: Claim, after: float) -> str:
     return "lower.ceiling" if claim.held > claim.ceiling else "lower.budget"
 
 
-def _reason(claims: Sequence[Claim], changes: Sequence[Change], short: Mapping[str, float]) -> str:
+def _reason(
+    budget: float, claims: Sequence[Claim], changes: Sequence[Change], short: Mapping[str, float]
+) -> str:
     if changes:
         return ""
-    if not claims:
-        return "nobody runs whose limit could be moved"
     fixed = [claim.name for claim in claims if claim.fixed and claim.name in short]
-    if fixed:
-        return f"{fixed[0]} is short, and its limit is not to be moved"
-    if short:
-        return f"{min(short)} is short, and nobody can spare anything"
     bounded = [claim.name for claim in claims if claim.need > claim.ceiling]
-    if bounded:
-        return f"{bounded[0]} needs more than its ceiling"
-    return "every limit is wide enough for what is used"
+    over = sum(claim.held for claim in claims) > budget * (1 + LEAST_CHANGE)
+    reasons = (
+        (not claims, "nobody runs whose limit could be moved"),
+        (fixed, f"{''.join(fixed[:1])} is short, and its limit is not to be moved"),
+        (short, f"{min(short, default='')} is short, and nobody can spare anything"),
+        (over, "the limits exceed the budget, and floors or use keep all of them where they are"),
+        (bounded, f"{''.join(bounded[:1])} needs more than its ceiling"),
+    )
+    enough = "every limit is wide enough for what is used"
+    return next((text for holds, text in reasons if holds), enough)

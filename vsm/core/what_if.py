@@ -38,6 +38,18 @@ def what_if(table: Mapping[Key, Sequence[int]], wanted: str) -> dict[str, Any]:
     return {**body, **_gain(now, later)}
 
 
+def at_stake(table: Mapping[Key, Sequence[int]], key: Key) -> float:
+    """The bits of absorbed variety that are gone if this class is not answered well any more."""
+    keys = sorted(table)
+    asked = [sum(table[one]) for one in keys]
+    well = [table[one][OK] for one in keys]
+    lost = [0 if one == key else count for one, count in zip(keys, well, strict=True)]
+    now, then = measure(asked, well), measure(asked, lost)
+    if isinstance(now, NotEnoughEvidence) or isinstance(then, NotEnoughEvidence):
+        return 0.0
+    return now.absorbed_bits - then.absorbed_bits
+
+
 def _gain(now: Variety, later: Variety) -> dict[str, Any]:
     return {
         "events": now.events,

@@ -1,4 +1,4 @@
-"""S3, control: the resource bargain of inside-and-now, and S3*, its unannounced audits.
+"""S3, control: the resource bargain of inside-and-now. S3* is in vsm.systems.audits.
 
 Runs in its own confined process. Divides the configured budget by what the supervisor measures,
 asks the supervisor to move limits (which judges every wish), explains each move in the journal,
@@ -9,16 +9,11 @@ alone.
 import asyncio
 import itertools
 import random
-import time
 from collections import deque
 from typing import Any, Final, NamedTuple
 
-from vsm.core import audit_schedule
 from vsm.core.budget import Change, Claim, Plan, need_of, plan
 from vsm.messages import (
-    Algedonic,
-    Audit,
-    Audited,
     Body,
     Budgets,
     Configure,
@@ -37,6 +32,7 @@ from vsm.messages import (
     Start,
     Summary,
 )
+from vsm.systems.audits import Audits
 from vsm.systems.base import SystemContext
 
 LEAST: Final = {"memory": 2.0 * 2**20, "cpu": 0.02, "processes": 2.0}
@@ -80,14 +76,11 @@ class Control:
         self.outlook: Body | None = None
         self.policy: deque[Body] = deque(maxlen=KEPT)
         self.budget: dict[str, float] = {}
-        self.audit_interval_s = 0.0
         self.plans: dict[str, Plan] = {}
         self.claims: dict[str, list[Claim]] = {}
         self.moves: deque[Body] = deque(maxlen=KEPT)
-        self.audits: deque[Body] = deque(maxlen=KEPT)
-        self.names: tuple[str, ...] = ()
+        self.audits = Audits(context, dice or random.Random())  # noqa: S311 - guards nothing
         self.samples = 0
-        self._dice = dice or random.Random()  # noqa: S311 - spreads audits, guards nothing
         self._numbers = itertools.count(1)
         self._before: Resources | None = None
         self._used: dict[tuple[str, str], deque[float]] = {}
@@ -96,9 +89,10 @@ class Control:
         self._refused: dict[tuple[str, str], tuple[float, str]] = {}
         self._damped: dict[str, list[str]] = {}
         self._proposed: dict[tuple[str, str], float] = {}
+        self._asked: dict[int, tuple[str, str]] = {}
+        self._approved: dict[tuple[str, str], float] = {}
+        self._told_limits: Body = {}
         self._killed: dict[str, int] = {}  # by want of memory, as the last sample had it
-        self._audited_s: dict[str, float] = {}
-        self._next_audit_s: float | None = None
 
     # ---- what it hears ---------------------------------------------------------------------
 
@@ -119,9 +113,18 @@ class Control:
         self.outlook = message.body
 
     def on_policy(self, message: Policy, fds: list[int]) -> None:
-        """Keep what S5 decided about a proposal."""
+        """S5 decided about a proposal: an approved one is carried out with the next sample."""
         del fds
         self.policy.append(message.model_dump(mode="json", exclude={"fds", "kind"}))
+        where = self._asked.pop(message.proposal, None)
+        if where is None:
+            return
+        now_s = self._before.at_s if self._before is not None else 0.0
+        if message.verdict == "approved":
+            self._approved[where] = now_s + REFUSED_FOR_S
+        else:
+            why = f"{message.verdict} by system 5: {'; '.join(message.reasons)}"[:200]
+            self._refused[where] = (now_s + REFUSED_FOR_S, why)
 
     def on_rates(self, message: Rates, fds: list[int]) -> None:
         """S2 says what goes to and fro."""
@@ -141,12 +144,12 @@ class Control:
         }
         resources = start.limits if isinstance(start, Start) else self.snapshot["resources"]
         self.snapshot = {"limits": calls, "resources": resources}
-        self.names = tuple(row.name for row in start.integrations)
+        self.audits.names = tuple(row.name for row in start.integrations)
         if isinstance(start, Start):
             budget: Any = start.settings.get("budget", {})
             self.budget = {str(name): float(value) for name, value in budget.items()}
             interval: Any = start.settings.get("audit_interval_s", 0.0)
-            self.audit_interval_s = float(interval)
+            self.audits.interval_s = float(interval)
 
     # ---- the budget ------------------------------------------------------------------------
 
@@ -171,10 +174,19 @@ class Control:
             ]
             found = plan(budget, claims, least=LEAST[resource], quantum=QUANTUM[resource])
             self.claims[resource], self.plans[resource] = claims, found
+            spare = budget - sum(claim.held for claim in claims)
             for change in found.changes[:room]:
+                if self._is_disputed(resource, change, message.at_s):
+                    self._ask(resource, change, found, message.at_s)
+                    continue
+                more = change.after - change.before
+                if 0 < more > spare + LEAST[resource]:
+                    continue  # until somebody else has given
+                spare -= more
                 self._move(resource, change, claims, message.at_s)
                 room -= 1
             self._propose(resource, found, claims, message.at_s)
+        self._tell_limits()
 
     def _kills(self, name: str, row: ResourceRow) -> int:
         """How often it was killed before; a worker may be away for the sample in between."""
@@ -221,13 +233,56 @@ class Control:
         until_s, why = self._refused.get((name, resource), (0.0, ""))
         return why if now_s < until_s else ""
 
+    def _gap_bits(self, name: str) -> float:
+        """The variety that is lost at an integration, by S4's outlook."""
+        variety: Any = (self.outlook or {}).get("variety", {})
+        parts = variety.get("gap_by_class") or ()
+        return float(sum(part["bits"] for part in parts if part.get("integration") == name))
+
     def _gap_share(self, name: str) -> float:
-        """Which part of the environment's variety is lost at this integration, by S4's outlook."""
+        """Which part of the environment's variety is lost there."""
         variety: Any = (self.outlook or {}).get("variety", {})
         whole = variety.get("environmental_bits") or 0.0
-        parts = variety.get("gap_by_class") or ()
-        lost = sum(part["bits"] for part in parts if part.get("integration") == name)
-        return float(min(1.0, lost / whole)) if whole > 0 else 0.0
+        return min(1.0, self._gap_bits(name) / whole) if whole > 0 else 0.0
+
+    # ---- inside and now against outside and then -------------------------------------------
+
+    def _is_disputed(self, resource: str, change: Change, now_s: float) -> bool:
+        """It takes from somebody of whom S4 expects that he will need more: S5 decides."""
+        rising: Any = (self.outlook or {}).get("rising") or ()
+        lowers = change.after < change.before and change.rule == "lower.budget"
+        allowed = now_s < self._approved.get((change.name, resource), 0.0)
+        return lowers and change.name in rising and not allowed
+
+    def _ask(self, resource: str, change: Change, found: Plan, now_s: float) -> None:
+        where = change.name, resource
+        if where in self._asked.values() and now_s < self._proposed.get(where, 0.0):
+            return
+        self._proposed[where] = now_s + REFUSED_FOR_S
+        short: list[Any] = sorted({*found.short, *(c.name for c in found.changes)} - {change.name})
+        number = next(self._numbers)
+        self._asked = {n: at for n, at in self._asked.items() if at != where} | {number: where}
+        proposal = Proposal(
+            id=number,
+            sender="system3",
+            subject=change.name,
+            change=resource,
+            from_value=change.before,
+            to_value=change.after,
+            evidence={"rule": f"budget.{change.rule}", "for": short},
+            expected_gain_bits=sum(map(self._gap_bits, short)),
+        )
+        self.context.send("system5", proposal)
+
+    def _tell_limits(self) -> None:
+        """S4 hears what everybody is given, where that changed."""
+        held: dict[str, Any] = {}
+        for resource, claims in self.claims.items():
+            for claim in claims:
+                held.setdefault(claim.name, {})[resource] = claim.held
+        if held != self._told_limits:
+            self._told_limits = held
+            self.context.send("system4", Budgets(body={"held": held}))
 
     def _move(self, resource: str, change: Change, claims: list[Claim], now_s: float) -> None:
         number = next(self._numbers)
@@ -323,6 +378,7 @@ class Control:
                 from_value=claim.ceiling,
                 to_value=claim.need,
                 evidence={"need": claim.need, "held": claim.held, "rule": "budget.ceiling"},
+                expected_gain_bits=self._gap_bits(name),
                 cost=claim.need - claim.ceiling,
             )
             self.context.send("system5", proposal)
@@ -332,59 +388,6 @@ class Control:
                 Noted(event="control.ceiling", severity="notice", integration=name, detail=detail)
             )
 
-    # ---- audits ----------------------------------------------------------------------------
-
-    async def audit_at_random(self) -> None:
-        """Look at somebody, at times that nobody can foretell."""
-        while self.audit_interval_s > 0:
-            pause_s = audit_schedule.pause_s(self.audit_interval_s, self._dice.random())
-            self._next_audit_s = time.monotonic() + pause_s
-            await asyncio.sleep(pause_s)
-            self.audit()
-
-    def audit(self) -> None:
-        """Ask for one audit now."""
-        dice = self._dice.random()
-        name = audit_schedule.choose(self.names, self._audited_s, time.monotonic(), dice)
-        if name is not None:
-            self._audited_s[name] = time.monotonic()
-            self.context.report(Audit(id=next(self._numbers), integration=name))
-
-    def on_audited(self, message: Audited, fds: list[int]) -> None:
-        """Keep the result; a worker that is not as its plan says is pain."""
-        del fds
-        result: Body = {
-            "integration": message.integration,
-            "checked": message.checked,
-            "failed": dict(message.failed),
-            "detail": message.detail,
-        }
-        self.audits.append(result)
-        if not message.failed:
-            if message.checked:
-                self.context.report(
-                    Noted(
-                        event="audit.passed", integration=message.integration, detail=dict(result)
-                    )
-                )
-            return
-        found = "; ".join(f"{name}: {text}" for name, text in message.failed.items())[:1000]
-        text = f"{message.integration} is not confined as planned: {found}"
-        self.context.send(
-            "system5",
-            Algedonic(
-                severity="pain", subject=message.integration, cause="audit failed", detail=text
-            ),
-        )
-        self.context.report(
-            Noted(
-                event="audit.failed",
-                severity="error",
-                integration=message.integration,
-                detail={**result, "what": text},
-            )
-        )
-
     # ---- what it says ----------------------------------------------------------------------
 
     def state(self) -> Body:
@@ -392,7 +395,7 @@ class Control:
         lacks = []
         if not self.budget:
             lacks.append(NO_BUDGET)
-        if not self.audits:
+        if not self.audits.results:
             lacks.append("no audit yet")
         if self.last_summary is None:
             lacks.append("no load observed")
@@ -406,8 +409,8 @@ class Control:
             "reason": self.reason(),
             "samples": self.samples,
             "moves": list(self.moves),
-            "audits": list(self.audits),
-            "audit_interval_s": self.audit_interval_s,
+            "audits": list(self.audits.results),
+            "audit_interval_s": self.audits.interval_s,
             "policy": list(self.policy),
             "outlook": self.outlook,
             "last_summary": None if summary is None else summary.model_dump(mode="json"),
@@ -474,14 +477,14 @@ async def main(context: SystemContext) -> None:
     context.handle("configure", control.reconfigure)
     context.handle("resources", control.on_resources)
     context.handle("moved", control.on_moved)
-    context.handle("audited", control.on_audited)
+    context.handle("audited", control.audits.on_audited)
     context.handle("system4>system3:outlook", control.on_outlook)
     context.answer("state", control.state)
     start, _ = await context.started()
     control.configure(start)
     context.report(SnapshotOut(body=control.snapshot))
     context.ready()
-    audits = asyncio.create_task(control.audit_at_random())
+    audits = asyncio.create_task(control.audits.run())
     try:
         await context.stopping.wait()
     finally:

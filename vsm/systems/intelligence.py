@@ -17,9 +17,19 @@ from vsm.core.demand import NOBODY, OK, OUTCOMES
 from vsm.core.demand_series import DemandSeries, Forewarning, Told
 from vsm.core.demand_window import DemandWindow, Key
 from vsm.core.variety_report import latency_quantile_s, report, summary
-from vsm.core.what_if import what_if
+from vsm.core.what_if import at_stake, what_if
 from vsm.demand_relay import take_segments
-from vsm.messages import Algedonic, Body, Noted, Outlook, Policy, Proposal, Segments, Start
+from vsm.messages import (
+    Algedonic,
+    Body,
+    Budgets,
+    Noted,
+    Outlook,
+    Policy,
+    Proposal,
+    Segments,
+    Start,
+)
 from vsm.systems.base import SystemContext
 
 SAMPLE_INTERVAL_S: Final = 1.0
@@ -31,6 +41,7 @@ MOST_INTEGRATIONS: Final = 200
 MOST_FORECASTS: Final = 20  # in a record or a report
 MOST_WARNINGS: Final = 8
 PROPOSE_EVERY_S: Final = 600.0
+MOST_GROWTH: Final = 2.0
 KEPT: Final = 16
 
 Totals = dict[Key, list[int]]
@@ -58,6 +69,7 @@ class Intelligence:
         self.series_since_s = now_s
         self.warnings: list[Forewarning] = []
         self.policy: deque[Body] = deque(maxlen=KEPT)
+        self.budgets: Body = {}
         self._warned: set[tuple[str, Key]] = set()
         self._proposed: dict[Key, float] = {}
         self._numbers = itertools.count(1)
@@ -74,6 +86,11 @@ class Intelligence:
         """Keep what S5 decided about a proposal."""
         del fds
         self.policy.append(message.model_dump(mode="json", exclude={"fds", "kind"}))
+
+    def on_budgets(self, message: Budgets, fds: list[int]) -> None:
+        """Keep what S3 gives everybody now."""
+        del fds
+        self.budgets = message.body
 
     # ---- the board -------------------------------------------------------------------------
 
@@ -132,8 +149,12 @@ class Intelligence:
         for warning in self.warnings:
             if (warning.kind, warning.key) not in self._warned:
                 self._warn(warning)
+            if now_s < self._proposed.get(warning.key, now_s):
+                continue
             if warning.kind == "unserved":
-                self._propose(warning, now_s)
+                self._propose_serving(warning, now_s)
+            else:
+                self._propose_room(warning, now_s)
         self._warned = known
 
     def _record(self, told: list[Told]) -> None:
@@ -161,10 +182,27 @@ class Intelligence:
         detail: Body = {**self._warning_row(warning), "what": _text(warning, self.series.step_s)}
         self.context.report(Noted(event="intelligence.warning", severity="notice", detail=detail))
 
-    def _propose(self, warning: Forewarning, now_s: float) -> None:
+    def _propose_room(self, warning: Forewarning, now_s: float) -> None:
+        """Who is about to be asked for more should have more: against S3, S5 weighs it."""
+        held: Any = self.budgets.get("held", {})
+        gain = at_stake(self.recent.table, warning.key)
+        self._proposed[warning.key] = now_s + PROPOSE_EVERY_S
+        growth = min(MOST_GROWTH, warning.forecast.expected / max(warning.usual, 1e-9))
+        for resource, amount in dict(held.get(warning.key[0], {})).items():
+            proposal = Proposal(
+                id=next(self._numbers),
+                sender="system4",
+                subject=warning.key[0],
+                change=str(resource),
+                from_value=float(amount),
+                to_value=float(amount) * growth,
+                evidence=self._warning_row(warning),
+                expected_gain_bits=gain,
+            )
+            self.context.send("system5", proposal)
+
+    def _propose_serving(self, warning: Forewarning, now_s: float) -> None:
         """Somebody should serve this: S5 weighs it; nothing here can install anything yet."""
-        if now_s < self._proposed.get(warning.key, now_s):
-            return
         found = what_if(self.recent.table, " ".join(warning.key))
         gain = found.get("gain_bits")
         if gain is None:
@@ -348,6 +386,7 @@ async def main(context: SystemContext) -> None:
     context.handle("segments", intelligence.on_segments)
     context.answer("state", intelligence.state)
     context.handle("system5>system4:policy", intelligence.on_policy)
+    context.handle("system3>system4:budgets", intelligence.on_budgets)
     context.answer("variety", intelligence.variety)
     context.answer("predictions", intelligence.predictions)
     context.answer_about("what-if", intelligence.what_if)
