@@ -12,7 +12,8 @@ import msgspec
 from vsm.config import Config, Integration
 from vsm.profile import Limits, Profile
 
-Action = Literal["start", "stop", "remove", "restart", "update", "impossible"]
+Action = Literal["start", "stop", "remove", "restart", "update", "policy", "impossible"]
+POLICY: Final = "[policy]"
 # Taken from the configuration at the moment of use, so that nothing has to stop for them.
 LIVE_KEYS: Final = frozenset(
     {
@@ -41,7 +42,7 @@ class Change:
     """One difference.
 
     Args:
-        name: the integration's, or for `impossible` the key's.
+        name: the integration's, or for `impossible` the key's; POLICY for the rules.
         keys: what differs.
         limits: of `keys`, those that a control group moves.
     """
@@ -58,6 +59,9 @@ def compare(old: Config, new: Config) -> list[Change]:
         Change(name=key, action="impossible", keys=(key,))
         for key in _outside_integrations(old, new)
     ]
+    rules = tuple(f"policy.{key}" for key in differing(old.policy, new.policy))
+    if rules:
+        changes.append(Change(name=POLICY, action="policy", keys=rules))
     before, after = old.integrations, new.integrations
     changes += [Change(name=name, action="remove") for name in before if name not in after]
     both = [_compare_one(before[name], after[name]) for name in after if name in before]
@@ -112,7 +116,7 @@ def _compare_one(old: Integration, new: Integration) -> Change | None:
 def _outside_integrations(old: Config, new: Config) -> list[str]:
     keys = []
     for field in differing(old, new):
-        if field in {"integrations", "path"}:
+        if field in {"integrations", "path", "policy"}:
             continue
         before, after = _value(old, field), _value(new, field)
         inner = differing(before, after) if isinstance(before, msgspec.Struct) else []

@@ -202,10 +202,15 @@ class Drain(Message):
 
 
 class Configure(Message):
-    """The integrations as they are from now on: new ones, changed ones, without removed ones."""
+    """The integrations as they are from now on: new ones, changed ones, without removed ones.
+
+    `rules` and `policy` are as in `start`.
+    """
 
     kind: Literal["configure"] = "configure"
     integrations: tuple[IntegrationRow, ...] = ()
+    rules: str = Field(default="", max_length=64)
+    policy: Body = Field(default_factory=dict)
 
 
 class Segments(Message):

@@ -167,8 +167,12 @@ class Reloader:
         supervisor, group = self._supervisor, self._supervisor.integrations
         # What takes effect at a restart only is compared with what is in force, again and again.
         supervisor.config = msgspec.structs.replace(
-            supervisor.config, path=config.path, integrations=config.integrations
+            supervisor.config,
+            path=config.path,
+            integrations=config.integrations,
+            policy=config.policy,
         )
+        supervisor.policing.configure()
         supervisor.host.uids.update(numbers)
         supervisor.host.written = provision.written_paths(config)
         new = [one.name for one in config.integrations.values() if group.put(one)]
@@ -181,8 +185,10 @@ class Reloader:
         group = self._supervisor.integrations
         name, keys = change.name, change.keys
         match change.action:
-            case "impossible":
-                return Outcome(name, "not applied", keys, _NEEDS_RESTART)
+            case "impossible" | "policy" as action:
+                applied = action == "policy"
+                text = ("changed", "") if applied else ("not applied", _NEEDS_RESTART)
+                return Outcome(name, text[0], keys, text[1])
             case "remove":
                 self._begin_removal(name)
                 return Outcome(name, "removing")

@@ -384,8 +384,11 @@ class Supervisor:
         self.integrations.workers.send(restart.Resume())
 
     def configure_systems(self) -> None:
-        """Tell every system which integrations there are."""
-        self.systems.tell_all(Configure(integrations=self.integrations.rows()))
+        """Tell every system which integrations there are, and which rules hold."""
+        rows, policing = self.integrations.rows(), self.policing
+        self.systems.tell_all(
+            Configure(integrations=rows, rules=policing.digest, policy=policing.table)
+        )
 
     def forget(self, name: str) -> None:
         """An integration that was removed from the configuration is dead: nothing is left of it."""

@@ -308,6 +308,30 @@ def test_rules_hold_across_the_deaths_of_both_who_know_them(
     again.close()
 
 
+def test_edited_rules_hold_as_soon_as_they_are_reloaded(
+    tmp_path: Path, session_leaves_nothing: None
+) -> None:
+    del session_leaves_nothing
+    config = tmp_path / "vsm.toml"
+    server = CONFIG[CONFIG.index("[integrations") :]
+    deny = '[[policy.rules]]\naction = "deny"\ntool = "{}"\n'
+    config.write_text(server, encoding="utf-8")
+    with running.running(config) as it:
+        client = Client(it.folder)
+        assert "result" in client.call("works")
+        for denied, allowed in (("works", "quotes"), ("quotes", "works"), ("", "quotes")):
+            rules = deny.format(denied) if denied else ""
+            config.write_text(rules + server, encoding="utf-8")
+            (change,) = answered(it, "reload")["changes"]
+            assert (change["name"], change["outcome"]) == ("[policy]", "changed")
+            assert "result" in client.call(allowed)
+            if denied:
+                assert client.call(denied)["error"]["code"] == -32003
+        assert it.status()["systems"]["system1"]["policy"]["rules"] == 0
+        client.close()
+        assert it.stop() == 0
+
+
 def test_approvals_are_remembered_after_everything_was_killed(
     config: Path, tmp_path: Path, session_leaves_nothing: None
 ) -> None:

@@ -111,7 +111,7 @@ def test_no_rules_are_no_gate() -> None:
             h.gateway.fleet.guard("rules", gate.guards)
             assert gate not in h.gateway.fleet.integrations["it"].gates
             elsewhere = compile_rules({"rules": [{**TABLE["rules"][0], "integration": "other"}]})
-            gate.expect(elsewhere.digest)
+            gate.expect(elsewhere.digest, denials_per_minute=30)
             h.gateway.fleet.guard("rules", gate.guards)
             assert gate in h.gateway.fleet.integrations["it"].gates, "until they are here"
             assert gate.take(to_body(elsewhere))

@@ -124,8 +124,9 @@ class RuleGate(Gate):
 
     # ---- rules -----------------------------------------------------------------------------
 
-    def expect(self, digest: str) -> None:
+    def expect(self, digest: str, *, denials_per_minute: int) -> None:
         """Other rules hold from now on; calls wait until they are here."""
+        self._surges.threshold = denials_per_minute
         if digest != self._digest:
             self._digest = digest
             self._forget(Rules() if not digest else None)

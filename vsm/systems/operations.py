@@ -283,6 +283,7 @@ class Operations:
     def _configure(self, message: Configure, fds: list[int]) -> None:
         close_fds(fds)
         self.gateway.configure([_settings(row) for row in message.integrations])
+        self.policing.configure(message)
 
     async def _consult(self, what: Any, about: str) -> Body | None:  # noqa: ANN401 - a literal of the model's
         """Ask the supervisor what a model wants to know of vsm."""

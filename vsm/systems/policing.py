@@ -14,6 +14,7 @@ from vsm.messages import (
     Algedonic,
     Asking,
     Body,
+    Configure,
     Decided,
     Grant,
     Grants,
@@ -36,8 +37,7 @@ class Policing:
         self._fleet = fleet
         self._epoch = start.epoch
         self._denied = 0
-        limit = start.policy.get("denials_per_minute")
-        per_minute = limit if isinstance(limit, int) else DENIALS_PER_MINUTE
+        per_minute = _limit(start.policy)
         self.gate = RuleGate(self, digest=start.rules, denials_per_minute=per_minute)
         self._grant(start.grants)
         self.take(start.snapshots.get("system5", {}))
@@ -53,9 +53,9 @@ class Policing:
         if self.gate.take(body):
             self._put()
 
-    def expect(self, digest: str) -> None:
-        """The operator's rules are others from now on."""
-        self.gate.expect(digest)
+    def configure(self, message: Configure) -> None:
+        """The operator's rules may be others from now on."""
+        self.gate.expect(message.rules, denials_per_minute=_limit(message.policy))
         self._put()
 
     def close(self) -> None:
@@ -136,3 +136,8 @@ class Policing:
         subject = subject[:_MOST_SUBJECT]
         signal = Algedonic(severity=severity, subject=subject, cause=cause, detail=detail[:4096])
         self._context.send("system5", signal)
+
+
+def _limit(policy: Body) -> int:
+    limit = policy.get("denials_per_minute")
+    return limit if isinstance(limit, int) else DENIALS_PER_MINUTE

@@ -18,6 +18,7 @@ from vsm.link import close_fds
 from vsm.messages import (
     Algedonic,
     Body,
+    Configure,
     Decided,
     Felt,
     Hurt,
@@ -53,6 +54,7 @@ class PolicySystem:
         self.pains: OrderedDict[Cause, tuple[float, str]] = OrderedDict()
         self.decided = {"approved": 0, "refused": 0}
         self._epoch = 0
+        self._table: Body = {}
         self._repeats = Repeats(REPEAT_INTERVAL_S)
         self._held: dict[Cause, Algedonic] = {}
         self._keys: OrderedDict[tuple[str, int], str] = OrderedDict()
@@ -67,6 +69,7 @@ class PolicySystem:
             elif channel.carries == "proposal":
                 self._take_proposals(channel)
         self.context.handle("hurt", self._hurt)
+        self.context.handle("configure", self._configure)
         self.context.answer("state", self.state)
 
     def begin(self, start: Start) -> None:
@@ -76,6 +79,7 @@ class PolicySystem:
 
     def configure(self, table: Mapping[str, Any]) -> None:
         """Publish these rules; what cannot be read is not published, so S1 lets nothing pass."""
+        self._table = dict(table)
         try:
             self.rules = compile_rules(table)
         except RuleError:
@@ -83,6 +87,12 @@ class PolicySystem:
         known = {key: table[key] for key in Weights._fields if key in table}
         self.weights = Weights(**known)
         self.context.report(SnapshotOut(body=to_body(self.rules)))
+
+    def _configure(self, message: Configure, fds: list[int]) -> None:
+        """Only vsm.toml's integrations changed, or its rules too."""
+        close_fds(fds)
+        if message.policy != self._table:
+            self.configure(message.policy)
 
     # ---- pain ------------------------------------------------------------------------------
 
