@@ -198,6 +198,47 @@ def test_a_refused_system_call_is_a_violation() -> None:
     assert (result.cause, result.error.split(":")[0]) == ("violation", "PermissionError")
 
 
+def _write(path: str) -> None:
+    with open(path, "w") as file:
+        file.write("x")
+
+
+def _bind(kind: int, family: int = socket.AF_INET) -> None:
+    socket.socket(family, kind).close()
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: _write("/usr/bin/vsm-test"),  # read-only
+        lambda: _write("/vsm-test"),
+        lambda: _bind(socket.SOCK_RAW),
+        lambda: _bind(socket.SOCK_RAW, socket.AF_PACKET),
+        lambda: os.setuid(0),
+    ],
+)
+def test_a_refused_file_or_socket_or_right_is_a_violation(refused: Callable[[], None]) -> None:
+    result = vsm.run(refused)
+    assert (result.cause, result.value) == ("violation", None), result
+
+
+def test_the_controls_of_these_are_no_violation(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    assert vsm.run(_write, str(tmp_path / "file"), write=[tmp_path]).ok
+    assert vsm.run(_write, "/tmp/file").ok  # its own
+    assert vsm.run(_bind, socket.SOCK_STREAM).ok
+    assert vsm.run(_write, "/absent/file").cause == "exit"
+
+
+def test_words_of_a_worker_are_nothing_that_a_terminal_obeys() -> None:
+    def fail() -> None:
+        raise ValueError("\x1b[2J\u202egone\x00" + "ü" * 3000)
+
+    error = vsm.run(fail).error
+    assert error.startswith("ValueError: \ufffd[2J\ufffdgone\ufffdü")
+    assert len(error) == 2000
+
+
 def _foreign_call() -> None:
     """getpid by the 32-bit entry, which every filter here answers with death."""
     code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)

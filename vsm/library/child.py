@@ -123,7 +123,7 @@ def _call(channel: socket.socket, order: dict[str, Any], content: bytes) -> int:
         send_failure(channel, "unfit", str(error))
     except BaseException as error:  # noqa: BLE001 - the boundary
         traceback.print_exc()
-        send_failure(channel, "error", _text(error), _denied(error))
+        send_failure(channel, "error", _text(error), _denied(error, order))
     finally:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
@@ -156,7 +156,7 @@ def _serve_one(
         send_failure(channel, "unfit", str(error), call=number)
     except BaseException as error:  # noqa: BLE001 - the boundary; an exit, too, ends a call only
         traceback.print_exc()
-        send_failure(channel, "error", _text(error), _denied(error), number)
+        send_failure(channel, "error", _text(error), _denied(error, order), number)
 
 
 def _loaded(channel: socket.socket, order: dict[str, Any], content: bytes) -> Any:  # noqa: ANN401
@@ -184,8 +184,11 @@ def _text(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def _denied(error: BaseException) -> str:
+def _denied(error: BaseException, order: dict[str, Any]) -> str:
+    """Either "memory" or "violation", where the error means that it met its profile."""
     if isinstance(error, MemoryError):
         return "memory"
-    refused = isinstance(error, OSError) and error.errno in {errno.EPERM, errno.EACCES}
-    return "violation" if refused else ""
+    denials = {errno.EPERM, errno.EACCES, errno.EROFS}
+    if order["isolated"]:
+        denials.add(errno.ENETUNREACH)  # its namespace leads nowhere
+    return "violation" if isinstance(error, OSError) and error.errno in denials else ""

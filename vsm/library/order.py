@@ -68,6 +68,7 @@ def prepare(request: Request) -> Case:
             "most_bytes": request.value_bytes,
             "memory_bytes": profile.limits.memory_bytes,
             "serves": request.serves,
+            "isolated": profile.network.mode != "host",
         },
     )
     order = {

@@ -126,6 +126,8 @@ class _Desk(Hooks):
         elif call is not None and (answer is None or answer.call == call.number):
             self._answered(process, call, answer, unfit)
             return
+        if process in self.free:
+            self.free.remove(process)
         workers.failed(process, unfit or "it spoke without being asked")
         process.kill()
 

@@ -105,7 +105,8 @@ class WorkerEvent:
             ended because it was told to).
         incarnation: 1 for the first process, and one more with each.
         cause: how it ended, as in `vsm.Result`; "" where no process ended.
-        reason: in words.
+        reason: in words; those of its own exception are foreign.
+        stderr: the last 4 KiB that a process wrote there which ended; foreign bytes.
     """
 
     worker: str
@@ -113,3 +114,4 @@ class WorkerEvent:
     incarnation: int
     cause: Cause | Literal[""] = ""
     reason: str = ""
+    stderr: bytes = field(default=b"", repr=False)

@@ -146,6 +146,7 @@ def _parse(data: bytes, fds: list[int], most_bytes: int) -> Answer:
     kind, text, denied = head.get("kind"), head.get("text", ""), head.get("denied", "")
     if not all(isinstance(part, str) for part in (kind, text, denied)):
         raise UnfitError("its answer holds no value")
+    text = _plain_text(text)
     call = head.get("call", 0)
     if type(call) is not int:
         raise UnfitError("its answer is to no call")
@@ -155,6 +156,14 @@ def _parse(data: bytes, fds: list[int], most_bytes: int) -> Answer:
     if kind != "value" or len(fds) != 1:
         raise UnfitError("its answer holds no value")
     return Answer("value", _decode(head, fds[0], most_bytes), call=call)
+
+
+def _plain_text(text: str) -> str:
+    """Foreign words for a person: bounded, and nothing that a terminal would obey."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
+        for character in text[:_MOST_TEXT]
+    )
 
 
 def _decode(head: dict[str, Any], fd: int, most_bytes: int) -> object:

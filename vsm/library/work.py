@@ -4,6 +4,7 @@ Runs in the program. What a worker will not see of the host's files it cannot im
 of such modules travel by value. Only the program pickles; only a confined worker loads it.
 """
 
+import dis
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from vsm.closure import DEFAULT_PATH, Closure, closure
 from vsm.errors import ConfigurationError, VsmError
 
 _IN_THE_RUNNER = {"dill", "numpy", "vsm"}  # loaded there already, visible or not
+_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS"}
 _SEARCHED = ("PATH", "PYTHONPATH", "NODE_PATH", "LD_LIBRARY_PATH")
 
 
@@ -170,6 +172,7 @@ def _by_itself(function: FunctionType) -> FunctionType:
 
 
 def _names(code: CodeType) -> set[str]:
-    """What the code and the functions inside it name."""
+    """The globals that the code and the functions inside it name; attributes are no globals."""
     inner = (const for const in code.co_consts if isinstance(const, CodeType))
-    return set(code.co_names).union(*(_names(one) for one in inner))
+    own = {one.argval for one in dis.get_instructions(code) if one.opname in _GLOBALS}
+    return own.union(*(_names(one) for one in inner))

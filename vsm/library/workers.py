@@ -20,6 +20,8 @@ from vsm.library.values import Answer
 from vsm.library.work import Visible
 
 KEPT_EVENTS: Final = 1000
+_LAST_WORDS_BYTES: Final = 4096
+_MOST_HINT: Final = 200
 _SETTLED: Final[tuple[restart.Phase, ...]] = ("ready", "stopped", "quarantined")
 _HOPELESS: Final = (ConfigurationError, ConfinementError)
 
@@ -103,11 +105,12 @@ class Workers:
             raise ConfigurationError("vsm.Supervisor", f"no such strategy: {strategy!r}")
         self.events = Events()
         self.processes: dict[str, Process] = {}
-        self.is_running = False
+        self.is_running = self._entered = False
         self._hooks = hooks
         self._strategy = strategy
         self._cases: dict[str, Case] = {}
         self._failures: dict[str, VsmError] = {}
+        self._last_words: dict[str, bytes] = {}
         self._causes: dict[tuple[str, int], Cause | Literal[""]] = {}
         self._group = GroupRunner([spec.terms() for spec in specs], self, strategy)
         self._group.observe = self._observe
@@ -120,12 +123,14 @@ class Workers:
         Raises:
             VsmError: one was given up; nothing runs then.
         """
-        hooks = self._hooks
-        self.is_running = True
+        if self._entered:
+            raise VsmError("vsm.Supervisor", "it was entered before", "Make another one.")
+        hooks, self._entered = self._hooks, True
         for name, spec in self.specs.items():
             self._cases[name] = prepare(
                 spec.request(serves=hooks.serves, value_bytes=hooks.value_bytes)
             )
+        self.is_running = True
         try:
             for name in self.specs:
                 self._group.send(restart.Start(name))
@@ -165,7 +170,13 @@ class Workers:
         return self._group.worker(name)
 
     def command(self, event: restart.Start | restart.Stop) -> None:
-        """Start, stop or restart one."""
+        """Start, stop or restart one.
+
+        Raises:
+            VsmError: the whole does not run.
+        """
+        if not self.is_running:
+            raise VsmError(event.name, "its supervisor does not run", "Use it inside `async with`.")
         self._group.send(event)
 
     def ready(self, process: Process) -> None:
@@ -190,7 +201,12 @@ class Workers:
         worker = self.worker(name)
         if worker.phase == "quarantined":
             failure = self._failures.get(name)
-            raise failure or VsmError(name, f"it was given up: {worker.reason}")
+            raise failure or VsmError(name, f"it was given up: {worker.reason}", self._words(name))
+
+    def _words(self, name: str) -> str:
+        """What it wrote last, as a hint."""
+        lines = self._last_words.get(name, b"").decode(errors="replace").strip().splitlines()
+        return f"It wrote {lines[-1][:_MOST_HINT]!r}." if lines else ""
 
     async def wait_dead(self, name: str) -> None:
         """Wait until it has no process."""
@@ -201,6 +217,7 @@ class Workers:
     def spawn(self, name: str, incarnation: int) -> None:
         """Order it from the runner."""
         self._failures.pop(name, None)
+        self._last_words.pop(name, None)
         try:
             self.processes[name] = Process(
                 name,
@@ -256,6 +273,7 @@ class Workers:
     def ended(self, process: Process, error: VsmError | None) -> None:
         """It is gone."""
         name, incarnation = process.name, process.incarnation
+        self._last_words[name] = process.stderr[-_LAST_WORDS_BYTES:]
         if self.processes.get(name) is process:
             del self.processes[name]
         if error is not None:
@@ -306,4 +324,7 @@ class Workers:
         told = worker.after in {"stop", "restart"} and worker.phase in {"stopping", "draining"}
         kind: EventKind = "stopped" if told else "died"
         cause = self._causes.pop((event.name, event.incarnation), "")
-        self.events.add(WorkerEvent(event.name, kind, event.incarnation, cause, event.reason))
+        words = self._last_words.get(event.name, b"")
+        self.events.add(
+            WorkerEvent(event.name, kind, event.incarnation, cause, event.reason, words)
+        )
