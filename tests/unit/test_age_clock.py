@@ -1,9 +1,20 @@
 """Age is not judged by a wall clock that may be wrong."""
 
+import contextlib
+import socket
+import time
+import types
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsm import journal
 from vsm.core.age_clock import HOUR_NS, SETTLED_NS, TOLERANCE_NS, AgeClock
+from vsm.journal_reader import Filter, JournalReader
+from vsm.journal_records import Event, Retention
+from vsm.journal_store import JournalStore
 
 DAY_NS = 24 * HOUR_NS
 NOW_NS = 20_000 * DAY_NS
@@ -79,3 +90,87 @@ def test_no_leap_that_is_undone_within_the_hour_ages_anything(steps: list[tuple[
         assert clock.now_ns(NOW_NS + steady_ns + leap_ns, steady_ns) <= most_ns
         steady_ns += SETTLED_NS // 2 - 1
         assert clock.now_ns(NOW_NS + steady_ns, steady_ns) == NOW_NS + steady_ns
+
+
+# ---- the journal -------------------------------------------------------------------------------
+
+
+class Clocks:
+    """What the journal process reads."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall_ns, self.steady_ns = NOW_NS, HOUR_NS
+        fake = types.SimpleNamespace(
+            time_ns=lambda: self.wall_ns,
+            monotonic_ns=lambda: self.steady_ns,
+            monotonic=time.monotonic,
+        )
+        monkeypatch.setattr(journal, "time", fake)
+
+    def go(self, span_ns: int) -> None:
+        self.wall_ns += span_ns
+        self.steady_ns += span_ns
+
+
+def trimmed(path: Path, boot: str, clocks: Clocks, *spans_ns: int) -> int:
+    """Records left after a journal process of this boot trimmed, and once more after each span."""
+    here, there = socket.socketpair()
+    retention = Retention(age_ns=30 * DAY_NS)
+    with here, there, contextlib.closing(JournalStore(path, boot, retention)) as store:
+        if boot == "now":
+            store.append("me", 1, [at(clocks.wall_ns, clocks.steady_ns)])
+        process = journal.JournalProcess(here, path, retention, boot)
+        for span_ns in (0, *spans_ns):
+            clocks.go(span_ns)
+            process._trim_at_s = 0
+            process._trim(store, time.monotonic())
+    with JournalReader(path) as reader:
+        return len(reader.newest("events", Filter(), 100))
+
+
+def at(wall_ns: int, steady_ns: int) -> Event:
+    return Event(wall_ns, steady_ns, "supervisor", "vsm.started", None, None, 1, "{}")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A journal with two records of an earlier boot, ten days apart, and none too old."""
+    path = tmp_path / "journal.db"
+    with contextlib.closing(JournalStore(path, "before", Retention())) as store:
+        old = [at(NOW_NS - 11 * DAY_NS, 5), at(NOW_NS - DAY_NS, 10 * DAY_NS)]
+        store.append("me", 1, old)
+    return path
+
+
+def test_a_clock_that_leaps_and_is_put_right_deletes_no_record(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks(monkeypatch)
+    clocks.wall_ns += 400 * DAY_NS  # before the first record of this boot
+    assert trimmed(path, "now", clocks, HOUR_NS // 3, HOUR_NS // 3) == 3
+    clocks.wall_ns -= 400 * DAY_NS
+    assert trimmed(path, "now", clocks, 2 * HOUR_NS) == 4
+
+
+def test_a_restart_of_the_journal_does_not_make_a_leap_true(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks(monkeypatch)
+    assert trimmed(path, "now", clocks) == 3
+    clocks.wall_ns += 400 * DAY_NS
+    for restarts in range(1, 4):
+        assert trimmed(path, "now", clocks) == 3 + restarts
+
+
+def test_a_machine_that_was_off_for_long_keeps_its_history_for_an_hour_and_then_trims(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks(monkeypatch)
+    clocks.wall_ns += 25 * DAY_NS
+    assert trimmed(path, "now", clocks, HOUR_NS // 2) == 3
+    assert trimmed(path, "now", clocks, HOUR_NS) == 3, "the older one has gone, two are new"
+
+
+def test_without_a_leap_age_is_age(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks(monkeypatch)
+    assert trimmed(path, "now", clocks, *[DAY_NS] * 20) == 2
