@@ -17,19 +17,27 @@ def cost(call, count):
     return (time.perf_counter_ns() - start) / count
 path = os.path.realpath("/usr/bin/env")
 fd = os.open(path, os.O_RDONLY)
+memory = os.memfd_create("x")
+block = bytes(4096)
+reader, writer = os.pipe()
 def open_close():
     os.close(os.open(path, os.O_RDONLY))
+def pipe():
+    os.write(writer, b"x")
+    os.read(reader, 1)
 print(json.dumps({
     "getppid": cost(os.getppid, 50000),
     "stat": cost(lambda: os.stat(path), 20000),
     "open+close": cost(open_close, 20000),
     "read 4 KiB": cost(lambda: os.pread(fd, 4096, 0), 20000),
+    "write 4 KiB": cost(lambda: os.pwrite(memory, block, 0), 20000),
+    "pipe write+read": cost(pipe, 20000),
 }))
 """
 
 
 def run(rounds: int) -> list[dict[str, Any]]:
-    """Median cost of four calls in each variant, processes of the variants interleaved."""
+    """Median cost of each call in each variant, processes of the variants interleaved."""
     bench = Bench([os.path.realpath("/usr/bin/python3"), "-SI", "-c", PROBE])
     found: dict[str, dict[str, list[float]]] = {variant: {} for variant in bench.variants}
     for _ in range(rounds):

@@ -182,7 +182,7 @@ class _Init:
         self._nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
     def rehearse(self, plan: Plan) -> None:
-        """Do ahead, without effect, what `run` will do.
+        """Do ahead what `run` will do, as far as it has no effect on what comes before.
 
         A page that the fork shares is copied when it is first touched. That is most of what a
         fresh first process spends, see docs/decisions/spawn-cost.md.
@@ -194,7 +194,7 @@ class _Init:
             if isinstance(step, Restrict):
                 step.rehearse()
             elif isinstance(step, DropPrivileges):
-                capabilities.effective()
+                step.bound(self._site)
                 prctl.death_signal()
                 os.getgroups()
             elif isinstance(step, ShieldMiniInit):

@@ -33,6 +33,7 @@ class Site:
         id_maps: fds that the parent opened.
         control_fd: the mini-init's control socket, or -1: what is opened inside goes out by it.
         threaded: this runs in a second thread, and the first one is to be confined too.
+        bounded: whether the bounding set could be emptied, None before somebody tried.
         executed: the steps done so far.
         reports: (layer, detail) of those that had something to say.
     """
@@ -42,6 +43,7 @@ class Site:
         self.control_fd = -1
         self.id_maps: dict[IdMap, int] = {}
         self.threaded = False
+        self.bounded: bool | None = None
         self.executed: list[Operation] = []
         self.reports: list[tuple[str, str]] = []
 
@@ -185,10 +187,9 @@ class DropPrivileges(NamedTuple):
 
     def execute(self, site: Site) -> str:
         """Bounding set first (it needs a capability), then ids, then the rest."""
-        del site
+        self.bound(site)
         own = os.getgid() if self.gid is None else self.gid
         death_signal = prctl.death_signal()
-        bounded = capabilities.clear_bounding_set()
         if self.uid is not None and self.gid is not None:
             os.setgroups([])
             os.setresgid(self.gid, self.gid, self.gid)
@@ -200,9 +201,17 @@ class DropPrivileges(NamedTuple):
         prctl.forbid_dumps()
         if capabilities.effective():
             raise OSError(1, "capset: capabilities are left")
-        bounding = "" if bounded else ", bounding set as the user's"
+        bounding = "" if site.bounded else ", bounding set as the user's"
         groups = ", supplementary groups as the user's" if set(os.getgroups()) - {own} else ""
         return f"no capabilities, no_new_privs{bounding}{groups}"
+
+    def bound(self, site: Site) -> None:
+        """The first part, which takes forty calls: a process that is forked ahead does it ahead.
+
+        It concerns programs to come: what this process may do stays until the rest.
+        """
+        if site.bounded is None:
+            site.bounded = capabilities.clear_bounding_set()
 
     def describe(self) -> str:
         """Ids and what is dropped."""

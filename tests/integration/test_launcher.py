@@ -277,12 +277,13 @@ def test_a_worker_that_was_prepared_ahead_is_as_confined_as_the_first(tier: str)
             answers.append(os.read(stdout, 65536).decode())
             os.close(stdout)
             await spares_of(field, set())
-        wanted = ("CapEff", "CapBnd", "Seccomp", "NoNewPrivs", "Umask", "FDS ")
+        wanted = ("CapEff", "CapBnd", "Seccomp", "NoNewPrivs", "Umask", "SigBlk", "SigIgn", "FDS ")
         facts = [
             [line for line in answer.splitlines() if line.startswith(wanted)] for answer in answers
         ]
         assert len(facts[0]) == len(wanted) + 1  # Seccomp_filters too
         assert facts[0] == facts[1] == facts[2]
+        assert f"SigBlk:\t{0:016x}" in facts[0]  # though its first process blocks what it reads
         assert layers[0] == layers[1] == layers[2]
 
     play(scene)
