@@ -191,7 +191,7 @@ class Operations:
             listener = socket.socket(fileno=fds.pop("http"))
             await self.gateway.listen_http(listener, token=token)
         if "calls" in fds and start.audit != "off":
-            sender = f"system1-{start.epoch}-{os.getpid()}-{time.time_ns():x}"
+            sender = f"system1-{start.epoch}-{os.getpid()}-{os.urandom(8).hex()}"
             sock = socket.socket(fileno=fds.pop("calls"))
             self.gateway.record_calls(
                 CallLog(sock, sender=sender, mode=start.audit, rate=start.audit_rate)
