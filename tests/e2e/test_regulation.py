@@ -102,6 +102,8 @@ def test_budget_is_kept_then_an_idle_system_moves_nothing_and_says_why(vsm: Runn
     samples = state(vsm, "system3")["samples"]
     seen = wait(vsm, "system3", lambda s: s["samples"] > samples + 3)
     assert seen["moves"] == before
+    told = vsm.vsm("status").stdout
+    assert "of 448 MiB given: every limit is wide enough for what is used" in told
 
 
 def test_limit_too_tight_is_raised_within_its_ceiling_and_the_calls_succeed(vsm: Running) -> None:
@@ -149,6 +151,7 @@ def test_restart_loop_is_found_slowed_and_told(vsm: Running) -> None:
     assert "restart went to and fro" in seen["oscillations"][0]["what"]
     (row,) = decisions(vsm, "coordination.oscillation")
     assert (row["subject"], row["source"]) == ("rich", "system2")
+    assert "rich: restart went to and fro" in vsm.vsm("status").stdout
     events = vsm.vsm("events", "--json", "--kind", "coordination.oscillation")
     assert json.loads(events.stdout)[0]["integration"] == "rich"
 

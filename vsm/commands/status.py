@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from vsm.commands import regulation_text
 from vsm.commands.control_client import NotFoundError, request
 from vsm.commands.limit import print_limits
 from vsm.commands.terminal import (
@@ -68,6 +69,8 @@ def _print_all(status: dict[str, Any]) -> None:
         if worker["state"] not in {"ready", "starting"} and worker.get("detail"):
             print_table(("", ""), [(worker["name"], worker["detail"])])
         _print_breaker(worker)
+    for line in regulation_text.lines(status["systems"]):
+        print(line)
 
 
 def _print_breaker(worker: dict[str, Any]) -> None:

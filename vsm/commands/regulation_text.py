@@ -1,0 +1,46 @@
+"""What `vsm status` says of systems 2, 3 and 4 while they do something, or could and do not."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from vsm.commands.terminal import clean
+
+_SHOWN = 4
+
+
+def lines(systems: dict[str, Any]) -> Iterator[str]:
+    """One line each, printable; nothing of a system that does nothing and was not asked to."""
+    yield from map(clean, _damped(systems.get("system2", {})))
+    yield from map(clean, _budget(systems.get("system3", {})))
+    yield from map(clean, _expected(systems.get("system4", {})))
+
+
+def _damped(state: dict[str, Any]) -> Iterator[str]:
+    why = {
+        (one["integration"], one["series"]): one["what"] for one in state.get("oscillations", ())
+    }
+    for name, series in state.get("damped", {}).items():
+        for one in series:
+            yield f"{name}: {why.get((name, one), f'{one} is damped')} (system 2)"
+
+
+def _budget(state: dict[str, Any]) -> Iterator[str]:
+    for resource, row in state.get("budget", {}).items():
+        given = f"{_amount(resource, row['held'])} of {_amount(resource, row['budget'])}"
+        why = row["reason"] or "limits are moving"
+        yield f"budget: {resource}: {given} given: {why} (system 3)"
+    for result in state.get("audits", ())[-_SHOWN:]:
+        if result["failed"]:
+            failed = ", ".join(result["failed"])
+            yield f"{result['integration']}: not confined as planned: {failed} (system 3)"
+
+
+def _expected(state: dict[str, Any]) -> Iterator[str]:
+    for one in state.get("warnings", ())[:_SHOWN]:
+        word = "is not served" if one["kind"] == "unserved" else "is asked for more than usual"
+        span = f"{one['low']:.3g} to {one['high']:.3g} in the next {one['step_s']:g} s"
+        yield f"{one['integration']} {one['demand']} {word}: {span} (system 4)"
+
+
+def _amount(resource: str, value: float) -> str:
+    return f"{value / 2**20:.0f} MiB" if resource == "memory" else f"{value:.3g}"
