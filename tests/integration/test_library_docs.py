@@ -26,6 +26,13 @@ def test_every_example_says_what_it_prints() -> None:
     assert len(EXAMPLES) == len(re.findall(r"^```python\n", PAGE, re.MULTILINE)) >= 6
 
 
+def test_every_public_name_is_there_and_on_the_page() -> None:
+    for name in vsm.__all__:
+        assert getattr(vsm, name).__doc__, name
+        assert re.search(rf"`vsm\.{name}`", PAGE), name
+    assert set(vsm.__all__) <= set(dir(vsm))
+
+
 @pytest.mark.parametrize(("code", "printed"), EXAMPLES)
 def test_example_prints_what_the_page_says(code: str, printed: str, tmp_path: Path) -> None:
     file = tmp_path / "example.py"

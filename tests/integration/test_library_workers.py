@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
@@ -156,6 +157,22 @@ def test_calls_run_side_by_side_and_each_gets_its_own_answer() -> None:
             assert {reply.worker for reply in replies} == {"pool-1", "pool-2", "pool-3"}
 
     run_bounded(main())
+
+
+def test_pools_live_in_loops_of_other_threads_too() -> None:
+    found: dict[int, list[object]] = {}
+
+    async def main(number: int) -> None:
+        async with vsm.Pool(work, size=1) as pool:
+            found[number] = [(await pool.call([number, n])).value for n in range(5)]
+
+    threads = [threading.Thread(target=run_bounded, args=(main(number),)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    assert vsm.run(pow, 2, 5).check() == 32
+    for thread in threads:
+        thread.join()
+    assert found == {number: [[number, n] for n in range(5)] for number in range(3)}
 
 
 def _channel() -> socket.socket:

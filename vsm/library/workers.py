@@ -228,7 +228,7 @@ class Workers:
                 most_bytes=self._hooks.value_bytes,
             )
         except (VsmError, OSError) as error:
-            self._exited(name, incarnation, str(error), error=error)
+            self._exited(name, incarnation, _words_of(error), error=error)
 
     def drain(self, name: str) -> None:
         """Nothing to drain."""
@@ -277,7 +277,7 @@ class Workers:
         if self.processes.get(name) is process:
             del self.processes[name]
         if error is not None:
-            reason, innocent = str(error), self.worker(name).phase == "ready"
+            reason, innocent = error.what, self.worker(name).phase == "ready"
             self._hooks.ended(self, process, reason)
             self._exited(name, incarnation, reason, error=error, innocent=innocent)
             return
@@ -328,3 +328,7 @@ class Workers:
         self.events.add(
             WorkerEvent(event.name, kind, event.incarnation, cause, event.reason, words)
         )
+
+
+def _words_of(error: Exception) -> str:
+    return error.what if isinstance(error, VsmError) else str(error)
