@@ -10,7 +10,6 @@ import asyncio
 import os
 import socket
 import sys
-import time
 from typing import Any, Final, Literal
 
 import msgspec
