@@ -25,6 +25,7 @@ from vsm.gateway.integration import Server, Settings
 from vsm.gateway.upstream import Upstream
 
 TELL_AGAIN_S: Final = 5.0
+REFILL_DELAY_S: Final = 0.25
 MAX_RELEASING: Final = 256
 _LOOK_S: Final = 10.0
 
@@ -109,6 +110,7 @@ class Instances:
         self._loop = asyncio.get_running_loop()
         self._look: asyncio.TimerHandle | None = None
         self._again: asyncio.TimerHandle | None = None
+        self._refill: asyncio.TimerHandle | None = None
 
     # ---- where a call goes -----------------------------------------------------------------
 
@@ -329,8 +331,24 @@ class Instances:
         )
 
     def _review(self, *, called: bool = False) -> None:
-        count = wanted(self.terms, self._load(called=called))
+        load = self._load(called=called)
+        count = wanted(self.terms, load)
+        if count > self._wanted >= load.claimed and not load.waiting and self._is_refill(load):
+            if self._refill is None:
+                self._refill = self._loop.call_later(REFILL_DELAY_S, self._refill_now)
+            count = self._wanted
         if count != self._wanted or self.releasing:
+            self._wanted = count
+            self._tell()
+
+    def _is_refill(self, load: Load) -> bool:
+        """Whether what is missing is only a spare: a start would slow the one just claimed."""
+        return self.terms.kind == "session" and load.claimed > 0 and not load.needed
+
+    def _refill_now(self) -> None:
+        self._refill = None
+        count = wanted(self.terms, self._load(called=False))
+        if count != self._wanted:
             self._wanted = count
             self._tell()
 
@@ -371,7 +389,7 @@ class Instances:
 
     def close(self, reason: str) -> None:
         """Let go of all of them."""
-        for timer in (self._look, self._again):
+        for timer in (self._look, self._again, self._refill):
             if timer is not None:
                 timer.cancel()
         for instance in list(self.members.values()):
