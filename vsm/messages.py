@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 Name: TypeAlias = Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Text: TypeAlias = Annotated[str, Field(max_length=4096)]
 Body: TypeAlias = dict[str, JsonValue]
-Availability: TypeAlias = Literal["starting", "ready", "backing_off", "quarantined", "stopped"]
+Availability: TypeAlias = Literal[
+    "starting", "ready", "restarting", "backing_off", "quarantined", "stopped"
+]
 
 
 class Message(BaseModel):

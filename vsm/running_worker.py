@@ -86,9 +86,10 @@ def spec_of(integration: Integration) -> restart.WorkerSpec:
 
 def availability_of(worker: restart.Worker) -> AvailabilityChanged:
     """How an integration stands, for S1."""
+    restarts = worker.after == "restart" and worker.phase in {"draining", "stopping"}
     return AvailabilityChanged(
         integration=worker.spec.name,
-        state=_AVAILABILITY[worker.phase],
+        state="restarting" if restarts else _AVAILABILITY[worker.phase],
         reason=worker.reason[:4096],
     )
 

@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from running import VSM, Running, running
 
 SERVER = Path(__file__).resolve().parents[1] / "servers/echo_legacy.py"
 BOUND_S = 30
+IN_FLIGHT = 8
 CONFIG = """
 [integrations.x]
 command = ["/usr/bin/python3", "{server}", "x"]
@@ -116,6 +120,53 @@ def test_a_session_of_connect_outlives_the_gateway(vsm: Running) -> None:
         assert "result" in answer(2)
         process.stdin.close()
         assert process.wait(BOUND_S) == 0
+
+
+def test_a_restart_by_command_under_load_fails_no_call(vsm: Running) -> None:
+    wrong: list[Any] = []
+    answered = [0]
+    enough = threading.Event()
+
+    def load() -> None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(vsm.folder / "run/mcp.sock"))
+            with connection.makefile("rwb", buffering=0) as lines:
+                first = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {}}
+                message = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": first}
+                lines.write(json.dumps(message).encode() + b"\n")
+                lines.readline()
+                number = under_way = 0
+                while not enough.is_set() or under_way:
+                    while under_way < IN_FLIGHT and not enough.is_set():
+                        number, under_way = number + 1, under_way + 1
+                        params = {"name": "y__slow", "arguments": {"seconds": 0.005}}
+                        call = {"jsonrpc": "2.0", "id": number, "method": "tools/call"}
+                        lines.write(json.dumps(call | {"params": params}).encode() + b"\n")
+                    answer = json.loads(lines.readline())
+                    if "id" in answer:
+                        under_way -= 1
+                        answered[0] += 1
+                        wrong.extend([answer] if "result" not in answer else [])
+
+    def answered_more_than(number: int) -> bool:
+        return answered[0] > number
+
+    clients = [threading.Thread(target=load) for _ in range(3)]
+    for client in clients:
+        client.start()
+    try:
+        pids = set()
+        for _ in range(2):
+            before = answered[0]
+            wait_for(partial(answered_more_than, before + 50))
+            pids.add(next(w["pid"] for w in vsm.status()["workers"] if w["name"] == "y"))
+            assert vsm.vsm("restart", "y").returncode == 0
+    finally:
+        enough.set()
+        for client in clients:
+            client.join(BOUND_S)
+    assert wrong == []
+    assert len(pids) == 2
 
 
 def _integration(vsm: Running) -> dict[str, Any]:

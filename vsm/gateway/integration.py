@@ -35,6 +35,7 @@ CAPABILITY_OF_LIST: Final = {
     "resources/templates/list": "resources",
 }
 HIDDEN_STATES: Final = frozenset({"quarantined", "stopped"})
+CLOSED_STATES: Final = HIDDEN_STATES | {"restarting"}  # what comes while it restarts waits for it
 MAX_SURFACE_BYTES: Final = 16 * 1024 * 1024
 LIST_TIMEOUT_S: Final = 30.0
 
@@ -106,6 +107,8 @@ class Integration(Server):
     @property
     def is_settled(self) -> bool:
         """Whether waiting for it makes no sense: it serves, or it failed."""
+        if self.state == "restarting":
+            return False
         failed = self.state not in ("starting", "ready") and self.starting is None
         if self.instances is not None:
             return failed or self.session is not None
@@ -121,7 +124,7 @@ class Integration(Server):
     def takes_calls(self) -> bool:
         """Whether a call can be sent now."""
         serves = self.upstream is not None or self.instances is not None
-        return serves and not self.draining and self.state not in HIDDEN_STATES
+        return serves and not self.draining and self.state not in CLOSED_STATES
 
     @property
     def in_flight(self) -> int:
@@ -141,9 +144,10 @@ class Integration(Server):
     def unavailable(self) -> str:
         """Why a call cannot be served now, and what to do."""
         name, reason = self.settings.name, f" ({self.reason})" if self.reason else ""
-        if self.draining:
+        if self.draining and self.state != "restarting":
             return f"{name} is draining and takes no calls. `vsm start {name}` opens it again."
         texts = {
+            "restarting": f"{name} is restarting{reason}. Try again shortly.",
             "starting": f"{name} is still starting{reason}. Try again shortly.",
             "ready": f"{name} is still starting{reason}. Try again shortly.",
             "backing_off": f"{name} failed and will be started again{reason}. Try again shortly, "

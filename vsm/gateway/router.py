@@ -368,7 +368,10 @@ class Router:
         integration = self._fleet.integrations.get(call.integration)
         if integration is None or not integration.takes_calls:
             text = integration.unavailable if integration else f"{call.integration} was removed."
-            call.failed(jsonrpc.UNAVAILABLE, text)
+            restarts = integration is not None and integration.state == "restarting"
+            guard = integration.guard if restarts and integration is not None else None
+            if guard is None or not guard.keeps(call, jsonrpc.UNAVAILABLE, text):
+                call.failed(jsonrpc.UNAVAILABLE, text)
             return
         try:
             upstream = integration.upstream or self._finder.instance_of(integration, call.client)

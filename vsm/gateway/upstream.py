@@ -237,7 +237,7 @@ class Upstream:
     def call(self, call: Call) -> None:
         """Send a client's call, or keep it until there is room; fail it when there is none."""
         call.upstream = self
-        if call.timeout_s is not None and not call.retries:
+        if call.timeout_s is not None and (not call.retries or call.deadline is None):
             call.deadline = self._loop.time() + call.timeout_s
         if self.writable and len(self._in_flight.waiting) < self._limit - self._reserve:
             self._send_call(call)
