@@ -174,7 +174,8 @@ class ControlServer:
         if not isinstance(wanted, dict):
             raise VsmError("control socket", "arguments.limits: expected an object")
         rows = limits.set_limits(self._supervisor, name, wanted) if wanted else []
-        held = limits_in_force.table(self._supervisor.integrations.running.get(name))
+        workers = self._supervisor.integrations.running_of(name)
+        held = limits_in_force.table(workers[0] if workers else None)
         return {"name": name, "limits": rows, "held": held}
 
     async def _trust(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON

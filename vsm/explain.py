@@ -17,6 +17,7 @@ from vsm.core.seccomp import (
     rules_for,
 )
 from vsm.profile import Profile, Tier
+from vsm.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,6 +124,25 @@ def _steps(plan: "Plan", profile: Profile) -> Iterator[tuple[str, str, str]]:
             yield line, "", _frame_reason(line)
         else:
             yield line, operation.layer, _reason(operation, profile)
+    yield from _detections(profile)
+
+
+def _detections(profile: Profile) -> Iterator[tuple[str, str, str]]:
+    """What `vsm up` does while the worker runs."""
+    limits = profile.limits
+    most = [
+        *([] if limits.disk_bytes is None else [format_bytes(limits.disk_bytes)]),
+        *([] if limits.disk_files is None else [f"{limits.disk_files} files"]),
+    ]
+    if most and profile.confine == "exec":
+        step = (
+            f"under `vsm up`: kill it above {' or '.join(most)} in its own directories on the disk"
+        )
+        yield (
+            step,
+            "",
+            "limits.disk, disk_files: looked for twice a second, a detection and no limit",
+        )
 
 
 def _frame_reason(line: str) -> str:

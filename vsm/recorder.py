@@ -11,7 +11,7 @@ from typing import Any, Final
 from vsm import __version__, paths
 from vsm.call_journal import CALLS_FILE, CallJournal
 from vsm.config import Journal
-from vsm.core import restart
+from vsm.core import refusals, restart
 from vsm.errors import ConfinementError, VsmError
 from vsm.group import GroupRunner
 from vsm.instance_set import integration_of
@@ -161,6 +161,8 @@ class Recorder:
 
     def calls_refused(self, name: str, calls: Mapping[str, int]) -> None:
         """A worker made system calls that its filter refuses."""
+        told = refusals.text(calls)
+        self._log.warning("refused by the system-call filter", worker=name, calls=told)
         detail = {"calls": dict(calls), "total": sum(calls.values())}
         self.journal.event(
             "worker.calls_refused", worker=name, integration=name, severity="notice", detail=detail
