@@ -2,12 +2,14 @@
 
 Runs in the supervisor, which reads /proc and control groups from outside: no word of the worker
 counts. Every process below the worker is looked at, so that one which escaped a layer is found
-whoever started it. What the kernel does not show (Landlock's rules, mounts' options) is for
-`vsm sandbox audit`, which tries. Sources: proc_pid_status(5), namespaces(7), cgroups(7).
+whoever started it. What the kernel does not show (Landlock's rules, the filter's) is for
+`vsm sandbox audit`, which tries. Sources: proc_pid_status(5), proc_pid_mountinfo(5),
+namespaces(7), cgroups(7).
 """
 
+import itertools
 import os
-import resource
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -15,14 +17,26 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from vsm import changes
 from vsm.detection import descendants
 from vsm.execution import Plan
-from vsm.linux import namespaces, rlimits
+from vsm.linux import namespaces
 from vsm.operations import DropPrivileges, FilterSystemCalls, SetLimits
+from vsm.root_operations import Bind, EnterRoot, Mount
 
 if TYPE_CHECKING:
     from vsm.running_worker import RunningWorker
 
+MOST_PROCESSES: Final = 256
+"""Of one worker: the supervisor has other things to do."""
 _FILTERED: Final = "2"  # SECCOMP_MODE_FILTER
 _CAPABILITIES: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")
+_LIMIT_ROW: Final = r"(?m)^(Max [a-z ]+?) {2,}(.*)$"
+_LIMIT_NAMES: Final = {
+    "core": "Max core file size",
+    "cpu": "Max cpu time",
+    "data": "Max data size",
+    "file_size": "Max file size",
+    "open_files": "Max open files",
+    "processes": "Max processes",
+}
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -69,7 +83,8 @@ def compare(running: "RunningWorker") -> Facts:
     if running.spawned is None or running.provided is None:
         return Facts(0, 0, {}, ())
     plan = running.provided.plan
-    pids = list(descendants(running.spawned.pid))
+    below = descendants(running.spawned.pid)
+    pids = list(itertools.islice(below, MOST_PROCESSES))
     facts = list(_group_facts(running, pids))
     for pid in pids:
         seen = list(_process_facts(plan, pid))
@@ -79,6 +94,8 @@ def compare(running: "RunningWorker") -> Facts:
         if fact.holds is False:
             failed.setdefault(fact.name, fact.found)
     unknown = sorted({fact.name for fact in facts if fact.holds is None})
+    if next(below, None) is not None:
+        unknown.append(f"processes beyond {MOST_PROCESSES}")
     checked = sum(fact.holds is not None for fact in facts)
     return Facts(checked, len(pids), failed, tuple(unknown))
 
@@ -97,6 +114,7 @@ def _process_facts(plan: Plan, pid: int) -> Iterator[_Fact]:
             case SetLimits():
                 yield from _limits(step, pid)
     yield from _namespaces(plan, pid)
+    yield from _mounts(plan, pid)
 
 
 def _privileges(step: DropPrivileges, pid: int, status: dict[str, str]) -> Iterator[_Fact]:
@@ -110,17 +128,46 @@ def _privileges(step: DropPrivileges, pid: int, status: dict[str, str]) -> Itera
 
 
 def _limits(step: SetLimits, pid: int) -> Iterator[_Fact]:
+    rows = dict(re.findall(_LIMIT_ROW, _read(f"/proc/{pid}/limits")))
     for kind, planned in step.values:
-        name = f"limit of {kind}"
-        try:
-            soft, hard = resource.prlimit(pid, rlimits.KINDS[kind])
-        except PermissionError:
-            yield _Fact(name, None)
-            continue
-        except OSError:
-            return
-        unlimited = resource.RLIM_INFINITY in {soft, hard}
-        yield _Fact(name, not unlimited and max(soft, hard) <= planned, f"{pid}: {soft} {hard}")
+        words = rows.get(_LIMIT_NAMES[kind], "").split()[:2]
+        holds = all(word.isdigit() and int(word) <= planned for word in words) if words else None
+        yield _Fact(f"limit of {kind}", holds, f"{pid}: {' '.join(words)}, planned {planned}")
+
+
+def _mounts(plan: Plan, pid: int) -> Iterator[_Fact]:
+    """The root is a file system of its own, and nothing is writable that was not planned."""
+    if not any(isinstance(step, EnterRoot) for step in plan.operations):
+        return
+    found = [line.split() for line in _read(f"/proc/{pid}/mountinfo").splitlines()]
+    if not found:
+        yield _Fact("root file system", None)
+        return
+    seen = {_unescaped(words[4]): (words[5].split(","), words[-3]) for words in found}
+    options, kind = seen.get("/", ([], ""))
+    yield _Fact("root file system", kind == "tmpfs" and "ro" in options, f"{pid}: {kind} {options}")
+    planned = tuple(_writable(plan))
+    odd = [path for path, (options, _) in seen.items() if "rw" in options]
+    odd = [path for path in odd if not any(_is_below(path, top) for top in planned)]
+    yield _Fact("writable mounts", not odd, f"{pid}: {odd[:8]}")
+    loose = [path for path, (options, _) in seen.items() if "nosuid" not in options]
+    yield _Fact("set-id programs", not loose, f"{pid}: allowed on {loose[:8]}")
+
+
+def _writable(plan: Plan) -> Iterator[str]:
+    for step in plan.operations:
+        if (isinstance(step, Bind) and (step.write or step.device)) or (
+            isinstance(step, Mount) and step.kind == "tmpfs"
+        ):
+            yield step.path
+
+
+def _is_below(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}/")
+
+
+def _unescaped(word: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), word)
 
 
 def _namespaces(plan: Plan, pid: int) -> Iterator[_Fact]:
@@ -165,9 +212,12 @@ def _is_there(pid: int) -> bool:
 
 
 def _status(pid: int) -> dict[str, str]:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    lines = (line.partition(":") for line in text.splitlines())
+    lines = (line.partition(":") for line in _read(f"/proc/{pid}/status").splitlines())
     return {name: value.strip() for name, _, value in lines}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

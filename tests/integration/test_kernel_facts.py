@@ -17,6 +17,7 @@ from vsm.execution import Plan
 from vsm.kernel_facts import compare, compare_all
 from vsm.linux import namespaces
 from vsm.operations import DropPrivileges, FilterSystemCalls, SetLimits
+from vsm.root_operations import EnterRoot, Mount
 
 PLAN = Plan(
     name="it",
@@ -26,6 +27,8 @@ PLAN = Plan(
         SetLimits((("open_files", 64),)),
         DropPrivileges(54321, 54321),
         FilterSystemCalls("", 0),
+        EnterRoot(),
+        Mount("tmpfs", "/dev/shm", 1 << 20, "1777"),
     ),
     argv=("/bin/true",),
     env={},
@@ -55,7 +58,8 @@ def worker(pid: int, plan: Plan = PLAN) -> Any:
 def test_process_that_nothing_confines_fails_every_fact(child: int) -> None:
     found = compare(worker(child))
     expected = {"no_new_privs", "user", "system-call filter", "limit of open_files"}
-    expected |= {"mnt namespace", "pid namespace", "net namespace"}
+    expected |= {"root file system", "writable mounts", "set-id programs", "mnt namespace"}
+    expected |= {"pid namespace", "net namespace"}
     if os.geteuid() == 0:
         expected.add("capabilities")
     assert set(found.failed) == expected - set(found.unknown)
