@@ -45,16 +45,19 @@ async def collect(supervisor: "Supervisor") -> dict[str, Any]:
         "workers": [
             *_own(supervisor),
             *_systems(supervisor),
-            *(_with_resilience(row, answers) for row in _integrations(supervisor)),
+            *(_with_words_of_s1(row, answers) for row in _integrations(supervisor)),
         ],
         "systems": answers,
         "channels": [_channel(supervisor, channel, answers) for channel in channels.CHANNELS],
     }
 
 
-def _with_resilience(row: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
-    """The row with S1's word on how calls of the integration fare."""
+def _with_words_of_s1(row: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """The row with S1's word on how calls of the integration fare, and whose an instance is."""
     seen = answers["system1"].get("integrations", {}).get(row["integration"], {})
+    for instance in seen.get("instances", ()):
+        if instance["name"] == row["name"]:
+            row = row | {"serves": instance["state"], "in_flight": instance["in_flight"]}
     return row | {"resilience": {key: seen[key] for key in _RESILIENCE if key in seen}}
 
 

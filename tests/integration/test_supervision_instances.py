@@ -29,6 +29,7 @@ KINDS = {
     "broken": 'instances = "session"\nstart = "lazy"\nrestart = { intensity = 1 }',
 }
 SESSION = "mcp-session-id"
+SERVES = {"claimed", "spare", "starting"}
 Scenario = Callable[["Sessions"], Coroutine[Any, Any, None]]
 
 
@@ -158,6 +159,8 @@ def test_killed_instance_touches_its_own_session_only(vsm: Running) -> None:
         assert spare in error["message"]
         assert "state of this session is lost" in error["message"]
         assert error["data"] == {"integration": "own", "sent": True}
+        assert rows(it.vsm)["own"]["pid"] is None
+        assert {row["serves"] for row in it.instances("own").values() if "serves" in row} <= SERVES
         assert (await it.note(one, "own", "fresh"))["notes"] == ["fresh"]
         assert (await it.note(other, "own", "on"))["notes"] == ["kept", "on"]
         assert before <= set(it.instances("own"))

@@ -8,6 +8,7 @@ is told the number, and which are of no use any more. Runs in S1's event loop.
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final, Protocol
 
 from vsm.core.instance_demand import (
@@ -137,14 +138,15 @@ class Instances:
         return instance.upstream
 
     def _least_busy(self) -> Upstream | None:
-        best, least = None, 0
+        best, least = None, inf
         for instance in self._ready:
-            load = instance.in_flight
-            if (best is None or load < least) and not instance.is_lost:
-                best, least = instance, load
-                if not load:
-                    break
-        if (best is None or least) and self._wanted <= len(self._ready):
+            upstream = instance.upstream
+            if upstream is None or (load := upstream.in_flight) >= least or upstream.lost:
+                continue
+            best, least = instance, load
+            if not load:
+                break
+        if least and self._wanted <= len(self._ready) < self.terms.most:
             self._review(called=True)
         if best is None:
             return None
