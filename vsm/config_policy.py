@@ -57,6 +57,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         ask_timeout_s: what nobody decided by then is denied.
         show_arguments: whoever is asked sees the arguments, not only their digest.
         denials_per_minute: more than these hurt.
+        attempts_per_minute: more than these system calls and connections that one integration
+            tried and its sandbox refused hurt.
         weight_of_future: of S4's bits against S3's, where the two are in conflict.
         margin_bits: by so much a proposal must be better than one that stands against it.
         standing_s: so long an approved proposal stands.
@@ -66,6 +68,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     ask_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     show_arguments: bool = False
     denials_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 30
+    attempts_per_minute: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 600
     weight_of_future: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
     margin_bits: Annotated[float, msgspec.Meta(ge=0, le=64)] = 0.05
     standing_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0

@@ -15,7 +15,7 @@ from vsm.approvals import Desk
 from vsm.config_policy import compile_policy
 from vsm.core import restart
 from vsm.core.policy_rules import compile_rules
-from vsm.core.repeats import Repeats
+from vsm.core.repeats import Repeats, Surges
 from vsm.errors import VsmError
 from vsm.messages import Asking, Body, Felt, Grant, Hurt, Message, Policed, Withdrawn
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_PAINS: Final = 256
 REPEAT_INTERVAL_S: Final = 10.0
+CALM_S: Final = 5.0
 FORGOTTEN_S: Final = 3600.0
 _MOST_SUBJECT: Final = 128
 _MOST_DETAIL: Final = 4096
@@ -46,6 +47,8 @@ class Policing:
         )
         self.pains: OrderedDict[Cause, tuple[float, str]] = OrderedDict()
         self._repeats = Repeats(REPEAT_INTERVAL_S)
+        self._attempts = Surges(1)
+        self._calm: asyncio.TimerHandle | None = None
         self.configure()
 
     # ---- rules -----------------------------------------------------------------------------
@@ -55,6 +58,7 @@ class Policing:
         self.table = compile_policy(self._supervisor.config.policy, "policy")
         rules = compile_rules(self.table)
         self.digest = "" if rules.say_nothing else rules.digest
+        self._attempts.threshold = self._supervisor.config.policy.attempts_per_minute
 
     def restore(self) -> None:
         """Take back what was granted before vsm was restarted."""
@@ -136,6 +140,23 @@ class Policing:
         repeats = self._repeats.ends((subject, cause))
         self._tell_policy("relief", subject, cause, detail)
         self._announce("supervisor", "relief", subject, cause, detail, repeats)
+
+    def attempted(self, name: str, times: int) -> None:
+        """An integration tried what its sandbox refuses, so often."""
+        if self._attempts.add(name, time.monotonic(), times):
+            limit = self._attempts.threshold
+            self.hurt(
+                name, "attempts", f"its sandbox refused it more than {limit} times in a minute"
+            )
+        if self._attempts.in_pain and self._calm is None:
+            self._calm = asyncio.get_running_loop().call_later(CALM_S, self._calm_down)
+
+    def _calm_down(self) -> None:
+        self._calm = None
+        for name in self._attempts.relieved(time.monotonic()):
+            self.relieve(name, "attempts", f"{name} is refused little again")
+        if self._attempts.in_pain:
+            self._calm = asyncio.get_running_loop().call_later(CALM_S, self._calm_down)
 
     def _tell_policy(self, severity: Any, subject: str, cause: str, detail: str) -> None:  # noqa: ANN401 - a literal
         message = Hurt(
@@ -232,3 +253,5 @@ class Policing:
     def close(self) -> None:
         """The end of vsm: what waits is denied."""
         self.desk.close()
+        if self._calm is not None:
+            self._calm.cancel()

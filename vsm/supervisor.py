@@ -10,7 +10,7 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from vsm import cgroup_files, endpoint, introspection, logs, paths, provision
 from vsm.config import Config
 from vsm.config_regulation import settings
 from vsm.control import ControlServer, NotFoundError
-from vsm.core import restart
+from vsm.core import refusals, restart
 from vsm.errors import VsmError
 from vsm.integration_group import IntegrationGroup, IntegrationHooks
 from vsm.launcher_link import Order
@@ -194,9 +194,7 @@ class Supervisor:
             refused=self.recorder.refused,
             spared=lambda: self.recorder.pids() | self.integrations.egress.pids(),
             egress_refused=self._egress_refused,
-            calls_refused=self.recorder.calls_refused,
-            calls_hurt=self.policing.hurt,
-            calls_relieved=self.policing.relieve,
+            calls_refused=self._calls_refused,
             pins=self.pinning.tell,
             recall=self.surfaces.recall,
             remains=self._orders,
@@ -283,11 +281,18 @@ class Supervisor:
     def _egress_refused(self, name: str, host: str, reason: str) -> None:
         self.log.warning("egress refused", worker=name, host=host, reason=reason)
         self.recorder.egress_refused(name, host, reason)
+        self.policing.attempted(name, 1)
 
     def _note_trust(self, kind: str, name: str, severity: str, detail: dict[str, Any]) -> None:
         say = {"info": self.log.info, "notice": self.log.info, "warning": self.log.warning}
         say.get(severity, self.log.error)(kind, worker=name, **detail)
         self.recorder.trust(kind, name, severity, detail)
+
+    def _calls_refused(self, name: str, calls: Mapping[str, int]) -> None:
+        told = refusals.text(calls)
+        self.log.warning("refused by the system-call filter", worker=name, calls=told)
+        self.recorder.calls_refused(name, calls)
+        self.policing.attempted(name, sum(calls.values()))
 
     def _changed(self, change: restart.Changed) -> None:
         if not self._files:

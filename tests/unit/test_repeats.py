@@ -60,6 +60,17 @@ def test_more_than_so_many_in_a_minute_hurt_once_until_relief(
         hurting = hurting or begins
 
 
+def test_many_at_once_hurt_and_a_threshold_can_be_moved() -> None:
+    surges = Surges(10)
+    assert not surges.add("x", 0.0, 10)
+    assert surges.add("x", 1.0, 1)
+    surges.threshold = 100
+    assert surges.relieved(2.0) == ["x"]
+    assert not surges.add("x", 3.0, 50)
+    assert surges.add("x", 4.0, 10**9)
+    assert surges.relieved(65.0) == ["x"]
+
+
 def test_a_crowd_of_names_cannot_fill_the_memory() -> None:
     surges = Surges(1, most=4)
     hurt = sum(surges.add(f"client {n}", 0.0) for n in range(1000))

@@ -83,15 +83,17 @@ class Surges:
         self._times: dict[str, deque[float]] = {}
         self.in_pain: set[str] = set()
 
-    def add(self, who: str, now_s: float) -> bool:
-        """Count one; whether that begins to hurt."""
+    def add(self, who: str, now_s: float, times: int = 1) -> bool:
+        """Count one or more; whether that begins to hurt."""
         if who not in self._times and len(self._times) >= self._most:
             self._forget(now_s)
             if len(self._times) >= self._most:
                 who = OTHERS
-        times = self._times.setdefault(who, deque(maxlen=self.threshold + 1))
-        times.append(now_s)
-        hurts = len(times) > self.threshold and now_s - times[0] < self._window_s
+        seen = self._times.get(who)
+        if seen is None or seen.maxlen != self.threshold + 1:
+            seen = self._times[who] = deque(seen or (), maxlen=self.threshold + 1)
+        seen.extend([now_s] * min(times, self.threshold + 1))
+        hurts = len(seen) > self.threshold and now_s - seen[0] < self._window_s
         if not hurts or who in self.in_pain:
             return False
         self.in_pain.add(who)
