@@ -1,0 +1,224 @@
+"""The supervisor's part of policy, with a supervisor that only remembers."""
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from vsm.approvals import NothingWaitsError
+from vsm.config import Config
+from vsm.config_policy import Policy, RuleDocument
+from vsm.core.restart import Changed
+from vsm.errors import VsmError
+from vsm.messages import Asking, Felt, Grants, Hurt, Verdict, Withdrawn
+from vsm.policing import Policing
+
+RULES = Policy(rules=(RuleDocument(action="ask", tool="x"),), attempts_per_minute=10)
+
+
+class Link:
+    """A system's control link."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, message: Any) -> bool:
+        self.sent.append(message)
+        return True
+
+
+class Journal:
+    """What is recorded."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.decisions: list[dict[str, Any]] = []
+        self.outcomes: dict[str, Any] = {}
+
+    def event(self, kind: str, **more: Any) -> int:
+        self.events.append((kind, more))
+        return 1
+
+    def decide(self, subject: str, **more: Any) -> str:
+        self.decisions.append({"subject": subject, **more})
+        return str(len(self.decisions))
+
+    def outcome(self, key: str, outcome: Any) -> int:
+        assert key not in self.outcomes, "settled once"
+        self.outcomes[key] = outcome
+        return 1
+
+
+class Log:
+    """What is logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        return lambda what, **_more: self.lines.append((level, what))
+
+
+class World:
+    """A supervisor as Policing sees it."""
+
+    def __init__(self, policy: Policy = RULES) -> None:
+        self.journal, self.log = Journal(), Log()
+        self.links = {"system1": Link(), "system5": Link()}
+        self.phases = {"system5": "ready"}
+        running = {name: SimpleNamespace(link=link, epoch=7) for name, link in self.links.items()}
+        self.systems = SimpleNamespace(
+            running=running, systems=SimpleNamespace(phase=lambda name: self.phases[name])
+        )
+        self.config = msgspec.structs.replace(Config(), policy=policy)
+        self.recorder = SimpleNamespace(journal=self.journal)
+        self.policing = Policing(self)  # type: ignore[arg-type]
+
+    def told(self, system: str, kind: type) -> list[Any]:
+        return [one for one in self.links[system].sent if isinstance(one, kind)]
+
+
+def asking(call: int = 1, timeout_s: float = 30.0) -> Asking:
+    return Asking(
+        id=call,
+        rule="rule 1",
+        rule_digest="d",
+        client="unix:0",
+        integration="it",
+        asks="tool",
+        name="x",
+        size_bytes=9,
+        digest="0" * 64,
+        shape={"path": "text of 3"},
+        timeout_s=timeout_s,
+    )
+
+
+def run(scenario: Callable[[World], Any], policy: Policy = RULES) -> None:
+    async def main() -> None:
+        world = World(policy)
+        try:
+            await scenario(world)
+        finally:
+            world.policing.close()
+
+    asyncio.run(main())
+
+
+def test_pain_is_logged_recorded_and_told_in_the_same_turn() -> None:
+    async def scenario(world: World) -> None:
+        for _ in range(3):
+            world.policing.hurt("it", "quarantine", "it failed")
+        assert world.log.lines == [("error", "pain")]
+        assert [kind for kind, _ in world.journal.events] == ["algedonic.pain"]
+        assert len(world.told("system5", Hurt)) == 3, "S5 hears each"
+        assert [one["subject"] for one in world.policing.overview()] == ["it"]
+        world.policing.relieve("other", "quarantine", "never hurt")
+        world.policing.relieve("it", "quarantine", "it serves")
+        assert world.log.lines[-1] == ("info", "relief")
+        assert world.journal.events[-1][1]["detail"]["like_it_before"] == 2
+        assert world.policing.overview() == []
+
+    run(scenario)
+
+
+def test_quarantine_hurts_until_it_serves() -> None:
+    async def scenario(world: World) -> None:
+        changed = world.policing.changed
+        changed(Changed("it", 1, "quarantined", "failed too often"))
+        assert [one["cause"] for one in world.policing.overview()] == ["quarantine"]
+        changed(Changed("it", 1, "starting", ""))
+        assert world.policing.overview()
+        changed(Changed("it", 1, "ready", ""))
+        assert world.policing.overview() == []
+
+    run(scenario)
+
+
+def test_attempts_beyond_a_rate_hurt() -> None:
+    async def scenario(world: World) -> None:
+        world.policing.attempted("it", 10)
+        assert world.policing.overview() == []
+        world.policing.attempted("it", 1)
+        assert [one["cause"] for one in world.policing.overview()] == ["attempts"]
+
+    run(scenario)
+
+
+def test_what_a_system_may_not_say_is_nothing() -> None:
+    async def scenario(world: World) -> None:
+        felt = Felt(sender="system1", severity="pain", subject="x", detail="x")
+        world.policing.on_message("system1", felt)
+        world.policing.on_message("system5", asking())
+        world.policing.on_message("system3", Withdrawn(id=1))
+        assert world.journal.events == []
+        assert world.policing.desk.overview()["pending"] == []
+        world.policing.on_message("system5", felt)
+        assert world.journal.events[0][1]["source"] == "system1"
+
+    run(scenario)
+
+
+def test_a_person_decides_once_and_s1_hears() -> None:
+    async def scenario(world: World) -> None:
+        world.policing.on_message("system1", asking())
+        (pending,) = (await world.policing.approvals({}))["pending"]
+        assert pending["sha256"] == "0" * 64
+        done = await world.policing.approve({"id": pending["id"], "by": "ann", "always_for_s": 60})
+        assert (done["verdict"], done["name"]) == ("approved", "x")
+        kinds = [type(one) for one in world.links["system1"].sent]
+        assert kinds == [Grants, Verdict], "the grant comes first"
+        assert world.told("system1", Verdict)[0].approved
+        assert world.journal.outcomes["1"]["by"] == "by ann"
+        with pytest.raises(NothingWaitsError):
+            await world.policing.deny({"id": pending["id"]})
+        (grant,) = world.policing.start_of_operations()["grants"]
+        assert (grant.rule, grant.client, grant.name) == ("d", "unix:0", "x")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"id": 3}, {"id": "x", "always_for_s": -1}, {"id": "x", "always_for_s": True},
+     {"id": "x", "always_for_s": float("nan")}, {"id": "x", "always_for_s": float("inf")}],
+)  # fmt: skip
+def test_what_is_no_decision_is_refused(arguments: dict[str, Any]) -> None:
+    async def scenario(world: World) -> None:
+        with pytest.raises(VsmError):
+            await world.policing.approve(arguments)
+
+    run(scenario)
+
+
+def test_nobody_is_asked_while_s5_is_away_and_nothing_waits_for_ever() -> None:
+    async def scenario(world: World) -> None:
+        world.phases["system5"] = "backing_off"
+        world.policing.on_message("system1", asking(1))
+        assert world.told("system1", Verdict)[0].approved is False
+        assert "system 5 is away" in world.told("system1", Verdict)[0].reason
+        world.phases["system5"] = "ready"
+        world.policing.on_message("system1", asking(2, timeout_s=0.05))
+        async with asyncio.timeout(20):
+            while len(world.told("system1", Verdict)) < 2:  # noqa: ASYNC110 - a timer's turn
+                await asyncio.sleep(0.01)
+        assert world.journal.outcomes["2"]["verdict"] == "timed out"
+        world.policing.on_message("system1", asking(3))
+        world.policing.operations_lost()
+        assert world.journal.outcomes["3"]["verdict"] == "abandoned"
+
+    run(scenario)
+
+
+def test_s1_is_told_which_rules_hold() -> None:
+    async def scenario(world: World) -> None:
+        first = world.policing.start_of_operations()["rules"]
+        assert first
+        world.config = msgspec.structs.replace(world.config, policy=Policy())
+        world.policing.configure()
+        assert world.policing.start_of_operations()["rules"] == "", "no rules, no gate"
+
+    run(scenario)
