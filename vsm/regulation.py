@@ -53,7 +53,7 @@ class Regulator:
         self._interval_s = supervisor.config.control.interval_s
         self._timer: asyncio.TimerHandle | None = None
         self._open: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self._out_of_memory: dict[str, int] = {}
+        self.out_of_memory: dict[str, int] = {}
         self._phases: dict[str, str] = {}
 
     def start(self) -> None:
@@ -87,7 +87,7 @@ class Regulator:
             and before not in {"backing_off", "quarantined"}  # else it is the same crash
         )
         if crashed and change.reason.startswith("out of memory"):
-            self._out_of_memory[name] = self._out_of_memory.get(name, 0) + 1
+            self.out_of_memory[name] = self.out_of_memory.get(name, 0) + 1
         told = change.phase == "ready" or (crashed and change.phase != "stopped")
         if told and change.name == name:
             self._happened(name, "restart", -1.0 if crashed else 1.0)
@@ -136,7 +136,7 @@ class Regulator:
             limit={resource: self._held(workers, resource) for resource in known},
             usage={r: _together(r, [one.used[r] for one in seen]) for r in known},
             pressure={r: sum(one.pressure.get(r, 0.0) for one in seen) for r in known},
-            out_of_memory=self._out_of_memory.get(name, 0),
+            out_of_memory=self.out_of_memory.get(name, 0),
         )
 
     def _ranges(self, name: str, workers: "list[RunningWorker]") -> Range:

@@ -1,0 +1,246 @@
+"""The supervisor judges whatever S2 and S3 wish; a few fakes stand for its parts."""
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vsm.cgroup import CgroupLimits
+from vsm.config_regulation import Control
+from vsm.core import restart
+from vsm.errors import VsmError
+from vsm.messages import Damp, Decided, Happened, Move, Moved, Noted, Settled
+from vsm.profile import load_profile
+from vsm.regulation import Regulator
+
+MIB = 2**20
+BUDGET = {"memory": 700.0 * MIB, "cpu": 2.0}
+
+
+class Group:
+    """A control group that only remembers."""
+
+    layers = ("memory", "cpu")
+
+    def __init__(self) -> None:
+        self.put: list[CgroupLimits] = []
+
+    def set_limits(self, limits: CgroupLimits) -> None:
+        self.put.append(limits)
+
+
+class Journal:
+    """A journal that only remembers."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def event(self, kind: str, **more: Any) -> int:
+        self.rows.append((kind, more))
+        return 1
+
+    def decide(self, subject: str, **more: Any) -> str:
+        self.rows.append((subject, more))
+        return f"key/{len(self.rows)}"
+
+    def outcome(self, key: str, outcome: Any) -> int:
+        self.rows.append((key, outcome))
+        return 1
+
+
+class World:
+    """A regulator and what is around it."""
+
+    def __init__(self, **ranges: Any) -> None:
+        self.journal = Journal()
+        self.told: list[Any] = []
+        self.slowed: list[Any] = []
+        link = SimpleNamespace(send=self.told.append)
+        self.group: Any = SimpleNamespace(
+            running={},
+            limits={},
+            granted={},
+            slow_down=lambda *words: self.slowed.append(words),
+            integrations={
+                name: SimpleNamespace(priority=1, range=range_) for name, range_ in ranges.items()
+            },
+            workers=SimpleNamespace(group=SimpleNamespace(workers={}), phase=lambda _key: "ready"),
+        )
+        self.supervisor: Any = SimpleNamespace(
+            config=SimpleNamespace(control=Control(budget=BUDGET)),
+            integrations=self.group,
+            systems=SimpleNamespace(
+                running={f"system{n}": SimpleNamespace(link=link) for n in range(1, 6)}
+            ),
+            recorder=SimpleNamespace(journal=self.journal),
+            log=SimpleNamespace(warning=lambda *_words, **_more: None),
+        )
+        self.regulator = Regulator(self.supervisor)
+
+    def run(self, name: str, key: str = "") -> Group:
+        """A worker of 512 MiB and half a processor serves."""
+        group, profile = Group(), load_profile("integration")
+        provided = SimpleNamespace(
+            group=group, profile=profile, written=profile.limits, memory_bytes=None
+        )
+        self.group.running[key or name] = SimpleNamespace(
+            name=name, provided=provided, spawned=None, incarnation=1
+        )
+        self.group.workers.group.workers[key or name] = object()
+        return group
+
+    def move(self, name: str, system: str = "system3", **limits: float) -> Moved | None:
+        self.told.clear()
+        self.regulator.on_message(system, Move(id=7, integration=name, limits=limits))
+        answers = [message for message in self.told if isinstance(message, Moved)]
+        return answers[0] if answers else None
+
+
+def run(scenario: Callable[[World], None], **ranges: Any) -> None:
+    async def main() -> None:
+        scenario(World(**(ranges or {"a": {}})))
+
+    asyncio.run(main())
+
+
+def test_move_within_the_range_is_put_in_force_kept_and_told() -> None:
+    def scenario(world: World) -> None:
+        group = world.run("a")
+        answer = world.move("a", memory=300.0 * MIB)
+        assert answer is not None
+        assert (answer.id, answer.state) == (7, "in force")
+        assert [limits.memory_bytes for limits in group.put] == [300 * MIB]
+        assert world.group.granted == {"a": {"memory_bytes": 300 * MIB}}
+        (happened,) = [message for message in world.told if isinstance(message, Happened)]
+        assert (happened.series, happened.change) == ("memory", -212.0 * MIB)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        ({"memory": 600.0 * MIB}, "not within"),  # above what the profile gives
+        ({"memory": 100.0 * MIB}, "not within"),  # below a quarter of it
+        ({"memory": float("inf")}, "not within"),
+        ({"memory": float("nan")}, "not within"),
+        ({"cpu": 5.0}, "not within"),
+        ({"processes": 5.0}, "not system 3's"),  # no budget for it
+        ({"open_files": 5.0}, "not system 3's"),
+        ({"memory": 300.0 * MIB, "cpu": 9.0}, "not within"),  # all or nothing
+    ],
+)
+def test_move_beyond_what_s3_may_is_refused_and_nothing_changes(
+    limits: dict[str, float], why: str
+) -> None:
+    def scenario(world: World) -> None:
+        group = world.run("a")
+        answer = world.move("a", **limits)
+        assert answer is not None
+        assert answer.state == "refused"
+        assert why in answer.detail
+        assert group.put == []
+        assert world.group.granted == {}
+
+    run(scenario)
+
+
+def test_command_goes_before_s3_and_nobody_else_may_move_limits() -> None:
+    def scenario(world: World) -> None:
+        group = world.run("a")
+        for system in ("system1", "system2", "system4", "system5"):
+            assert world.move("a", system, memory=300.0 * MIB) is None
+        world.group.limits["a"] = {"memory_bytes": 400 * MIB}
+        answer = world.move("a", memory=300.0 * MIB)
+        assert answer is not None
+        assert answer.state == "refused"
+        unknown = world.move("b", memory=300.0 * MIB)
+        assert unknown is not None
+        assert unknown.state == "refused"
+        assert group.put == []
+
+    run(scenario)
+
+
+def test_raise_beyond_the_budget_is_refused_a_lower_limit_is_not() -> None:
+    def scenario(world: World) -> None:
+        world.run("a")
+        world.run("b")  # 512 and 512 of 700 MiB
+        assert world.move("b", memory=400.0 * MIB).state == "in force"  # type: ignore[union-attr]
+        answer = world.move("a", memory=600.0 * MIB)
+        assert answer is not None
+        assert "exceed the budget" in answer.detail
+        assert world.move("a", memory=290.0 * MIB).state == "in force"  # type: ignore[union-attr]
+
+    run(scenario, a={"memory": (64.0 * MIB, 800.0 * MIB)}, b={})
+
+
+def test_instances_are_given_alike_and_count_together() -> None:
+    def scenario(world: World) -> None:
+        groups = [world.run("a", f"a#{number}") for number in (1, 2)]
+        assert world.move("a", memory=500.0 * MIB).state == "in force"  # type: ignore[union-attr]
+        assert [group.put[-1].memory_bytes for group in groups] == [250 * MIB, 250 * MIB]
+        answer = world.move("a", memory=200.0 * MIB)
+        assert answer is not None
+        assert "not within 2.68435e+08" in answer.detail  # a quarter of each
+
+    run(scenario)
+
+
+def test_only_s2_slows_restarts_and_only_of_what_there_is() -> None:
+    def scenario(world: World) -> None:
+        for system in ("system1", "system3", "system4", "system5"):
+            world.regulator.on_message(system, Damp(integration="a", factor=8.0))
+        world.regulator.on_message("system2", Damp(integration="b", factor=8.0))
+        assert world.slowed == []
+        world.regulator.on_message("system2", Damp(integration="a", factor=8.0))
+        assert world.slowed == [("a", 8.0)]
+
+    run(scenario)
+
+
+def test_outcome_finds_the_decision_of_the_same_system() -> None:
+    def scenario(world: World) -> None:
+        def decide(system: str) -> None:
+            message = Decided(key="k", subject="a", rule="r", choice="c")
+            world.regulator.on_message(system, message)
+
+        decide("system2")
+        decide("system3")
+        world.regulator.on_message("system3", Settled(key="k", outcome={"state": "done"}))
+        world.regulator.on_message("system3", Settled(key="k", outcome={"state": "again"}))
+        assert world.journal.rows[2:] == [("key/2", {"state": "done"})]
+        world.regulator.on_message("system4", Noted(event="x.y", integration="a"))
+        kind, more = world.journal.rows[-1]
+        assert (kind, more["source"], more["integration"]) == ("x.y", "system4", "a")
+
+    run(scenario)
+
+
+def test_crash_counts_once_however_many_phases_it_takes() -> None:
+    def scenario(world: World) -> None:
+        def change(phase: restart.Phase, reason: str = "") -> None:
+            world.regulator.changed(
+                restart.Changed(name="a", incarnation=1, phase=phase, reason=reason)
+            )
+
+        change("starting")
+        change("ready")
+        change("backing_off", "out of memory: 64 MiB")
+        change("starting", "out of memory: 64 MiB")
+        change("ready")
+        swings = [message.change for message in world.told]
+        assert swings == [1.0, -1.0, 1.0]
+        assert world.regulator.out_of_memory == {"a": 1}
+
+    run(scenario)
+
+
+def test_audit_of_what_does_not_serve_is_an_error() -> None:
+    def scenario(world: World) -> None:
+        with pytest.raises(VsmError, match="does not serve"):
+            world.regulator.audit({"name": "a"}).send(None)
+
+    run(scenario)
