@@ -259,6 +259,19 @@ def _as_written(value: Any) -> Any:  # noqa: ANN401 - of any field
     return list(value) if isinstance(value, tuple) else value
 
 
+def profile_files(name_or_path: str, folders: tuple[Path, ...]) -> list[Path]:
+    """The file of a profile, of what that extends, and so on; as far as they can be read."""
+    files: list[Path] = []
+    path = find_profile(name_or_path, folders)
+    while path not in files:
+        files.append(path)
+        parent = read_toml(path).get("extends")
+        if not isinstance(parent, str) or not parent:
+            break
+        path = _find_parent(parent, path, folders)
+    return files
+
+
 def list_profiles(search: tuple[Path, ...] | None = None) -> list[Profile]:
     """Every profile of the search path, by name; a shadowed one is left out."""
     folders = profile_search_path() if search is None else search

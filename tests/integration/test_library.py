@@ -20,7 +20,7 @@ import pytest
 
 import vsm
 from vsm.core.egress import Rules
-from vsm.library import runner_egress, runner_link
+from vsm.library import profile_cache, runner_egress, runner_link
 from vsm.library.run import close
 from vsm.probe import probe_host
 
@@ -352,6 +352,42 @@ def test_an_unmet_layer_stops_the_run(tmp_path: Path) -> None:
     profile.write_text('extends = "integration"\ntier = "namespaced"\n')
     with pytest.raises(vsm.ConfinementError, match="namespaced tier"):
         vsm.run(int, profile=str(profile), tier="landlocked")
+
+
+def test_an_edited_profile_counts_from_the_next_run_on(tmp_path: Path) -> None:
+    """What was read of a profile is kept only while nothing of it changed."""
+    parent, child = tmp_path / "parent.toml", tmp_path / "child.toml"
+    parent.write_text('extends = "integration"\n')
+    child.write_text('extends = "./parent.toml"\n')
+    past = time.time() - 60
+    for _ in range(3):
+        assert vsm.run(_count_variables, profile=str(child)).check() == 0
+        os.utime(parent, (past, past))
+    parent.write_text('extends = "integration"\n[environment]\nVSM_TEST = "1"\n')
+    assert vsm.run(_count_variables, profile=str(child)).check() == 1
+    child.write_text('extends = "integration"\n')
+    assert vsm.run(_count_variables, profile=str(child)).check() == 0
+    child.chmod(0o666)
+    with pytest.raises(vsm.ConfigurationError, match="everybody may write it"):
+        vsm.run(int, profile=str(child))
+
+
+def _count_variables() -> int:
+    return len([name for name in os.environ if name == "VSM_TEST"])
+
+
+def test_what_was_read_of_a_profile_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = tmp_path / "mine.toml"
+    profile.write_text('extends = "integration"\n')
+    monkeypatch.setattr(profile_cache, "_SETTLED_NS", -1)
+    first = profile_cache.load(str(profile))
+    assert profile_cache.load(str(profile)) is first
+    monkeypatch.setattr(profile_cache, "_SETTLED_NS", 1 << 62)
+    profile.chmod(0o600)
+    assert profile_cache.load(str(profile)) is not first  # changed, and too lately to be kept
+    assert profile_cache.load(str(profile)) is not profile_cache.load(str(profile))
 
 
 def test_the_landlocked_tier_runs_callables_too() -> None:

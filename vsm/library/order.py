@@ -12,8 +12,9 @@ from typing import NamedTuple
 import msgspec
 
 from vsm.errors import ConfigurationError
+from vsm.library import profile_cache
 from vsm.library.work import Work
-from vsm.profile import Profile, load_profile
+from vsm.profile import Profile
 
 What = Callable[..., object] | Sequence[str]
 VALUE_BYTES = 256 << 20
@@ -88,7 +89,7 @@ def prepare(request: Request) -> Case:
 def _profile(request: Request) -> Profile:
     profile = request.profile
     if not isinstance(profile, Profile):
-        profile = load_profile(profile)
+        profile = profile_cache.load(profile)
     if profile.confine != "exec":
         raise ConfigurationError(_WHERE, f"the profile {profile.name} is for vsm's own", "")
     if request.tier not in {None, "namespaced", "landlocked"}:
