@@ -41,7 +41,7 @@ from vsm.messages import (
     Wanted,
 )
 from vsm.output import OutputReader, OutputRing
-from vsm.refused_calls import Alarm, RefusedCalls, Said, no_alarm
+from vsm.refused_calls import RefusedCalls, Said
 from vsm.running_worker import (
     RunningWorker,
     availability_of,
@@ -65,7 +65,6 @@ class IntegrationHooks:
         remains: what every launcher is told first: what to remove when the supervisor is dead.
         egress_refused: a worker asked the egress process for what it may not have.
         calls_refused: an integration made system calls that its filter refuses: which, how often.
-        calls_hurt, calls_relieved: an integration insists on them; that is over.
         recall: a memfd of what an integration offered when it last ran, or None.
         pins: tells S1 what of an integration was approved, before it gets its server.
         host: what the host gives; asked for when the first integration starts.
@@ -81,8 +80,6 @@ class IntegrationHooks:
     remains: Callable[[], Iterable[Order]] = tuple
     egress_refused: Refused = lambda _worker, _host, _reason: None
     calls_refused: Said = lambda _name, _calls: None
-    calls_hurt: Alarm = no_alarm
-    calls_relieved: Alarm = no_alarm
     pins: Callable[[str], None] = lambda _name: None
     recall: Callable[[Integration], int | None] = lambda _integration: None
 
@@ -101,7 +98,7 @@ class IntegrationGroup:
         self.sets: dict[str, InstanceSet] = {}
         self._numbers: dict[str, int] = {}
         self.detection = Detection(self)
-        self.refused = RefusedCalls(hooks.calls_refused, hooks.calls_hurt, hooks.calls_relieved)
+        self.refused = RefusedCalls(hooks.calls_refused)
         self.limits: dict[str, dict[str, Any]] = {}  # set by command; see vsm.limits
         self.granted: dict[str, dict[str, Any]] = {}  # set by S3; see vsm.regulation
         self._tasks: set[asyncio.Task[None]] = set()

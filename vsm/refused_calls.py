@@ -13,12 +13,6 @@ from vsm.core import refusals
 from vsm.core.syscalls import names
 
 Said = Callable[[str, Mapping[str, int]], None]
-Alarm = Callable[[str, str, str], None]  # an integration, the cause, and why
-CAUSE = "refused system calls"
-
-
-def no_alarm(_integration: str, _cause: str, _why: str) -> None:
-    """Nobody wants to know."""
 
 
 class RefusedCalls:
@@ -26,14 +20,10 @@ class RefusedCalls:
 
     Args:
         said: called with an integration and what is new since the last time, rate-limited.
-        hurt: called when they are many.
-        relieve: called when they have ceased to be.
     """
 
-    def __init__(self, said: Said, hurt: Alarm = no_alarm, relieve: Alarm = no_alarm) -> None:
+    def __init__(self, said: Said) -> None:
         self._said = said
-        self._hurt, self._relieve = hurt, relieve
-        self._alarmed: dict[str, asyncio.TimerHandle] = {}
         self._names = names(os.uname().machine)
         self._totals: dict[str, Counter[str]] = {}
         self._tallies: dict[str, refusals.Tally] = {}
@@ -58,7 +48,6 @@ class RefusedCalls:
     def forget(self, integration: str) -> None:
         """There is no such integration any more."""
         self._cancel(integration)
-        self._calm(integration)
         self._totals.pop(integration, None)
         self._tallies.pop(integration, None)
 
@@ -66,9 +55,6 @@ class RefusedCalls:
         """Say no more."""
         for integration in list(self._timers):
             self._cancel(integration)
-        for timer in self._alarmed.values():
-            timer.cancel()
-        self._alarmed.clear()
 
     def _tell(self, integration: str, *, last: bool = False) -> None:
         self._cancel(integration)
@@ -79,24 +65,9 @@ class RefusedCalls:
         self._tallies[integration] = tally
         if told:
             self._said(integration, told)
-            self._judge(integration, told)
         due_s = refusals.due_s(tally, loop.time())
         if due_s is not None:
             self._timers[integration] = loop.call_at(due_s, self._tell, integration)
-
-    def _judge(self, integration: str, told: Mapping[str, int]) -> None:
-        if not refusals.are_many(told):
-            return
-        if timer := self._alarmed.pop(integration, None):
-            timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._alarmed[integration] = loop.call_later(refusals.QUIET_S, self._calm, integration)
-        self._hurt(integration, CAUSE, f"it insists on {refusals.text(told)}")
-
-    def _calm(self, integration: str) -> None:
-        if timer := self._alarmed.pop(integration, None):
-            timer.cancel()
-            self._relieve(integration, CAUSE, "it has ceased")
 
     def _cancel(self, integration: str) -> None:
         if timer := self._timers.pop(integration, None):

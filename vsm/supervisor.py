@@ -18,7 +18,7 @@ from vsm import cgroup_files, endpoint, introspection, logs, paths, provision
 from vsm.config import Config
 from vsm.config_regulation import settings
 from vsm.control import ControlServer, NotFoundError
-from vsm.core import refusals, restart
+from vsm.core import restart
 from vsm.errors import VsmError
 from vsm.integration_group import IntegrationGroup, IntegrationHooks
 from vsm.launcher_link import Order
@@ -289,8 +289,6 @@ class Supervisor:
         self.recorder.trust(kind, name, severity, detail)
 
     def _calls_refused(self, name: str, calls: Mapping[str, int]) -> None:
-        told = refusals.text(calls)
-        self.log.warning("refused by the system-call filter", worker=name, calls=told)
         self.recorder.calls_refused(name, calls)
         self.policing.attempted(name, sum(calls.values()))
 

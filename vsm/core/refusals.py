@@ -12,8 +12,6 @@ MOST_A_SECOND: Final = 1000.0  # answers to one worker
 MOST_A_SECOND_TOGETHER: Final = 4000.0
 PAUSE_S: Final = 0.05  # for a worker that has used its allowance up
 PERIOD_S: Final = 10.0  # between two lines about the same calls
-MANY: Final = 100  # told at once: no program that probes what it may do, but one that insists
-QUIET_S: Final = 60.0  # without so many: it is over
 
 
 class Allowance(NamedTuple):
@@ -81,11 +79,6 @@ def tell(tally: Tally, now_s: float, *, last: bool = False) -> tuple[Tally, dict
         return tally, {}
     told = dict(sorted(tally.waiting.items(), key=lambda item: (-item[1], item[0])))
     return Tally({}, tally.known | told.keys(), now_s), told
-
-
-def are_many(calls: Mapping[str, int]) -> bool:
-    """Whether what is told is a reason for alarm."""
-    return sum(calls.values()) >= MANY
 
 
 def text(calls: Mapping[str, int]) -> str:
