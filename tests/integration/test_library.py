@@ -551,6 +551,31 @@ def test_run_async_times_out() -> None:
     assert result.cause == "timeout"
 
 
+def test_an_interrupted_run_is_killed_and_the_next_one_works() -> None:
+    """As ^C in a terminal or in a notebook."""
+
+    class InterruptError(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise InterruptError
+
+    runner = psutil.Process(runner_link.runner_pid())
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(InterruptError):
+            vsm.run(["/bin/sleep", "1000"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert vsm.run(pow, 2, 3).check() == 8
+    deadline = time.monotonic() + 30
+    while "sleep" in [child.name() for child in runner.children(recursive=True)]:
+        assert time.monotonic() < deadline, "it runs on"
+        time.sleep(0.02)
+
+
 def _script(text: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", text], stdout=subprocess.PIPE, stdin=subprocess.PIPE, cwd=ROOT

@@ -44,6 +44,10 @@ async def heard(events: AsyncIterator[vsm.WorkerEvent], worker: str, kind: str) 
     raise AssertionError(f"no {kind} of {worker}")
 
 
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+
+
 # -- pool ------------------------------------------------------------------------------------------
 
 
@@ -374,6 +378,27 @@ def test_last_words_are_in_the_event_and_in_the_error() -> None:
         await supervisor.__aexit__(None, None, None)
         died = await heard(supervisor.events(), "words", "died")
         assert (died.cause, died.stderr) == ("exit", b"the port is taken\n")
+
+    run_bounded(main())
+
+
+def test_a_workers_secret_is_in_no_text_about_it() -> None:
+    secret = "s3cr3t-" + os.urandom(8).hex()
+    argv = ["/bin/sh", "-c", 'test -n "$KEY" && read line && exit 3']
+    spec = vsm.WorkerSpec("keeper", argv, env={"KEY": secret}, intensity=0)
+    supervisor = vsm.Supervisor([spec])
+
+    async def main() -> None:
+        async with supervisor:
+            _, stdin = await supervisor["keeper"].connect()
+            pid = supervisor["keeper"].pid
+            told = [repr(spec), repr(supervisor["keeper"]), str(supervisor["keeper"].layers)]
+            told.append(command_line(pid))
+            stdin.write(b"end\n")
+            gave_up = await heard(supervisor.events(), "keeper", "gave_up")
+            told.append(repr(gave_up))
+            assert "exit status 3" in gave_up.reason  # it had the secret
+            assert secret not in "".join(told)
 
     run_bounded(main())
 
