@@ -10,10 +10,12 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from vsm import kernel_facts, limits, pressure
-from vsm.config_regulation import RESOURCES, Range
+from vsm.config_regulation import RESOURCES, Range, settings
 from vsm.core import restart
+from vsm.core.forecast import Score
 from vsm.errors import VsmError
 from vsm.instance_set import integration_of
+from vsm.journal_reader import Filter, JournalError, JournalReader
 from vsm.messages import (
     Audit,
     Audited,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from vsm.running_worker import RunningWorker
     from vsm.supervisor import Supervisor
 
+FORECAST: Final = "intelligence.forecast"
 FIELDS: Final = {"memory": "memory_bytes", "cpu": "cpu_cores", "processes": "processes"}
 LEAST: Final = {"memory": 16.0 * 2**20, "cpu": 0.05, "processes": 4.0}
 """The least floor of an integration whose entry names none."""
@@ -55,6 +58,30 @@ class Regulator:
         self._open: OrderedDict[tuple[str, str], str] = OrderedDict()
         self.out_of_memory: dict[str, int] = {}
         self._phases: dict[str, str] = {}
+        self._score: list[Any] | None = None
+
+    def settings(self, system: str) -> dict[str, Any]:
+        """What a system's `start` tells it: its tables of vsm.toml, and what S4 had learned."""
+        config = self._supervisor.config
+        own = settings(config.coordination, config.control, config.intelligence).get(system, {})
+        if system != "system4":
+            return own
+        if self._score is None:
+            self._score = self._recorded_score()
+        return own | {"score": self._score}
+
+    def _recorded_score(self) -> list[Any]:
+        """How good S4's forecasts were when it recorded one last; empty where it never did."""
+        path = self._supervisor.recorder.path
+        if not path.exists():
+            return []
+        try:
+            with JournalReader(path) as reader:
+                chosen = Filter(kind=FORECAST, source="system4")
+                found = reader.newest("events", chosen, 1, bounded=True)
+        except JournalError:
+            return []
+        return _score_of(found[0]["detail"]) if found else []
 
     def start(self) -> None:
         """Take samples from now on, where there is a budget."""
@@ -185,6 +212,8 @@ class Regulator:
                     self._supervisor.recorder.journal.outcome(key, message.outcome)
 
     def _note(self, system: str, message: Noted) -> None:
+        if message.event == FORECAST and system == "system4":
+            self._score = _score_of(message.detail)
         self._supervisor.recorder.journal.event(
             message.event,
             source=system,
@@ -290,6 +319,14 @@ class Regulator:
             detail={"checked": found.checked, "failed": found.failed, "by": "command"},
         )
         return {"name": name, **found.to_json()}
+
+
+def _score_of(detail: Any) -> list[Any]:  # noqa: ANN401 - JSON
+    """The sums of a record of S4; empty where they are not what they should be."""
+    found = detail.get("score") if isinstance(detail, dict) else None
+    if not isinstance(found, list) or len(found) != len(Score._fields):
+        return []
+    return found if all(type(one) in {int, float} for one in found) else []
 
 
 def _together(resource: str, used: list[float]) -> float:

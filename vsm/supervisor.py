@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from vsm import cgroup_files, endpoint, introspection, logs, paths, provision
 from vsm.config import Config
-from vsm.config_regulation import settings
 from vsm.control import ControlServer, NotFoundError
 from vsm.core import restart
 from vsm.errors import VsmError
@@ -88,7 +87,6 @@ class Supervisor:
         self._shutdown = asyncio.Event()
         self._hurry = asyncio.Event()
         self._plans: dict[str, str] = {}
-        self._settings = settings(config.coordination, config.control, config.intelligence)
         self._foreign = set(_children())
         self._groups: Order = ({"kind": GROUPS, "folders": cgroup_files.places()}, ())
         self._files: list[Order] = []
@@ -233,7 +231,7 @@ class Supervisor:
 
     def _start_message(self, system: str, epoch: int) -> tuple[Start, list[int]]:
         if system != "system1":
-            rows, own = self.integrations.rows(), self._settings.get(system, {})
+            rows, own = self.integrations.rows(), self.regulator.settings(system)
             policy = self.policing.table if system == "system5" else {}
             return Start(epoch=epoch, integrations=rows, settings=own, policy=policy), []
         listeners = self.endpoint.listeners() if not self._shutdown.is_set() else {}

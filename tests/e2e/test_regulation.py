@@ -20,6 +20,8 @@ memory = "40M"
 CONFIG = """
 [coordination]
 reversals = 4
+[intelligence]
+step_s = 0.2
 [control]
 memory = "448M"
 interval_s = 0.2
@@ -156,6 +158,12 @@ def test_restart_loop_is_found_slowed_and_told(vsm: Running) -> None:
     assert json.loads(events.stdout)[0]["integration"] == "rich"
 
 
+def recorded(vsm: Running) -> bool:
+    """A forecast of a class that came up to ten times is in the journal."""
+    done = vsm.vsm("events", "--json", "--kind", "intelligence.forecast")
+    return any(row["detail"]["score"][0] >= 10 for row in json.loads(done.stdout))
+
+
 def wait_ready(vsm: Running, name: str) -> None:
     end = time.monotonic() + BOUND_S
     while next(r for r in ask(vsm, "status")["workers"] if r["name"] == name)["state"] != "ready":
@@ -180,9 +188,13 @@ def test_history_of_both_systems_is_there_after_a_kill_and_a_new_start(
 ) -> None:
     before = {row["key"] for row in decisions(vsm, "")}
     assert before
+    end = time.monotonic() + BOUND_S
+    while not (score := state(vsm, "system4")["calibration"]) or not recorded(vsm):
+        assert call(vsm, "hungry", "hold", mib=1)
+        assert time.monotonic() < end, state(vsm, "system4")
     vsm.process.kill()
     vsm.process.wait()
     with running(config, again=vsm.folder) as again:
         assert before <= {row["key"] for row in decisions(again, "")}
-        assert state(again, "system2")["oscillations"] == []
+        assert state(again, "system4")["calibration"]["forecasts"] >= min(10, score["forecasts"])
         assert again.stop() == 0

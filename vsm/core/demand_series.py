@@ -47,13 +47,16 @@ class DemandSeries:
     Args:
         step_s: the length of a step. season: after so many steps demand may repeat itself.
         now_s: the clock's reading at which the first step begins.
+        score: of the forecasts of a predecessor.
     """
 
-    def __init__(self, *, step_s: float, season: int, now_s: float) -> None:
+    def __init__(
+        self, *, step_s: float, season: int, now_s: float, score: Score | None = None
+    ) -> None:
         self.step_s = step_s
         self.season = season
         self.closed = 0
-        self.score = Score()
+        self.score = score or Score()
         self._ends_s = now_s + step_s
         self._asked: dict[Key, Series] = {}
         self._unserved: dict[Key, Series] = {}
@@ -116,12 +119,16 @@ class DemandSeries:
                 found.append(Forewarning("surge", key, coming, series.mean))
         return sorted(found, key=lambda one: -one.forecast.expected)
 
-    def calibration(self) -> dict[str, Any] | None:
-        """How good the forecasts of all classes were; None where none was held against a count."""
+    def whole_score(self) -> Score:
+        """Of the forecasts of all classes, forgotten ones and a predecessor's included."""
         score = self.score
         for series in self._asked.values():
             score = score.plus(series.score)
-        return score.report()
+        return score
+
+    def calibration(self) -> dict[str, Any] | None:
+        """How good the forecasts were; None where none was held against a count."""
+        return self.whole_score().report()
 
 
 def _counts(totals: Totals) -> dict[Key, tuple[int, int]]:

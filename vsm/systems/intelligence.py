@@ -16,6 +16,7 @@ from vsm.board_reader import Demand, DemandReader
 from vsm.core.demand import NOBODY, OK, OUTCOMES
 from vsm.core.demand_series import DemandSeries, Forewarning, Told
 from vsm.core.demand_window import DemandWindow, Key
+from vsm.core.forecast import Score
 from vsm.core.variety_report import latency_quantile_s, report, summary
 from vsm.core.what_if import at_stake, what_if
 from vsm.demand_relay import take_segments
@@ -79,7 +80,8 @@ class Intelligence:
         own: Any = start.settings
         if own:
             step_s, season = float(own["step_s"]), int(own["season_steps"])
-            self.series = DemandSeries(step_s=step_s, season=season, now_s=now_s)
+            score = Score(*own["score"]) if own.get("score") else None
+            self.series = DemandSeries(step_s=step_s, season=season, now_s=now_s, score=score)
             self.series_since_s = now_s
 
     def on_policy(self, message: Policy, fds: list[int]) -> None:
@@ -175,7 +177,8 @@ class Intelligence:
             if one.came or one.forecast.high >= 1
         ]
         if rows:
-            detail: Body = {"step_s": self.series.step_s, "forecasts": rows}
+            score: list[Any] = [round(one, 6) for one in self.series.whole_score()]
+            detail: Body = {"step_s": self.series.step_s, "forecasts": rows, "score": score}
             self.context.report(Noted(event="intelligence.forecast", detail=detail))
 
     def _warn(self, warning: Forewarning) -> None:
