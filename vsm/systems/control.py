@@ -89,7 +89,7 @@ class Control:
         self._refused: dict[tuple[str, str], tuple[float, str]] = {}
         self._damped: dict[str, list[str]] = {}
         self._proposed: dict[tuple[str, str], float] = {}
-        self._asked: dict[int, tuple[str, str]] = {}
+        self._asked: dict[tuple[str, str], int] = {}  # what S5 is to decide, and the proposal
         self._approved: dict[tuple[str, str], float] = {}
         self._told_limits: Body = {}
         self._killed: dict[str, int] = {}  # by want of memory, as the last sample had it
@@ -116,15 +116,17 @@ class Control:
         """S5 decided about a proposal: an approved one is carried out with the next sample."""
         del fds
         self.policy.append(message.model_dump(mode="json", exclude={"fds", "kind"}))
-        where = self._asked.pop(message.proposal, None)
-        if where is None:
+        where = message.subject, message.change
+        if self._asked.get(where) != message.proposal:
             return
         now_s = self._before.at_s if self._before is not None else 0.0
         if message.verdict == "approved":
             self._approved[where] = now_s + REFUSED_FOR_S
-        else:
-            why = f"{message.verdict} by system 5: {'; '.join(message.reasons)}"[:200]
-            self._refused[where] = (now_s + REFUSED_FOR_S, why)
+            return
+        del self._asked[where]
+        self._approved.pop(where, None)
+        why = f"{message.verdict} by system 5: {'; '.join(message.reasons)}"[:200]
+        self._refused[where] = (now_s + REFUSED_FOR_S, why)
 
     def on_rates(self, message: Rates, fds: list[int]) -> None:
         """S2 says what goes to and fro."""
@@ -256,12 +258,11 @@ class Control:
 
     def _ask(self, resource: str, change: Change, found: Plan, now_s: float) -> None:
         where = change.name, resource
-        if where in self._asked.values() and now_s < self._proposed.get(where, 0.0):
+        if where in self._asked and now_s < self._proposed.get(where, 0.0):
             return
         self._proposed[where] = now_s + REFUSED_FOR_S
         short: list[Any] = sorted({*found.short, *(c.name for c in found.changes)} - {change.name})
-        number = next(self._numbers)
-        self._asked = {n: at for n, at in self._asked.items() if at != where} | {number: where}
+        number = self._asked[where] = next(self._numbers)
         proposal = Proposal(
             id=number,
             sender="system3",
@@ -361,7 +362,22 @@ class Control:
                 killed = row.out_of_memory > made.killed
                 outcome |= {"pressure_since": met, "relieved": met <= 0 and not killed}
             self.context.report(Settled(key=made.key, outcome=outcome))
+            self._answer_for(made, outcome)
         self._unsettled = []
+
+    def _answer_for(self, made: _Made, outcome: Body) -> None:
+        """S5 hears what came of what it approved."""
+        where = made.change.name, made.resource
+        if where in self._approved and where in self._asked:
+            del self._approved[where]
+            proposal = Proposal(
+                id=self._asked.pop(where),
+                sender="system3",
+                subject=where[0],
+                change=where[1],
+                outcome=outcome,
+            )
+            self.context.send("system5", proposal)
 
     def _propose(self, resource: str, found: Plan, claims: list[Claim], now_s: float) -> None:
         """What is beyond S3's power goes to S5: somebody needs more than his ceiling."""
