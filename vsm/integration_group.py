@@ -280,6 +280,7 @@ class IntegrationGroup:
     def spawn(self, name: str, incarnation: int) -> None:
         """Note the incarnation; start it now or when the launcher can."""
         integration = integration_of(name)
+        self._forget_set(name)
         terms = None if number_of(name) else terms_of(self.integrations[name])
         if terms is not None:
             self._open_set(name, incarnation, terms)
@@ -414,8 +415,13 @@ class IntegrationGroup:
             self._instance_changed(change)
             return
         self.tell_availability(change.name)
-        if change.phase not in restart.ALIVE and change.name in self.sets:
-            self._numbers[change.name] = self.sets.pop(change.name).number
+        if change.phase not in restart.ALIVE:
+            self._forget_set(change.name)
+
+    def _forget_set(self, name: str) -> None:
+        """All its instances have ended; the next one's number goes on from there."""
+        if name in self.sets:
+            self._numbers[name] = self.sets.pop(name).number
 
     def _instance_changed(self, change: restart.Changed) -> None:
         instances = self.sets.get(integration_of(change.name))

@@ -26,6 +26,7 @@ KINDS = {
     "few": 'instances = "session"\nmax_instances = 2',
     "pool": 'instances = "pool"\npool_max = 3',
     "lazy": 'start = "lazy"\nidle_stop_s = 0.4',
+    "plain": "",
     "broken": 'instances = "session"\nstart = "lazy"\nrestart = { intensity = 1 }',
 }
 SESSION = "mcp-session-id"
@@ -34,22 +35,32 @@ Scenario = Callable[["Sessions"], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture(scope="module")
-def vsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("instances")
-    server = shutil.copy(SERVER, folder)
-    tables = []
-    for name, terms in KINDS.items():
-        program = "/usr/bin/false" if name == "broken" else "/usr/bin/python3"
-        command = json.dumps([program, str(server), name])
-        stop = "stop_timeout_s = 0.5"
-        tables.append(f"[integrations.{name}]\ncommand = {command}\n{stop}\n{terms}\n")
-    config = folder / "vsm.toml"
-    config.write_text("\n".join(tables), encoding="utf-8")
-    with running(config) as one:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("instances")
+    shutil.copy(SERVER, found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def vsm(folder: Path) -> Iterator[Running]:
+    with running(write_config(folder)) as one:
         wait_until(one, lambda seen: all(seen[n]["state"] == "ready" for n in KINDS))
         yield one
         assert one.stop() == 0, one.log()
         assert left_of(one) == []
+
+
+def write_config(folder: Path, **changes: str) -> Path:
+    """An integration of each kind."""
+    tables = []
+    for name, terms in {**KINDS, **changes}.items():
+        program = "/usr/bin/false" if name == "broken" else "/usr/bin/python3"
+        command = json.dumps([program, str(folder / SERVER.name), name])
+        stop = "stop_timeout_s = 0.5"
+        tables.append(f"[integrations.{name}]\ncommand = {command}\n{stop}\n{terms}\n")
+    config = folder / "vsm.toml"
+    config.write_text("\n".join(tables), encoding="utf-8")
+    return config
 
 
 class Sessions:
@@ -413,6 +424,12 @@ def test_commands_act_on_all_instances(vsm: Running) -> None:
         clients = [await it.open() for _ in range(2)]
         for client in clients:
             await it.note(client, "own", "x")
+        before = set(it.instances("own"))
+        await asyncio.to_thread(ask, it.vsm, "restart", name="own")
+        assert not before & set(it.instances("own"))  # no number is used again
+        for client in clients:
+            assert "its state with it" in (await it.call(client, "own__note"))["error"]["message"]
+            await it.note(client, "own", "x")
         await asyncio.to_thread(ask, it.vsm, "stop", name="own")
         assert it.instances("own") == {}
         error = (await it.call(clients[0], "own__note"))["error"]
@@ -421,5 +438,23 @@ def test_commands_act_on_all_instances(vsm: Running) -> None:
         error = (await it.call(clients[0], "own__note"))["error"]
         assert "its state with it" in error["message"]
         assert (await it.note(clients[0], "own", "again"))["notes"] == ["again"]
+
+    play(vsm, scenario)
+
+
+def test_reload_changes_whose_servers_there_are(vsm: Running, folder: Path) -> None:
+    async def scenario(it: Sessions) -> None:
+        client = await it.open()
+        assert (await it.note(client, "plain", "x"))["notes"] == ["x"]
+        for terms, count in ((KINDS["own"], 1), (KINDS["pool"], 1), ("", 0)):
+            before = {row["pid"] for row in rows(it.vsm).values()}
+            write_config(folder, plain=terms)
+            await asyncio.to_thread(ask, it.vsm, "reload", wait=True)
+            assert (await it.note(client, "plain", "x"))["notes"] == ["x"]
+            assert len(it.instances("plain")) >= count
+            row = rows(it.vsm)["plain"]
+            assert (row["pid"] is None) is bool(count)
+            now = {row["pid"] for row in it.instances("plain").values()} | {row["pid"]}
+            assert not now & before - {None}
 
     play(vsm, scenario)

@@ -18,7 +18,11 @@ from vsm.commands.terminal import (
 )
 
 HEADINGS = ("NAME", "KIND", "STATE", "PID", "TIER", "LACKS", "UP", "MEMORY", "CPU", "RESTARTS")
-
+_SERVES = {
+    "claimed": "belongs to a session",
+    "spare": "waits for a session",
+    "ready": "serves whoever calls",
+}
 EGRESS_HEADINGS = ("EGRESS TO", "ASKED", "ALLOWED", "REFUSED", "SENT", "RECEIVED", "LAST REFUSAL")
 
 
@@ -104,8 +108,9 @@ def _row(worker: dict[str, Any]) -> tuple[str, ...]:
 
 def _print_worker(worker: dict[str, Any]) -> None:
     print_table(HEADINGS, [_row(worker)])
-    if worker.get("detail"):
-        print_table(("", ""), [("", worker["detail"])])
+    for told in (worker.get("detail"), _SERVES.get(worker.get("serves", ""))):
+        if told:
+            print_table(("", ""), [("", told)])
     _print_breaker(worker)
     layers = worker.get("layers") or []
     if layers:
