@@ -46,6 +46,7 @@ _REMEDIES = {
     "user": "Start vsm as root, or list user in the profile's may_lack.",
     "landlock": "Boot with landlock in the kernel's lsm= list (CONFIG_SECURITY_LANDLOCK).",
     "seccomp": "Run a kernel with CONFIG_SECCOMP_FILTER.",
+    "network": "Run a kernel with CONFIG_SECCOMP_FILTER, or vsm where it may make namespaces.",
 }
 _CGROUP_REMEDY = (
     "Run vsm where it may make control groups (a systemd unit with Delegate=yes), "

@@ -317,7 +317,8 @@ class Supervisor:
         """What served once is retried for ever; what never did is somebody's to repair."""
         if not self._announced and not self.stopping:
             remedy = "Repair that and start vsm again; `vsm doctor` looks at the whole."
-            self._failure = VsmError(change.name, f"cannot run here: {change.reason}", remedy)
+            reason = change.reason.removeprefix(f"{change.name}: ").rstrip(".")
+            self._failure = VsmError(change.name, f"cannot run here: {reason}", remedy)
             self.request_shutdown(f"{change.name} cannot run here")
 
     def _tell_status(self) -> None:

@@ -434,3 +434,57 @@ def test_what_can_never_serve_ends_with_the_reason(
     assert "vsm: system4: cannot run here" in done.stderr
     assert "nope" in done.stderr.splitlines()[-1]
     assert not (runtime_dir / "control.sock").exists()
+
+
+# ---- a kernel without a layer --------------------------------------------------------------------
+
+# Has the kernel answer ENOSYS to some calls, as one that never had them, and goes on as vsm.
+LACKING = """
+import ctypes, errno, json, os, struct, sys
+numbers = json.loads(sys.argv[1])
+row = struct.Struct("=HBBI").pack
+rows = [row(0x20, 0, 0, 0)]
+rows += [row(0x15, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
+rows += [row(0x06, 0, 0, 0x7FFF0000), row(0x06, 0, 0, 0x50000 | errno.ENOSYS)]
+code = ctypes.create_string_buffer(b"".join(rows))
+program = struct.pack("=HxxxxxxQ", len(rows), ctypes.addressof(code))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert libc.prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+LANDLOCK, MOUNTING = [444, 445, 446], [428, 429, 430, 431, 432, 442]
+
+
+def lacking(calls: list[int], *words: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", LACKING, json.dumps(calls), VSM, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=BOUND_S)
+
+
+@pytest.mark.parametrize(
+    ("calls", "layer", "remedy"),
+    [
+        (LANDLOCK, "landlock", "Boot a kernel with Landlock"),
+        (MOUNTING, "root_filesystem", "Run vsm as root"),
+    ],
+)
+def test_a_kernel_without_a_layer_is_described_with_the_remedy(
+    calls: list[int], layer: str, remedy: str
+) -> None:
+    rows = json.loads(lacking(calls, "sandbox", "probe", "--json").stdout)["layers"]
+    (row,) = [row for row in rows if row["layer"] == layer]
+    assert row["state"] != "works"
+    assert remedy in row["remedy"]
+
+
+def test_vsm_does_not_serve_where_a_required_layer_is_missing(
+    test_leaves_nothing: None, runtime_dir: Path
+) -> None:
+    del test_leaves_nothing
+    done = lacking(LANDLOCK, "up", "--http", "")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "cannot run here: the layer landlock cannot be applied. Boot with landlock" in last
+    assert ".." not in last
+    assert "Traceback" not in done.stderr
+    assert os.listdir(runtime_dir) == []
