@@ -58,6 +58,8 @@ def spawn_confined(
     """
     if threading.active_count() > 1:
         raise RuntimeError("spawn_confined forks: it needs a single-threaded process")
+    if plan.reported:  # its first refused call would wait for ever
+        raise RuntimeError("nobody here would answer what this plan's filter reports")
     if not plan.clone_flags:
         prctl.become_subreaper()  # where the descendants of a killed mini-init end up
     try:

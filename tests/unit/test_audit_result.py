@@ -1,7 +1,13 @@
 """What counts as worse than accepted, and how two outcomes become a row."""
 
+import argparse
+import json
+
+import pytest
+
 from vsm.attempts import Attempt
 from vsm.audit_result import Accepted, Result, Row, accept, compare, judge
+from vsm.commands import audit
 
 IN_FORCE = {"landlock": "in force", "seccomp": "in force", "memory": "absent"}
 
@@ -68,3 +74,15 @@ def test_accepting_keeps_written_reasons_and_asks_for_others() -> None:
     kept = accept(found, {"try_it": "written by hand"})
     assert kept.open == {"try_it": "written by hand"}
     assert list(compare(found, kept)) == []
+
+
+def test_the_command_prints_what_it_found_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = result(row(attempt("landlock"), "refused"))
+    monkeypatch.setattr(audit, "_results", lambda _args: iter([found, ("p/namespaced/user", "no")]))
+    args = argparse.Namespace(accept=False, accepted=None, json=True, profile="p")
+    assert audit.run(args) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["results"][0]["rows"][0]["verdict"] == "blocked"
+    assert printed["refused"] == {"p/namespaced/user": "no"}

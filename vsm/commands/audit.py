@@ -47,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             _print(result, every=args.profile != "shipped")
     if args.json:
-        print_json({"results": results, "refused": refused})
+        import msgspec
+
+        print_json({"results": msgspec.to_builtins(results), "refused": refused})
     if args.accept:
         _accept(args.accepted, results)
         return 0
