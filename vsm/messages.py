@@ -127,6 +127,7 @@ class Start(Message):
     policy: Body = Field(default_factory=dict)  # S5: the operator's rules
     rules: str = Field(default="", max_length=64)  # S1: which rules S5 is going to publish
     grants: tuple[Grant, ...] = Field(default=(), max_length=100)  # S1
+    spent: dict[str, int] = Field(default_factory=dict, max_length=256)  # S1: as it reported
     settings: Body = Field(default_factory=dict)  # the system's own tables of vsm.toml
 
 
@@ -493,6 +494,13 @@ class Withdrawn(Message):
     id: int = Field(ge=0)
 
 
+class Spent(Message):
+    """S1: how many calls each rule with a budget let pass lately, for a successor."""
+
+    kind: Literal["spent"] = "spent"
+    calls: dict[str, int] = Field(default_factory=dict, max_length=256)
+
+
 class Felt(Message):
     """S5: a signal of `sender` for the operator; `repeats` were like it and held back."""
 
@@ -561,7 +569,7 @@ class Damp(Message):
 
 
 Regulation: TypeAlias = Noted | Decided | Settled | Move | Audit | Damp
-Policed: TypeAlias = Asking | Withdrawn | Felt
+Policed: TypeAlias = Asking | Withdrawn | Spent | Felt
 FromSystem: TypeAlias = (
     Ready
     | Session

@@ -17,7 +17,7 @@ from vsm.core import restart
 from vsm.core.policy_rules import compile_rules
 from vsm.core.repeats import Repeats, Surges
 from vsm.errors import VsmError
-from vsm.messages import Asking, Body, Felt, Grant, Hurt, Message, Policed, Withdrawn
+from vsm.messages import Asking, Body, Felt, Grant, Hurt, Message, Policed, Spent, Withdrawn
 
 if TYPE_CHECKING:
     from vsm.supervisor import Supervisor
@@ -38,6 +38,7 @@ class Policing:
     def __init__(self, supervisor: "Supervisor") -> None:
         self._supervisor = supervisor
         self.table: Body = {}
+        self._spent: dict[str, int] = {}
         self.digest = ""
         self.desk = Desk(
             supervisor.recorder.journal,
@@ -73,7 +74,8 @@ class Policing:
         """What the `start` of S1 says of policy."""
         limit: Body = {"denials_per_minute": self.table["denials_per_minute"]}
         grants: tuple[Grant, ...] = self.desk.grants()
-        return {"policy": limit, "rules": self.digest, "grants": grants}
+        start = {"policy": limit, "rules": self.digest, "grants": grants}
+        return start | {"spent": self._spent}
 
     def _tell(self, system: str, message: Message) -> bool:
         running = self._supervisor.systems.running.get(system)
@@ -97,6 +99,8 @@ class Policing:
                 self._asking(message)
             case Withdrawn() if system == "system1":
                 self.desk.withdrawn(message.id)
+            case Spent() if system == "system1":
+                self._spent = dict(message.calls)
             case Felt() if system == "system5":
                 self._announce(
                     message.sender, message.severity, message.subject, message.cause,

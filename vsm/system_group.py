@@ -46,6 +46,7 @@ from vsm.messages import (
     Settled,
     SnapshotIn,
     SnapshotOut,
+    Spent,
     Start,
     Stop,
     Told,
@@ -411,6 +412,7 @@ class SystemGroup:
                 | Damp()
                 | Asking()
                 | Withdrawn()
+                | Spent()
                 | Felt()
             ):
                 self.hooks.regulate(running.name, message)

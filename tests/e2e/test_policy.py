@@ -305,6 +305,7 @@ def test_rules_hold_across_the_deaths_of_both_who_know_them(
     again = Client(vsm.folder)
     assert again.call("refuses")["error"]["code"] == -32003
     assert again.call("fails")["result"]["isError"] is True, "the grant is known to the new S1"
+    assert "used up" in again.call("quotes")["error"]["message"], "so is what was spent"
     again.close()
 
 

@@ -44,6 +44,9 @@ class Outlet:
     def withdrawn(self, question_id: int) -> None:
         self.taken_back.put_nowait(question_id)
 
+    def spent(self, calls: dict[str, int]) -> None:
+        del calls
+
     def hurt(self, severity: str, subject: str, cause: str, detail: str) -> None:
         del detail
         self.pains.append((severity, subject, cause))

@@ -121,6 +121,11 @@ def test_a_budget_lets_no_more_pass_in_any_period(
         assert taken == (due < calls), "and no fewer"
         if taken:
             passed.append(now_s)
+    assert budgets.spent([rule], now_s).get("d", 0) == sum(t > now_s - period_s for t in passed)
+    successor = Budgets()
+    successor.restore(budgets.spent([rule], now_s), now_s)
+    left = calls - sum(t > now_s - period_s for t in passed)
+    assert sum(successor.take(rule, now_s) for _ in range(calls + 1)) == left
     budgets.keep([])
     assert budgets.take(rule, now_s) == (calls > 0)
 

@@ -173,6 +173,21 @@ class Budgets:
         passed.append(now_s)
         return True
 
+    def spent(self, rules: Iterable[Rule], now_s: float) -> dict[str, int]:
+        """How many calls each rule let pass in its period until now, by its digest."""
+        found = {}
+        for rule in rules:
+            passed = self._passed.get(rule.digest, ())
+            count = sum(1 for at_s in passed if at_s > now_s - rule.period_s)
+            if count:
+                found[rule.digest] = count
+        return found
+
+    def restore(self, spent: Mapping[str, int], now_s: float) -> None:
+        """Begin with what a predecessor let pass, as if it had been just now: no less is left."""
+        for digest, count in spent.items():
+            self._passed[digest] = deque([now_s] * min(count, MOST_CALLS))
+
     def keep(self, rules: Iterable[Rule]) -> None:
         """Forget what no rule asks for any more."""
         digests = {rule.digest for rule in rules}

@@ -36,6 +36,7 @@ from vsm.protocol import jsonrpc
 RULES_TIMEOUT_S: Final = 10.0
 GRACE_S: Final = 5.0  # beyond the time-out of an approval, which the supervisor keeps
 SWEEP_S: Final = 0.5
+SAVE_S: Final = 0.5
 REPORT_INTERVAL_S: Final = 10.0
 MAX_WAITING: Final = 256
 MAX_HELD: Final = 64
@@ -59,6 +60,9 @@ class Outlet(Protocol):
 
     def withdrawn(self, question_id: int) -> None:
         """The client of a call that waits for a person no longer wants it."""
+
+    def spent(self, calls: dict[str, int]) -> None:
+        """So many calls the rules with a budget let pass, by their digest."""
 
     def hurt(self, severity: str, subject: str, cause: str, detail: str) -> None:
         """It hurts, or no longer does."""
@@ -107,6 +111,7 @@ class RuleGate(Gate):
         self._passing: set[Key] = set()
         self._budgets = Budgets()
         self._exhausted: dict[str, str] = {}  # digest → name of the rule
+        self._saver: asyncio.TimerHandle | None = None
         self._grants: dict[GrantKey, float] = {}
         self._waiting: list[tuple[Call, Go]] = []
         self._waiting_timer: asyncio.TimerHandle | None = None
@@ -239,10 +244,21 @@ class RuleGate(Gate):
         data = {"integration": asked.integration, "denied_by": rule, "reason": decision.reason}
         return RequestError(jsonrpc.DENIED, text, data)
 
+    def restore(self, spent: dict[str, int]) -> None:
+        """What a predecessor let pass counts here too."""
+        self._budgets.restore(spent, self._loop.time())
+
+    def _save(self) -> None:
+        self._saver = None
+        if self._rules is not None:
+            self._outlet.spent(self._budgets.spent(self._rules.rules, self._loop.time()))
+
     def _feel_budget(self, decision: Decision) -> None:
         rule = decision.rule
         if rule is None or rule.calls is None:
             return
+        if self._saver is None:
+            self._saver = self._loop.call_later(SAVE_S, self._save)
         if decision.exhausted and rule.digest not in self._exhausted:
             self._exhausted[rule.digest] = rule.name
             self._outlet.hurt("pain", rule.name, "budget", decision.reason)
@@ -349,8 +365,9 @@ class RuleGate(Gate):
         for call in [*(call for call, _ in self._stop_waiting()), *(h.call for h in held.values())]:
             if _wanted(call):
                 call.failed(jsonrpc.UNAVAILABLE, reason)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._saver):
+            if timer is not None:
+                timer.cancel()
 
 
 def _wanted(call: Call) -> bool:

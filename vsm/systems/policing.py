@@ -18,6 +18,7 @@ from vsm.messages import (
     Decided,
     Grant,
     Grants,
+    Spent,
     Start,
     Verdict,
     Withdrawn,
@@ -40,6 +41,7 @@ class Policing:
         per_minute = _limit(start.policy)
         self.gate = RuleGate(self, digest=start.rules, denials_per_minute=per_minute)
         self._grant(start.grants)
+        self.gate.restore(start.spent)
         self.take(start.snapshots.get("system5", {}))
         self._put()
 
@@ -130,6 +132,10 @@ class Policing:
     def withdrawn(self, question_id: int) -> None:
         """Nobody has to decide that any more."""
         self._context.report(Withdrawn(id=question_id))
+
+    def spent(self, calls: dict[str, int]) -> None:
+        """The supervisor keeps it for a successor of ours."""
+        self._context.report(Spent(calls=calls))
 
     def hurt(self, severity: Any, subject: str, cause: str, detail: str) -> None:  # noqa: ANN401 - a literal of the model's
         """S5 hears of it past everything else."""
