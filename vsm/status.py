@@ -58,6 +58,8 @@ def _with_words_of_s1(row: dict[str, Any], answers: dict[str, Any]) -> dict[str,
     for instance in seen.get("instances", ()):
         if instance["name"] == row["name"]:
             row = row | {"serves": instance["state"], "in_flight": instance["in_flight"]}
+    if row["kind"] != "integration":
+        return row
     return row | {"resilience": {key: seen[key] for key in _RESILIENCE if key in seen}}
 
 

@@ -233,6 +233,32 @@ def test_what_waited_is_not_sent_when_its_client_leaves() -> None:
     uvloop.run(main())
 
 
+def test_a_client_that_sends_much_at_once_takes_turns_with_the_others() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            many, few = await gateway.raw(), await gateway.raw()
+            router, taken = gateway.gateway.router, []
+            receive = router.receive
+
+            def noting(client: Any, sink: Any, message: Any, *more: Any) -> None:
+                if message.method == "ping":
+                    taken.append(client)
+                receive(client, sink, message, *more)
+
+            router.receive = noting  # type: ignore[assignment, method-assign]
+            ping = b'{"jsonrpc":"2.0","id":%d,"method":"ping"}\n'
+            many.writer.write(b"".join(ping % number for number in range(2000)))
+            await many.answer(0)
+            few.send(id="one", method="ping")
+            await few.answer("one")
+            await many.answer(1999)
+            assert len(taken) == 2001
+            (turn,) = [n for n, client in enumerate(taken) if client is not taken[0]]
+            assert turn < 2000
+
+    uvloop.run(main())
+
+
 def test_the_last_quarter_of_the_places_is_for_clients_that_hold_few() -> None:
     async def main() -> None:
         async with harness.running({}) as gateway:

@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from typing import Any, Final, cast
 
 from vsm.gateway.client import Client
@@ -20,6 +21,7 @@ from vsm.protocol.jsonrpc import DecodeError, Message
 VIEW_METHOD: Final = "notifications/vsm/client"
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 MAX_CONNECTIONS: Final = 256
+FRAMES_PER_TURN: Final = 32
 HIGH_WATER_BYTES: Final = 1024 * 1024
 MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
 UNREAD_LIMIT_S: Final = 30.0
@@ -64,6 +66,7 @@ class UnixProtocol(asyncio.Protocol):
         self._out: list[bytes] = []
         self._behind: asyncio.TimerHandle | None = None
         self._untouched = True
+        self._left: Iterator[bytes | OversizedFrame] | None = None
         self.ending = False
         self.writable = True
         self.dropped = 0
@@ -86,22 +89,45 @@ class UnixProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the client."""
-        for frame in self._splitter.feed(data):
-            if type(frame) is not bytes:
-                size = cast("OversizedFrame", frame).size_bytes
-                text = f"the message has {size} bytes, more than {MAX_FRAME_BYTES}"
-                self.send(jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text))
-                continue
-            try:
-                message = jsonrpc.decode(frame if b"\r" not in frame else jsonrpc.compact(frame))
-            except DecodeError as error:
-                self.send(jsonrpc.failure(b"null", error.code, error.message))
-                continue
-            if message.method == VIEW_METHOD:
-                self._choose_view(message)
-            else:
-                self._untouched = False
-                self._router.receive(self._client, self._client, message)
+        self._take(self._splitter.feed(data))
+
+    def _take(self, frames: Iterator[bytes | OversizedFrame]) -> None:
+        """Take some frames; the others wait for the next turn, so that every client has one."""
+        for number, frame in enumerate(frames, 1):
+            self._take_one(frame)
+            if number == FRAMES_PER_TURN:
+                self._left = frames
+                cast("asyncio.Transport", self._transport).pause_reading()
+                self._loop.call_soon(self._go_on)
+                return
+
+    def _go_on(self) -> None:
+        """Take what is left, then read again; not from a client that is behind with reading."""
+        transport = cast("asyncio.Transport", self._transport)
+        if not self.writable or transport.is_closing():
+            return
+        left, self._left = self._left, None
+        if left is not None:
+            self._take(left)
+        if self._left is None and self.writable and not transport.is_closing():
+            transport.resume_reading()
+
+    def _take_one(self, frame: bytes | OversizedFrame) -> None:
+        if type(frame) is not bytes:
+            size = cast("OversizedFrame", frame).size_bytes
+            text = f"the message has {size} bytes, more than {MAX_FRAME_BYTES}"
+            self.send(jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text))
+            return
+        try:
+            message = jsonrpc.decode(frame if b"\r" not in frame else jsonrpc.compact(frame))
+        except DecodeError as error:
+            self.send(jsonrpc.failure(b"null", error.code, error.message))
+            return
+        if message.method == VIEW_METHOD:
+            self._choose_view(message)
+        else:
+            self._untouched = False
+            self._router.receive(self._client, self._client, message)
 
     def _choose_view(self, message: Message) -> None:
         """A connection says, first of all and once, which of the configured clients it is."""
@@ -149,9 +175,7 @@ class UnixProtocol(asyncio.Protocol):
         if self._behind is not None:
             self._behind.cancel()
             self._behind = None
-        transport = cast("asyncio.Transport", self._transport)
-        if not transport.is_closing():
-            transport.resume_reading()
+        self._go_on()
 
     def eof_received(self) -> bool:
         """The client sends no more; it gets the answers to what it asked, then the end.
