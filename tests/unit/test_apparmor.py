@@ -4,6 +4,7 @@ import pytest
 
 from vsm import apparmor
 from vsm.errors import ConfigurationError
+from vsm.probe import HostFacts, layer_table
 
 
 def test_a_profile_is_for_one_command_and_allows_user_namespaces() -> None:
@@ -28,3 +29,15 @@ def test_the_restriction_is_read_from_the_kernel(
     if text is not None:
         setting.write_text(text, encoding="ascii")
     assert apparmor.is_restricted(setting) is restricted
+
+
+@pytest.mark.parametrize(("setting", "named"), [("1", True), ("0", False)])
+def test_the_probe_names_the_command_where_it_helps(setting: str, *, named: bool) -> None:
+    facts = HostFacts(
+        uid=1000,
+        tier="landlocked",
+        landlock_abi=4,
+        settings={"apparmor_restrict_unprivileged_userns": setting},
+    )
+    remedies = {row.layer: row.remedy for row in layer_table(facts)}
+    assert ("vsm service apparmor" in remedies["namespaces"]) is named
