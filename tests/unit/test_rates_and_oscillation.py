@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vsm.core import oscillation
 from vsm.core.oscillation import Damped, Released, Swing, Terms, Watch, is_damped
-from vsm.core.rates import Rate, take
+from vsm.core.rates import Bucket, Rate
 
 TERMS = Terms(window_s=100.0, reversals=4, cool_down_s=30.0)
 RATES = st.builds(Rate, st.floats(0.1, 1000), st.integers(1, 50), st.floats(0, 5))
@@ -18,18 +18,19 @@ GAPS = st.lists(st.floats(0, 2), min_size=1, max_size=200)
 def test_bucket_lets_no_more_through_than_burst_and_rate_allow(
     rate: Rate, gaps: list[float]
 ) -> None:
-    now_s = full_at_s = 1000.0
+    bucket, now_s = Bucket(rate), 1000.0
     went: list[float] = []
     for gap_s in gaps:
         now_s += gap_s
-        turn = take(rate, full_at_s, now_s)
-        assert turn.full_at_s >= full_at_s
-        if turn.full_at_s > full_at_s:
-            went.append(now_s + turn.wait_s)
-            assert turn.wait_s <= rate.wait_s + 1e-5
+        before = bucket.full_at_s
+        late_s = bucket.take(now_s)
+        if late_s >= 0:
+            assert late_s <= rate.wait_s + 1e-5
+            went.append(now_s + late_s)
         else:
-            assert turn.wait_s > rate.wait_s  # a refused call takes nothing
-        full_at_s = turn.full_at_s
+            assert bucket.full_at_s == before  # a refused call takes nothing
+            assert Bucket.take(bucket, now_s - late_s + 1e-5) >= 0  # and was told when to come
+            bucket.full_at_s = before
     assert all(b - a > -1e-5 for a, b in itertools.pairwise(went))  # who waits is not overtaken
     for begin in range(len(went)):
         for end in range(begin, len(went)):
@@ -38,13 +39,11 @@ def test_bucket_lets_no_more_through_than_burst_and_rate_allow(
 
 
 def test_bucket_that_rested_is_full_again_and_not_fuller() -> None:
-    rate = Rate(10, 5)
-    full_at_s, passed = 0.0, 0
-    for _ in range(20):
-        turn = take(rate, full_at_s, 1000.0)
-        passed += turn.wait_s == 0
-        full_at_s = turn.full_at_s
-    assert passed == 5
+    bucket = Bucket(Rate(10, 5))
+    assert [bucket.take(1000.0) == 0 for _ in range(20)].count(True) == 5
+    bucket.take(2000.0)
+    bucket.give_back()
+    assert [bucket.take(2000.0) == 0 for _ in range(20)].count(True) == 5
 
 
 def swings(*moves: tuple[float, float]) -> tuple[Watch, list[oscillation.Action]]:

@@ -9,9 +9,10 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from time import monotonic
 from typing import Any, Final, NamedTuple
 
-from vsm.core.rates import Rate, take
+from vsm.core.rates import Bucket, Rate
 from vsm.gateway.call import Call
 from vsm.gateway.client import Client
 from vsm.gateway.finder import RequestError
@@ -61,7 +62,7 @@ class RateGate:
         self.rules = rules
         self.held = 0
         self.refused = 0
-        self._buckets: OrderedDict[object, tuple[Rate | None, float]] = OrderedDict()
+        self._buckets: OrderedDict[object, Bucket | None] = OrderedDict()
         self._loop = asyncio.get_running_loop()
 
     def admit(self, call: Call, go: Callable[[Call], None], /) -> bool:
@@ -72,46 +73,48 @@ class RateGate:
         """
         client = call.client
         key: object = client if client.lasts else (client.identity, client.calls_itself)
-        bucket = self._buckets.get(key)
-        if bucket is None:
+        try:
+            bucket = self._buckets[key]
+        except KeyError:
             bucket = self._new(key, client)
-        rate, full_at_s = bucket
-        if rate is None:
+        if bucket is None:
             return True
-        turn = take(rate, full_at_s, self._loop.time())
-        if turn.full_at_s == full_at_s or (turn.wait_s and self.held >= MOST_HELD):
+        wait_s = bucket.take(monotonic())
+        return not wait_s or self._hold(call, go, bucket, wait_s)
+
+    def _hold(self, call: Call, go: Callable[[Call], None], bucket: Bucket, wait_s: float) -> bool:
+        if wait_s > 0 and self.held >= MOST_HELD:
+            bucket.give_back()
+            wait_s = -wait_s
+        if wait_s < 0:
             self.refused += 1
-            raise self._refusal(rate, turn.wait_s)
-        self._buckets[key] = (rate, turn.full_at_s)
-        if not turn.wait_s:
-            return True
+            raise self._refusal(bucket.rate, -wait_s)
         self.held += 1
-        self._loop.call_later(turn.wait_s, self._release, call, go)
+        self._loop.call_later(wait_s, self._release, call, go)
         return False
 
     def _release(self, call: Call, go: Callable[[Call], None]) -> None:
         self.held -= 1
         go(call)
 
-    def _new(self, key: object, client: Client) -> tuple[Rate | None, float]:
+    def _new(self, key: object, client: Client) -> Bucket | None:
         if len(self._buckets) >= MOST_BUCKETS:
             self._forget()
         rate = next((rule.rate for rule in self.rules if _concerns(rule, client)), None)
-        self._buckets[key] = bucket = (rate, 0.0)
+        bucket = self._buckets[key] = None if rate is None else Bucket(rate)
         return bucket
 
     def _forget(self) -> None:
         """Sessions that ended and buckets that are full anyway, then the oldest."""
-        now_s = self._loop.time()
-        for key, (rate, full_at_s) in list(self._buckets.items()):
+        now_s = monotonic()
+        for key, bucket in list(self._buckets.items()):
             gone = isinstance(key, Client) and key.closed
-            if gone or rate is None or full_at_s <= now_s:
+            if gone or bucket is None or bucket.full_at_s <= now_s:
                 del self._buckets[key]
         while len(self._buckets) >= MOST_BUCKETS:
             self._buckets.popitem(last=False)
 
-    def _refusal(self, rate: Rate, wait_s: float) -> RequestError:
-        after_s = max(0.0, wait_s - rate.wait_s)
+    def _refusal(self, rate: Rate, after_s: float) -> RequestError:
         text = (
             f"{self.name}: this client may call it {rate.per_second:g} times a second, "
             f"{rate.burst} at once. Try again in {after_s:.2g} s."
