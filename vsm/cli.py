@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "board": ("vsm.commands.board", "show what is in the shared memory"),
     "events": ("vsm.commands.events", "show what happened, from the journal"),
     "decisions": ("vsm.commands.events", "show what vsm decided, and by which rule"),
+    "rules": ("vsm.commands.rules", "show the rules, or which would decide about a call"),
     "approvals": ("vsm.commands.approvals", "show the calls that wait for a person"),
     "approve": ("vsm.commands.approvals", "let a call that waits pass"),
     "deny": ("vsm.commands.approvals", "refuse a call that waits"),
