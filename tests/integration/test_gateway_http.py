@@ -189,14 +189,84 @@ def test_a_session_has_one_stream_and_it_carries_what_belongs_to_no_request() ->
             session = {**AUTHORIZED, "mcp-session-id": answer.headers["mcp-session-id"]}
             async with client.stream("GET", url, headers=session) as stream:
                 lines = stream.aiter_lines()
-                assert await anext(lines) == ": connected"
+                assert await anext(lines) == "id: 0-0"
                 assert (await client.get(url, headers=session)).status_code == 409
                 call = rpc("tools/call", name="old__change", arguments={})
                 await client.post(url, headers=session, json=call)
                 async with asyncio.timeout(20):
-                    while not (line := await anext(lines)).startswith("data:"):
+                    while not (line := await anext(lines)).startswith("data: {"):
                         pass
                 assert "notifications/tools/list_changed" in line
+
+    uvloop.run(main())
+
+
+async def events_until(lines: Any, word: str) -> tuple[list[str], list[str]]:
+    """Ids and data of the events up to the one that holds `word`."""
+    ids, data = [], []
+    async with asyncio.timeout(20):
+        async for line in lines:
+            if line.startswith("id: "):
+                ids.append(line[4:])
+            elif line.startswith("data: ") and len(line) > 6:
+                data.append(line[6:])
+                if word in line:
+                    return ids, data
+    return ids, data
+
+
+def test_a_stream_that_broke_off_is_taken_up_where_it_ended() -> None:
+    async def main() -> None:
+        async with served() as (gateway, client, url):
+            answer = await client.post(url, headers=AUTHORIZED, json=rpc("initialize", **LEGACY))
+            session = {**AUTHORIZED, "mcp-session-id": answer.headers["mcp-session-id"]}
+            meta = {"progressToken": 7}
+            call = rpc("tools/call", "p", name="old__progress", arguments={}, _meta=meta)
+            async with client.stream("POST", url, headers=session, json=call) as stream:
+                ids, seen = await events_until(stream.aiter_lines(), "notifications/progress")
+            # The connection is gone; the call goes on, and what it says is kept.
+            resumed = {**session, "last-event-id": ids[-1]}
+            async with client.stream("GET", url, headers=resumed) as stream:
+                assert stream.status_code == 200
+                more, rest = await events_until(stream.aiter_lines(), '"id":"p"')
+            assert len(ids) == len(set(ids))
+            assert not set(more) & set(ids)
+            whole = [json.loads(one) for one in [*seen, *rest]]
+            progress = [m["params"]["progress"] for m in whole if "method" in m]
+            assert progress == sorted(set(progress))
+            assert "result" in whole[-1]
+            again = {**session, "last-event-id": ids[0]}
+            async with client.stream("GET", url, headers=again) as stream:
+                _, everything = await events_until(stream.aiter_lines(), '"id":"p"')
+            assert [json.loads(one) for one in everything] == whole
+            for unknown in ("9-1", "x", "1-99999", "-", "1-1-1"):
+                nothing = {**session, "last-event-id": unknown}
+                assert (await client.get(url, headers=nothing)).status_code == 404
+            stranger = await client.post(url, headers=AUTHORIZED, json=rpc("initialize", **LEGACY))
+            theirs = {**AUTHORIZED, "mcp-session-id": stranger.headers["mcp-session-id"]}
+            stolen = await client.get(url, headers={**theirs, "last-event-id": ids[-1]})
+            assert stolen.status_code == 404
+            assert gateway.gateway.status()["clients"] == 2
+
+    uvloop.run(main())
+
+
+def test_what_came_while_nobody_listened_follows_when_somebody_does() -> None:
+    async def main() -> None:
+        async with served() as (_, client, url):
+            answer = await client.post(url, headers=AUTHORIZED, json=rpc("initialize", **LEGACY))
+            session = {**AUTHORIZED, "mcp-session-id": answer.headers["mcp-session-id"]}
+            async with client.stream("GET", url, headers=session) as stream:
+                assert await anext(stream.aiter_lines()) == "id: 0-0"
+            call = rpc("tools/call", name="old__change", arguments={})
+            await client.post(url, headers=session, json=call)
+            async with asyncio.timeout(20):
+                while True:
+                    headers = {**session, "last-event-id": "0-0"}
+                    async with client.stream("GET", url, headers=headers) as stream:
+                        lines = stream.aiter_lines()
+                        if await anext(lines, "") == "id: 0-1":
+                            break
 
     uvloop.run(main())
 

@@ -18,6 +18,7 @@ from vsm.gateway.call import id_json
 from vsm.gateway.client import Client
 from vsm.gateway.http_connection import Connection
 from vsm.gateway.http_exchange import Exchange, RefusedError, Request
+from vsm.gateway.resumption import Backlog, EventStream, parse_event_id
 from vsm.gateway.router import Router
 from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.jsonrpc import DecodeError, Message
@@ -25,6 +26,9 @@ from vsm.protocol.tables import LEGACY_VERSIONS, META_VERSION, MODERN_VERSIONS
 
 MAX_CONNECTIONS: Final = 512
 MAX_SESSIONS: Final = 1024
+PRIMED_SINCE: Final = "2025-11-25"
+MAX_STREAMS: Final = 64
+"""Of one session, kept for who lost the connection; those that wait for an answer are more."""
 SESSION_IDLE_S: Final = 3600.0
 SWEEP_INTERVAL_S: Final = 1.0
 HTTP_PORT: Final = 80
@@ -48,20 +52,58 @@ class RequestClient(Client):
 class HttpSession(Client):
     """A legacy client's session."""
 
-    def __init__(self, now: float, request: Request) -> None:
+    def __init__(self, now: float, request: Request, backlog: Backlog) -> None:
         super().__init__(view=request.view, identity=_identity(request))
         self.id = secrets.token_urlsafe(24)
-        self.stream: Exchange | None = None
         self.used_at = now
+        self._backlog = backlog
+        self._opened = 0
+        self.stream = EventStream(backlog, 0, None)
+        """What belongs to no request."""
+        self.streams: dict[int, EventStream] = {0: self.stream}
 
     def notify(self, frame: bytes) -> None:
-        """Send on the stream that the client keeps open for it, if it does."""
-        if self.stream is not None:
+        """Send on the stream that the client keeps open for it, or keep it for when it does."""
+        if self.stream.exchange is not None:
             self.stream.notify(frame)
 
-    def stream_ended(self) -> None:
-        """The client opens another one, if it likes."""
-        self.stream = None
+    def open_stream(self, exchange: Exchange) -> EventStream:
+        """A stream for one request's answer."""
+        self._opened += 1
+        primed = self.version >= PRIMED_SINCE
+        stream = EventStream(self._backlog, self._opened, exchange, self._answered, primed=primed)
+        self.streams[self._opened] = stream
+        return stream
+
+    def _answered(self, stream: EventStream) -> None:
+        """Keep what was sent as events, the newest of them; a plain answer is there or lost."""
+        if not stream.kept:
+            del self.streams[stream.number]
+        for old in list(self.streams.values()):
+            if len(self.streams) <= MAX_STREAMS:
+                break
+            if old.done:
+                old.clear()
+                del self.streams[old.number]
+
+    def resume(self, event_id: str, exchange: Exchange) -> None:
+        """Go on after an event that the client saw.
+
+        Raises:
+            RefusedError: there is no such event, or somebody reads its stream.
+        """
+        where = parse_event_id(event_id)
+        stream = self.streams.get(where[0]) if where else None
+        if where is None or stream is None:
+            raise RefusedError(404, "There is no such event.\n")
+        stream.resume(exchange, where[1])
+
+    def end_streams(self) -> None:
+        """The session is over."""
+        for stream in self.streams.values():
+            if stream.exchange is not None:
+                stream.exchange.end()
+            stream.clear()
 
 
 class HttpApplication:
@@ -77,6 +119,7 @@ class HttpApplication:
         self._token = token.encode()
         self._hosts = hosts
         self._sessions: dict[str, HttpSession] = {}
+        self._backlog = Backlog()
         self._loop = asyncio.get_running_loop()
 
     # ---- who may ask -----------------------------------------------------------------------
@@ -181,7 +224,9 @@ class HttpApplication:
             session = self._session(request)
         if message.method is UNSET or message.id is UNSET:
             exchange.respond(202)
-        self._router.receive(session, exchange, message)
+            self._router.receive(session, exchange, message)
+        else:
+            self._router.receive(session, session.open_stream(exchange), message)
 
     # ---- legacy sessions -------------------------------------------------------------------
 
@@ -193,7 +238,7 @@ class HttpApplication:
                     self._close_session(session)
         if len(self._sessions) >= MAX_SESSIONS:
             raise RefusedError(503, "There are too many sessions.\n")
-        session = HttpSession(now, request)
+        session = HttpSession(now, request, self._backlog)
         self._sessions[session.id] = session
         self._router.join(session)
         return session
@@ -210,8 +255,7 @@ class HttpApplication:
 
     def _close_session(self, session: HttpSession) -> None:
         self._sessions.pop(session.id, None)
-        if session.stream is not None:
-            session.stream.end()
+        session.end_streams()
         self._router.leave(session, "the client ended the session")
 
     def _get(self, request: Request, exchange: Exchange) -> None:
@@ -220,12 +264,14 @@ class HttpApplication:
         if "text/event-stream" not in request.headers.get("accept", ""):
             raise RefusedError(406, "Accept text/event-stream.\n")
         session = self._session(request)
-        if session.stream is not None:
+        last_seen = request.headers.get("last-event-id")
+        if last_seen is not None:
+            session.resume(last_seen, exchange)
+            return
+        if session.stream.is_attached:
             raise RefusedError(409, "The session has a stream already.\n")
-        session.stream = exchange
-        exchange.on_end = session.stream_ended
-        exchange.stream()
-        exchange.comment(b"connected")
+        session.stream.primed = session.version >= PRIMED_SINCE
+        session.stream.begin(exchange)
 
     def stop(self) -> None:
         """End every session and stream."""

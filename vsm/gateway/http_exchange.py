@@ -177,6 +177,10 @@ class Exchange:
         close = b"" if self._wire.stays else b"connection: close\r\n"
         self._wire.write(b"".join((_LINES[200], _EVENTS, head, chunks, close, b"\r\n")))
 
+    def event(self, event_id: bytes, frame: bytes) -> None:
+        """An event that can be resumed from; an empty one only has its id."""
+        self._send(b"id: %b\r\nevent: message\r\ndata: %b\r\n\r\n" % (event_id, frame))
+
     def comment(self, text: bytes) -> None:
         """A line that clients skip."""
         self._send(b": %b\r\n\r\n" % text)
