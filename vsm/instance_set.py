@@ -10,8 +10,9 @@ never became ready, or any of a pool. What a session does to its own instance is
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vsm.config import Integration
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from vsm.group import GroupRunner
 
 SEPARATOR: Final = "#"
+MEMORY_WAIT_S: Final = 1.0
+_LEAST_FREE: Final = 1 / 16  # of the machine's memory
 _LIVE: Final = frozenset({"starting", "ready"})
 
 
@@ -70,6 +73,16 @@ def number_of(worker: str) -> int:
     return int(worker.partition(SEPARATOR)[2] or 0)
 
 
+def is_short_of_memory(meminfo: Path = Path("/proc/meminfo")) -> bool:
+    """Whether less than a sixteenth of the machine's memory is available."""
+    try:
+        lines = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
+        total, available = (int(lines[key].split()[0]) for key in ("MemTotal", "MemAvailable"))
+    except (OSError, ValueError, KeyError):
+        return False
+    return available < total * _LEAST_FREE
+
+
 class InstanceSet:
     """What one integration has running, from one start of the whole to its end.
 
@@ -78,6 +91,7 @@ class InstanceSet:
         spec: of the integration; an instance's is the same but for its name and its restarts.
         incarnation: of the integration's own worker.
         number: of the last instance that there ever was.
+        short_of_memory: whether the machine has too little for one more.
     """
 
     def __init__(
@@ -88,12 +102,14 @@ class InstanceSet:
         *,
         incarnation: int,
         number: int,
+        short_of_memory: Callable[[], bool] = is_short_of_memory,
     ) -> None:
         self.terms = terms
         self._workers = workers
         self._spec = spec
         self._incarnation = incarnation
         self._starts = instance_starts.Starts(wanted=terms.first, number=number)
+        self._short_of_memory = short_of_memory
         self._closing = False
         self._verdict: tuple[str, bool] = ("its instances ended", False)
         self._timer: asyncio.TimerHandle | None = None
@@ -205,11 +221,17 @@ class InstanceSet:
             starting=phases.count("starting"),
             alive=len(phases),
             now=loop.time(),
+            short_of_memory=(short := self._short_of_memory()),
         )
         for _ in range(count):
             self._start_one()
-        if live < self._starts.wanted and loop.time() < self._starts.not_before:
-            self._timer = loop.call_at(self._starts.not_before, self._review)
+        if live < self._starts.wanted:
+            self._look_again(loop.time() + MEMORY_WAIT_S if short else self._starts.not_before)
+
+    def _look_again(self, at: float) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < at:
+            self._timer = loop.call_at(at, self._review)
 
     def _start_one(self) -> None:
         self._starts = instance_starts.started(self._starts, 1)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
-
 from vsm import provision
 from vsm.config import Integration
 from vsm.core import restart
@@ -21,7 +19,12 @@ from vsm.detection import Detection
 from vsm.egress_actor import EgressActor, Refused
 from vsm.errors import VsmError
 from vsm.group import GroupRunner
-from vsm.instance_set import InstanceSet, integration_of, number_of, terms_of, terms_row
+from vsm.instance_set import (
+    InstanceSet,
+    integration_of,
+    number_of,
+    terms_of,
+)
 from vsm.last_words import describe
 from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
 from vsm.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
@@ -35,7 +38,6 @@ from vsm.messages import (
     IntegrationRow,
     Known,
     Message,
-    ResilienceRow,
     Session,
     Unfit,
     Wanted,
@@ -47,6 +49,7 @@ from vsm.running_worker import (
     availability_of,
     is_clean,
     remove_group,
+    row_of,
     spec_of,
 )
 
@@ -173,21 +176,7 @@ class IntegrationGroup:
 
     def rows(self) -> tuple[IntegrationRow, ...]:
         """What S1 must know of each integration."""
-        return tuple(
-            IntegrationRow(
-                name=one.name,
-                prefix=one.prefix,
-                era=one.era,
-                start_timeout_s=one.start_timeout_s,
-                call_timeout_s=one.call_timeout_s,
-                concurrency=one.concurrency,
-                max_frame_bytes=one.max_frame_bytes,
-                instances=terms_row(one),
-                resilience=ResilienceRow(**msgspec.structs.asdict(one.resilience)),
-                trust=one.trust,
-            )
-            for one in self.integrations.values()
-        )
+        return tuple(row_of(one) for one in self.integrations.values())
 
     # ---- S1 --------------------------------------------------------------------------------
 
@@ -249,8 +238,14 @@ class IntegrationGroup:
     def _on_wanted(self, message: Wanted) -> None:
         instances = self.sets.get(message.integration)
         if instances is not None:
-            useless = [(self._by_id(worker), why) for worker, why in message.release.items()]
-            release = {running.key: why for running, why in useless if running is not None}
+            release = {}
+            for worker, why in message.release.items():
+                running = self._by_id(worker)
+                if running is not None and running.name == message.integration:
+                    release[running.key] = why
+                else:  # S1 has missed its end
+                    gone = Detach(worker=worker, integration=message.integration, reason="ended")
+                    self.hooks.tell_operations(gone, [])
             instances.want(message.count, release)
 
     def running_of(self, name: str) -> list[RunningWorker]:
@@ -355,7 +350,8 @@ class IntegrationGroup:
             theirs.append(stdout)
             stderr_read, stderr = os.pipe2(os.O_CLOEXEC)
             theirs.append(stderr)
-            running.output = OutputReader(stderr_read, self.hooks.ring(running.name))
+            ring, label = self.hooks.ring(running.name), running.label
+            running.output = OutputReader(stderr_read, ring, label)
             plan = running.provided.plan
             return await link.spawn(running.worker_id, plan, stdin, stdout, stderr)
         finally:

@@ -47,11 +47,16 @@ class OutputRing:
 
 
 class OutputReader:
-    """Reads one incarnation's stderr into a ring. Owns `fd` and closes it at the end of file."""
+    """Reads one incarnation's stderr into a ring. Owns `fd` and closes it at the end of file.
 
-    def __init__(self, fd: int, ring: OutputRing) -> None:
+    Args:
+        label: what each line begins with, where several write into one ring.
+    """
+
+    def __init__(self, fd: int, ring: OutputRing, label: str = "") -> None:
         self._fd = fd
         self._ring = ring
+        self._label = label
         self._partial = b""
         self._skipping = False
         self._allowance = float(BURST_BYTES)
@@ -96,7 +101,7 @@ class OutputReader:
             self._line(line)
         if len(rest) > MAX_LINE_BYTES:
             if not self._skipping:
-                self._ring.add(printable(rest[:MAX_LINE_BYTES]) + " …")
+                self._ring.add(self._label + printable(rest[:MAX_LINE_BYTES]) + " …")
             self._skipping, rest = True, b""
         self._partial = rest
 
@@ -105,7 +110,7 @@ class OutputReader:
             self._skipping = False
             return
         text = printable(raw[:MAX_LINE_BYTES])
-        self._ring.add(text + (" …" if len(raw) > MAX_LINE_BYTES else ""))
+        self._ring.add(self._label + text + (" …" if len(raw) > MAX_LINE_BYTES else ""))
 
     def finish(self) -> None:
         """Take what the pipe still holds (64 KiB at most), then close: the worker is gone."""

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from vsm import provision
 from vsm.config import Integration
 from vsm.core import restart
-from vsm.instance_set import number_of
+from vsm.instance_set import number_of, terms_row
 from vsm.launch import ExitReport, Spawned
 from vsm.link import close_fds
-from vsm.messages import Availability, AvailabilityChanged, Body
+from vsm.messages import Availability, AvailabilityChanged, Body, IntegrationRow, ResilienceRow
 from vsm.output import OutputReader
 
 DRAIN_TIMEOUT_S: Final = 30.0
@@ -61,6 +63,12 @@ class RunningWorker:
         number = number_of(self.key)
         return f"{self.name}-i{number}" if number else f"{self.name}-{self.incarnation}"
 
+    @property
+    def label(self) -> str:
+        """What its lines begin with among those of its siblings."""
+        number = number_of(self.key)
+        return f"#{number}: " if number else ""
+
     def close_pipes(self) -> None:
         """Close our ends."""
         close_fds([fd for fd in (self.stdin, self.stdout) if fd >= 0])
@@ -81,6 +89,22 @@ def spec_of(integration: Integration) -> restart.WorkerSpec:
         drain_timeout_s=min(DRAIN_TIMEOUT_S, integration.call_timeout_s),
         stop_timeout_s=integration.stop_timeout_s,
         stack_grace_s=0.5,
+    )
+
+
+def row_of(one: Integration) -> IntegrationRow:
+    """What S1 must know of an integration."""
+    return IntegrationRow(
+        name=one.name,
+        prefix=one.prefix,
+        era=one.era,
+        start_timeout_s=one.start_timeout_s,
+        call_timeout_s=one.call_timeout_s,
+        concurrency=one.concurrency,
+        max_frame_bytes=one.max_frame_bytes,
+        instances=terms_row(one),
+        resilience=ResilienceRow(**msgspec.structs.asdict(one.resilience)),
+        trust=one.trust,
     )
 
 

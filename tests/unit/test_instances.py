@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from vsm.core import instance_starts as starts
 from vsm.core import restart
 from vsm.core.instance_demand import SESSION_IDLE_S, Load, Terms, Unused, to_stop, wanted
 from vsm.group import GroupRunner
-from vsm.instance_set import InstanceSet, integration_of, number_of, terms_of
+from vsm.instance_set import InstanceSet, integration_of, is_short_of_memory, number_of, terms_of
 
 POOL = Terms(kind="pool", least=2, most=4, resident=True)
 SESSION = Terms(kind="session", most=4, spares=1)
@@ -130,6 +131,25 @@ def test_starts_never_exceed_what_is_wanted_or_may_exist(
         assert starting + new <= starts.STARTING_AT_ONCE
 
 
+@given(terms, counts, counts)
+def test_machine_short_of_memory_gets_the_first_and_no_more(
+    one: Terms, count: int, live: int
+) -> None:
+    asked = starts.Starts(wanted=count)
+    new = starts.due(asked, one, live=live, starting=0, alive=live, now=1.0, short_of_memory=True)
+    assert new <= (starts.STARTING_AT_ONCE if not live else 0)
+
+
+@pytest.mark.parametrize(("available", "short"), [(1, True), (62, True), (63, False), (900, False)])
+def test_less_than_a_sixteenth_of_memory_is_short(
+    tmp_path: Path, available: int, *, short: bool
+) -> None:
+    file = tmp_path / "meminfo"
+    file.write_text(f"MemTotal: 1000 kB\nMemFree: 0 kB\nMemAvailable: {available} kB\n")
+    assert is_short_of_memory(file) is short
+    assert not is_short_of_memory(tmp_path / "missing")
+
+
 def test_failures_delay_the_next_start_and_too_many_end_it() -> None:
     one: starts.Starts | None = starts.Starts(wanted=1)
     spec = restart.WorkerSpec(name="a", intensity=2, period_s=60, backoff_initial_s=1.0)
@@ -164,7 +184,12 @@ class Processes:
             return
         number = 0 if self.instances is None else self.instances.number
         self.instances = InstanceSet(
-            self.runner, SPEC, self.terms, incarnation=incarnation, number=number
+            self.runner,
+            SPEC,
+            self.terms,
+            incarnation=incarnation,
+            number=number,
+            short_of_memory=lambda: False,
         )
         self.instances.open()
 

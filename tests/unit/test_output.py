@@ -19,12 +19,12 @@ def test_printable_text_has_no_control_character(raw: bytes) -> None:
     assert "\u202e" not in text
 
 
-def read_all(written: bytes) -> list[str]:
+def read_all(written: bytes, label: str = "") -> list[str]:
     async def scenario() -> list[str]:
         read_end, write_end = os.pipe()
         lines: list[str] = []
         ring = output.OutputRing("w", lambda _, line: lines.append(line))
-        reader = output.OutputReader(read_end, ring)
+        reader = output.OutputReader(read_end, ring, label)
         os.write(write_end, written)
         os.close(write_end)
         while not reader.closed:  # noqa: ASYNC110 - it reads when the loop runs
@@ -36,6 +36,10 @@ def read_all(written: bytes) -> list[str]:
 
 def test_lines_are_split_and_the_last_needs_no_end() -> None:
     assert read_all(b"one\ntwo\x1b[31m\nthree") == ["one", "two\ufffd[31m", "three"]
+
+
+def test_label_goes_before_every_line_whatever_it_says() -> None:
+    assert read_all(b"#2: one\n\nlast", "#1: ") == ["#1: #2: one", "#1: ", "#1: last"]
 
 
 def test_endless_line_is_kept_once_and_cut() -> None:

@@ -30,7 +30,16 @@ class Starts:
     not_before: float = 0.0
 
 
-def due(starts: Starts, terms: Terms, *, live: int, starting: int, alive: int, now: float) -> int:
+def due(
+    starts: Starts,
+    terms: Terms,
+    *,
+    live: int,
+    starting: int,
+    alive: int,
+    now: float,
+    short_of_memory: bool = False,
+) -> int:
     """How many to start now.
 
     Args:
@@ -40,8 +49,9 @@ def due(starts: Starts, terms: Terms, *, live: int, starting: int, alive: int, n
         starting: of those.
         alive: every process, those that end too.
         now: the time.
+        short_of_memory: of the machine; then there is one, and no more.
     """
-    if now < starts.not_before:
+    if now < starts.not_before or (short_of_memory and alive):
         return 0
     missing = min(starts.wanted, terms.most) - live
     return max(0, min(missing, terms.most - alive, STARTING_AT_ONCE - starting))

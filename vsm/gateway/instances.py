@@ -109,6 +109,7 @@ class Instances:
         self._needed = False
         self._wanted = terms.first
         self._loop = asyncio.get_running_loop()
+        self._told_at = 0.0
         self._look: asyncio.TimerHandle | None = None
         self._again: asyncio.TimerHandle | None = None
         self._refill: asyncio.TimerHandle | None = None
@@ -149,6 +150,7 @@ class Instances:
         if least and self._wanted <= len(self._ready) < self.terms.most:
             self._review(called=True)
         if best is None:
+            self._remind()
             return None
         best.used_at = self._loop.time()
         return best.upstream
@@ -164,6 +166,7 @@ class Instances:
             text, claim.lost = claim.lost, ""
             return text, None
         if claim.waiting or claim.instance is not None:
+            self._remind()
             return None, claim.instance
         refusal = self._refusal(claim)
         if refusal:
@@ -354,7 +357,13 @@ class Instances:
             self._wanted = count
             self._tell()
 
+    def _remind(self) -> None:
+        """Somebody waits: say again what was said a while ago, in case it was lost."""
+        if self._loop.time() - self._told_at > TELL_AGAIN_S:
+            self._tell()
+
     def _tell(self) -> None:
+        self._told_at = self._loop.time()
         self._hooks.tell_wanted(self.name, self._wanted, dict(self.releasing))
         if self._again is not None:
             self._again.cancel()
