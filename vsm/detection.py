@@ -21,6 +21,7 @@ from vsm.profile import Limits
 
 if TYPE_CHECKING:
     from vsm.integration_group import IntegrationGroup
+    from vsm.provision import Provision
     from vsm.running_worker import RunningWorker
 
 INTERVAL_S: Final = 0.5
@@ -28,6 +29,7 @@ MOST_PROCESSES: Final = 4096
 NOTICED_LATE: Final = "; nothing limits it, so it was noticed late"
 _SLICE_S: Final = 0.003  # of the supervisor's time at once, for a directory with many files
 _NEXT_SLICE_S: Final = 0.03
+_SURE_S: Final = 5.0  # so long a look counts while the file system says that little was written
 _PAUSES: Final = 10  # a look that took long is followed by a pause so many times as long
 
 
@@ -43,6 +45,9 @@ class DiskWatch:
 
     def __init__(self) -> None:
         self._walk: Generator[disk_use.Use] | None = None
+        self._last: tuple[disk_use.Use, disk_use.Room] | None = None
+        self._room = disk_use.Room()
+        self._sure_until_s = 0.0
         self._spent_s = 0.0
         self._next_s = 0.0
 
@@ -56,10 +61,13 @@ class DiskWatch:
         if running.provided is None or running.spawned is None or now_s < self._next_s:
             return ""
         if self._walk is None:
+            if self._can_have_grown_little(running.provided, now_s):
+                return ""
+            self._room = disk_use.room(running.provided.private)
             pids = descendants(running.spawned.pid)
             self._walk, self._spent_s = disk_use.measure(running.provided.private, pids), 0.0
         began_s = time.perf_counter()
-        reason = ""
+        reason, use = "", disk_use.Use()
         for use in self._walk:
             reason = too_much(use, running.provided.profile.limits)
             if reason or time.perf_counter() - began_s > _SLICE_S:
@@ -68,9 +76,17 @@ class DiskWatch:
             self._walk = None
             self._spent_s += time.perf_counter() - began_s
             self._next_s = now_s + max(INTERVAL_S / 2, self._spent_s * _PAUSES)
+            self._last, self._sure_until_s = (use, self._room), now_s + _SURE_S
             return ""
         self._spent_s += time.perf_counter() - began_s
         return reason
+
+    def _can_have_grown_little(self, provided: "Provision", now_s: float) -> bool:
+        """The file system has not lost what would be too much, and the last look is not old."""
+        if self._last is None or now_s > self._sure_until_s:
+            return False
+        use = disk_use.at_most(*self._last, disk_use.room(provided.private))
+        return not too_much(use, provided.profile.limits)
 
     def close(self) -> None:
         """Let go of what a look holds open."""

@@ -34,6 +34,31 @@ class Use(NamedTuple):
     unseen: str = ""
 
 
+class Room(NamedTuple):
+    """What is free on the file systems of some folders."""
+
+    size_bytes: int = 0
+    entries: int = 0
+
+
+def room(folders: Iterable[str]) -> Room:
+    """Ask each file system; a cheap sign that something has grown there."""
+    size_bytes = entries = 0
+    for folder in folders:
+        with suppress(OSError):
+            found = os.statvfs(folder)
+            size_bytes += found.f_bfree * found.f_frsize
+            entries += found.f_ffree
+    return Room(size_bytes, entries)
+
+
+def at_most(last: Use, before: Room, now: Room) -> Use:
+    """What it can have grown to since `last`, if nobody freed anything meanwhile."""
+    grown_bytes = max(0, before.size_bytes - now.size_bytes)
+    grown_entries = max(0, before.entries - now.entries)
+    return Use(last.size_bytes + grown_bytes, last.entries + grown_entries, last.unseen)
+
+
 class _Sum:
     """Adds up; a file with several names counts once."""
 

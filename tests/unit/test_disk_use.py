@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsm.detection import too_much
-from vsm.disk_use import MOST_DEPTH, Use, measure
+from vsm.disk_use import MOST_DEPTH, Room, Use, at_most, measure, room
 from vsm.profile import Limits, LimitsDocument, compile_limits
 
 MIB = 2**20
@@ -116,3 +116,16 @@ def test_nothing_within_its_limits_is_killed(
 ) -> None:
     reason = too_much(Use(size, entries), limits(disk_bytes=most_bytes, disk_files=most_files))
     assert bool(reason) == (size > most_bytes or entries > most_files)
+
+
+def test_room_is_what_the_file_systems_of_all_folders_have(tmp_path: Path) -> None:
+    one = room([str(tmp_path)])
+    assert one.size_bytes > 0
+    assert room([str(tmp_path), str(tmp_path), "/nowhere"]).size_bytes > 1.5 * one.size_bytes
+    assert room(["/nowhere"]) == Room()
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 2**40))
+def test_what_may_have_grown_is_no_less_than_it_was(used: int, before: int, now: int) -> None:
+    use = at_most(Use(used, used), Room(before, before), Room(now, now))
+    assert use == Use(used + max(0, before - now), used + max(0, before - now))
