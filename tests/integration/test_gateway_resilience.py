@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 from typing import Any
 
@@ -268,6 +269,42 @@ def test_the_last_quarter_of_the_places_is_for_clients_that_hold_few() -> None:
                 slow(flooding, number)
             await wait_in_flight(gateway, 100)
             assert "result" in await quiet.call(1, "x__echo")
+
+    uvloop.run(main())
+
+
+def test_every_call_ends_exactly_once_whatever_becomes_of_its_server() -> None:
+    chance = random.Random(7)
+
+    async def one_client(gateway: Harness, calls: int) -> list[dict[str, Any]]:
+        client = await gateway.raw()
+        for number in range(calls):
+            tool = chance.choice(["echo", "slow", "late", "silence"])
+            params = {"name": f"x__{tool}", "arguments": {"seconds": chance.random() / 20}}
+            client.send(id=number, method="tools/call", params=params)
+            if chance.random() < 0.2:
+                await client.request(f"p{number}", "ping")
+        answers = [await client.answer(number) for number in range(calls)]
+        await client.request("last", "ping")
+        assert client.early == []  # no second answer to anything
+        return answers
+
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            terms = Resilience(failures=20, open_s=0.1, retry_tools=("late", "echo"))
+            worker = await started(gateway, terms, concurrency=4, call_timeout_s=1.0)
+            clients = [asyncio.create_task(one_client(gateway, 80)) for _ in range(3)]
+            while not all(client.done() for client in clients):
+                await asyncio.wait(clients, timeout=chance.random() / 5)
+                gateway.kill(worker)
+                worker = await gateway.attach("x", harness.echo_legacy("x"))
+            answers = [answer for client in clients for answer in client.result()]
+            assert len(answers) == 240
+            upstream = gateway.gateway.fleet.integrations["x"]
+            assert upstream.in_flight == upstream.guard.status()["held"] == 0
+            says = {a["error"]["message"].partition("; ")[2] for a in answers if "error" in a}
+            assert "it may have run." in says
+            assert any("result" in answer for answer in answers)
 
     uvloop.run(main())
 
