@@ -56,6 +56,11 @@ budget = {{ calls = 2, period_s = 3600 }}
 [integrations.it]
 command = ["/usr/bin/python3", "-SI", "{SERVERS}/outcomes.py"]
 read = ["{SERVERS}"]
+
+[integrations.bad]
+command = ["/bin/false"]
+enabled = false
+restart = {{ intensity = 0 }}
 """
 
 
@@ -250,6 +255,22 @@ def test_denials_beyond_a_rate_hurt_at_once_and_are_followed(
     assert "denied in a minute" in vsm.log()
 
 
+def test_quarantine_hurts_until_somebody_cares(vsm: running.Running) -> None:
+    def pains() -> list[str]:
+        return [one["cause"] for one in vsm.status()["pains"] if one["subject"] == "bad"]
+
+    assert vsm.vsm("start", "bad").returncode == 0
+    assert "quarantine" in until(pains)
+    assert "hurts: bad (quarantine): " in vsm.vsm("status").stdout
+    assert vsm.vsm("stop", "bad").returncode == 0
+    until(lambda: "quarantine" not in pains())
+    rows = answered(vsm, "events", "--kind", "algedonic.*", "--worker", "bad")
+    assert [row["kind"] for row in rows if row["detail"]["cause"] == "quarantine"] == [
+        "algedonic.pain",
+        "algedonic.relief",
+    ]
+
+
 def test_vsm_explains_itself_to_models_and_to_people(vsm: running.Running, client: Client) -> None:
     for _ in range(40):
         client.call("works")
@@ -314,7 +335,7 @@ def test_edited_rules_hold_as_soon_as_they_are_reloaded(
 ) -> None:
     del session_leaves_nothing
     config = tmp_path / "vsm.toml"
-    server = CONFIG[CONFIG.index("[integrations") :]
+    server = CONFIG[CONFIG.index("[integrations.it]") : CONFIG.index("[integrations.bad]")]
     deny = '[[policy.rules]]\naction = "deny"\ntool = "{}"\n'
     config.write_text(server, encoding="utf-8")
     with running.running(config) as it:
