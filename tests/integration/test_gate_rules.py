@@ -192,6 +192,24 @@ def test_what_a_client_calls_itself_is_heard_in_both_eras() -> None:
     asyncio.run(scenario())
 
 
+def test_a_person_is_not_flooded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_rules, "QUESTIONS_PER_MINUTE", 3)
+
+    async def scenario() -> None:
+        async with guarded() as (h, gate, outlet):
+            client = await h.raw()
+            echo = {"name": "it__echo", "arguments": {"text": "x"}}
+            for number in range(3):
+                client.send(id=number, method="tools/call", params=echo)
+                gate.verdict((await soon(outlet.questions)).id, "no", approved=False)
+                await client.answer(number)
+            answer = await client.call(9, "it__echo", text="x")
+            assert answer["error"]["data"]["reason"] == "asks too often"
+            assert outlet.questions.empty()
+
+    asyncio.run(scenario())
+
+
 def test_many_may_not_wait_and_denials_beyond_a_rate_hurt() -> None:
     async def scenario() -> None:
         async with guarded(denials_per_minute=2) as (h, _gate, outlet):

@@ -54,7 +54,10 @@ def run(args: argparse.Namespace) -> int:
         print_json(answer)
         return 0
     until_s = answer["granted_until_s"]
-    more = "" if until_s is None else f", and the like of it until {_when(until_s)}"
+    if seconds and until_s is None:
+        more = ", this once: too much is approved beforehand already"
+    else:
+        more = "" if until_s is None else f", and the like of it until {_when(until_s)}"
     print(clean(f"{answer['verdict']}: {answer['name']} of {answer['integration']}{more}"))
     return 0
 

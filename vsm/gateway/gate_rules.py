@@ -41,6 +41,7 @@ REPORT_INTERVAL_S: Final = 10.0
 MAX_WAITING: Final = 256
 MAX_HELD: Final = 64
 MAX_HELD_OF_CLIENT: Final = 16
+QUESTIONS_PER_MINUTE: Final = 60  # of one client: a person is not to be flooded
 MAX_KNOWN: Final = 4096
 _SHOWN_BYTES: Final = 2048
 
@@ -119,6 +120,7 @@ class RuleGate(Gate):
         self._last = 0
         self._told = Repeats(REPORT_INTERVAL_S)
         self._surges = Surges(denials_per_minute)
+        self._questions = Surges(QUESTIONS_PER_MINUTE)
         self._sweeper: asyncio.TimerHandle | None = None
 
     def guards(self, integration: Integration) -> Gate | None:
@@ -312,6 +314,10 @@ class RuleGate(Gate):
             raise self._denial(
                 asked, decision._replace(action="deny", reason="too many calls wait for approval")
             )
+        self._questions.add(asked.client, self._loop.time())
+        if asked.client in self._questions.in_pain:
+            self._sweep_later()
+            raise self._denial(asked, decision._replace(action="deny", reason="asks too often"))
         self._last += 1
         timeout_s = rules.ask_timeout_s
         question = Question(self._last, asked, rule, arguments, rules.show_arguments, timeout_s)
@@ -354,7 +360,8 @@ class RuleGate(Gate):
                 self._outlet.withdrawn(question_id)
         for who in self._surges.relieved(self._loop.time()):
             self._outlet.hurt("relief", who, "denials", "denials have become rare again")
-        if self._held or self._surges.in_pain:
+        self._questions.relieved(self._loop.time())
+        if self._held or self._surges.in_pain or self._questions.in_pain:
             self._sweep_later()
 
     def close(self, reason: str) -> None:
