@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import vsm
 from vsm.journal_queue import JournalQueue
 from vsm.journal_records import (
     Committed,
@@ -83,6 +84,14 @@ def _parse(payload: bytes) -> _Wire:
     return _Wire(answer=parse_from_journal(payload))
 
 
+_ROOT: Final = str(Path(vsm.__file__).resolve().parent.parent)
+# Isolated: nothing of the environment or the working directory decides what is imported.
+_START: Final = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from vsm.journal import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
 def spawn_journal(
     path: Path, retention: Retention, plan: str, theirs: socket.socket
 ) -> "subprocess.Popen[bytes]":
@@ -95,7 +104,7 @@ def spawn_journal(
     mode = "confined" if plan else "unconfined"
     arguments = [theirs.fileno(), path, age_s, size_bytes, mode]
     process = subprocess.Popen(
-        [sys.executable, "-I", "-m", "vsm.journal", *map(str, arguments)],
+        [sys.executable, "-I", "-c", _START, _ROOT, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         pass_fds=(theirs.fileno(),),
