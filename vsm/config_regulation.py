@@ -25,16 +25,18 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     Args:
         client, calls_itself, integration: patterns, as in a rule of [policy].
-        per_second: calls in the long run. burst: calls at once.
+        per_second: calls in the long run, 0 for no limit. burst: calls at once.
         wait_s: so long a call waits for its turn; one that would wait longer is refused.
+        weight: how many calls go in each turn of the client where several wait for a server.
     """
 
     client: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] = "*"
     calls_itself: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] = "*"
     integration: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "*"
-    per_second: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)]
+    per_second: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] = 0.0
     burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0.0
+    weight: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
 
 
 class Coordination(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Any
 import gateway_harness as harness
 
 from vsm.core.rates import Rate
-from vsm.gateway.gate_rates import Rule, gate_maker
+from vsm.gateway.gate_rates import RateGate, Rule, gate_maker, rules_of
 
 SLOW = 1e-3  # calls a second: no second token within a test
 
@@ -75,5 +75,24 @@ def test_held_call_that_is_cancelled_never_reaches_the_server() -> None:
             upstream = gateway.gateway.fleet.integrations["one"].upstream
             assert upstream is not None
             assert upstream.in_flight == 0
+
+    asyncio.run(scenario())
+
+
+def test_weights_are_known_to_the_queue_of_whom_they_concern() -> None:
+    async def scenario() -> None:
+        servers = {"one": harness.echo_legacy(), "two": harness.echo_legacy()}
+        async with harness.running(servers) as gateway:
+            rows = [{"client": "*", "calls_itself": "raw", "integration": "one"}]
+            terms = {"per_second": 0.0, "burst": 1, "wait_s": 0.0, "weight": 4}
+            guard(gateway, *rules_of({"rates": [row | terms for row in rows]}))
+            raw = await gateway.raw()
+            assert not refused(await raw.call(1, "one__echo", text="x"))
+            (client,) = gateway.gateway.router.clients
+            integrations = gateway.gateway.fleet.integrations
+            assert integrations["one"].guard.weigh(client) == 4
+            assert integrations["one"].guard.weigh(None) == 1
+            assert integrations["two"].guard.weigh(client) == 1
+            assert not any(isinstance(gate, RateGate) for gate in integrations["one"].gates)
 
     asyncio.run(scenario())

@@ -107,3 +107,13 @@ def test_clients_that_wait_are_served_alike(backlogs: list[int]) -> None:
         waiting = [c for c in range(len(backlogs)) if queue.waiting(c)]
         counts = [served[c] for c in waiting]
         assert not counts or max(counts) - min(counts) <= 1
+
+
+def test_each_turn_is_worth_what_a_client_weighs() -> None:
+    weights = {"heavy": 3}
+    queue: FairQueue[str, str] = FairQueue(100, 10**9, lambda key: weights.get(key, 1))
+    for number in range(12):
+        queue.add("heavy", "h", 10)
+        if number < 4:
+            queue.add("light", "l", 10)
+    assert "".join(str(queue.pop()) for _ in range(16)) == "hhhl" * 4

@@ -1,8 +1,8 @@
 """What waits for one server, shared fairly among those who ask.
 
-Deficit round robin: each client in turn is granted one unit, and sends what its units pay for, so
-that a flood of one client costs the others one of its calls, not all of them. When there is no
-room, the newest of the client that holds most makes it. Pure data, no clock, no I/O.
+Deficit round robin: each client in turn is granted a unit, or as many as it weighs, and sends what
+they pay for, so that a flood of one client costs the others one of its calls, not all. When there is no room, the
+newest of the client that holds most makes it. Pure data, no clock, no I/O.
 """
 
 from collections import deque
@@ -32,9 +32,13 @@ class FairQueue(Generic[K, T]):
 
     Args:
         limit: most entries. limit_bytes: most bytes of all of them.
+        weigh: how many units a client is granted in each of its turns, 1 or more.
     """
 
-    def __init__(self, limit: int, limit_bytes: int) -> None:
+    def __init__(
+        self, limit: int, limit_bytes: int, weigh: Callable[[K], int] = lambda _: 1
+    ) -> None:
+        self._weigh = weigh
         self.limit = limit
         self.limit_bytes = limit_bytes
         self._lanes: dict[K, deque[Entry[T]]] = {}
@@ -85,7 +89,7 @@ class FairQueue(Generic[K, T]):
             passed = 0
             if not self._granted:
                 self._granted = True
-                self._credit[key] += 1
+                self._credit[key] += self._weigh(key)
             price = self._lanes[key][0].price
             if price <= self._credit[key]:
                 self._credit[key] -= price

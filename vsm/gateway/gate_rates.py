@@ -1,4 +1,4 @@
-"""Rates at S1: one token bucket for each client session and integration, as S2 published them.
+"""Rates and weights at S1, as S2 published them: a token bucket for each client and integration.
 
 Runs in S1's event loop, for every call of an integration that has a rate; one that has none has
 no gate. A call that may wait for its turn is held; one that would wait longer is refused and
@@ -30,7 +30,8 @@ class Rule(NamedTuple):
     client: str
     calls_itself: str
     integration: str
-    rate: Rate
+    rate: Rate | None
+    weight: int = 1
 
 
 def rules_of(snapshot: dict[str, Any]) -> tuple[Rule, ...]:
@@ -44,10 +45,16 @@ def rules_of(snapshot: dict[str, Any]) -> tuple[Rule, ...]:
             str(row["client"]),
             str(row["calls_itself"]),
             str(row["integration"]),
-            Rate(float(row["per_second"]), int(row["burst"]), float(row["wait_s"])),
+            _rate(row),
+            int(row["weight"]),
         )
         for row in snapshot["rates"]
     )
+
+
+def _rate(row: dict[str, Any]) -> Rate | None:
+    per_second = float(row["per_second"])
+    return Rate(per_second, int(row["burst"]), float(row["wait_s"])) if per_second > 0 else None
 
 
 class RateGate:
@@ -100,7 +107,8 @@ class RateGate:
     def _new(self, key: object, client: Client) -> Bucket | None:
         if len(self._buckets) >= MOST_BUCKETS:
             self._forget()
-        rate = next((rule.rate for rule in self.rules if _concerns(rule, client)), None)
+        rule = _first(self.rules, client)
+        rate = rule.rate if rule is not None else None
         bucket = self._buckets[key] = None if rate is None else Bucket(rate)
         return bucket
 
@@ -123,15 +131,40 @@ class RateGate:
         return RequestError(jsonrpc.UNAVAILABLE, text, data, unserved=True)
 
 
+class Weights:
+    """How much each client weighs in the queue of one integration."""
+
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        self._rules = rules
+        self._known: dict[tuple[str, str], int] = {}
+
+    def __call__(self, lane: object) -> int:
+        """The weight of a client; of those who share a lane, one."""
+        if not isinstance(lane, Client):
+            return 1
+        key = lane.identity, lane.calls_itself
+        if key not in self._known:
+            rule = _first(self._rules, lane)
+            if len(self._known) >= MOST_BUCKETS:
+                self._known.clear()
+            self._known[key] = rule.weight if rule is not None else 1
+        return self._known[key]
+
+
 def gate_maker(rules: tuple[Rule, ...]) -> "Callable[[Integration], RateGate | None]":
-    """Makes the gate of an integration, or none where no rule concerns it."""
+    """Makes the gate of an integration, or none where no rate concerns it; tells its queue."""
 
     def make(integration: Integration) -> RateGate | None:
         name = integration.settings.name
         own = tuple(rule for rule in rules if fnmatchcase(name, rule.integration))
-        return RateGate(name, own) if own else None
+        integration.guard.weigh = Weights(own)
+        return RateGate(name, own) if any(rule.rate for rule in own) else None
 
     return make
+
+
+def _first(rules: tuple[Rule, ...], client: Client) -> Rule | None:
+    return next((rule for rule in rules if _concerns(rule, client)), None)
 
 
 def _concerns(rule: Rule, client: Client) -> bool:

@@ -7,7 +7,7 @@ breaker. Runs in S1's event loop; a call that is answered while nothing is wrong
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -132,6 +132,7 @@ class Guard:
         self.name = name
         self.settings = settings
         self.alert = False  # whether an answered call has to be told
+        self.weigh: Callable[[Hashable], int] = lambda _lane: 1  # of who waits in a queue; by S2
         self.retries = 0
         self.letters_written = 0
         self._guards = guards

@@ -124,7 +124,9 @@ class Upstream:
         self._splitter = LineSplitter(max_frame_bytes)
         self._in_flight: InFlight[Waiting] = InFlight(epoch)
         self._queue: FairQueue[Hashable, Call] = FairQueue(
-            guard.settings.max_waiting, MAX_WAITING_BYTES
+            guard.settings.max_waiting,
+            MAX_WAITING_BYTES,
+            lambda lane: guard.weigh(lane),  # noqa: PLW0108 - S2 puts another one there
         )
         self._reader: asyncio.ReadTransport | None = None
         self._writer: asyncio.WriteTransport | None = None
