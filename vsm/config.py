@@ -291,7 +291,11 @@ def read_secret(source: SecretSource, *, where: str) -> str:
         with path.open("rb") as file:
             value = file.read(SECRET_LIMIT_BYTES + 1).decode()
     except OSError as error:
-        remedy = "Check the path, its owner and its mode."
+        remedy = (
+            "Check the path, its owner and its mode."
+            if source.credential is None
+            else f"Put it into /etc/credstore/{source.credential} (mode 0600) and restart vsm."
+        )
         raise ConfigurationError(where, f"{path}: {error.strerror}", remedy) from error
     except UnicodeDecodeError:
         raise ConfigurationError(where, f"{path} is not UTF-8") from None

@@ -99,6 +99,17 @@ def test_what_could_not_start_is_not_installed(image: Path, text: str | None, sa
     assert listing(image) == before
 
 
+@pytest.mark.usefixtures("systemctl")
+def test_a_missing_credential_is_named_until_it_is_there(image: Path) -> None:
+    secret = 'secrets = { KEY = { credential = "a-key" } }\n'
+    integration = CONFIG.replace("enabled = false\n", secret)
+    (image / "etc/vsm/vsm.toml").write_text(integration, encoding="utf-8")
+    assert "credential a-key is missing" in service(image, "install")
+    (image / "etc/credstore").mkdir()
+    (image / "etc/credstore/a-key").touch()
+    assert "credential" not in service(image, "install")
+
+
 def test_a_unit_of_somebody_else_is_not_touched(image: Path) -> None:
     folder = image / "etc/systemd/system"
     folder.mkdir(parents=True)

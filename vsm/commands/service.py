@@ -21,6 +21,7 @@ from vsm.service import SERVICE, SOCKET, Place
 SYSTEM_CONFIG = Path("/etc/vsm/vsm.toml")
 USER_CONFIG = Path(".config/vsm/vsm.toml")
 COMMAND_TIMEOUT_S = 180.0
+_CREDENTIAL_STORES = ("etc/credstore", "run/credstore", "usr/lib/credstore")  # systemd.exec(5)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -165,13 +166,27 @@ def _install(work: Work, args: argparse.Namespace) -> None:
         work.systemctl("enable", SERVICE)
     if manager and not args.no_start:
         _start(work, changed=bool(changed))
-    for name in service.credentials(config):
-        print(f"credential {name}: systemd looks for /etc/credstore/{name}", file=sys.stderr)
+    for name in _missing_credentials(config, work.place):
+        what = f"credential {name} is missing: put it into /etc/credstore/{name} (mode 0600)"
+        print(f"{what}, then restart vsm", file=sys.stderr)
     if not manager and args.root is None and not args.dry_run:
         print("systemd does not run here: it will start vsm when it does", file=sys.stderr)
     if args.user and apparmor.is_restricted() and not _profile_path(work.place).exists():
         what = "AppArmor forbids user namespaces here: workers get the weaker tier until root runs"
         print(f"{what} `{command} service apparmor`", file=sys.stderr)
+
+
+def _missing_credentials(config: Config, place: Place) -> list[str]:
+    """Those that systemd will not find; a user's own manager looks elsewhere, by its version."""
+    root = place.root or Path("/")
+    folders = [root / folder for folder in _CREDENTIAL_STORES]
+    if place.user or os.geteuid() != 0:  # nobody else may look
+        return []
+    return [
+        name
+        for name in service.credentials(config)
+        if not any((folder / name).exists() for folder in folders)
+    ]
 
 
 def _start(work: Work, *, changed: bool) -> None:
@@ -312,4 +327,4 @@ def _manager_runs(place: Place) -> bool:
 
 
 def _journal(place: Place) -> str:
-    return f"See `journalctl {'--user ' if place.user else ''}-u {SERVICE}`."
+    return f"See `journalctl {'--user ' if place.user else ''}-u {SERVICE} -u {SOCKET}`."
