@@ -1,8 +1,8 @@
 """What waits for one server, shared fairly among those who ask.
 
 Deficit round robin: each client in turn is granted a unit, or as many as it weighs, and sends what
-they pay for, so that a flood of one client costs the others one of its calls, not all. When there is no room, the
-newest of the client that holds most makes it. Pure data, no clock, no I/O.
+they pay for, so that a flood of one client costs the others one of its calls, not all. When there
+is no room, the newest of the client that holds most makes it. Pure data, no clock, no I/O.
 """
 
 from collections import deque
