@@ -115,6 +115,11 @@ def _is_of(name: str, row: Row) -> bool:
     return row["kind"] == "instance" and row["integration"] == name
 
 
+def in_flight(vsm: Running, name: str) -> int:
+    found: int = ask(vsm, "status")["systems"]["system1"]["integrations"][name]["in_flight"]
+    return found
+
+
 def play(vsm: Running, scenario: Scenario) -> None:
     async def run() -> None:
         async with AsyncExitStack() as stack:
@@ -446,10 +451,17 @@ def test_reload_changes_whose_servers_there_are(vsm: Running, folder: Path) -> N
     async def scenario(it: Sessions) -> None:
         client = await it.open()
         assert (await it.note(client, "plain", "x"))["notes"] == ["x"]
-        for terms, count in ((KINDS["own"], 1), (KINDS["pool"], 1), ("", 0)):
+        more = KINDS["own"].replace("spares = 1", "spares = 2")
+        for terms, count in ((KINDS["own"], 1), (more, 1), (KINDS["pool"], 1), ("", 0)):
             before = {row["pid"] for row in rows(it.vsm).values()}
+            slow = asyncio.create_task(it.call(client, "plain__slow", text="y", seconds=0.3))
+            await it.wait(lambda: bool(in_flight(it.vsm, "plain")))
             write_config(folder, plain=terms)
             await asyncio.to_thread(ask, it.vsm, "reload", wait=True)
+            assert "result" in await slow
+            if terms is more:
+                told = await it.call(client, "plain__note")
+                assert "its state with it" in told["error"]["message"]
             assert (await it.note(client, "plain", "x"))["notes"] == ["x"]
             assert len(it.instances("plain")) >= count
             row = rows(it.vsm)["plain"]

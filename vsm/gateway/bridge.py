@@ -285,6 +285,8 @@ class Bridge:
         parked = self._parked.get(state_id)
         if parked is None or parked.rounds != rounds:
             raise _bad_state("was used before, or what it belongs to has ended")
+        if parked.upstream.private and parked.call.client is not call.client:
+            raise _bad_state("belongs to another session")
         if digest != _digest(call):
             raise _bad_state("belongs to another request")
         return parked

@@ -172,14 +172,16 @@ class Fleet:
         integration.gates = tuple(gate for gate in gates if gate is not None)
 
     def _put_instances(self, integration: Integration) -> None:
-        """Have instances, by the terms of the configuration, or none."""
+        """Have instances, by the terms of the configuration, or none, once no old one is left."""
         terms, old = integration.settings.terms, integration.instances
         if terms == (None if old is None else old.terms):
             return
         if old is not None:
+            if old.members:
+                return
             old.close("its configuration changed")
         name = integration.settings.name
-        integration.instances = None if terms is None else Instances(name, terms, self)
+        integration.instances = None if terms is None else Instances(name, terms, self, old)
 
     def remove(self, name: str) -> None:
         """Forget an integration: what it offered is gone from every list."""
@@ -269,6 +271,7 @@ class Fleet:
                 instance = integration.instances.ended(worker, reason)
                 if instance is not None:
                     self._let_go(instance, reason)
+                    self._put_instances(integration)
             for upstream in (integration.upstream, _starting(integration)):
                 if upstream is not None and upstream.worker == worker:
                     self._let_go(integration, reason)

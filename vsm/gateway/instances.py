@@ -96,15 +96,19 @@ class Instances:
 
     Args:
         name: the integration's.
+        before: those that it had by other terms; what their sessions have to be told is kept.
     """
 
-    def __init__(self, name: str, terms: Terms, hooks: InstanceHooks) -> None:
+    def __init__(
+        self, name: str, terms: Terms, hooks: InstanceHooks, before: "Instances | None" = None
+    ) -> None:
         self.name = name
         self.terms = terms
         self.members: dict[str, Instance] = {}
         self.releasing: dict[str, str] = {}
         self._hooks = hooks
-        self._claims: dict[Client, Claim] = {}
+        told = before.untold if before is not None else {}
+        self._claims = {client: Claim(lost=text) for client, text in told.items()}
         self._ready: list[Instance] = []
         self._needed = False
         self._wanted = terms.first
@@ -224,6 +228,11 @@ class Instances:
     def in_flight(self) -> int:
         """Requests in flight to all of them."""
         return sum(instance.in_flight for instance in self.members.values())
+
+    @property
+    def untold(self) -> dict[Client, str]:
+        """What sessions have lost and not been told."""
+        return {client: claim.lost for client, claim in self._claims.items() if claim.lost}
 
     def is_awaited_by(self, client: object) -> bool:
         """Whether a request of the client waits for an instance."""
@@ -406,7 +415,6 @@ class Instances:
         for instance in list(self.members.values()):
             self._forget(instance)
             self._hooks.release(instance, reason)
-        self._claims.clear()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One for each instance, for `vsm status`."""

@@ -129,9 +129,8 @@ class Integration(Server):
     @property
     def in_flight(self) -> int:
         """Requests in flight to all its servers."""
-        if self.instances is not None:
-            return self.instances.in_flight
-        return 0 if self.upstream is None else self.upstream.in_flight
+        own = 0 if self.upstream is None else self.upstream.in_flight
+        return own if self.instances is None else own + self.instances.in_flight
 
     @property
     def servers(self) -> Iterator[Server]:
