@@ -34,6 +34,8 @@ LIVE_LIMITS: Final = frozenset(
         *("io_read_bytes_s", "io_write_bytes_s"),
     }
 )
+# What vsm itself looks for.
+DETECTED_LIMITS: Final = frozenset({"disk_bytes", "disk_files"})
 _SAYS_NOTHING: Final = frozenset({"name", "path", "description"})
 
 
@@ -44,7 +46,7 @@ class Change:
     Args:
         name: the integration's, or for `impossible` the key's; POLICY for the rules.
         keys: what differs.
-        limits: of `keys`, those that a control group moves.
+        limits: of `keys`, those that move under a running worker.
     """
 
     name: str
@@ -75,9 +77,10 @@ def with_profile(change: Change | None, name: str, old: Profile, new: Profile) -
     """The change of an integration whose profile may have been edited as well."""
     keys = [key for key in differing(old, new) if key not in _SAYS_NOTHING]
     limits = differing(old.limits, new.limits) if "limits" in keys else []
-    moved = [key for key in limits if key in LIVE_LIMITS]
+    live = LIVE_LIMITS | DETECTED_LIMITS
+    moved = [key for key in limits if key in live]
     fixed = [f"profile.{key}" for key in keys if key != "limits"]
-    fixed += [f"profile.limits.{key}" for key in limits if key not in LIVE_LIMITS]
+    fixed += [f"profile.limits.{key}" for key in limits if key not in live]
     if not fixed and not moved:
         return change
     base = change or Change(name=name, action="update")

@@ -35,7 +35,7 @@ FIELDS: Final = {
     "io_read": "io_read_bytes_s",
     "io_write": "io_write_bytes_s",
 }
-_DETECTED: Final = frozenset({"disk", "disk_files"})
+_DETECTED: Final = frozenset(key for key in FIELDS if FIELDS[key] in changes.DETECTED_LIMITS)
 _LAYERS: Final = {
     "memory": "memory",
     "swap": "memory",

@@ -220,15 +220,17 @@ class Reloader:
         profile = provision.with_limits(profile, commanded)
         if not change.limits or running.provided is None:
             return Outcome(change.name, "changed", change.keys)
-        if running.provided.group is None:
-            detail = "no control group holds it: restart it for its limits to count"
-            return Outcome(change.name, "not applied", change.keys, detail)
-        try:
-            running.provided.group.set_limits(CgroupLimits(**changes.movable(profile.limits)))
-        except VsmError as error:
-            return Outcome(change.name, "not applied", change.keys, str(error))
+        if not changes.DETECTED_LIMITS.issuperset(change.limits):
+            if running.provided.group is None:
+                detail = "no control group holds it: restart it for its limits to count"
+                return Outcome(change.name, "not applied", change.keys, detail)
+            try:
+                running.provided.group.set_limits(CgroupLimits(**changes.movable(profile.limits)))
+            except VsmError as error:
+                return Outcome(change.name, "not applied", change.keys, str(error))
         running.provided.profile, running.provided.written = profile, written
         running.provided.memory_bytes = profile.limits.memory_bytes
+        self._supervisor.integrations.detection.start()
         return Outcome(change.name, "changed", change.keys)
 
     def _begin_removal(self, name: str) -> None:

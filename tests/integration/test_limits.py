@@ -38,6 +38,33 @@ def test_wall_time_ends_the_whole_tree_and_nothing_shorter(
 
 
 @pytest.mark.isolation
+@pytest.mark.parametrize(("limit", "ended"), [("1", 9), ('"unlimited"', None)])
+def test_cpu_time_is_over_for_a_process_that_has_one(
+    tmp_path: Path, limit: str, ended: int | None
+) -> None:
+    path = tmp_path / "busy.toml"
+    path.write_text(PROFILE.format(f"cpu_time_s = {limit}"), encoding="utf-8")
+    who, spin = WORLDS[0][0], "import time\nwhile time.process_time() < 1.2: pass"
+    busy = ["/usr/bin/python3", "-SIc", spin]
+    result = run_confined(who, "landlocked", busy, profile=load_profile(str(path)))
+    assert result["signal"] == ended, result
+
+
+@pytest.mark.isolation
+@pytest.mark.parametrize(("who", "tier"), WORLDS)
+def test_files_of_the_private_tmp_are_bounded_where_it_is_in_memory(
+    who: str, tier: str, tmp_path: Path, require: Callable[[str, bool, str], None]
+) -> None:
+    require("the tier", host(who).tier in {"namespaced", tier}, "no namespaces")
+    path = tmp_path / "small.toml"
+    path.write_text(PROFILE.format("") + '[files]\ntmp = "1M"\n', encoding="utf-8")
+    make = "import os\nfor n in range(1100): open(f'{os.environ[\"TMPDIR\"]}/{n}', 'w').close()"
+    many = ["/usr/bin/python3", "-SIc", make]
+    result = run_confined(who, tier, many, profile=load_profile(str(path)))
+    assert ("No space left" in result["output"]) == (tier == "namespaced"), result
+
+
+@pytest.mark.isolation
 def test_a_rate_that_nothing_holds_stops_the_worker_unless_its_profile_may_lack_it(
     tmp_path: Path,
 ) -> None:

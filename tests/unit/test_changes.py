@@ -94,3 +94,12 @@ def test_a_removal_is_not_undone_by_an_edited_profile() -> None:
     new = msgspec.structs.replace(old, environment={"A": "1"})
     removal = Change(name="a", action="remove")
     assert with_profile(removal, "a", old, new) == removal
+
+
+def test_what_vsm_looks_for_itself_moves_without_a_restart() -> None:
+    old = load_profile("integration")
+    limits = msgspec.structs.replace(old.limits, disk_bytes=5, disk_files=None)
+    new = msgspec.structs.replace(old, limits=limits)
+    change = with_profile(None, "a", old, new)
+    assert change is not None
+    assert (change.action, set(change.limits)) == ("update", {"disk_bytes", "disk_files"})
