@@ -46,6 +46,7 @@ class Reported:
         self.idle_names: list[str] = []
         self.notices: list[tuple[str, str]] = []
         self.breakers: list[tuple[str, str, str]] = []
+        self.offers: list[tuple[str, bytes]] = []
         self.letters: list[tuple[str, dict[str, Any]]] = []
         self.counts: dict[str, int] = {}
         self.releases: dict[str, dict[str, str]] = {}
@@ -75,7 +76,8 @@ class Reported:
         self.letters.append((integration, letter))
         self.changed.set()
 
-    def offered(self, integration: str, document: bytes) -> None: ...
+    def offered(self, integration: str, document: bytes) -> None:
+        self.offers.append((integration, document))
 
     def wanted(self, integration: str, count: int, release: dict[str, str]) -> None:
         self.counts[integration] = count

@@ -7,10 +7,12 @@ import signal
 from typing import Any
 
 import gateway_harness as harness
+import msgspec
 import pytest
 import uvloop
 from gateway_harness import Harness, Raw
 
+from vsm.core.trust import fingerprint
 from vsm.gateway.integration import Settings
 from vsm.gateway.resilience import Resilience
 
@@ -158,6 +160,34 @@ def test_a_call_in_flight_is_sent_again_only_where_the_operator_named_the_tool()
                 gateway.kill(worker)
             answer = await client.answer("named")
             assert answer["error"]["data"]["sent"] is True
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("mode", ["approve", "first-use"])
+def test_what_a_tool_says_of_itself_counts_only_once_a_person_approved_it(mode: str) -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            fleet = gateway.gateway.fleet
+            worker = await started(gateway, Resilience(), trust=mode)
+            fleet.pinned("x", b"")
+            if mode == "approve":
+                (_, document) = gateway.reported.offers[-1]
+                offered = msgspec.json.decode(document, type=dict[str, dict[str, msgspec.Raw]])
+                pins = {key: fingerprint(item) for key, item in offered.items()}
+                fleet.pinned("x", msgspec.json.encode(pins))
+            client = await gateway.raw()
+            client.send(id="says", method="tools/call", params={"name": "x__late"})
+            slow(client, "says nothing")
+            await wait_in_flight(gateway, 2)
+            gateway.kill(worker)
+            assert "may have run" in message(await client.answer("says nothing"))
+            await gateway.attach("x", harness.echo_legacy("x"))
+            if mode == "approve":
+                await wait_in_flight(gateway, 1)
+                client.send(method="notifications/cancelled", params={"requestId": "says"})
+            else:
+                assert "may have run" in message(await client.answer("says"))
 
     uvloop.run(main())
 

@@ -139,6 +139,9 @@ def tools(cursor: str | None) -> dict[str, Any]:
         {"name": n, "description": f"{n} of {NAME}", "inputSchema": {"type": "object"}}
         for n in names[start : start + 10]
     ]
+    for tool in page:
+        if tool["name"] == "late":
+            tool["annotations"] = {"idempotentHint": True}
     more = {"nextCursor": str(start + 10)} if start + 10 < len(names) else {}
     return {"tools": page, **more}
 

@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from vsm.gateway import known, wishes
 from vsm.gateway.accounting import Accounting
-from vsm.gateway.call import Gate, Inquiry
+from vsm.gateway.call import Call, Gate, Inquiry
 from vsm.gateway.client import Client
 from vsm.gateway.instances import Instance, Instances
 from vsm.gateway.integration import (
@@ -114,6 +114,7 @@ class Fleet:
         self._stale: dict[str, set[str]] = {}
         self._gate_makers: dict[GateKind, GateMaker] = {"breaker": _breaker_of}
         self.guards = Guards(reports, self._breaker_changed)
+        self.guards.approved = self._is_approved_harmless
 
     # ---- the supervisor's side -------------------------------------------------------------
 
@@ -154,6 +155,13 @@ class Fleet:
 
     def _calls(self, name: str) -> int:
         return self.integrations[name].totals["calls"]
+
+    def _is_approved_harmless(self, call: Call) -> bool:
+        """Whether a person approved the tool, and it says that calling it twice does no harm."""
+        integration = self.integrations.get(call.integration)
+        if integration is None or call.method != "tools/call":
+            return False
+        return integration.vetting.approves_again(integration.surface, call.label)
 
     def _breaker_changed(self, name: str) -> None:
         """Calls ask the breaker, or no longer do."""

@@ -87,7 +87,7 @@ class Letters:
 def named_by_operator(settings: Resilience, call: "Call") -> bool:
     """Whether calling the tool twice does no harm: the operator's word alone.
 
-    What a server says of its own tools is no reason, because nobody has approved it.
+    What a server says of its own tools is no reason by itself: nobody has approved it.
     """
     return call.method == "tools/call" and call.label in settings.retry_tools
 
@@ -106,6 +106,8 @@ class Guards:
         self.letters = Letters()
         self.resend: Callable[[Guard, Call], None] | None = None
         """Sends a call again, to whichever server is right now: the router's."""
+        self.approved: Callable[[Call], bool] = lambda _: False
+        """Whether a person approved what the server says: that calling the tool twice is fine."""
 
     def make(self, name: str, settings: Resilience, calls: Callable[[str], int]) -> "Guard":
         """A guard; `calls` is how many calls the integration with a name was asked so far."""
@@ -117,7 +119,6 @@ class Guard:
 
     Args:
         name: the integration's. calls: how many calls the integration was asked so far.
-        harmless: whether a call may be sent again although it may have run.
     """
 
     def __init__(
@@ -126,8 +127,6 @@ class Guard:
         settings: Resilience,
         guards: Guards,
         calls: Callable[[], int],
-        *,
-        harmless: Callable[[Resilience, "Call"], bool] = named_by_operator,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -137,7 +136,6 @@ class Guard:
         self.letters_written = 0
         self._guards = guards
         self._calls = calls
-        self._harmless = harmless
         self._breaker = Breaker(terms=settings.terms)
         self._probe: Call | None = None
         self._budget = retry.Budget()
@@ -264,7 +262,7 @@ class Guard:
             return False
         ran = call.sent or call.may_have_run
         if ran:
-            if not self._harmless(self.settings, call):
+            if not named_by_operator(self.settings, call) and not self._guards.approved(call):
                 return False
             self._budget, allowed = retry.spend(self._budget, self._calls(), self._loop.time())
             if not allowed:

@@ -25,6 +25,7 @@ _NAMED_BY: Final = {
     "resources/list": "uri",
     "resources/templates/list": "uriTemplate",
 }
+_HARMLESS: Final = ("idempotentHint", "readOnlyHint")
 _pins: Final = msgspec.json.Decoder(dict[str, str])
 
 
@@ -58,6 +59,19 @@ class Vetting:
     def permits(self, key: str) -> bool:
         """Whether an item may be shown."""
         return key not in self.judgement.suspended
+
+    def approves_again(self, surface: Surface, tool: str) -> bool:
+        """Whether a person approved a tool that says it is idempotent or only reads.
+
+        What was pinned at first use was approved by nobody.
+        """
+        if self.mode != "approve" or not self._told:
+            return False
+        if not self.permits(suspension_key("tools/list", tool)):
+            return False
+        named = (i for i in surface.lists.get("tools/list", ()) if jsonrpc.text(i, "name") == tool)
+        hints = jsonrpc.nested(next(named, {}), "annotations")
+        return any(bytes(hints.get(hint, b"")) == b"true" for hint in _HARMLESS)
 
     def judge(self, surface: Surface, instructions: str) -> None:
         """Suspend what is not as it was approved, and report what is new."""
