@@ -413,8 +413,9 @@ print(result.check(), result.tier)
 
 
 @pytest.fixture
-def greeter() -> Iterator[int]:
+def greeter(require: Callable[[str, bool, str], None]) -> Iterator[int]:
     """The port of a server of our own on loopback that says hello to everybody."""
+    require("network namespace", probe_host().tier == "namespaced", "the tier is landlocked")
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def greet() -> None:

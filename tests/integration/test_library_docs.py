@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
@@ -34,12 +35,16 @@ def test_every_public_name_is_there_and_on_the_page() -> None:
 
 
 @pytest.mark.parametrize(("code", "printed"), EXAMPLES)
-def test_example_prints_what_the_page_says(code: str, printed: str, tmp_path: Path) -> None:
+def test_example_prints_what_the_page_says(
+    code: str, printed: str, tmp_path: Path, require: Callable[[str, bool, str], None]
+) -> None:
     file = tmp_path / "example.py"
     file.write_text(code, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, str(file)], capture_output=True, text=True, timeout=60, check=False
     )
+    said = (done.stderr.splitlines() or [""])[-1]
+    require("profile", "vsm.errors.ConfinementError" not in said, said)
     assert (done.stdout, done.stderr) == (printed, "")
 
 

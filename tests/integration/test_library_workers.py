@@ -77,7 +77,7 @@ def work(what: object) -> object:
 ENDS = [
     ("kill", "signal", "SIGKILL"),
     ("raise", "exit", "KeyError: 'none of these'"),
-    ("memory", "memory", "memory limit"),
+    ("memory", "memory", "emory"),
     ("chroot", "violation", "not permitted"),
     ("set", "refused", "neither JSON"),
     ("leave", "exit", "SystemExit: 3"),
