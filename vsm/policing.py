@@ -17,7 +17,18 @@ from vsm.core import restart
 from vsm.core.policy_rules import compile_rules
 from vsm.core.repeats import Repeats, Surges
 from vsm.errors import VsmError
-from vsm.messages import Asking, Body, Felt, Grant, Hurt, Message, Policed, Spent, Withdrawn
+from vsm.messages import (
+    Asking,
+    Body,
+    Felt,
+    Grant,
+    Hurt,
+    Message,
+    Policed,
+    Regulation,
+    Spent,
+    Withdrawn,
+)
 
 if TYPE_CHECKING:
     from vsm.supervisor import Supervisor
@@ -259,3 +270,11 @@ class Policing:
         self.desk.close()
         if self._calm is not None:
             self._calm.cancel()
+
+
+def govern(supervisor: "Supervisor", system: str, message: Regulation | Policed) -> None:
+    """Give what a system reported to whoever judges it."""
+    if isinstance(message, Policed):
+        supervisor.policing.on_message(system, message)
+    else:
+        supervisor.regulator.on_message(system, message)

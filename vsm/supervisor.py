@@ -23,12 +23,12 @@ from vsm.integration_group import IntegrationGroup, IntegrationHooks
 from vsm.launcher_link import Order
 from vsm.link import LinkStatistics
 from vsm.linux.prctl import become_subreaper
-from vsm.messages import Configure, Message, Policed, Regulation, Start
+from vsm.messages import Configure, Message, Start
 from vsm.notify import notify, take_over, watchdog_interval_s
 from vsm.output import OutputRing
 from vsm.pinning import Pinning
 from vsm.pins import PinStore
-from vsm.policing import Policing
+from vsm.policing import Policing, govern
 from vsm.recorder import Recorder
 from vsm.reflection import Reflection
 from vsm.regulation import Regulator
@@ -176,7 +176,7 @@ class Supervisor:
             offered=self.pinning.offered,
             learnt=self._learnt,
             consult=lambda what, about: introspection.answer(self, what, about),
-            regulate=self._regulate,
+            regulate=lambda system, message: govern(self, system, message),
         )
         self.systems = SystemGroup(hooks)
         for runner in (self.systems.systems, self.systems.template):
@@ -253,12 +253,6 @@ class Supervisor:
             **self.policing.start_of_operations(),
         )
         return message, list(fds.values())
-
-    def _regulate(self, system: str, message: Regulation | Policed) -> None:
-        if isinstance(message, Policed):
-            self.policing.on_message(system, message)
-        else:
-            self.regulator.on_message(system, message)
 
     def _operations_lost(self) -> None:
         self.integrations.on_operations_lost()

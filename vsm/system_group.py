@@ -24,33 +24,23 @@ from vsm.link import Link, channel_pair, close_fds, socketpair
 from vsm.messages import (
     Answer,
     Ask,
-    Asking,
-    Audit,
     Body,
-    Damp,
-    Decided,
     Exited,
-    Felt,
     Forked,
     FromSystem,
     Learnt,
     Message,
-    Move,
-    Noted,
     Offered,
     Policed,
     Query,
     Ready,
     Regulation,
     Segments,
-    Settled,
     SnapshotIn,
     SnapshotOut,
-    Spent,
     Start,
     Stop,
     Told,
-    Withdrawn,
     parse_from_system,
 )
 from vsm.output import OutputReader, OutputRing
@@ -403,18 +393,7 @@ class SystemGroup:
                 hooks = self.hooks
                 take = hooks.offered if isinstance(message, Offered) else hooks.learnt
                 take(message.integration, fds[0])
-            case (
-                Noted()
-                | Decided()
-                | Settled()
-                | Move()
-                | Audit()
-                | Damp()
-                | Asking()
-                | Withdrawn()
-                | Spent()
-                | Felt()
-            ):
+            case _ if isinstance(message, Regulation | Policed):
                 self.hooks.regulate(running.name, message)
             case _ if running.name == "system1":
                 self.hooks.from_operations(message)
