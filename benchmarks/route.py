@@ -102,6 +102,12 @@ class Lines:
         os.write(self._write_fd, self._call())
         self._read(1)
 
+    def ask(self, request: bytes, request_id: int) -> None:
+        """Send a request of one's own and wait for its answer."""
+        self._waiting.add(request_id)
+        os.write(self._write_fd, request)
+        self._read(1)
+
     def burst(self, calls: int) -> None:
         """Make `calls` calls, 32 in flight."""
         os.write(self._write_fd, b"".join(self._call() for _ in range(IN_FLIGHT)))

@@ -7,6 +7,7 @@ Each gateway starts a server of its own. A gateway says READY on stderr.
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -44,7 +45,9 @@ def serve() -> None:
         for line in filter(None, lines):
             message = decoder.decode(line)
             if message.method == "tools/call":
-                os.write(1, content % (encode(message.id), b"x" * 32))
+                wanted = re.search(rb'"size":(\d+)', bytes(message.params))
+                size = int(wanted[1]) if wanted else 32
+                _write_all(content % (encode(message.id), b"x" * size))
             elif message.method in results:
                 answer = {"jsonrpc": "2.0", "id": message.id, "result": results[message.method]}
                 os.write(1, encode(answer) + b"\n")
@@ -53,10 +56,32 @@ def serve() -> None:
                 os.write(1, encode({"jsonrpc": "2.0", "id": message.id, "error": error}) + b"\n")
 
 
-class _Silent:
+def _write_all(data: bytes) -> None:
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def silent() -> None:
+    """An upstream that never says anything."""
+    while os.read(0, 1 << 18):
+        pass
+
+
+def _say_ready() -> None:
+    sys.stderr.write("READY\n")
+    sys.stderr.flush()
+
+
+class _Reports:
+    """Says READY once all servers' sessions stand."""
+
+    def __init__(self, servers: int) -> None:
+        self._left = servers
+
     def session(self, worker: str, record: dict[str, Any]) -> None:  # noqa: ARG002
-        sys.stderr.write("READY\n")
-        sys.stderr.flush()
+        self._left -= 1
+        if self._left == 0:
+            _say_ready()
 
     def noticed(self, worker: str, text: str) -> None: ...
 
@@ -77,35 +102,49 @@ class _Silent:
     def offered(self, integration: str, document: bytes) -> None: ...
 
 
-def gateway(directory: str) -> None:
-    """Run vsm's gateway, without the processes around it."""
+def gateway(directory: str, servers: str = "", role: str = "server") -> None:
+    """Run vsm's gateway, without the processes around it.
+
+    Args:
+        directory: where its socket and its port's number go.
+        servers: how many, called up0 and on; "" is one whose tools have bare names.
+        role: "silent" for servers that never answer; it is ready at once then.
+    """
     import uvloop
 
     from vsm.gateway.gateway import Gateway
     from vsm.gateway.integration import Settings
 
+    names = [f"up{number}" for number in range(int(servers))] if servers else ["up"]
+
     async def main() -> None:
-        it = Gateway(1, _Silent())
+        it = Gateway(1, _Reports(len(names)))
         local = socket.socket(socket.AF_UNIX)
         local.bind(f"{directory}/mcp.sock")
-        local.listen()
+        local.listen(1024)
         tcp = socket.create_server(("127.0.0.1", 0))
         os.symlink(str(tcp.getsockname()[1]), f"{directory}/port")
         await it.listen_unix(local)
         await it.listen_http(tcp, token="")
-        it.add(Settings(name="up", prefix=""))
-        server = subprocess.Popen(  # noqa: ASYNC220 - before anything is served
-            SERVER, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert server.stdin is not None
-        assert server.stdout is not None
-        pipes = (os.dup(server.stdin.fileno()), os.dup(server.stdout.fileno()))
-        server.stdin.close()
-        server.stdout.close()
-        it.fleet.attach("up-1", "up", pipes)
+        if role == "silent":
+            _say_ready()
+        started = []
+        for name in names:
+            it.add(Settings(name=name, prefix=name if servers else ""))
+            server = subprocess.Popen(  # noqa: ASYNC220 - before anything is served
+                [*SERVER[:-1], role], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            started.append(server)
+            assert server.stdin is not None
+            assert server.stdout is not None
+            pipes = (os.dup(server.stdin.fileno()), os.dup(server.stdout.fileno()))
+            server.stdin.close()
+            server.stdout.close()
+            it.fleet.attach(f"{name}-1", name, pipes)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         await it.stop()
-        server.wait()
+        for server in started:
+            server.wait()
 
     uvloop.run(main())
 
@@ -145,5 +184,10 @@ def sdk() -> None:
 
 
 if __name__ == "__main__":
-    roles: dict[str, Callable[..., None]] = {"server": serve, "gateway": gateway, "sdk": sdk}
+    roles: dict[str, Callable[..., None]] = {
+        "server": serve,
+        "silent": silent,
+        "gateway": gateway,
+        "sdk": sdk,
+    }
     roles[sys.argv[1]](*sys.argv[2:])

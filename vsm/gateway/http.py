@@ -24,8 +24,8 @@ from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.jsonrpc import DecodeError, Message
 from vsm.protocol.tables import LEGACY_VERSIONS, META_VERSION, MODERN_VERSIONS
 
-MAX_CONNECTIONS: Final = 512
-MAX_SESSIONS: Final = 1024
+MAX_CONNECTIONS: Final = 1024
+MAX_SESSIONS: Final = 2048
 PRIMED_SINCE: Final = "2025-11-25"
 MAX_STREAMS: Final = 64
 """Of one session, kept for who lost the connection; those that wait for an answer are more."""

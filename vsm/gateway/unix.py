@@ -20,7 +20,7 @@ from vsm.protocol.jsonrpc import DecodeError, Message
 
 VIEW_METHOD: Final = "notifications/vsm/client"
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
-MAX_CONNECTIONS: Final = 256
+MAX_CONNECTIONS: Final = 1024
 FRAMES_PER_TURN: Final = 32
 HIGH_WATER_BYTES: Final = 1024 * 1024
 MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
