@@ -24,7 +24,7 @@ HOLD_S: Final = 10.0
 JITTER_S: Final = 0.1
 MAX_KEPT_BYTES: Final = 8 * 1024  # of a dead letter's arguments
 LETTERS_PER_S: Final = 10.0
-LETTERS_AT_ONCE: Final = 100
+LETTERS_AT_ONCE: Final = 32  # half of what the control link holds
 MAX_TEXT_CHARS: Final = 500
 _HOPELESS: Final = frozenset({"quarantined", "stopped"})
 _MILLISECONDS: Final = 1000
@@ -144,11 +144,11 @@ class Guard:
         self._loop = asyncio.get_running_loop()
 
     def configure(self, settings: Resilience) -> None:
-        """Go by other terms from now on; an open breaker stays open until its time has come."""
+        """Go by other terms from now on; a breaker whose own were changed is closed."""
         if settings.terms != self.settings.terms:
-            self._breaker = Breaker(terms=settings.terms)
+            before, self._breaker = self._breaker.phase, Breaker(terms=settings.terms)
             self._probe = None
-            self._changed("closed", "its terms were changed")
+            self._changed(before, "its terms were changed")
         self.settings = settings
 
     # ---- the breaker -----------------------------------------------------------------------

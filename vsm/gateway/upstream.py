@@ -264,6 +264,7 @@ class Upstream:
         return Counter(map(_lane, self.calls()))
 
     def _enqueue(self, call: Call) -> None:
+        self._queue.limit = self.guard.settings.max_waiting
         for left_out in self._queue.add(_lane(call), call, _size(call)):
             left_out.failed(
                 jsonrpc.UNAVAILABLE,
