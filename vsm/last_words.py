@@ -1,6 +1,6 @@
 """How a worker ended, in words: which limit killed it, or what the kernel said.
 
-Runs in the supervisor. Reads the worker's control group before it is removed.
+Runs in the supervisor and the command line. Reads the worker's control group before it is removed.
 """
 
 import signal
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from vsm.cgroup import Usage
 from vsm.launch import ExitReport
+from vsm.profile import Limits
 
 if TYPE_CHECKING:
     from vsm.running_worker import RunningWorker
@@ -19,12 +20,18 @@ _KILLED: Final = 128 + signal.SIGKILL
 def describe(running: "RunningWorker", report: ExitReport) -> str:
     """One line for status, log and journal."""
     provided = running.provided
-    if provided is not None and report.limit == "wall_time":
-        return f"killed: its wall time of {provided.profile.limits.wall_time_s} s was over"
-    group = provided.group if provided is not None else None
-    usage = group.usage() if group is not None else None
-    if provided is not None and usage is not None and usage.oom_kills and report.status != 0:
-        return _out_of_memory(usage, provided.memory_bytes, report)
+    if provided is None:
+        return _plain(report)
+    usage = provided.group.usage() if provided.group is not None else None
+    return words(report, usage, provided.profile.limits)
+
+
+def words(report: ExitReport, usage: Usage | None, limits: Limits) -> str:
+    """How it ended, from what its mini-init said and what its control group counted."""
+    if report.limit == "wall_time":
+        return f"killed: its wall time of {limits.wall_time_s} s was over"
+    if usage is not None and usage.oom_kills and report.status != 0:
+        return _out_of_memory(usage, limits.memory_bytes, report)
     return _plain(report)
 
 

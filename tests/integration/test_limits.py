@@ -1,6 +1,7 @@
 """Limits beside those of control groups: each holds or is noticed, and a control goes on."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from confined_worlds import IS_ROOT, ChildFailedError, host, run_confined
-from running import Running, running
+from running import VSM, Running, running
 from supervised import all_ready, ask, call, rows, wait_until, write_config
 
 from vsm.profile import load_profile
@@ -35,6 +36,33 @@ def test_wall_time_ends_the_whole_tree_and_nothing_shorter(
     assert (ended["output"], ended["status"], ended["signal"]) == ("begun\n", None, 9)
     quick = run_confined(who, tier, ["/bin/sh", "-c", "echo done"], profile=short)
     assert (quick["output"], quick["status"]) == ("done\n", 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "status", "says"),
+    [
+        ("wall_time_s = 1", "import time; time.sleep(60)", 137, "wall time of 1 s was over"),
+        (MEMORY, "b = bytearray(200 << 20)", 137, "out of memory, peak 64 MiB of 64 MiB"),
+        (MEMORY, "b = bytearray(20 << 20)", 0, "exited with status 0"),
+    ],
+)
+def test_a_command_in_a_sandbox_says_which_limit_ended_it(
+    tmp_path: Path,
+    require: Callable[[str, bool, str], None],
+    *,
+    limits: str,
+    code: str,
+    status: int,
+    says: str,
+) -> None:
+    require("a memory control group", host(WORLDS[0][0]).cgroup.memory, "none here")
+    path = tmp_path / "small.toml"
+    path.write_text(PROFILE.format(limits), encoding="utf-8")
+    words = [VSM, "sandbox", "run", "-v", "--profile", str(path), "--"]
+    command = [*words, "/usr/bin/python3", "-SIc", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, done.stderr
+    assert says in done.stderr
 
 
 @pytest.mark.isolation

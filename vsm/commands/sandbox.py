@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vsm.core.egress import Rules
     from vsm.egress_link import EgressLink
     from vsm.execution import Plan
-    from vsm.launch import Spawned
+    from vsm.launch import ExitReport, Spawned
     from vsm.probe import HostFacts
     from vsm.profile import Profile
 
@@ -116,7 +116,10 @@ def _run(args: argparse.Namespace) -> int:
     with _group(profile, groups) as group:
         plan = _plan(args, argv, profile, host, group)
         with egress_process(profile, host) as egress:
-            return _spawn_and_wait(plan, egress, verbose=args.verbose)
+            report = _spawn_and_wait(plan, egress, verbose=args.verbose)
+        if args.verbose:
+            _print_end(report, group, profile)
+    return 128 + (report.signal or 0) if report.status is None else report.status
 
 
 def _allow(profile: "Profile", hosts: list[str]) -> "Profile":
@@ -243,7 +246,14 @@ def _has_terminal() -> bool:
     return any(os.isatty(fd) for fd in (0, 1, 2))
 
 
-def _spawn_and_wait(plan: "Plan", egress: "Egress | None", *, verbose: bool) -> int:
+def _print_end(report: "ExitReport", group: "Group | None", profile: "Profile") -> None:
+    from vsm.last_words import words
+
+    usage = group.usage() if group else None
+    print(f"vsm: {words(report, usage, profile.limits)}", file=sys.stderr)
+
+
+def _spawn_and_wait(plan: "Plan", egress: "Egress | None", *, verbose: bool) -> "ExitReport":
     from vsm.launch import LaunchError, spawn_confined
 
     tty = _has_terminal()
@@ -255,26 +265,25 @@ def _spawn_and_wait(plan: "Plan", egress: "Egress | None", *, verbose: bool) -> 
             _serve_egress(spawned, *egress)
         if verbose:
             _print_layers(plan, spawned)
-        status = _wait(spawned, tty=tty)
+        report = _wait(spawned, tty=tty)
     except LaunchError as error:
         raise VsmError("sandbox run", str(error), "") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if verbose and egress:
         _print_egress(egress[0])
-    return status
+    return report
 
 
-def _wait(spawned: "Spawned", *, tty: bool) -> int:
-    """Hand signals on until the command's init ends; its status, or 128 + n."""
+def _wait(spawned: "Spawned", *, tty: bool) -> "ExitReport":
+    """Hand signals on until the command's init ends."""
     from vsm.launch import wait_confined
 
     while True:
         info = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})
         if info.si_signo == signal.SIGCHLD:
             with suppress(TimeoutError):  # another child, or stopped: not the end
-                report = wait_confined(spawned, 0)
-                return 128 + (report.signal or 0) if report.status is None else report.status
+                return wait_confined(spawned, 0)
             continue
         # What a terminal sends has reached the command as well: it is in our process group.
         if not (tty and info.si_code == SI_KERNEL):
