@@ -16,12 +16,16 @@ from typing import Final
 from vsm.board_demand import MAX_SEGMENTS
 from vsm.board_memory import BoardError
 from vsm.board_reader import DemandReader
+from vsm.core.rates import Bucket, Rate
 from vsm.link import close_fds
 from vsm.notify import is_managed, store, stored, unstore
 
 _NAME: Final = re.compile(
     r"demand-(?P<epoch>[0-9]{1,15})-(?P<began>[0-9]{1,19})-(?P<stored>[0-9]{1,19})"
 )
+
+# An S1 announces a board for each integration that comes or goes; no S1 may keep pid 1 busy.
+_RATE: Final = Rate(per_second=4.0, burst=256)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class DemandStore:
     def __init__(self) -> None:
         self.refused: list[str] = []
         self._name = ""
+        self._bucket = Bucket(_RATE)
 
     def take(self) -> Kept | None:
         """The newest board that can be believed; everything else goes out of the store."""
@@ -72,7 +77,7 @@ class DemandStore:
 
     def keep(self, fds: Iterable[int], *, epoch: int, began_s: float) -> None:
         """Store a board instead of the one before; that goes when the new one is there."""
-        if not is_managed():
+        if not is_managed() or self._bucket.take(time.monotonic()) != 0:
             return
         name = f"demand-{epoch}-{int(began_s * 1e9)}-{time.monotonic_ns()}"
         # The manager keeps an open file once, by whatever name: these are opened anew.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vsm import notify, service
-from vsm.board_demand import HEADER_BYTES, MAX_SEGMENTS, ROW_BYTES, DemandBoard
+from vsm.board_demand import HEADER_BYTES, MAX_SEGMENTS, ROW_BYTES, VERSION, DemandBoard
 from vsm.core.demand import OK
 from vsm.demand_relay import DemandRelay
 from vsm.demand_store import DemandStore
@@ -180,12 +180,22 @@ def several_writers() -> list[int]:
     return fds
 
 
+def of_another_version() -> list[int]:
+    board = DemandBoard(EPOCH, ["git"])
+    struct.pack_into("<I", board.segments[0]._map, 4, VERSION + 1)
+    fds = [os.dup(board.filenos()[0])]
+    board.close()
+    return fds
+
+
 def a_pipe() -> list[int]:
     return list(os.pipe())
 
 
 @pytest.mark.parametrize(
-    "false", [unsealed, another_epoch, too_many, several_writers, a_pipe], ids=lambda f: f.__name__
+    "false",
+    [unsealed, another_epoch, of_another_version, too_many, several_writers, a_pipe],
+    ids=lambda make: make.__name__,
 )
 def test_what_cannot_be_believed_is_refused_and_the_older_one_is_taken(
     manager: Manager, board: DemandBoard, false: Callable[[], list[int]]
@@ -214,6 +224,16 @@ def test_names_of_another_version_are_refused(
     after = manager.restart()
     assert (events(after), len(after.store.refused), manager.names()) == (0, 1, set())
     after.close()
+
+
+def test_no_s1_keeps_the_manager_busy(manager: Manager, board: DemandBoard) -> None:
+    relay = DemandRelay()
+    for _ in range(600):
+        announce(relay, board)
+        manager.hear()
+    assert 256 <= manager.did.count("FDSTORE=1") < 400
+    assert len(manager.names()) == 1
+    relay.close()
 
 
 def test_without_a_manager_nothing_is_kept(
