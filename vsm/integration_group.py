@@ -358,7 +358,8 @@ class IntegrationGroup:
             close_fds(theirs)
 
     def drain(self, name: str) -> None:
-        """S1 finishes what is in flight."""
+        """S1 finishes what is in flight; it knows first whether new calls are to wait."""
+        self.tell_availability(name)
         self.hooks.tell_operations(Drain(integration=name), [])
 
     def terminate(self, name: str) -> None:
