@@ -14,7 +14,7 @@ from vsm.errors import ConfigurationError
 from vsm.units import parse_bytes
 
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-MOST_BYTES: Final = 64 * 1024  # all rules together, as they travel
+MOST_BYTES: Final = 48 * 1024  # all rules together, as they travel: a message holds 128 KiB
 MOST_ARGUMENTS: Final = 8
 _HOURS: Final = re.compile(r"(\d{2}):(\d{2})-(\d{2}):(\d{2})", re.ASCII)
 
@@ -126,7 +126,7 @@ def _rule(rule: RuleDocument, number: int, where: str) -> dict[str, Any]:
             what = "a rule that denies has no budget"
             raise ConfigurationError(f"{where}.budget", what, 'Write action = "allow".')
         row |= {"calls": rule.budget.calls, "period_s": rule.budget.period_s}
-    return row
+    return {key: value for key, value in row.items() if value not in ("*", "", [])}
 
 
 def _arguments(rule: RuleDocument, where: str) -> list[list[str]]:

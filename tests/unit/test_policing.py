@@ -1,6 +1,7 @@
 """The supervisor's part of policy, with a supervisor that only remembers."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 
 from vsm.approvals import NothingWaitsError
 from vsm.config import Config
-from vsm.config_policy import Policy, RuleDocument
+from vsm.config_policy import MOST_BYTES, Policy, RuleDocument
+from vsm.core import approvals
+from vsm.core.policy_rules import compile_rules, to_body
 from vsm.core.restart import Changed
 from vsm.errors import VsmError
-from vsm.messages import Asking, Felt, Grants, Hurt, Verdict, Withdrawn
+from vsm.link import MAX_MESSAGE_BYTES
+from vsm.messages import Asking, Felt, Grants, Hurt, IntegrationRow, Start, Verdict, Withdrawn
 from vsm.policing import Policing
 
 RULES = Policy(rules=(RuleDocument(action="ask", tool="x"),), attempts_per_minute=10)
@@ -222,3 +226,24 @@ def test_s1_is_told_which_rules_hold() -> None:
         assert world.policing.start_of_operations()["rules"] == "", "no rules, no gate"
 
     run(scenario)
+
+
+def test_the_most_rules_and_grants_fit_into_one_message() -> None:
+    many = tuple(RuleDocument(action="deny", tool="x" * 110, name=f"{n}") for n in range(256))
+
+    async def scenario(world: World) -> None:
+        key = approvals.GrantKey("d" * 32, "c" * 64, "i" * 32, "resource", "\u00e9" * 512)
+        grants = {key._replace(rule=f"{n:032}"): 1e12 for n in range(approvals.MOST_GRANTS)}
+        world.policing.desk._state = approvals.State(grants=grants)
+        body = to_body(compile_rules(world.policing.table))
+        rows = tuple(IntegrationRow(name=f"integration-{n}") for n in range(30))
+        start = Start(
+            epoch=1,
+            integrations=rows,
+            snapshots={"system5": body},
+            **world.policing.start_of_operations(),
+        )
+        assert len(json.dumps(world.policing.table)) > MOST_BYTES * 0.9
+        assert len(start.to_wire()) < MAX_MESSAGE_BYTES
+
+    run(scenario, Policy(rules=many))

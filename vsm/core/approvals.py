@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 MOST_PENDING: Final = 64
-MOST_GRANTS: Final = 100
+MOST_GRANTS: Final = 48
 LONGEST_GRANT_S: Final = 7 * 86_400.0
 
 Verdict: TypeAlias = Literal["approved", "denied", "timed out", "withdrawn", "abandoned"]
