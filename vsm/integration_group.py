@@ -351,8 +351,10 @@ class IntegrationGroup:
             stderr_read, stderr = os.pipe2(os.O_CLOEXEC)
             theirs.append(stderr)
             ring, label = self.hooks.ring(running.name), running.label
-            running.output = OutputReader(stderr_read, ring, label)
             plan = running.provided.plan
+            secrets = self.integrations[running.name].secrets
+            hidden = {name: plan.env[name] for name in secrets if name in plan.env}
+            running.output = OutputReader(stderr_read, ring, label, hidden)
             return await link.spawn(running.worker_id, plan, stdin, stdout, stderr)
         finally:
             close_fds(theirs)

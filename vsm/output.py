@@ -9,8 +9,10 @@ import asyncio
 import os
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
+
+from vsm.core.redaction import Redactor
 
 KEPT_LINES: Final = 500
 MAX_LINE_BYTES: Final = 2048
@@ -51,12 +53,16 @@ class OutputReader:
 
     Args:
         label: what each line begins with, where several write into one ring.
+        hidden: the worker's secrets, by name; their values do not get into the ring.
     """
 
-    def __init__(self, fd: int, ring: OutputRing, label: str = "") -> None:
+    def __init__(
+        self, fd: int, ring: OutputRing, label: str = "", hidden: Mapping[str, str] | None = None
+    ) -> None:
         self._fd = fd
         self._ring = ring
         self._label = label
+        self._redactor = Redactor(hidden or {})
         self._partial = b""
         self._skipping = False
         self._allowance = float(BURST_BYTES)
@@ -101,7 +107,7 @@ class OutputReader:
             self._line(line)
         if len(rest) > MAX_LINE_BYTES:
             if not self._skipping:
-                self._ring.add(self._label + printable(rest[:MAX_LINE_BYTES]) + " …")
+                self._cut(rest)
             self._skipping, rest = True, b""
         self._partial = rest
 
@@ -109,8 +115,13 @@ class OutputReader:
         if self._skipping:  # the tail of a line whose head was kept
             self._skipping = False
             return
-        text = printable(raw[:MAX_LINE_BYTES])
-        self._ring.add(self._label + text + (" …" if len(raw) > MAX_LINE_BYTES else ""))
+        if len(raw) > MAX_LINE_BYTES:
+            self._cut(raw)
+        else:
+            self._ring.add(self._label + printable(self._redactor.line(raw)))
+
+    def _cut(self, raw: bytes) -> None:
+        self._ring.add(self._label + printable(self._redactor.cut(raw[:MAX_LINE_BYTES])) + " …")
 
     def finish(self) -> None:
         """Take what the pipe still holds (64 KiB at most), then close: the worker is gone."""

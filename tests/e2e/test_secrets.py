@@ -17,7 +17,8 @@ from running import Running, running
 
 SECRET = f"s3cr3t-{os.urandom(12).hex()}"
 SERVER = """
-import hashlib, os
+import hashlib, os, sys
+print("the key is", os.environ.get("API_KEY"), file=sys.stderr, flush=True)
 from mcp.server.mcpserver import MCPServer
 server = MCPServer("keeper")
 @server.tool()
@@ -120,6 +121,11 @@ def test_no_command_prints_it(served: Running, words: list[str]) -> None:
     done = served.vsm(*words)
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
+
+
+def test_what_a_server_prints_of_it_is_taken_out(served: Running) -> None:
+    assert "the key is [API_KEY]" in served.vsm("logs", "keeper").stdout
+    assert "the key is None" in served.vsm("logs", "other").stdout
 
 
 def test_it_is_in_no_file_and_no_log(served: Running) -> None:
