@@ -59,6 +59,7 @@ class Regulator:
         self.out_of_memory: dict[str, int] = {}
         self._phases: dict[str, str] = {}
         self._score: list[Any] | None = None
+        self._silent = False
 
     def settings(self, system: str) -> dict[str, Any]:
         """What a system's `start` tells it: its tables of vsm.toml, and what S4 had learned."""
@@ -123,10 +124,11 @@ class Regulator:
         now = asyncio.get_running_loop().time()
         self._tell("system2", Happened(integration=name, series=series, change=amount, at_s=now))
 
-    def _tell(self, system: str, message: Message) -> None:
+    def _tell(self, system: str, message: Message) -> bool:
         running = self._supervisor.systems.running.get(system)
-        if running is not None and running.link is not None:
-            running.link.send(message)
+        if running is None or running.link is None:
+            return True  # it will be there for the next one
+        return running.link.send(message)
 
     # ---- samples ---------------------------------------------------------------------------
 
@@ -138,7 +140,16 @@ class Regulator:
             for name, workers in self._workers().items()
             if (row := self._row(name, workers)) is not None
         }
-        self._tell("system3", Resources(at_s=loop.time(), rows=rows))
+        if not self._tell("system3", Resources(at_s=loop.time(), rows=rows)) and rows:
+            self._sample_dropped(len(rows))
+
+    def _sample_dropped(self, count: int) -> None:
+        """A message has a bound; that S3 hears nothing is said once."""
+        if not self._silent:
+            self._silent = True
+            what = f"{count} integrations: a sample was dropped, so the budget is not divided"
+            self._note("supervisor", Noted(event="control.silent", severity="warning",
+                                           detail={"what": what}))  # fmt: skip
 
     def _workers(self) -> dict[str, "list[RunningWorker]"]:
         """What serves, by integration; several instances of one are given alike."""

@@ -25,7 +25,7 @@ step_s = 0.2
 [control]
 memory = "448M"
 interval_s = 0.2
-audit_interval_s = 0
+audit_interval_s = 0.5
 [integrations.hungry]
 command = ["/usr/bin/python3", "-SI", "{server}"]
 read = ["{folder}"]
@@ -142,6 +142,13 @@ def test_running_worker_is_audited_against_its_plan(vsm: Running) -> None:
     assert found["failed"] == {}
     assert found["checked"] >= 8
     assert found["processes"] >= 2  # the mini-init and the server
+
+
+def test_audits_come_by_themselves_and_pass(vsm: Running) -> None:
+    seen = wait(vsm, "system3", lambda s: any(one["checked"] for one in s["audits"]))
+    assert [one["failed"] for one in seen["audits"] if one["failed"]] == []
+    done = vsm.vsm("events", "--json", "--kind", "audit.passed", "--source", "system3")
+    assert json.loads(done.stdout)
 
 
 def test_restart_loop_is_found_slowed_and_told(vsm: Running) -> None:
