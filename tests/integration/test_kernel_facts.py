@@ -1,22 +1,28 @@
 """An audit by kernel facts finds what is not as planned; the control is a worker that is.
 
-That one is `test_running_worker_is_audited_against_its_plan` (e2e): here are the processes that
-no sandbox holds, and that must not pass.
+In a running vsm it is `test_running_worker_is_audited_against_its_plan` (e2e).
 """
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from vsm.commands.sandbox import FIRST_RUN_UID
 from vsm.execution import Plan
 from vsm.kernel_facts import compare, compare_all
+from vsm.launch import spawn_confined, wait_confined
 from vsm.linux import namespaces
 from vsm.operations import DropPrivileges, FilterSystemCalls, SetLimits
+from vsm.plan import WorkerRequest, compile_plan
+from vsm.probe import probe_host
+from vsm.profile import load_profile
 from vsm.root_operations import EnterRoot, Mount
 
 PLAN = Plan(
@@ -78,3 +84,24 @@ def test_process_that_is_gone_fails_nothing() -> None:
     process = subprocess.Popen(["/bin/true"])
     process.wait()
     assert compare(worker(process.pid)).failed == {}
+
+
+@pytest.mark.parametrize("tier", ["namespaced", "landlocked"])
+def test_confined_process_is_as_planned_in_both_tiers(tier: Any, require: Any) -> None:
+    host = probe_host()
+    require(f"the {tier} tier", tier in {host.tier, "landlocked"}, "this user has the other")
+    uid = FIRST_RUN_UID + os.getpid() if host.root else None
+    request = WorkerRequest(name="audited", argv=("/bin/sleep", "60"), tier=tier, uid=uid)
+    plan = compile_plan(load_profile("integration"), request, host)
+    with open(os.devnull, "r+b") as null:
+        spawned = spawn_confined(plan, null.fileno(), null.fileno(), null.fileno())
+    try:
+        end = time.monotonic() + 30  # its server is exec'ed a moment later
+        while (found := compare(worker(spawned.pid, plan))).processes < 2:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert found.failed == {}
+        assert found.checked >= 14
+    finally:
+        os.kill(spawned.pid, signal.SIGKILL)
+        wait_confined(spawned)
