@@ -1,7 +1,8 @@
-"""What a client feels of another that floods the same server, and of its server's death.
+"""What a client feels of another that floods the same server, of a restart, of its server's death.
 
 A real vsm with confined servers. Quiet and flooded stretches alternate within each round; the
-flood is a process of its own that keeps 200 calls under way. The death is a SIGKILL of the server
+flood is a process of its own that keeps 200 calls under way. The restart is by `vsm restart`, with
+one call after the other. The death is a SIGKILL of the server
 with one call in flight: how long until that call fails.
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from neighbours import SERVER, Client
-from running import Running, running
+from running import VSM, Running, running
 
 CALLS = 200
 PACE_S = 0.001
@@ -128,6 +129,19 @@ def death_us(vsm: Running, client: Client) -> float:
     return took_us
 
 
+def restart_us(vsm: Running, client: Client) -> float:
+    """The longest that a call takes while its server is restarted by command; none may fail."""
+    longest = 0.0
+    with subprocess.Popen([VSM, "restart", "x"], env=vsm.environment) as command:
+        while command.poll() is None:
+            began = time.perf_counter()
+            answer = client.request("tools/call", {"name": "x__echo", "arguments": {}})
+            longest = max(longest, time.perf_counter() - began)
+            if "result" not in answer:
+                raise RuntimeError(answer)
+    return longest * 1e6
+
+
 def run(rounds: int) -> list[dict[str, Any]]:
     """Measure the floods, then the deaths."""
     rows = []
@@ -143,7 +157,9 @@ def run(rounds: int) -> list[dict[str, Any]]:
         row = _row(f"flood: {name}", "p95 of another client", statistics.median(loud), rounds)
         rows.append(row | {"ratio": ratio, "ratio_to": "quiet"})
     with vsm_with(64) as (vsm, client):
+        restarts = [restart_us(vsm, client) for _ in range(rounds)]
         took = [death_us(vsm, client) for _ in range(rounds)]
+    rows.append(_row("restart by command", "longest call", statistics.median(restarts), rounds))
     rows.append(
         _row("death of the server", "until its call fails", statistics.median(took), rounds)
     )
