@@ -76,7 +76,7 @@ class NpmRegistry:
         self.packages: dict[str, dict[str, tuple[dict[str, Any], bytes]]] = {}
         self.asked: list[tuple[str, str]] = []
         self.tarball_base = ""  # elsewhere
-        self.broken = ""  # what it answers instead: "garbage", "no hash", "silence"
+        self.broken = ""  # what it answers instead: "garbage", "silence"
         self.release = threading.Event()
 
     def add(self, name: str, version: str, files: dict[str, str], **manifest: Any) -> None:
@@ -104,10 +104,9 @@ class NpmRegistry:
     def _version(self, name: str, version: str, base: str) -> dict[str, Any]:
         document, packed = self.packages[name][version]
         short = name.rpartition("/")[2]
-        dist = {"tarball": f"{base}/{name}/-/{short}-{version}.tgz"}
-        if self.broken != "no hash":
-            digest = base64.b64encode(hashlib.sha512(packed).digest()).decode()
-            dist["integrity"] = f"sha512-{digest}"
+        digest = base64.b64encode(hashlib.sha512(packed).digest()).decode()
+        tarball = f"{base}/{name}/-/{short}-{version}.tgz"
+        dist = {"tarball": tarball, "integrity": f"sha512-{digest}"}
         return {**document, "dist": dist, "hasInstallScript": "scripts" in document}
 
 
