@@ -2,20 +2,24 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from vsm.approvals import NothingWaitsError
+from vsm.approvals import RULE, NothingWaitsError
 from vsm.config import Config
 from vsm.config_policy import MOST_BYTES, Policy, RuleDocument
 from vsm.core import approvals
 from vsm.core.policy_rules import compile_rules, to_body
 from vsm.core.restart import Changed
 from vsm.errors import VsmError
+from vsm.journal_records import Decision, Outcome, Retention
+from vsm.journal_store import open_store
 from vsm.link import MAX_MESSAGE_BYTES
 from vsm.messages import Asking, Felt, Grants, Hurt, IntegrationRow, Start, Verdict, Withdrawn
 from vsm.policing import Policing
@@ -247,3 +251,34 @@ def test_the_most_rules_and_grants_fit_into_one_message() -> None:
         assert len(start.to_wire()) < MAX_MESSAGE_BYTES
 
     run(scenario, Policy(rules=many))
+
+
+def test_only_the_supervisors_own_record_grants_anything(tmp_path: Path) -> None:
+    until_s = time.time() + 3600
+    key = ["d", "unix:0", "it", "tool", "x"]
+    rows = [
+        ("supervisor", key, {"verdict": "approved", "granted_until_s": until_s}),
+        ("system1", ["forged", *key[1:]], {"granted_until_s": until_s}),
+        ("supervisor", ["over", *key[1:]], {"granted_until_s": time.time() - 1}),
+        ("supervisor", ["short"], {"granted_until_s": until_s}),
+        ("supervisor", ["text", *key[1:]], {"granted_until_s": "for ever"}),
+        ("supervisor", ["waited", *key[1:]], None),
+    ]
+    path = tmp_path / "journal.db"
+    store, _ = open_store(path, "boot", Retention())
+    records: list[Any] = []
+    for number, (source, inputs, outcome) in enumerate(rows):
+        made_of = (RULE, json.dumps({"key": inputs}), "[]", "ask a person")
+        now_ns = time.time_ns()
+        records.append(Decision(now_ns, 0, source, str(number), "it: x", *made_of))
+        if outcome is not None:
+            records.append(Outcome(now_ns, str(number), json.dumps(outcome)))
+    store.append("test", 1, records)
+    store.close()
+
+    async def scenario(world: World) -> None:
+        world.policing.desk.restore(path)
+        assert [grant.rule for grant in world.policing.desk.grants()] == ["d"]
+        assert world.journal.outcomes["5"]["verdict"] == "abandoned"
+
+    run(scenario)

@@ -82,7 +82,7 @@ def _decided(limit: int) -> list[dict[str, Any]]:
     if not limit or not path.exists():
         return []
     with JournalReader(path) as reader:
-        rows = reader.newest("decisions", Filter(kind=RULE), limit)
+        rows = reader.newest("decisions", Filter(kind=RULE, source="supervisor"), limit)
     return [
         {"at_s": row["at_ns"] / _NS, **row["inputs"], **row["outcome"]}
         for row in rows
