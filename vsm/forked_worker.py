@@ -115,6 +115,7 @@ class ForkedWorker:
         self.heard: list[dict[str, Any]] = []
         self._pending = b""
         self._listeners: tuple[int, ...] = ()
+        self._awaits_listeners = bool(plan.listeners)
         if plan.scratch_dir:
             scratch.make(plan.scratch_dir, plan.uid)
         id_maps: dict[IdMap, int] = {}
@@ -160,8 +161,8 @@ class ForkedWorker:
             OSError: it did not hand out what the plan says.
         """
         expected = len(self.plan.listeners)
-        if expected and not self._listeners:
-            self._listeners = self._receive(HANDED_OUT, expected)
+        if self._awaits_listeners:
+            self._receive_listeners()
         fds, self._listeners = self._listeners, ()
         if len(fds) != expected:
             for fd in fds:
@@ -183,14 +184,18 @@ class ForkedWorker:
         Raises:
             OSError: it did not come, or the other end is closed.
         """
-        if len(self.plan.listeners) and not self._listeners:
-            self._listeners = self._receive(HANDED_OUT, len(self.plan.listeners))
+        if self._awaits_listeners:
+            self._receive_listeners()
             return -1
         (fd,) = self._receive(LISTENER, 1)
         if not seccomp.is_listener(fd):
             os.close(fd)
             raise OSError(5, "the listener of the system call filter did not come")
         return fd
+
+    def _receive_listeners(self) -> None:
+        self._listeners = self._receive(HANDED_OUT, len(self.plan.listeners))
+        self._awaits_listeners = False
 
     def _receive(self, name: bytes, count: int) -> tuple[int, ...]:
         """One message of the mini-init's with so many fds."""

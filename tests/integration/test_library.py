@@ -222,6 +222,27 @@ def test_a_refused_file_or_socket_or_right_is_a_violation(refused: Callable[[], 
     assert (result.cause, result.value) == ("violation", None), result
 
 
+def test_refused_system_calls_are_counted_by_name(
+    require: Callable[[str, bool, str], None],
+) -> None:
+    """By the kernel: a worker that hides its exception hides nothing."""
+    require("seccomp notification", probe_host().seccomp_notification, "no listener here")
+
+    def hide() -> str:
+        for _ in range(3):
+            with suppress(OSError):
+                os.chroot("/")
+        return "nothing to see"
+
+    result = vsm.run(hide)
+    assert (result.check(), result.refused_calls) == ("nothing to see", {"chroot": 3})
+    for tier in ("namespaced", "landlocked"):
+        if tier == probe_host().tier or os.access("/root", os.X_OK) is False:
+            assert vsm.run(hide, tier=tier).refused_calls == {"chroot": 3}
+    assert vsm.run(["/usr/sbin/chroot", "/", "/bin/true"]).refused_calls["chroot"] == 1
+    assert vsm.run(pow, 2, 3).refused_calls == {}  # the control
+
+
 def test_the_controls_of_these_are_no_violation(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     assert vsm.run(_write, str(tmp_path / "file"), write=[tmp_path]).ok

@@ -51,6 +51,8 @@ class Result:
         cpu_s: user and system time, with its descendants.
         wall_s: from the call to the result.
         truncated: it wrote more than `output_bytes`.
+        refused_calls: system calls that its filter refused, by name, and how often: the
+            kernel's word, not the worker's. Empty where the kernel cannot tell.
         egress: what it asked for where its profile's network mode is `proxy`: host → `asked`,
             `allowed`, `refused`, `sent_bytes`, `received_bytes` and the last `reason`.
     """
@@ -68,6 +70,7 @@ class Result:
     cpu_s: float
     wall_s: float
     truncated: bool
+    refused_calls: dict[str, int] = field(default_factory=dict)
     egress: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property

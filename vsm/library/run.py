@@ -250,6 +250,7 @@ def _result(exchange: Exchange, expects_value: bool, started: float) -> Result: 
         cpu_s=ended["cpu_s"],
         wall_s=time.monotonic() - started,
         truncated=stdout.truncated or stderr.truncated,
+        refused_calls=ended["refused"],
         egress=ended["egress"],
     )
 

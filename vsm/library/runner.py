@@ -17,24 +17,24 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import msgspec
 
 from vsm import cgroup, scratch, uids
 from vsm.cgroup import Cgroups, limits_of
-from vsm.core.egress import Rules
-from vsm.errors import ConfigurationError, ConfinementError, VsmError
+from vsm.errors import ConfinementError, VsmError
 from vsm.execution import Plan
-from vsm.forked_worker import ForkedWorker
 from vsm.launcher import receive
 from vsm.library import child
 from vsm.library.runner_egress import RunnerEgress
+from vsm.library.runner_run import Order, Run, refusal, report
 from vsm.library.values import SIGNAL
 from vsm.linux import pidfd, prctl
-from vsm.plan import WorkerRequest, compile_plan, egress_rules
+from vsm.plan import WorkerRequest, compile_plan
 from vsm.probe import probe_host
 from vsm.profile import Profile
+from vsm.refusals import Responder
 
 _MOST_AT_ONCE = uids.RUN_SLOTS - 1
 _MOST_LASTING = _MOST_AT_ONCE - 6  # so that `vsm.run` finds a place beside them
@@ -44,97 +44,6 @@ _MOST_SPARES = 2
 _QUIET_S = 0.02  # a short run's end is heard before the next spare is made
 _MOST_WORD_BYTES = 16
 _FDS = 4  # control, channel, stdout, stderr
-_KINDS = {ConfigurationError: "configuration", ConfinementError: "confinement"}
-
-
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """One run, as the program asks for it: how it is confined, not what it does.
-
-    Args:
-        identity: device and inode of each path, so that no spare shows what was there before.
-        warm: libraries that the program uses.
-        lasting: it is a worker that stays: never a spare, and the program hears when it began.
-    """
-
-    profile: Profile
-    executable: str
-    cwd: str | None
-    read: tuple[str, ...]
-    write: tuple[str, ...]
-    tier: str | None
-    identity: tuple[tuple[int, int], ...]
-    warm: tuple[str, ...] = ()
-    lasting: bool = False
-
-
-class _Run:
-    """One worker, used once; a spare until an order adopts it. Owns its sockets and its group."""
-
-    def __init__(self, runner: "Runner", slot: int, order: Order) -> None:
-        self.control: socket.socket | None = None
-        self.doomed = self.given_up = False
-        self.order = order
-        self.slot = slot
-        self.layers: list[dict[str, str]] = []
-        self.listeners: tuple[int, ...] = ()
-        self.asked: dict[str, dict[str, Any]] = {}
-        self.refusal: VsmError | None = None
-        self.key = runner.next_key()
-        self.rules = egress_rules(order.profile) or Rules((), {}, (), 0)
-        self.group = runner.make_group(f"run{slot}", order.profile)
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            plan = runner.plan(self)
-            stdio = (theirs.fileno(), runner.nothing, runner.nothing)
-            self.worker = ForkedWorker(plan, stdio, program=child.run)
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            theirs.close()
-
-    def adopt(self, fds: list[int]) -> None:
-        """From now on it is this run: control socket, channel, stdout, stderr."""
-        self.control = socket.socket(fileno=os.dup(fds[0]))
-        with suppress(OSError):  # it died: its burial says so
-            socket.send_fds(self._channel, [b"run"], fds[1:])
-
-    def began(self) -> None:
-        """Every layer is in force: tell of a lasting one."""
-        if self.order.lasting:
-            told = {"event": "began", "pid": self.worker.pid, "layers": self.layers}
-            self.tell({**told, "tier": self.worker.plan.tier})
-
-    def cut_off(self, error: VsmError) -> None:
-        """There is no way out for it: it is not to run."""
-        self.refusal = error
-        self.discard()
-
-    @property
-    def is_spare(self) -> bool:
-        """Whether an order may adopt it."""
-        return self.control is None and not self.doomed
-
-    def discard(self) -> None:
-        """Nobody will adopt it."""
-        self.doomed = True
-        self.worker.kill()
-
-    def fds(self) -> list[int]:
-        """What to wait for."""
-        control = [self.control.fileno()] if self.control else []
-        return [*control, self.worker.status_fd, self.worker.pidfd]
-
-    def tell(self, event: dict[str, Any]) -> None:
-        if self.control is not None:
-            with suppress(OSError):  # the program has given this run up
-                self.control.send(json.dumps(event).encode())
-
-    def close(self) -> None:
-        """After its end, or when it never began."""
-        if self.group is not None:
-            self.group.remove()
-        self._channel.close()
 
 
 class Runner:
@@ -153,15 +62,17 @@ class Runner:
         scratch.sweep(uids.may_be_workers)
         self._link, self._program = link, program
         self.nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, Run] = {}
         self._waiting: deque[tuple[Order, list[int]]] = deque()
-        self._by_fd: dict[int, _Run] = {}
+        self._by_fd: dict[int, Run] = {}
         self._plans: dict[int, tuple[Order, Plan]] = {}
         self._spare_for: Order | None = None
         self._spare_deadline_s = self._quiet_from_s = 0.0
         self._poll = select.poll()
         self._egress = RunnerEgress(self.host, self._poll)
         self._keys = itertools.count(1)
+        self._refusals = Responder(self._poll, self._count_refused)
+        self._handing: dict[int, Run] = {}  # control sockets by which a filter's listener comes
         self._children = pidfd.children_file()
         self._wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for signo in (signal.SIGTERM, signal.SIGHUP):
@@ -175,28 +86,40 @@ class Runner:
     def serve(self) -> None:
         """Until the program or a signal says so, or the program is gone."""
         try:
-            while True:
-                for fd, _ in self._wait():
-                    if fd == self._link.fileno():
-                        if not self._receive():
-                            return
-                    elif fd in {self._program, self._wakeup}:
-                        return
-                    elif run := self._by_fd.get(fd):
-                        self._hear(run, fd)
-                    elif fd in self._egress.fds:
-                        self._egress.hear()
+            while self._serve_ready(self._wait()):
+                pass
         finally:
             self._end()
+
+    def _serve_ready(self, ready: list[tuple[int, int]]) -> bool:
+        """Serve what is ready; False when all is to end."""
+        # First, for what follows closes descriptors, and a listener that is read in vain blocks.
+        for fd, events in ready:
+            if fd in self._refusals:
+                self._refusals.answer(fd, events)
+        return all(self._serve_one(fd) for fd, _ in ready)
+
+    def _serve_one(self, fd: int) -> bool:
+        if fd == self._link.fileno():
+            return self._receive()
+        if fd in {self._program, self._wakeup}:
+            return False
+        if run := self._handing.get(fd):
+            self._take_refusals(run, fd)
+        elif run := self._by_fd.get(fd):
+            self._hear(run, fd)
+        elif fd in self._egress.fds:
+            self._egress.hear()
+        return True
 
     def _wait(self) -> list[tuple[int, int]]:
         """Poll; make spares in quiet moments, after a long one let them go."""
         spares = self._spares()
         wanted = self._spare_for if len(spares) < _MOST_SPARES else None
         if wanted is None and not spares:
-            return self._poll.poll()
+            return self._poll_for(None)
         due_s = self._quiet_from_s if wanted else self._spare_deadline_s
-        events = self._poll.poll(max(0.0, due_s - time.monotonic()) * 1000)
+        events = self._poll_for(due_s - time.monotonic())
         if not events and time.monotonic() >= due_s:
             if wanted:
                 self._make_spare(wanted)
@@ -207,6 +130,15 @@ class Runner:
     def next_key(self) -> str:
         """What the egress process calls a worker."""
         return f"run{next(self._keys)}"
+
+    def _poll_for(self, timeout_s: float | None) -> list[tuple[int, int]]:
+        """Poll so long, or until the answers to refused calls need something."""
+        if (due_s := self._refusals.due_s) is not None:
+            left_s = due_s - time.monotonic()
+            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        events = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
+        self._refusals.tick()
+        return events
 
     # -- starting ----------------------------------------------------------------------------------
 
@@ -220,7 +152,7 @@ class Runner:
             limits_of(limits),
         )
 
-    def plan(self, run: _Run) -> Plan:
+    def plan(self, run: Run) -> Plan:
         """Compiled once for the same order in the same slot: even its paths are the same files."""
         last = self._plans.get(run.slot)
         if last is None or last[0] != run.order or last[1].scratch_dir:
@@ -228,7 +160,7 @@ class Runner:
             last = self._plans[run.slot] = run.order, plan
         return last[1]
 
-    def request(self, run: _Run) -> WorkerRequest:
+    def request(self, run: Run) -> WorkerRequest:
         """How one run is to be confined."""
         order = run.order
         return WorkerRequest(
@@ -241,6 +173,7 @@ class Runner:
             tier=order.tier,  # type: ignore[arg-type] # checked by the program's side
             cgroups=run.group.paths if run.group else (),
             cgroup_layers=run.group.layers if run.group else (),
+            report=True,
         )
 
     def _receive(self) -> bool:
@@ -269,7 +202,7 @@ class Runner:
             run = self._take(order)
         except (VsmError, OSError) as error:
             with socket.socket(fileno=os.dup(fds[0])) as control, suppress(OSError):
-                control.send(json.dumps(_refusal(error)).encode())
+                control.send(json.dumps(refusal(error)).encode())
             return
         run.adopt(fds)
         self._watch(run.control.fileno() if run.control else -1, run)
@@ -279,7 +212,7 @@ class Runner:
         self._quiet_from_s = time.monotonic() + _QUIET_S
         self._spare_deadline_s = time.monotonic() + _SPARE_LIFE_S
 
-    def _take(self, order: Order) -> _Run:
+    def _take(self, order: Order) -> Run:
         """A spare, or a new one."""
         if order.lasting:
             if sum(run.order.lasting for run in self._runs.values()) >= _MOST_LASTING:
@@ -291,11 +224,14 @@ class Runner:
             spares = self._discard_spares()
         return spares[0] if spares else self._make(order)
 
-    def _make(self, order: Order) -> _Run:
+    def _make(self, order: Order) -> Run:
         slot = next(n for n in range(1, uids.RUN_SLOTS) if n not in self._runs)
-        run = self._runs[slot] = _Run(self, slot, order)
+        run = self._runs[slot] = Run(self, slot, order)
         for fd in run.fds():
             self._watch(fd, run)
+        if run.worker.plan.reported:
+            self._handing[run.worker.control_fd] = run
+            self._poll.register(run.worker.control_fd, select.POLLIN)
         return run
 
     def _make_spare(self, order: Order) -> None:
@@ -308,22 +244,22 @@ class Runner:
         except (VsmError, OSError):
             self._spare_for = None  # the next run is made when it comes, or says why not
 
-    def _spares(self) -> list[_Run]:
+    def _spares(self) -> list[Run]:
         return [run for run in self._runs.values() if run.is_spare]
 
-    def _discard_spares(self) -> list[_Run]:
+    def _discard_spares(self) -> list[Run]:
         self._spare_for = None
         for run in self._spares():
             run.discard()
         return []
 
-    def _watch(self, fd: int, run: _Run) -> None:
+    def _watch(self, fd: int, run: Run) -> None:
         self._by_fd[fd] = run
         self._poll.register(fd, select.POLLIN)
 
     # -- running -----------------------------------------------------------------------------------
 
-    def _hear(self, run: _Run, fd: int) -> None:
+    def _hear(self, run: Run, fd: int) -> None:
         if run.control is not None and fd == run.control.fileno():
             word = run.control.recv(_MOST_WORD_BYTES)  # unread, it would swallow our last word
             if word.startswith(SIGNAL):
@@ -343,7 +279,30 @@ class Runner:
         elif run.worker.hung_up:
             self._forget(fd)
 
-    def _open(self, run: _Run) -> None:
+    def _take_refusals(self, run: Run, fd: int) -> None:
+        """At once, not with "started": a refused call of the mini-init's own waits for it."""
+        try:
+            listener = run.worker.take_refusals()
+        except BlockingIOError:  # the event was for a predecessor of this descriptor
+            return
+        except OSError:  # it ended, or said something else: then there is no run
+            self._forget_handing(fd)
+            run.worker.kill()
+            return
+        if listener >= 0:
+            self._forget_handing(fd)
+            self._refusals.watch(run.key, listener)
+
+    def _forget_handing(self, fd: int) -> None:
+        if self._handing.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def _count_refused(self, key: str, calls: dict[int, int]) -> None:
+        for run in self._runs.values():
+            if run.key == key:
+                run.refused.update(calls)
+
+    def _open(self, run: Run) -> None:
         """Serve its listeners, if it has a way out."""
         try:
             run.listeners = run.worker.take_listeners()
@@ -353,11 +312,13 @@ class Runner:
         if run.listeners:
             self._egress.serve(run)
 
-    def _bury(self, run: _Run) -> None:
+    def _bury(self, run: Run) -> None:
         """Reap, clean up, then tell: when the program hears of an end, nothing is left."""
         worker = run.worker
         for fd in run.fds():
             self._forget(fd)
+        self._forget_handing(worker.control_fd)
+        self._refusals.forget(run.key)
         del self._runs[run.slot]
         pidfd.reap(worker.pidfd)
         if not worker.plan.clone_flags:
@@ -368,7 +329,7 @@ class Runner:
         worker.close()
         worker.remove_scratch()
         run.close()
-        run.tell(_report(run, usage))
+        run.tell(report(run, usage))
         if run.control is not None:
             run.control.close()
             self._quiet_from_s = 0.0
@@ -389,44 +350,6 @@ class Runner:
                 self._bury(run)
         self._egress.close()
         self._cgroups.close()
-
-
-def _report(run: _Run, usage: cgroup.Usage | None) -> dict[str, Any]:
-    heard = run.worker.heard[-1] if run.worker.heard else {}
-    if run.refusal is not None:
-        return _refusal(run.refusal)
-    if not run.layers and not run.given_up:
-        what = heard.get("what", "it was killed while it started")
-        if what.startswith("cannot enter"):  # its `cwd`, or a folder on the way there
-            return _refusal(ConfigurationError("run", what, "Name a path that it sees."))
-        return {"event": "refused", "kind": "confinement", "where": "run", "what": what,
-                "remedy": "See `vsm sandbox probe`.", "layer": heard.get("layer", "")}  # fmt: skip
-    ended = heard if heard.get("event") == "exited" else {}
-    return {
-        "event": "ended",
-        "status": ended.get("status"),
-        "signal": ended.get("signal", signal.SIGKILL),
-        "cpu_s": ended.get("cpu_s", 0.0) if usage is None or usage.cpu_s is None else usage.cpu_s,
-        "peak_bytes": (usage and usage.memory_peak_bytes) or ended.get("peak_bytes", 0),
-        "oom_kills": (usage and usage.oom_kills) or 0,
-        "tier": run.worker.plan.tier,
-        "layers": run.layers,
-        "egress": run.asked,
-    }
-
-
-def _refusal(error: VsmError | OSError) -> dict[str, Any]:
-    if isinstance(error, OSError):
-        return {"event": "refused", "kind": "", "where": "run", "what": str(error), "remedy": "",
-                "layer": ""}  # fmt: skip
-    return {
-        "event": "refused",
-        "kind": _KINDS.get(type(error), ""),
-        "where": error.where,
-        "what": error.what,
-        "remedy": error.remedy,
-        "layer": getattr(error, "layer", ""),
-    }
 
 
 def _warm(name: str) -> None:

@@ -1,0 +1,38 @@
+"""What a mini-init hands out by its control socket, in whichever order the parent asks for it."""
+
+import os
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vsm.forked_worker import ForkedWorker
+from vsm.network_operations import HANDED_OUT
+from vsm.operations import LISTENER
+
+
+@pytest.mark.parametrize("listeners_first", [True, False])
+def test_two_kinds_of_listeners_are_told_apart(
+    listeners_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both may wait in the socket when the parent hears of either."""
+    monkeypatch.setattr("vsm.linux.seccomp.is_listener", lambda _fd: True)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    worker: Any = ForkedWorker.__new__(ForkedWorker)
+    worker.plan = SimpleNamespace(listeners=(("127.0.0.1", 80),))
+    worker._process = SimpleNamespace(control=ours.fileno())
+    worker._listeners, worker._awaits_listeners = (), True
+    with ours, theirs, socket.socket() as listener, socket.socket() as filtered:
+        socket.send_fds(theirs, [HANDED_OUT], [listener.fileno()])
+        socket.send_fds(theirs, [LISTENER], [filtered.fileno()])
+        if listeners_first:
+            (found,) = worker.take_listeners()
+            refusals = worker.take_refusals()
+        else:
+            assert worker.take_refusals() == -1
+            refusals = worker.take_refusals()
+            (found,) = worker.take_listeners()
+        for fd, sent in ((found, listener), (refusals, filtered)):
+            assert os.path.sameopenfile(fd, sent.fileno())
+            os.close(fd)
