@@ -34,6 +34,7 @@ from vsm.messages import (
 )
 from vsm.systems.audits import Audits
 from vsm.systems.base import SystemContext
+from vsm.systems.samples import is_pressed, used_of
 
 LEAST: Final = {"memory": 2.0 * 2**20, "cpu": 0.02, "processes": 2.0}
 """A limit is not moved by less."""
@@ -43,8 +44,6 @@ MOST_MOVES: Final = 8  # at once; the rest waits for the next sample
 REFUSED_FOR_S: Final = 60.0
 PROPOSE_EVERY_S: Final = 600.0
 KEPT: Final = 16
-THROTTLED: Final = 0.05  # of the time: that is pressure
-NEARLY_FULL: Final = 0.9
 SAFE: Final = 1.05  # memory is never limited below what is in use
 
 NO_BUDGET: Final = "no budget is configured: limits stay as the profiles have them"
@@ -207,12 +206,12 @@ class Control:
     ) -> Claim:
         last = before.rows.get(name) if before is not None else None
         span_s = now.at_s - before.at_s if before is not None else 0.0
-        used = _used(resource, row, last, span_s)
+        used = used_of(resource, row, last, span_s)
         history = self._used.setdefault((name, resource), deque(maxlen=REMEMBERED))
         if used is not None:
             history.append(used)
         held = row.limit[resource]
-        pressed = _pressed(resource, row, last, span_s, used or 0.0)
+        pressed = is_pressed(resource, row, last, span_s, used or 0.0)
         pressed = pressed or (killed and resource == "memory")
         floor = row.floor.get(resource, 0.0)
         if resource == "memory":
@@ -453,31 +452,6 @@ class Control:
             "reason": found.reason if found is not None else NO_SAMPLE,
             "claims": [{**claim._asdict(), "need": round(claim.need, 3)} for claim in claims[:50]],
         }
-
-
-def _used(resource: str, row: ResourceRow, last: ResourceRow | None, span_s: float) -> float | None:
-    """How much is used now; cores for cpu, where two samples of one worker are needed."""
-    used = row.usage.get(resource)
-    if resource != "cpu" or used is None:
-        return used
-    before = last.usage.get(resource) if last is not None else None
-    if before is None or span_s <= 0 or used < before:
-        return None
-    return (used - before) / span_s
-
-
-def _pressed(
-    resource: str, row: ResourceRow, last: ResourceRow | None, span_s: float, used: float
-) -> bool:
-    """Whether it met its limit since the last sample, so that its use does not show its need."""
-    if last is None:
-        return False
-    met = row.pressure.get(resource, 0.0) - last.pressure.get(resource, 0.0)
-    if resource == "memory":  # pages of files meet the limit too, and are dropped without harm
-        return met > 0 and used > NEARLY_FULL * row.limit[resource]
-    if resource == "cpu":
-        return met > THROTTLED * span_s
-    return met > 0
 
 
 def _amount(resource: str, value: float) -> str:
