@@ -25,6 +25,9 @@ LIVE_KEYS: Final = frozenset(
         "range",
         "resilience",
         "trust",
+        "most_argument_bytes",
+        "most_argument_depth",
+        "strict_arguments",
     }
 )
 # What a control group can move under a running worker.

@@ -109,6 +109,9 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     range: Range = {}
     resilience: Resilience = Resilience()
     trust: Trust = "first-use"
+    most_argument_bytes: int = 0
+    most_argument_depth: int = 0
+    strict_arguments: bool = False
 
 
 class Gateway(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,6 +188,9 @@ class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     range: RangeDocument = RangeDocument()
     resilience: Resilience = Resilience()
     trust: Trust = "first-use"
+    max_arguments: str | int = 0
+    max_argument_depth: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    strict_arguments: bool = False
 
 
 class JournalDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -350,6 +356,9 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
         range=compile_range(table.range, f"{where}.range"),
         resilience=check_resilience(table.resilience, f"{where}.resilience"),
         trust=table.trust,
+        most_argument_bytes=_bytes(table.max_arguments, f"{where}.max_arguments"),
+        most_argument_depth=table.max_argument_depth,
+        strict_arguments=table.strict_arguments,
     )
 
 
@@ -448,11 +457,15 @@ def _check_prefixes(integrations: dict[str, Integration], file: str) -> None:
         owners[prefix] = name
 
 
-def _frame(value: str | int, where: str) -> int:
+def _bytes(value: str | int, where: str) -> int:
     try:
-        size = parse_bytes(value)
+        return parse_bytes(value)
     except ValueError as error:
         raise ConfigurationError(where, str(error), 'Write "8M".') from error
+
+
+def _frame(value: str | int, where: str) -> int:
+    size = _bytes(value, where)
     if not 2**10 <= size <= 2**30:
         raise ConfigurationError(where, "expected 1K to 1G")
     return size

@@ -78,6 +78,9 @@ class IntegrationRow(BaseModel):
     max_frame_bytes: int = 8 * 1024 * 1024
     resilience: ResilienceRow = ResilienceRow()
     trust: Literal["first-use", "approve", "off"] = "off"
+    most_argument_bytes: int = 0
+    most_argument_depth: int = 0
+    strict_arguments: bool = False
     instances: InstanceTerms | None = None  # None: one, which the supervisor starts
 
 

@@ -105,6 +105,9 @@ def row_of(one: Integration) -> IntegrationRow:
         instances=terms_row(one),
         resilience=ResilienceRow(**msgspec.structs.asdict(one.resilience)),
         trust=one.trust,
+        most_argument_bytes=one.most_argument_bytes,
+        most_argument_depth=one.most_argument_depth,
+        strict_arguments=one.strict_arguments,
     )
 
 

@@ -41,7 +41,7 @@ SETTLE_LIMIT_S: Final = 10.0
 REFETCH_DELAY_S: Final = 0.1
 MAX_RECORD_BYTES: Final = 65536
 
-GateKind: TypeAlias = Literal["rules", "rates", "queue", "breaker", "record"]
+GateKind: TypeAlias = Literal["arguments", "rules", "rates", "queue", "breaker", "record"]
 """In the order in which they are asked."""
 GateMaker: TypeAlias = Callable[[Integration], Gate | None]
 
@@ -439,6 +439,7 @@ class Fleet:
             return
         integration.session, integration.surface.lists = found
         integration.surface.serves_resources = integration.session.offers("resources")
+        integration.vet()
         self._rebuild()
         self._check_settled()
 

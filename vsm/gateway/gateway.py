@@ -12,6 +12,7 @@ from typing import Any
 from vsm.gateway.accounting import Accounting
 from vsm.gateway.call_log import CallLog
 from vsm.gateway.fleet import Fleet, Reports
+from vsm.gateway.gate_arguments import arguments_gate
 from vsm.gateway.http import HttpListener
 from vsm.gateway.integration import Settings
 from vsm.gateway.router import Router
@@ -37,6 +38,7 @@ class Gateway:
         views: Iterable[View] = (),
     ) -> None:
         self.fleet = Fleet(epoch, reports, accounting)
+        self.fleet.guard("arguments", arguments_gate)
         self.router = Router(self.fleet, Views(views))
         self._listeners: list[UnixListener | HttpListener] = []
 

@@ -53,6 +53,9 @@ class Settings:
     max_frame_bytes: int = 8 * 1024 * 1024
     resilience: Resilience = field(default_factory=Resilience)
     trust: Mode = "off"
+    most_argument_bytes: int = 0  # 0: whatever a message may have
+    most_argument_depth: int = 0
+    strict_arguments: bool = False
     terms: Terms | None = None
 
 

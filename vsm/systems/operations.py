@@ -352,6 +352,9 @@ def _settings(row: IntegrationRow) -> Settings:
         ),
         terms=None if row.instances is None else Terms(**row.instances.model_dump()),
         trust=row.trust,
+        most_argument_bytes=row.most_argument_bytes,
+        most_argument_depth=row.most_argument_depth,
+        strict_arguments=row.strict_arguments,
     )
 
 
