@@ -1,8 +1,9 @@
 """How long a new session waits for a server of its own, with a spare and without one.
 
-A real vsm with the demo's unmodified Python and node servers, each as it is. A session connects
-and says who it is; what is measured is its first call, until the answer, and its second. Rounds
-alternate; the base is the first call of a server that was started before, without vsm.
+A real vsm with a light server (standard library only) and the demo's unmodified Python and node
+servers, each as it is. A session connects and says who it is; what is measured is its first call,
+until the answer, and its second. Rounds alternate; the base is the first call of a server that
+was started before, without vsm.
 """
 
 import contextlib
@@ -21,11 +22,14 @@ from neighbours import Client
 from running import DEMO, Running, running
 from supervised import ask, wait_until
 
+NOTEBOOK = Path(__file__).resolve().parents[1] / "tests/servers/notebook.py"
 SERVERS = {
-    "python": ("time", "python-server", "get_current_time", {"timezone": "UTC"}),
-    "node": ("everything", "node-server", "echo", {"message": "x"}),
+    "light": ("python-server", "note", {"text": "x"}),
+    "python": ("python-server", "get_current_time", {"timezone": "UTC"}),
+    "node": ("node-server", "echo", {"message": "x"}),
 }
 COMMANDS = {
+    "light": ["/usr/bin/python3", str(NOTEBOOK), "light"],
     "python": ["servers/time/bin/mcp-server-time", "--local-timezone", "UTC"],
     "node": ["servers/everything/node_modules/.bin/mcp-server-everything"],
 }
@@ -45,7 +49,7 @@ profile = "{profile}"
 @contextlib.contextmanager
 def started(language: str) -> Iterator[Running]:
     """A vsm with one integration of each kind."""
-    profile = SERVERS[language][1]
+    profile = SERVERS[language][0]
     program, *arguments = COMMANDS[language]
     command = json.dumps([str(DEMO / program), *arguments])
     tables = [
@@ -73,7 +77,7 @@ def wait_idle(vsm: Running) -> None:
 
 def first_and_second_s(vsm: Running, kind: str, language: str) -> tuple[float, float]:
     """What a new session's first and second call take."""
-    tool, arguments = SERVERS[language][2:]
+    tool, arguments = SERVERS[language][1:]
     with contextlib.closing(Client(vsm.folder / "run/mcp.sock")) as client:
         times = []
         for _ in range(2):
@@ -89,7 +93,7 @@ def first_and_second_s(vsm: Running, kind: str, language: str) -> tuple[float, f
 def direct_s(language: str) -> tuple[float, float]:
     """What the first and second call of a server take that is only its own."""
     program, *words = COMMANDS[language]
-    tool, arguments = SERVERS[language][2:]
+    tool, arguments = SERVERS[language][1:]
     argv = [str(DEMO / program), *words]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(argv, **pipes) as server:  # type: ignore[call-overload]
