@@ -30,7 +30,7 @@ from vsm.core.policy_rules import (
     to_body,
 )
 from vsm.errors import ConfigurationError
-from vsm.gateway.gate_arguments import Arguments
+from vsm.gateway.rule_arguments import Arguments
 
 WORDS = st.sampled_from(["read", "write", "it", "other", "unix:0", "http"])
 PATTERNS = st.sampled_from(["*", "read", "w*", "*t*", "unix:*", "it", "nothing"])

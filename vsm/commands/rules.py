@@ -27,7 +27,7 @@ from vsm.core.policy_rules import (
     decide,
 )
 from vsm.errors import ConfigurationError
-from vsm.gateway.gate_arguments import Arguments
+from vsm.gateway.rule_arguments import Arguments
 
 KINDS = ("tool", "prompt", "resource")
 

@@ -29,8 +29,8 @@ from vsm.core.repeats import Repeats, Surges
 from vsm.gateway.accounting import outcome_of_failure
 from vsm.gateway.call import Call, Gate
 from vsm.gateway.finder import RequestError
-from vsm.gateway.gate_arguments import Arguments
 from vsm.gateway.integration import Integration
+from vsm.gateway.rule_arguments import Arguments
 from vsm.protocol import jsonrpc
 
 RULES_TIMEOUT_S: Final = 10.0
