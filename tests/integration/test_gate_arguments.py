@@ -34,8 +34,8 @@ def test_only_a_plain_list_of_properties_is_understood() -> None:
     def names(**schema: Any) -> frozenset[str] | None:
         return names_of({key: Raw(json.dumps(value).encode()) for key, value in schema.items()})
 
-    assert names(properties={"a": {}, "b": {}}) == {"a", "b"}
-    assert names(properties={"a": {}}, additionalProperties=False) == {"a"}
+    assert names(properties={"a": {}, "b": {}}) == frozenset("ab")
+    assert names(properties={"a": {}}, additionalProperties=False) == frozenset("a")
     assert names(properties={"a": {}}, additionalProperties=True) is None
     assert names(properties={"a": {}}, additionalProperties={"type": "string"}) is None
     assert names(properties={"a": {}}, allOf=[{}]) is None
