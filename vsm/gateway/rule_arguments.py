@@ -1,129 +1,150 @@
-"""What a tool may be called with: a bound on size and depth, and nothing that its schema lacks.
+"""The arguments of a call as rules look at them: the values under a path, and their shape.
 
-Runs in S1's event loop, for calls of an integration that has such terms; others have no gate.
-Parameters that no schema names are how a tool that was talked into something gets more than it
-should: they never reach the server.
+Pure. What cannot be looked at as its server will see it is found incomplete: rules that allow do
+not match it, rules that deny do. That is so for a member that is there twice (which of the two a
+server takes is its own affair), and beyond bounds.
 """
 
-from typing import Final
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, Final
 
-import msgspec
 from msgspec import Raw
 
-from vsm.gateway.call import Call
-from vsm.gateway.finder import RequestError
-from vsm.gateway.integration import Integration
-from vsm.protocol import jsonrpc
+from vsm.core.policy_glob import ANY
+from vsm.core.policy_rules import Found
 from vsm.protocol.jsonrpc import Object
 
-MAX_TOLD: Final = 5
-_anything: Final = msgspec.json.Decoder()
+MOST_BYTES: Final = 256 * 1024
+MOST_VALUES: Final = 256
+MOST_MEMBERS: Final = 16
+_MOST_NAME: Final = 64
+_NOTHING: Final = Found(())
+_UNSEEN: Final = Found((), complete=False)
 
 
-def arguments_gate(integration: Integration) -> "ArgumentsGate | None":
-    """The gate of an integration that has terms."""
-    terms = integration.settings
-    if terms.most_argument_bytes or terms.most_argument_depth or terms.strict_arguments:
-        return ArgumentsGate(
-            integration,
-            most_bytes=terms.most_argument_bytes,
-            most_depth=terms.most_argument_depth,
-            strict=terms.strict_arguments,
-        )
-    return None
+class _TwiceError(ValueError):
+    """A member is there more than once."""
 
 
-class ArgumentsGate:
-    """The terms of one integration.
+class Arguments:
+    """What a request passes to a tool, prompt or resource; parsed when first asked for."""
 
-    Args:
-        most_bytes: of the arguments as JSON; 0 is no bound but that of a message.
-        most_depth: of nesting; 0 is no bound.
-        strict: whether a parameter that the tool's schema does not name is refused.
-    """
+    def __init__(self, params: Object) -> None:
+        self._raw = params.get("arguments")
+        self._parsed: dict[str, Any] | None = None
+        self._seen = False
 
-    def __init__(
-        self, integration: Integration, *, most_bytes: int, most_depth: int, strict: bool
-    ) -> None:
-        self._integration = integration
-        self._most_bytes = most_bytes
-        self._most_depth = most_depth
-        self._strict = strict
-        self._tools: list[Object] | None = None
-        self._known: dict[str, frozenset[str] | None] = {}
+    @property
+    def size_bytes(self) -> int:
+        """As JSON."""
+        return 0 if self._raw is None else memoryview(self._raw).nbytes
 
-    def admit(self, call: Call, _go: object, /) -> bool:
-        """Refuse what goes beyond the terms.
+    @property
+    def text(self) -> bytes:
+        """As they came."""
+        return b"" if self._raw is None else bytes(self._raw)
 
-        Raises:
-            RequestError: it does.
-        """
-        if call.method != "tools/call":
-            return True
-        raw = call.params.get("arguments")
-        if raw is None:
-            return True
-        where = f"{call.integration}: {call.label}"
-        size = len(memoryview(raw))
-        if self._most_bytes and size > self._most_bytes:
-            raise _refusal(f"{where}: {size} bytes of arguments, at most {self._most_bytes}")
-        if self._most_depth and is_deeper(bytes(raw), self._most_depth):
-            raise _refusal(f"{where}: arguments nested deeper than {self._most_depth}")
-        if self._strict:
-            self._check_names(call, raw, where)
-        return True
+    def digest(self) -> str:
+        """Names exactly these bytes."""
+        return hashlib.sha256(self.text).hexdigest()
 
-    def _check_names(self, call: Call, raw: Raw, where: str) -> None:
-        known = self._names_of(call.label)
-        if known is None:
-            return
-        unknown = sorted(jsonrpc.members(raw).keys() - known)
-        if unknown:
-            named = ", ".join(name[:64] for name in unknown[:MAX_TOLD])
-            raise _refusal(f"{where}: parameters that its schema does not name: {named}")
+    def find(self, path: str) -> Found:
+        """Every value under a path such as "options.path"; "*" is all of them."""
+        parsed = self._parse()
+        if parsed is None:
+            return _UNSEEN
+        values: list[str] = []
+        for node in _nodes(parsed, path):
+            for value in _leaves(node):
+                if len(values) >= MOST_VALUES:
+                    return Found(tuple(values), complete=False)
+                values.append(value)
+        return Found(tuple(values)) if values else _NOTHING
 
-    def _names_of(self, tool: str) -> frozenset[str] | None:
-        """The parameters that a tool's schema names; None where it takes any."""
-        tools = self._integration.surface.lists.get("tools/list", [])
-        if tools is not self._tools:
-            self._tools, self._known = tools, {}
-        if tool not in self._known:
-            found = next((item for item in tools if jsonrpc.text(item, "name") == tool), {})
-            self._known[tool] = names_of(jsonrpc.nested(found, "inputSchema"))
-        return self._known[tool]
+    def shape(self) -> dict[str, str]:
+        """The first members, each with its kind and size; their names are the client's words."""
+        parsed = self._parse()
+        if parsed is None:
+            return {}
+        first = list(parsed.items())[:MOST_MEMBERS]
+        return {name[:_MOST_NAME]: _kind(value) for name, value in first}
+
+    def _parse(self) -> dict[str, Any] | None:
+        if not self._seen:
+            self._seen = True
+            self._parsed = _parsed(self._raw)
+        return self._parsed
 
 
-def names_of(schema: Object) -> frozenset[str] | None:
-    """The parameters that a JSON schema names; None where it says that others are welcome.
+class _Number(str):
+    """A number, as text."""
 
-    Only a plain list of properties is understood. A schema that builds on others (`allOf`, `$ref`,
-    patterns) is the server's own to judge.
-    """
-    built = {"allOf", "anyOf", "oneOf", "$ref", "patternProperties", "if"}
-    if "properties" not in schema or schema.keys() & built:
+    __slots__ = ()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _TwiceError
+    return found
+
+
+# Numbers as they are written: a pattern compares text.
+_decoder: Final = json.JSONDecoder(object_pairs_hook=_once, parse_int=_Number, parse_float=_Number)
+
+
+def _parsed(raw: Raw | None) -> dict[str, Any] | None:
+    if raw is None:
+        return {}
+    if memoryview(raw).nbytes > MOST_BYTES:
         return None
-    more = schema.get("additionalProperties")
-    if more is not None and bytes(more) != b"false":
+    try:
+        found = _decoder.decode(bytes(raw).decode())
+    except (ValueError, RecursionError):
         return None
-    return frozenset(jsonrpc.nested(schema, "properties"))
+    return found if isinstance(found, dict) else None
 
 
-def is_deeper(raw: bytes, most: int) -> bool:
-    """Whether valid JSON is nested deeper than `most`."""
-    if raw.count(b"{") + raw.count(b"[") <= most:
-        return False
-    level = [_anything.decode(raw)]
-    for _ in range(most):
-        level = [
-            inner
-            for value in level
-            if isinstance(value, dict | list)
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not level:
-            return False
-    return any(isinstance(value, dict | list) for value in level)
+def _nodes(parsed: dict[str, Any], path: str) -> Iterator[Any]:
+    """What a path means: a member of that very name, and a member of a member."""
+    if path == ANY:
+        yield parsed
+        return
+    if path in parsed:
+        yield parsed[path]
+    first, dot, rest = path.partition(".")
+    if not dot:
+        return
+    below = parsed.get(first)
+    for one in below if isinstance(below, list) else (below,):
+        if isinstance(one, dict):
+            yield from _nodes(one, rest)
 
 
-def _refusal(text: str) -> RequestError:
-    return RequestError(jsonrpc.INVALID_PARAMS, text)
+def _leaves(node: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
+    """Every value in it that holds no other, as text."""
+    stack = [node]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            stack.extend(value.values())
+        elif isinstance(value, list):
+            stack.extend(value)
+        elif isinstance(value, str):
+            yield value
+        else:
+            yield json.dumps(value)
+
+
+def _kind(value: Any) -> str:  # noqa: ANN401 - JSON
+    if isinstance(value, _Number):
+        return "number"
+    if isinstance(value, str):
+        return f"text of {len(value)}"
+    if isinstance(value, list):
+        return f"list of {len(value)}"
+    if isinstance(value, dict):
+        return f"object of {len(value)}"
+    return "null" if value is None else "boolean"
