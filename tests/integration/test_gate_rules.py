@@ -13,6 +13,7 @@ import pytest
 from vsm.core.policy_rules import Asked, Decision, compile_rules, to_body
 from vsm.gateway import gate_rules
 from vsm.gateway.gate_rules import Question, RuleGate
+from vsm.gateway.integration import Settings
 
 TABLE: dict[str, Any] = {
     "rules": [
@@ -151,6 +152,26 @@ def test_a_held_call_is_released_refused_or_taken_back() -> None:
             assert "result" in await client.call(4, "it__log")
             row = h.gateway.fleet.integrations["it"].demand
             assert row.outcomes()["denied"] == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_its_server_changed_while_a_call_was_held_is_not_called() -> None:
+    async def scenario() -> None:
+        async with guarded() as (h, gate, outlet):
+            h.gateway.add(Settings(name="it", prefix="it", trust="first-use"))
+            h.gateway.fleet.pinned("it", b"")
+            client = await h.raw()
+            echo = {"name": "it__echo", "arguments": {"text": "x"}}
+            client.send(id=1, method="tools/call", params=echo)
+            question = await soon(outlet.questions)
+            h.gateway.fleet.pinned("it", b'{"tool echo":"the hash of what was approved"}')
+            gate.verdict(question.id, "approved", approved=True)
+            answer = await client.answer(1)
+            assert "changed since it was approved" in answer["error"]["message"]
+            assert "vsm trust diff it" in answer["error"]["message"]
+            assert not h.gateway.fleet.integrations["it"].in_flight
+            assert "result" in await client.call(2, "it__log"), "what did not change is called"
 
     asyncio.run(scenario())
 

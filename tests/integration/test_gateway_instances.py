@@ -66,6 +66,30 @@ def test_lists_of_a_server_that_does_not_run_are_those_of_its_last_run() -> None
     asyncio.run(scenario())
 
 
+def test_what_was_kept_is_compared_with_what_was_approved() -> None:
+    async def scenario() -> None:
+        async with running({"echo": echo_legacy()}) as harness:
+            one = harness.gateway.fleet.integrations["echo"]
+            assert one.session is not None
+            kept = known.pack(one.session, one.surface.lists)
+        assert kept is not None
+        async with running(ready=False) as harness:
+            fleet = harness.gateway.fleet
+            harness.gateway.add(Settings(name="echo", prefix="echo", terms=LAZY, trust="first-use"))
+            fleet.availability("echo", "ready", "")
+            fleet.pinned("echo", b'{"tool echo":"the hash of what was approved"}')
+            fleet.know("echo", kept)
+            client = await harness.raw()
+            offered = names(await client.request("l", "tools/list"))
+            assert "echo__slow" in offered
+            assert "echo__echo" not in offered
+            refused = await client.call("c", "echo__echo", text="x")
+            assert "vsm trust diff echo" in refused["error"]["message"]
+            assert harness.reported.counts.get("echo", 0) == 0, "no server was started for it"
+
+    asyncio.run(scenario())
+
+
 def test_what_is_not_as_it_was_kept_counts_as_nothing_known() -> None:
     async def scenario() -> None:
         async with running({"echo": echo_legacy()}) as harness:

@@ -5,6 +5,7 @@ Pure but for a counter of refusals. Runs in S1, for every request that is routed
 
 from typing import cast
 
+from vsm.gateway.call import Call
 from vsm.gateway.client import Client
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.instances import Instances
@@ -12,7 +13,7 @@ from vsm.gateway.integration import Integration
 from vsm.gateway.upstream import Upstream
 from vsm.gateway.views import View
 from vsm.protocol import jsonrpc
-from vsm.protocol.catalogue import SEPARATOR, Catalogue, Entry, public_name
+from vsm.protocol.catalogue import SEPARATOR, Catalogue, Entry, public_name, suspension_key
 from vsm.protocol.jsonrpc import DecodeError, Object
 
 
@@ -67,11 +68,7 @@ class Finder:
 
     def _raise_unknown(self, method: str, name: str, view: View | None) -> None:
         """Say why a name leads nowhere: its integration is away, or there is no such name."""
-        seen = {
-            name: integration
-            for name, integration in self._fleet.integrations.items()
-            if view is None or view.serves(name)
-        }
+        seen = self._seen(view)
         for integration in seen.values():
             prefix = integration.settings.prefix
             if prefix and name.startswith(prefix + SEPARATOR) and not integration.takes_calls:
@@ -80,9 +77,15 @@ class Finder:
         if unsettled:
             raise StartingError(unsettled)
         kind = "prompt" if method.startswith("prompts") else "tool"
-        _raise_suspended(kind, name, seen)
+        if view is None or kind == "prompt" or view.offers(name):
+            _raise_suspended(kind, name, seen)
         text = f"Unknown {kind}: {name[:200]}"
         raise RequestError(jsonrpc.INVALID_PARAMS, text, unserved=True)
+
+    def _seen(self, view: View | None) -> dict[str, Integration]:
+        """The integrations that a client sees."""
+        found = self._fleet.integrations
+        return {n: i for n, i in found.items() if view is None or view.serves(n)}
 
     def catalogue(self, client: Client) -> Catalogue:
         """The merged catalogue as this client sees it."""
@@ -152,7 +155,7 @@ class Finder:
         owner = self.catalogue(client).resource_owner(uri)
         if isinstance(owner, str):
             return owner
-        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
+        unsettled = [n for n, i in self._seen(client.view).items() if not i.is_settled]
         if unsettled and not owner:
             raise StartingError(unsettled)
         if owner:
@@ -169,8 +172,26 @@ def _raise_suspended(kind: str, name: str, seen: dict[str, Integration]) -> None
         for key, reason in integration.surface.suspended.items():
             what, _, raw = key.partition(" ")
             if what == kind and public_name(integration.settings.prefix, raw, owner) == name:
-                text = (
-                    f"{name[:200]}: {reason}. See `vsm trust diff {owner}`, "
-                    f"then `vsm trust approve {owner}`."
-                )
-                raise RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)
+                raise _suspended(name, reason, owner)
+
+
+def check_offered(integration: Integration, call: Call) -> None:
+    """What a call asks for may have been changed by its server while the call was held.
+
+    Raises:
+        RequestError: it is not what was approved any more.
+    """
+    lists = {"tools/call": "tools/list", "prompts/get": "prompts/list"}
+    if call.method in lists and integration.surface.suspended:
+        name = jsonrpc.text(call.params, "name") or ""
+        key = suspension_key(lists[call.method], name)
+        reason = integration.surface.suspended.get(key)
+        if reason is not None:
+            raise _suspended(name, reason, integration.settings.name)
+
+
+def _suspended(name: str, reason: str, owner: str) -> RequestError:
+    text = (
+        f"{name[:200]}: {reason}. See `vsm trust diff {owner}`, then `vsm trust approve {owner}`."
+    )
+    return RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)

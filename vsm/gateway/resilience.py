@@ -315,7 +315,8 @@ class Guard:
         held = self._held.pop(call, None)
         if held is not None:
             held[2].cancel()
-            call.failed(held[0], held[1])
+            if call.client.in_flight.get(call.id_bytes) is call:  # else cancelled meanwhile
+                call.failed(held[0], held[1])
 
     # ---- dead letters ----------------------------------------------------------------------
 

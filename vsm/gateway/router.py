@@ -29,7 +29,7 @@ from vsm.gateway.client import (
     MAX_IN_FLIGHT,
     Client,
 )
-from vsm.gateway.finder import Finder, RequestError, StartingError
+from vsm.gateway.finder import Finder, RequestError, StartingError, check_offered
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.integration import Integration
 from vsm.gateway.own_tools import OWN
@@ -148,7 +148,7 @@ class Router:
             self._serve(client, sink, message, id_bytes, headers, patient=patient)
         except StartingError as starting:
             if patient:
-                self._defer(client, sink, message, id_bytes, starting.names)
+                self._defer(client, sink, message, id_bytes, starting.names, headers=headers)
             else:
                 integration = self._fleet.integrations[starting.names[0]]
                 self._fail_unavailable(sink, id_bytes, integration)
@@ -288,7 +288,14 @@ class Router:
         return name
 
     def _defer(
-        self, client: Client, sink: Sink, message: Message, id_bytes: bytes, names: list[str]
+        self,
+        client: Client,
+        sink: Sink,
+        message: Message,
+        id_bytes: bytes,
+        names: list[str],
+        *,
+        headers: Mapping[str, str] | None,
     ) -> None:
         """Serve the request once what it needs has started, or failed to; bounded in time."""
         key = (client, id_bytes)
@@ -300,7 +307,7 @@ class Router:
         async def later() -> None:
             await self._fleet.wait_settled(names, client)
             self._deferred.pop(key, None)
-            self._request(client, sink, message, id_bytes, None, patient=False)
+            self._request(client, sink, message, id_bytes, headers, patient=False)
 
         self._deferred[key] = asyncio.get_running_loop().create_task(later())
 
@@ -374,6 +381,7 @@ class Router:
                 call.failed(jsonrpc.UNAVAILABLE, text)
             return
         try:
+            check_offered(integration, call)
             upstream = integration.upstream or self._finder.instance_of(integration, call.client)
             if self._admitted(call, gates):
                 upstream.call(call)

@@ -197,9 +197,12 @@ def public_name(prefix: str, name: str, integration: str) -> str:
 
 
 def suspension_key(method: str, name: str) -> str:
-    """What an item of a list is called among the suspended: its kind and its name, bounded."""
+    """What an item of a list is called among the suspended: its kind and its name, bounded.
+
+    Shortened ones have the full length and others less, so that no name can pass for another.
+    """
     key = f"{_KIND_OF_LIST[method]} {name}"
-    if len(key) <= MAX_KEY_CHARS:
+    if len(key) < MAX_KEY_CHARS:
         return key
     digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
     return f"{key[: MAX_KEY_CHARS - len(digest) - 1]} {digest}"
@@ -324,10 +327,12 @@ def _merge_templates(surfaces: Mapping[str, Surface]) -> tuple[tuple[Template, .
     templates: list[Template] = []
     items: list[Object] = []
     for integration in sorted(surfaces):
+        seen: set[str] = set()
         for item in surfaces[integration].lists.get("resources/templates/list", ()):
             pattern = jsonrpc.text(item, "uriTemplate")
-            if not pattern or len(pattern) > MAX_URI_CHARS:
+            if not pattern or len(pattern) > MAX_URI_CHARS or pattern in seen:
                 continue
+            seen.add(pattern)
             if _is_suspended("resources/templates/list", pattern, surfaces[integration]):
                 continue
             templates.append(Template(integration, tuple(_EXPRESSION.split(pattern))))
