@@ -160,15 +160,15 @@ class ForkedWorker:
         Raises:
             OSError: it did not hand out what the plan says.
         """
-        expected = len(self.plan.listeners)
-        if self._awaits_listeners:
-            self._receive_listeners()
+        self._receive_listeners()
         fds, self._listeners = self._listeners, ()
-        if len(fds) != expected:
-            for fd in fds:
-                os.close(fd)
-            raise OSError(5, "the listeners for the egress proxy did not come")
         return fds
+
+    def _receive_listeners(self) -> None:
+        """They come first; once."""
+        if self._awaits_listeners:
+            self._listeners = self._receive(HANDED_OUT, len(self.plan.listeners))
+            self._awaits_listeners = False
 
     @property
     def control_fd(self) -> int:
@@ -176,33 +176,30 @@ class ForkedWorker:
         return self._process.control
 
     def take_refusals(self) -> int:
-        """The listener of the system call filter, when `control_fd` is readable; the caller's.
-
-        Returns:
-            A close-on-exec fd; -1 if something else came that had to come before it.
+        """The listener of the system call filter: a close-on-exec fd, the caller's.
 
         Raises:
-            OSError: it did not come, or the other end is closed.
+            BlockingIOError: it is not there yet.
+            OSError: something else came, or the other end is closed.
         """
-        if self._awaits_listeners:
-            self._receive_listeners()
-            return -1
+        self._receive_listeners()
         (fd,) = self._receive(LISTENER, 1)
         if not seccomp.is_listener(fd):
             os.close(fd)
             raise OSError(5, "the listener of the system call filter did not come")
         return fd
 
-    def _receive_listeners(self) -> None:
-        self._listeners = self._receive(HANDED_OUT, len(self.plan.listeners))
-        self._awaits_listeners = False
-
     def _receive(self, name: bytes, count: int) -> tuple[int, ...]:
         """One message of the mini-init's with so many fds."""
-        with socket.socket(fileno=os.dup(self._process.control)) as control:
+        control = socket.socket(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=self._process.control
+        )
+        try:
             data, fds, flags, _ = socket.recv_fds(
                 control, len(name), count, socket.MSG_CMSG_CLOEXEC
             )
+        finally:
+            control.detach()  # it stays this object's
         if data != name or len(fds) != count or flags & socket.MSG_CTRUNC:
             for fd in fds:
                 os.close(fd)

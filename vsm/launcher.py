@@ -34,6 +34,7 @@ _DEATH_TIMEOUT_S = 2.0  # a dying process's descriptors are closed a moment befo
 _MOST_LAST_ORDERS = 100
 _SPARE_LIFE_S = 30.0
 _MOST_SPARES = 2
+_HANDING_S = 0.05  # for a start to end; then what it hands out is waited for
 _QUIET_S = 0.01  # after a start, so that a spare is never made while somebody waits
 
 
@@ -58,7 +59,8 @@ class Launcher:
         self._spare_for: Plan | None = None
         self._last_start_s = self._spare_deadline_s = 0.0
         self._by_fd: dict[int, str] = {}
-        self._handing: dict[int, str] = {}  # control sockets by which a filter's listener comes
+        # Control sockets by which a filter's listener comes, and when to look without being told.
+        self._handing: dict[int, tuple[str, float]] = {}
         self._poll = select.poll()
         self._refusals = Responder(self._poll, self._tell_refused)
         self._wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -146,7 +148,9 @@ class Launcher:
 
     def _poll_for(self, timeout_s: float | None) -> list[tuple[int, int]]:
         """Poll so long, or until the answers to refused calls need something."""
-        if (due_s := self._refusals.due_s) is not None:
+        for due_s in (self._refusals.due_s, self._watch_handing()):
+            if due_s is None:
+                continue
             left_s = due_s - time.monotonic()
             timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
         events = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000 + 1)
@@ -228,8 +232,7 @@ class Launcher:
             self._by_fd[fd] = name
             self._poll.register(fd, select.POLLIN)
         if plan.reported:
-            self._handing[worker.control_fd] = name
-            self._poll.register(worker.control_fd, select.POLLIN)
+            self._handing[worker.control_fd] = (name, time.monotonic() + _HANDING_S)
 
     # -- reports -----------------------------------------------------------------------------------
 
@@ -240,6 +243,8 @@ class Launcher:
             if event["event"] == "started":
                 self._started.add(name)
                 self._tell_started(name, worker, event["layers"])
+                if worker.control_fd in self._handing:
+                    self._take_refusals(worker.control_fd)
                 self._want_spare(worker.plan)
         if dead:
             self._bury(name, worker)
@@ -260,23 +265,36 @@ class Launcher:
             for fd in listeners:
                 os.close(fd)
 
+    def _watch_handing(self) -> float | None:
+        """Wait for listeners that did not come with a start; when the next one is due for that.
+
+        A listener is taken when its worker says that it has started, and wakes nobody up before.
+        A start that takes long may be waiting itself, for the answer to a refused call.
+        """
+        waiting = [due_s for _, due_s in self._handing.values() if due_s]
+        if not waiting or (first_s := min(waiting)) > time.monotonic():
+            return min(waiting, default=None)
+        for fd, (name, due_s) in self._handing.items():
+            if due_s and due_s <= time.monotonic():
+                self._handing[fd] = (name, 0.0)
+                self._poll.register(fd, select.POLLIN)
+        return first_s
+
     def _take_refusals(self, fd: int) -> None:
-        """At once, not with "started": a refused call of the mini-init's own waits for it."""
-        name = self._handing[fd]
+        name, _ = self._handing[fd]
         try:
             listener = self._workers[name].take_refusals()
-        except BlockingIOError:  # the event was for a predecessor of this descriptor
+        except BlockingIOError:  # not yet
             return
         except OSError:  # it ended, or said something else: then its server does not start
             self._forget_handing(fd)
             self._workers[name].kill()
             return
-        if listener >= 0:
-            self._forget_handing(fd)
-            self._refusals.watch(name, listener)
+        self._forget_handing(fd)
+        self._refusals.watch(name, listener)
 
     def _forget_handing(self, fd: int) -> None:
-        if self._handing.pop(fd, None) is not None:
+        if self._handing.pop(fd, ("", 1.0))[1] == 0.0:
             self._poll.unregister(fd)
 
     def _tell_refused(self, name: str, calls: dict[int, int]) -> None:

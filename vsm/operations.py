@@ -310,13 +310,14 @@ class FilterSystemCalls(NamedTuple):
 
 def _install_reported(program: bytes, site: Site) -> None:
     """From the filter on nothing is called that could wait for the listener's holder."""
-    with socket.socket(fileno=os.dup(site.control_fd)) as control:
-        listener = seccomp.install_reported(program, every_thread=site.threaded)
-        try:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", listener))]
-            control.sendmsg([LISTENER], rights)
-        finally:
-            os.close(listener)
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=site.control_fd)
+    listener = seccomp.install_reported(program, every_thread=site.threaded)
+    try:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", listener))]
+        control.sendmsg([LISTENER], rights)
+    finally:
+        os.close(listener)
+        control.detach()  # it stays the mini-init's
 
 
 def _set_host_name(name: str) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -21,8 +22,9 @@ from supervised import all_ready, ask, call, rows, wait_until, write_config
 
 from vsm.core.seccomp import compile_filter, reported, rules_for
 from vsm.core.syscalls import names, numbers
-from vsm.launch import ExitReport, LauncherLink
+from vsm.launch import ExitReport, LauncherLink, LaunchError
 from vsm.linux import prctl, seccomp
+from vsm.profile import Profile, load_profile
 
 pytestmark = pytest.mark.isolation
 WHO = "root" if IS_ROOT else "user"
@@ -65,10 +67,12 @@ class Launched:
         assert worker == "w"
         self.counts.update({names(MACHINE)[nr]: count for nr, count in calls.items()})
 
-    async def run(self, tier: str, code: str, *, report: bool = True) -> ExitReport:
+    async def run(
+        self, tier: str, code: str, *, report: bool = True, profile: Profile | None = None
+    ) -> ExitReport:
         uid = WORKER_UID if IS_ROOT else None
         argv = ["/usr/bin/python3", "-SIc", code]
-        plan = plan_for(WHO, tier, argv, uid=uid, report=report)
+        plan = plan_for(WHO, tier, argv, uid=uid, report=report, profile=profile)
         await self.link.start()
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -80,10 +84,12 @@ class Launched:
             await self.link.close()
 
 
-def launched(tier: str, code: str, *, report: bool = True) -> tuple[ExitReport, Counter[str]]:
+def launched(
+    tier: str, code: str, *, report: bool = True, profile: Profile | None = None
+) -> tuple[ExitReport, Counter[str]]:
     async def scene() -> tuple[ExitReport, Counter[str]]:
         one = Launched()
-        return await one.run(tier, code, report=report), one.counts
+        return await one.run(tier, code, report=report, profile=profile), one.counts
 
     host(WHO)
     return asyncio.run(scene())
@@ -105,6 +111,26 @@ def test_refused_calls_of_threads_and_children_are_counted_by_name(tier: str) ->
 
 def test_without_a_report_the_kernel_answers_and_nothing_is_counted(tier: str) -> None:
     report, counts = launched(tier, ASKS, report=False)
+    assert (report.status, report.signal) == (0, None)
+    assert not counts
+
+
+def without(*calls: str) -> Profile:
+    """The strict profile without some calls more."""
+    plain = load_profile("integration")
+    syscalls = msgspec.structs.replace(plain.syscalls, deny=calls)
+    return msgspec.structs.replace(plain, syscalls=syscalls)
+
+
+def test_a_refused_call_of_the_mini_init_itself_is_answered_before_its_server_runs(
+    tier: str,
+) -> None:
+    with pytest.raises(LaunchError, match=r"cannot enter .*: Operation not permitted"):
+        launched(tier, "pass", profile=without("chdir"))
+
+
+def test_a_mini_init_that_cannot_hand_the_listener_out_has_none(tier: str) -> None:
+    report, counts = launched(tier, ASKS, profile=without("sendmsg"))
     assert (report.status, report.signal) == (0, None)
     assert not counts
 
