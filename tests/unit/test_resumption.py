@@ -2,7 +2,9 @@
 
 import pytest
 
-from vsm.gateway.http_exchange import Exchange, RefusedError
+from vsm.gateway.client import MAX_IN_FLIGHT
+from vsm.gateway.http import MAX_STREAMS, HttpSession
+from vsm.gateway.http_exchange import Exchange, RefusedError, Request
 from vsm.gateway.resumption import MAX_KEPT_OF_STREAM, Backlog, EventStream, parse_event_id
 
 
@@ -105,3 +107,49 @@ def test_ids_that_are_none_of_ours(text: str) -> None:
 
 def test_an_id_of_ours() -> None:
     assert parse_event_id("12-345") == (12, 345)
+
+
+def test_a_stream_that_is_never_quiet_costs_no_more_than_what_is_kept() -> None:
+    backlog = Backlog()
+    stream = EventStream(backlog, 0, None)
+    for number in range(20 * MAX_KEPT_OF_STREAM):
+        stream.notify(b"n%d" % number)
+    assert len(stream.kept) == MAX_KEPT_OF_STREAM
+    assert len(backlog._order) <= 4 * MAX_KEPT_OF_STREAM
+
+
+def test_the_bound_of_all_streams_holds_and_the_oldest_go_first() -> None:
+    backlog = Backlog(most_bytes=1000)
+    busy, quiet = EventStream(backlog, 1, None), EventStream(backlog, 2, None)
+    quiet.notify(b"q" * 100)
+    for number in range(5 * MAX_KEPT_OF_STREAM):
+        busy.notify(b"%0100d" % number)
+    assert not quiet.kept
+    assert backlog.held_bytes == 1000
+    quiet.notify(b"q" * 100)
+    assert quiet.kept
+    for stream in (busy, quiet):
+        stream.clear()
+    assert backlog.held_bytes == 0
+
+
+def test_a_stream_that_ends_before_it_began_is_an_answer_without_events() -> None:
+    stream = EventStream(Backlog(), 1, None)
+    wire = attached(stream)
+    assert stream.exchange is not None
+    stream.exchange.end()
+    assert wire.data.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_calls_that_are_cancelled_leave_a_bounded_number_of_streams() -> None:
+    session = HttpSession(0.0, Request(), Backlog())
+    for _ in range(2 * (MAX_STREAMS + MAX_IN_FLIGHT)):
+        exchange = Exchange(Wire(), 0.0)
+        session.open_stream(exchange)
+        exchange.disconnected()
+    assert len(session.streams) <= MAX_STREAMS + MAX_IN_FLIGHT + 1
+    last = session.open_stream(Exchange(Wire(), 0.0))
+    last.answer(b"n")
+    assert last.number not in session.streams
+    session.notify(b"n")
+    assert session.stream in session.streams.values()

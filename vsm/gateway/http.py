@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from msgspec import UNSET
 
 from vsm.gateway.call import id_json
-from vsm.gateway.client import Client
+from vsm.gateway.client import MAX_IN_FLIGHT, Client
 from vsm.gateway.http_connection import Connection
 from vsm.gateway.http_exchange import Exchange, RefusedError, Request
 from vsm.gateway.resumption import Backlog, EventStream, parse_event_id
@@ -69,6 +69,8 @@ class HttpSession(Client):
 
     def open_stream(self, exchange: Exchange) -> EventStream:
         """A stream for one request's answer."""
+        if len(self.streams) > MAX_STREAMS + MAX_IN_FLIGHT:
+            self._forget_cancelled()
         self._opened += 1
         primed = self.version >= PRIMED_SINCE
         stream = EventStream(self._backlog, self._opened, exchange, self._answered, primed=primed)
@@ -78,11 +80,19 @@ class HttpSession(Client):
     def _answered(self, stream: EventStream) -> None:
         """Keep what was sent as events, the newest of them; a plain answer is there or lost."""
         if not stream.kept:
-            del self.streams[stream.number]
+            self.streams.pop(stream.number, None)
         for old in list(self.streams.values()):
             if len(self.streams) <= MAX_STREAMS:
                 break
             if old.done:
+                old.clear()
+                del self.streams[old.number]
+
+    def _forget_cancelled(self) -> None:
+        """A cancelled call is never answered, so nobody will take its stream up."""
+        awaited = {call.sink for call in self.in_flight.values()}
+        for old in list(self.streams.values()):
+            if old is not self.stream and old not in awaited and not old.is_attached:
                 old.clear()
                 del self.streams[old.number]
 

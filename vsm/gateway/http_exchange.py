@@ -191,8 +191,9 @@ class Exchange:
             self._wire.abort()
 
     def end(self) -> None:
-        """End a stream of events."""
+        """End a stream of events, an empty one where none came."""
         if not self.over:
+            self.stream()
             self._over(b"0\r\n\r\n" if self._wire.chunks else b"")
 
     def _over(self, data: bytes) -> None:

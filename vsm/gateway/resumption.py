@@ -5,7 +5,7 @@ it saw (revision 2025-11-25, transports, resumability). Owns the kept events of 
 their bound. Runs in S1's event loop.
 """
 
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Final
 
 from vsm.gateway.http_exchange import Exchange, RefusedError
@@ -24,20 +24,33 @@ class Backlog:
     def __init__(self, most_bytes: int = MAX_KEPT_BYTES) -> None:
         self._most = most_bytes
         self._order: deque[EventStream] = deque()
+        self._held = 0
         self.held_bytes = 0
 
     def keep(self, stream: "EventStream", size_bytes: int) -> None:
         """A stream has one more event."""
         self._order.append(stream)
+        self._held += 1
         self.held_bytes += size_bytes
         while self.held_bytes > self._most:
             self._order.popleft().drop_oldest()
 
-    def forget(self, stream: "EventStream", size_bytes: int) -> None:
+    def forget(self, size_bytes: int) -> None:
         """A stream has one event less; its place in the order goes when its turn comes."""
         self.held_bytes -= size_bytes
-        if len(self._order) > 2 * MAX_KEPT_OF_STREAM and not stream.kept:
-            self._order = deque(one for one in self._order if one.kept)
+        self._held -= 1
+        if len(self._order) > 2 * (self._held + MAX_KEPT_OF_STREAM):
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Leave each stream as many places as it has events, the last of them."""
+        places: Counter[EventStream] = Counter()
+        kept: deque[EventStream] = deque()
+        for stream in reversed(self._order):
+            if places[stream] < len(stream.kept):
+                places[stream] += 1
+                kept.appendleft(stream)
+        self._order = kept
 
 
 class EventStream:
@@ -121,7 +134,7 @@ class EventStream:
         """Forget one event; whoever resumes before it is told that it is too late."""
         if self.kept:
             _, frame = self.kept.popleft()
-            self._backlog.forget(self, len(frame))
+            self._backlog.forget(len(frame))
 
     def clear(self) -> None:
         """Nobody will ask for it again."""
