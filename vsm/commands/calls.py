@@ -77,5 +77,5 @@ def _line(row: Row) -> str:
     sizes = f"{detail['bytes_in']} B in, {detail['bytes_out']} B out"
     outcome = row["kind"].removeprefix("call.")
     return clean(
-        f"{when_text(row['at_ns'])}  {outcome:<14}  {what}  {who}  {detail['ms']} ms  {sizes}"
+        f"{when_text(row['at_ns'])}  {outcome:<14}  {what}  {who}  {detail['ms']:.1f} ms  {sizes}"
     )
