@@ -60,11 +60,14 @@ class Regulator:
         self._phases: dict[str, str] = {}
         self._score: list[Any] | None = None
         self._silent = False
+        self._slowed: set[str] = set()
 
     def settings(self, system: str) -> dict[str, Any]:
         """What a system's `start` tells it: its tables of vsm.toml, and what S4 had learned."""
         config = self._supervisor.config
         own = settings(config.coordination, config.control, config.intelligence).get(system, {})
+        if system == "system2":
+            self._forgive()
         if system != "system4":
             return own
         if self._score is None:
@@ -295,6 +298,14 @@ class Regulator:
         group = self._supervisor.integrations
         if message.integration in group.integrations:
             group.slow_down(message.integration, message.factor)
+            self._slowed.add(message.integration)
+
+    def _forgive(self) -> None:
+        """A new S2 knows nothing of what the one before it damped."""
+        group = self._supervisor.integrations
+        for name in self._slowed & set(group.integrations):
+            group.slow_down(name, 1.0)
+        self._slowed.clear()
 
     # ---- audits ----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vsm.cgroup import CgroupLimits
+from vsm.config import Config
 from vsm.config_regulation import Control
 from vsm.core import restart
 from vsm.errors import VsmError
@@ -69,7 +70,7 @@ class World:
             workers=SimpleNamespace(group=SimpleNamespace(workers={}), phase=lambda _key: "ready"),
         )
         self.supervisor: Any = SimpleNamespace(
-            config=SimpleNamespace(control=Control(budget=BUDGET)),
+            config=Config(control=Control(budget=BUDGET)),
             integrations=self.group,
             systems=SimpleNamespace(
                 running={f"system{n}": SimpleNamespace(link=link) for n in range(1, 6)}
@@ -197,6 +198,9 @@ def test_only_s2_slows_restarts_and_only_of_what_there_is() -> None:
         assert world.slowed == []
         world.regulator.on_message("system2", Damp(integration="a", factor=8.0))
         assert world.slowed == [("a", 8.0)]
+        world.regulator.settings("system2")  # a new S2 begins: it knows of none
+        world.regulator.settings("system2")
+        assert world.slowed == [("a", 8.0), ("a", 1.0)]
 
     run(scenario)
 

@@ -88,7 +88,11 @@ class Coordination:
             else:
                 self._release(action)
         if actions:
-            self.context.send("system3", Rates(body={"damped": self.damped()}))
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell S3 what to leave alone."""
+        self.context.send("system3", Rates(body={"damped": self.damped()}))
 
     def _damp(self, action: Damped) -> None:
         name, series = action.integration, action.series
@@ -172,6 +176,8 @@ class Coordination:
         while True:
             await asyncio.sleep(TICK_S)
             self.tick(asyncio.get_running_loop().time())
+            if self.damped():
+                self.tell()  # S3 may be a new one
 
 
 async def main(context: SystemContext) -> None:
@@ -185,6 +191,7 @@ async def main(context: SystemContext) -> None:
     coordination.configure(start)
     context.report(SnapshotOut(body=coordination.snapshot))
     context.ready()
+    coordination.tell()  # a predecessor's word holds no longer
     resting = asyncio.create_task(coordination.rest())
     try:
         await context.stopping.wait()
