@@ -70,7 +70,13 @@ class Containers:
         self._count += 1
         state = os.path.join(self._folder.name, "state")
         container = f"vsm-r-{os.getpid()}-{self._count}"
-        _run([path, "--root", state, *options, "run", "--bundle", self._folder.name, container])
+        runtime = [path, "--root", state, *options]
+        try:
+            _run([*runtime, "run", "--bundle", self._folder.name, container])
+        except (subprocess.SubprocessError, OSError):
+            delete = [*runtime, "delete", "--force", container]
+            subprocess.run(delete, check=False, capture_output=True)
+            raise
 
     def _podman(self, path: str) -> None:
         root = os.path.join(self._folder.name, "root")
