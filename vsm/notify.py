@@ -6,6 +6,7 @@ that uses vsm as a library and may be a service of its own, there is nobody to t
 """
 
 import array
+import contextlib
 import os
 import socket
 import stat
@@ -33,8 +34,9 @@ def take_over() -> None:
         return
     names = _said("LISTEN_FDNAMES").split(":")
     for number in range(int(count)):
-        os.set_inheritable(_FIRST_FD + number, False)  # noqa: FBT003 - its only argument
-        _given.append((names[number] if number < len(names) else "", _FIRST_FD + number))
+        with contextlib.suppress(OSError):  # one that is not open was not given
+            os.set_inheritable(_FIRST_FD + number, False)  # noqa: FBT003 - its only argument
+            _given.append((names[number] if number < len(names) else "", _FIRST_FD + number))
 
 
 def is_managed() -> bool:

@@ -133,6 +133,13 @@ def test_names_tell_listeners_from_what_was_stored(monkeypatch: pytest.MonkeyPat
         os.close(fd)
 
 
+def test_what_is_not_open_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    (fd,) = in_a_row(a_socket)
+    os.close(fd)
+    given(monkeypatch, fd)
+    assert notify.listeners() == []
+
+
 def test_what_is_neither_is_let_go(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     (fd,) = in_a_row(a_memory)
     given(monkeypatch, fd, names="of-another-version")
