@@ -156,6 +156,14 @@ class Policing:
         self._tell_policy("relief", subject, cause, detail)
         self._announce("supervisor", "relief", subject, cause, detail, repeats)
 
+    def trust(self, kind: str, name: str, detail: Mapping[str, Any]) -> None:
+        """What a server offers was compared with its pins."""
+        if kind == "trust.changed":
+            items = ", ".join(str(item) for item in detail.get("items", ()))
+            self.hurt(name, "pins", f"changed since it was approved, so it is not served: {items}")
+        elif kind == "trust.approved":
+            self.relieve(name, "pins", "somebody approved what it offers")
+
     def attempted(self, name: str, times: int) -> None:
         """An integration tried what its sandbox refuses, so often."""
         if self._attempts.add(name, time.monotonic(), times):

@@ -279,6 +279,7 @@ class Supervisor:
         say = {"info": self.log.info, "notice": self.log.info, "warning": self.log.warning}
         say.get(severity, self.log.error)(kind, worker=name, **detail)
         self.recorder.trust(kind, name, severity, detail)
+        self.policing.trust(kind, name, detail)
 
     def _calls_refused(self, name: str, calls: Mapping[str, int]) -> None:
         self.recorder.calls_refused(name, calls)

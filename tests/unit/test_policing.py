@@ -146,6 +146,20 @@ def test_quarantine_hurts_until_it_serves() -> None:
     run(scenario)
 
 
+def test_broken_pins_hurt_until_somebody_approves() -> None:
+    async def scenario(world: World) -> None:
+        world.policing.trust("trust.pinned", "it", {})
+        assert world.policing.overview() == []
+        world.policing.trust("trust.changed", "it", {"items": ["tool x"]})
+        (one,) = world.policing.overview()
+        assert one["cause"] == "pins"
+        assert one["detail"].endswith("tool x")
+        world.policing.trust("trust.approved", "it", {})
+        assert world.policing.overview() == []
+
+    run(scenario)
+
+
 def test_attempts_beyond_a_rate_hurt() -> None:
     async def scenario(world: World) -> None:
         world.policing.attempted("it", 10)
