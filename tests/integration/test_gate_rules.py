@@ -234,13 +234,14 @@ def test_a_person_is_not_flooded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_may_not_wait_and_denials_beyond_a_rate_hurt() -> None:
     async def scenario() -> None:
         async with guarded(denials_per_minute=2) as (h, _gate, outlet):
-            client = await h.raw()
+            clients = [await h.raw() for _ in range(4)]  # one client by whatever connection
             echo = {"name": "it__echo", "arguments": {"text": "x"}}
             bound = gate_rules.MAX_HELD_OF_CLIENT
-            for number in range(bound + 4):
-                client.send(id=number, method="tools/call", params=echo)
+            for number in range(bound):
+                clients[number % 4].send(id=number, method="tools/call", params=echo)
+                await soon(outlet.questions)
             for number in range(bound, bound + 4):
-                answer = await client.answer(number)
+                answer = await clients[number % 4].call(number, "it__echo", text="x")
                 assert answer["error"]["data"]["reason"] == "too many calls wait for approval"
             assert outlet.pains == [("pain", ME, "denials")], "once"
             assert len(outlet.denials) == 1, "the like of it is counted"

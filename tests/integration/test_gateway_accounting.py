@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import gateway_harness as harness
 import pytest
 
 from vsm.board_reader import Demand, DemandReader
 from vsm.core.demand import (
+    CANCELLED,
     NOBODY,
     OK,
     OUTCOMES,
@@ -142,6 +143,43 @@ def test_saturation_is_demand_that_was_not_served() -> None:
             assert found["it"].classes["hangs"] == only(UNSERVED, 600 - 257)
 
     asyncio.run(main())
+
+
+class Written:
+    """A record of calls."""
+
+    mode = "counted"
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, int]] = []
+
+    def note(self, call: Any, outcome: int, bytes_out: int, /) -> None:
+        del bytes_out
+        self.rows.append((call.label, outcome))
+
+    def close(self) -> None: ...
+
+
+def test_a_call_that_its_client_takes_back_is_in_the_record() -> None:
+    async def scenario() -> None:
+        async with harness.running({"it": harness.echo_legacy("it")}) as gateway:
+            written = Written()
+            gateway.gateway.record_calls(cast("Any", written))
+            taken_back, gone = await gateway.raw(), await gateway.raw()
+            for client in (taken_back, gone):
+                client.send(id=1, method="tools/call", params={"name": "it__silence"})
+            upstream = gateway.gateway.fleet.integrations["it"].upstream
+            assert upstream is not None
+            async with asyncio.timeout(20):
+                while upstream.in_flight < 2:
+                    await taken_back.request("a turn of the loop", "ping")
+                taken_back.send(method="notifications/cancelled", params={"requestId": 1})
+                await gone.close()
+                while upstream.in_flight:
+                    await taken_back.request("a turn of the loop", "ping")
+            assert written.rows == [("silence", CANCELLED)] * 2
+
+    asyncio.run(scenario())
 
 
 def test_cancelled_call_has_no_outcome() -> None:

@@ -10,6 +10,8 @@ from typing import Final
 OUTCOMES: Final = ("ok", "tool_error", "protocol_error", "timeout", "denied", "unserved")
 OK, TOOL_ERROR, PROTOCOL_ERROR, TIMEOUT, DENIED, UNSERVED = range(len(OUTCOMES))
 """Only `ok` is answered well. The first four are a server's answers, the last two the gateway's."""
+CANCELLED: Final = len(OUTCOMES)
+"""No outcome: its client wanted no answer any more; it may have run."""
 SERVED: Final = (OK, TOOL_ERROR, PROTOCOL_ERROR, TIMEOUT)
 
 NOBODY: Final = "(nobody)"

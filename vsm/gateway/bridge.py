@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 from msgspec import UNSET, Raw
 
+from vsm.core.demand import CANCELLED
 from vsm.gateway.call import Call
 from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.envelope import QuestionError
@@ -245,6 +246,8 @@ class Bridge:
             for id_bytes, _ in (*parked.asked.values(), *parked.unasked.values()):
                 parked.upstream.tell(jsonrpc.failure(id_bytes, jsonrpc.INTERNAL_ERROR, reason))
             parked.call.row.cancel()
+            if parked.call.log is not None:
+                parked.call.log.note(parked.call, CANCELLED, 0)
             parked.upstream.cancel(parked.call, reason)
 
     def _forget(self, parked: Parked) -> None:

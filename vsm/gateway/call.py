@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import UNSET, Raw
 
-from vsm.core.demand import OK, PROTOCOL_ERROR
+from vsm.core.demand import CANCELLED, OK, PROTOCOL_ERROR
 from vsm.gateway.accounting import TOOL_ERROR_KEY, now_ns, outcome_of, outcome_of_failure
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import Id, Message
@@ -168,6 +168,8 @@ class Call:
         """The client no longer wants the answer: forget it and tell the server."""
         self.client.in_flight.pop(self.id_bytes, None)
         self.row.cancel()
+        if self.log is not None:
+            self.log.note(self, CANCELLED, 0)
         if self.upstream is not None:
             self.upstream.cancel(self, reason)
             self.upstream.guard.cancelled(self)
@@ -177,7 +179,7 @@ class CallRecord(Protocol):
     """Where every call that ends is written down."""
 
     def note(self, call: Call, outcome: int, bytes_out: int, /) -> None:
-        """Take a call: `outcome` is an index of OUTCOMES, `bytes_out` what was answered."""
+        """Take a call: `outcome` is an index of OUTCOMES or CANCELLED, `bytes_out` the answer's."""
 
 
 class Gate(Protocol):

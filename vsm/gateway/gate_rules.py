@@ -309,7 +309,8 @@ class RuleGate(Gate):
         grant = (digest, asked.client, asked.integration, asked.kind, asked.name)
         if self._grants.get(grant, 0.0) > time.time():
             return True
-        of_client = sum(1 for one in self._held.values() if one.call.client is call.client)
+        # By identity: connections and sessions can be had by the dozen.
+        of_client = sum(1 for h in self._held.values() if h.call.client.identity == asked.client)
         if len(self._held) >= MAX_HELD or of_client >= MAX_HELD_OF_CLIENT or rules is None:
             raise self._denial(
                 asked, decision._replace(action="deny", reason="too many calls wait for approval")
