@@ -3,7 +3,7 @@
 Attribution is by kinship, so that other work on the machine is never blamed: the test process
 is a subreaper, hence whatever a test starts stays its descendant however often it forks, and
 TMPDIR is a directory of the session's own. What has no kin (segments, control groups of a dead
-owner, files elsewhere in /tmp) is compared by name, and only while no other session runs.
+owner, mounts and files elsewhere) is compared by name, and only while no other session runs.
 """
 
 import ctypes
@@ -104,9 +104,12 @@ def _open_fds() -> frozenset[tuple[int, str]]:
     return frozenset(found)
 
 
-def _mounts() -> frozenset[str]:
+def _mounts(scratch: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Where something is mounted: below our own directory, and elsewhere."""
     lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    return frozenset(line.split()[4] for line in lines)
+    places = frozenset(line.split()[4] for line in lines)
+    own = frozenset(place for place in places if place.startswith(f"{scratch}/"))
+    return own, frozenset(f"mount {place}" for place in places - own)
 
 
 def _cgroups() -> tuple[frozenset[str], frozenset[str]]:
@@ -142,13 +145,14 @@ def alone() -> bool:
 def snapshot(scratch: Path, *, skip: frozenset[Pid] = frozenset()) -> Traces:
     """Record what is there now; processes in `skip` and below are somebody else's."""
     cgroups, orphaned = _cgroups()
+    mounts, mounted_elsewhere = _mounts(scratch)
     return Traces(
         processes=descendants(os.getpid(), skip=skip),
         fds=_open_fds(),
-        mounts=_mounts(),
+        mounts=mounts,
         cgroups=cgroups,
         files=frozenset(f"file {path}" for path in scratch.iterdir()),
-        strangers=orphaned | _elsewhere() if alone() else None,
+        strangers=orphaned | mounted_elsewhere | _elsewhere() if alone() else None,
     )
 
 
