@@ -180,6 +180,11 @@ def test_a_run_over_its_time_is_killed() -> None:
     assert time.monotonic() - started < 20
 
 
+def test_a_run_over_the_wall_time_of_its_limits_is_over_its_time() -> None:
+    result = vsm.run(["/bin/sleep", "60"], limits={"wall_time_s": 1})
+    assert (result.cause, result.error) == ("timeout", "its time was over")
+
+
 def test_output_survives_a_time_out() -> None:
     def talk() -> None:
         os.write(1, b"so far\n")

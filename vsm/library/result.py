@@ -115,7 +115,7 @@ def _judge_kill(ended: dict[str, Any], *, late: bool) -> tuple[Cause, str] | Non
         return "violation", "it was killed for a forbidden system call"
     if ended["oom_kills"] and (signo == signal.SIGKILL or status == 128 + signal.SIGKILL):
         return "memory", "it was killed at its memory limit"
-    return ("timeout", "its time was over") if late else None
+    return ("timeout", "its time was over") if late or ended["limit"] else None
 
 
 def _judge_failure(ended: dict[str, Any], answer: Answer | None) -> tuple[Cause, str]:

@@ -143,6 +143,7 @@ def report(run: Run, usage: cgroup.Usage | None) -> dict[str, Any]:
         "layers": run.layers,
         "egress": run.asked,
         "refused": _named(run.refused),
+        "limit": ended.get("limit", ""),
     }
 
 
