@@ -19,6 +19,8 @@ from vsm.pins import Difference, PinStore, from_memory, to_memory
 
 MAX_TOLD: Final = 20
 MAX_ITEM_CHARS: Final = 20_000
+MAX_FLAGGED: Final = 1000  # told of one integration; `vsm trust diff` shows all
+_CONTEXT_CHARS: Final = 200
 Note = Callable[[str, str, str, dict[str, Any]], None]
 
 
@@ -44,7 +46,7 @@ class Pinning:
         self._modes = modes
         self._tell = tell
         self._note = note
-        self._flagged: set[tuple[str, str, str]] = set()
+        self._flagged: dict[str, set[tuple[str, str]]] = {}
 
     def tell(self, name: str) -> None:
         """Tell S1 what was approved; without it S1 shows nothing of the integration."""
@@ -82,10 +84,11 @@ class Pinning:
         self._flag(name)
 
     def _flag(self, name: str) -> None:
+        flagged = self._flagged.setdefault(name, set())
         for flag in self.flags(name):
-            seen = (name, flag.key, flag.why)
-            if seen not in self._flagged:
-                self._flagged.add(seen)
+            seen = (flag.key, flag.why)
+            if seen not in flagged and len(flagged) < MAX_FLAGGED:
+                flagged.add(seen)
                 detail = {"item": flag.key, "where": flag.where, "excerpt": flag.excerpt}
                 self._note("trust.suspicious", name, "warning", detail | {"why": flag.why})
 
@@ -132,12 +135,7 @@ class Pinning:
         return {
             "name": name,
             "open": [
-                {
-                    "item": one.key,
-                    "state": one.state,
-                    "before": one.before[:MAX_ITEM_CHARS],
-                    "after": one.after[:MAX_ITEM_CHARS],
-                }
+                {"item": one.key, "state": one.state, **_shown(one.before, one.after)}
                 for one in self._open(name, self._modes().get(name, "off"))
             ],
             "flags": [
@@ -161,6 +159,17 @@ class Pinning:
             self._note("trust.approved", name, "notice", detail)
             self.tell(name)
         return approved
+
+
+def _shown(before: str, after: str) -> dict[str, Any]:
+    """Both texts; of long ones what follows the first difference, and that they are cut."""
+    if max(len(before), len(after)) <= MAX_ITEM_CHARS:
+        return {"before": before, "after": after, "cut": False}
+    pairs = enumerate(zip(before, after, strict=False))
+    differ_at = next((n for n, (a, b) in pairs if a != b), min(len(before), len(after)))
+    begin = max(0, differ_at - _CONTEXT_CHARS)
+    end = begin + MAX_ITEM_CHARS
+    return {"before": before[begin:end], "after": after[begin:end], "cut": True}
 
 
 def _decoded(item: dict[str, msgspec.Raw]) -> Any:  # noqa: ANN401 - JSON

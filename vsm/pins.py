@@ -21,6 +21,7 @@ from vsm.core.trust import Mode
 from vsm.errors import VsmError
 
 MAX_DOCUMENT_BYTES: Final = 20 * 1024 * 1024
+MAX_KEPT_BYTES: Final = 2 * MAX_DOCUMENT_BYTES
 Items: TypeAlias = dict[str, dict[str, Raw]]
 
 _items: Final = msgspec.json.Decoder(Items)
@@ -151,15 +152,21 @@ class PinStore:
         except OSError as error:
             raise VsmError(str(file), f"cannot be read: {error.strerror}") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            remedy = "Remove it: everything that the server offers then waits for approval anew."
+            remedy = (
+                "Remove it: what the server offers is then compared with nothing, and with "
+                'trust = "first-use" pinned as it is.'
+            )
             raise VsmError(str(file), "is damaged", remedy) from None
 
     def _write(self, file: Path, items: Items) -> None:
         partial = file.with_suffix(".partial")
+        content = msgspec.json.encode(items)
+        if len(content) > MAX_KEPT_BYTES:
+            raise VsmError(str(file), f"{len(content)} bytes are more than is kept")
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             with partial.open("wb") as out:
-                out.write(msgspec.json.encode(items))
+                out.write(content)
                 out.flush()
                 os.fsync(out.fileno())
             partial.replace(file)

@@ -1,6 +1,8 @@
 """Pins and flags: what is suspended, what is pointed at, and that harmless text is left alone."""
 
+import json
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +10,9 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from vsm.core import suspicion, trust
-from vsm.gateway.trust import items_of
+from vsm.gateway.trust import Vetting, items_of
+from vsm.pinning import MAX_ITEM_CHARS, Pinning
+from vsm.pins import PinStore
 from vsm.protocol import catalogue, jsonrpc
 from vsm.protocol.catalogue import Surface
 
@@ -71,6 +75,54 @@ def test_every_item_that_clients_are_offered_was_judged() -> None:
     judged = dict(items_of(surface, ""))
     offered = catalogue.merge({"a": surface}).items["resources/templates/list"]
     assert list(judged.values()) == list(offered) == twice[:1]
+
+
+def test_what_is_too_much_to_be_pinned_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bytes] = []
+    vetting = Vetting("first-use", told.append)
+    vetting.pinned(b"")
+    item = {"name": jsonrpc.raw_of("t"), "description": jsonrpc.raw_of("x" * 200)}
+    surface = Surface("a", {"tools/list": [item]})
+    vetting.judge(surface, "")
+    assert not surface.suspended
+    vetting.pinned(b"")
+    monkeypatch.setattr("vsm.gateway.trust.MAX_DOCUMENT_BYTES", 100)
+    for _ in range(2):  # nor when it is looked at again
+        vetting.judge(surface, "")
+        assert set(surface.suspended) == {"tool t"}
+    assert told
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_a_change_is_shown_however_late_it_comes(tmp_path: Path, length: int) -> None:
+    def offer(end: str) -> bytes:
+        tool = {"name": "t", "description": "x" * length + end}
+        return json.dumps({"tool t": tool}).encode()
+
+    store = PinStore(tmp_path / "pins")
+    store.take("a", offer("kind"), "first-use")
+    store.take("a", offer("cruel"), "first-use")
+    pinning = Pinning(
+        store,
+        modes=lambda: {"a": "first-use"},
+        tell=lambda _message, _fds: True,
+        note=lambda *_: None,
+    )
+    (shown,) = pinning.differences("a")["open"]
+    assert "kind" in shown["before"]
+    assert "cruel" in shown["after"]
+    assert len(shown["after"]) <= MAX_ITEM_CHARS
+    assert shown["cut"] is (length > MAX_ITEM_CHARS)
+
+
+def test_a_server_that_invents_names_without_end_fills_nothing() -> None:
+    pins: dict[str, str] = {}
+    for turn in range(6):
+        offered = {f"tool {turn}-{number}": "hash" for number in range(5000)}
+        judgement = trust.judge(offered, pins, "first-use")
+        pins |= {key: offered[key] for key in judgement.fresh}
+        assert judgement.suspended.keys() == offered.keys() - pins.keys()
+    assert len(pins) == trust.MOST_PINNED
 
 
 def _why(description: str) -> list[str]:

@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
 def _print_differences(answer: dict[str, Any]) -> None:
     for one in answer["open"]:
         print(clean(f"{one['item']}: {one['state']}"))
+        if one["cut"]:
+            print("look at the file in the state directory too: it is too long to be shown whole")
         before, after = _lines(one["before"]), _lines(one["after"])
         for line in difflib.unified_diff(before, after, lineterm="", n=2):
             if not line.startswith(("---", "+++", "@@")):

@@ -14,6 +14,8 @@ Mode: TypeAlias = Literal["first-use", "approve", "off"]
 CHANGED: Final = "changed since it was approved"
 UNAPPROVED: Final = "not approved yet"
 INSTRUCTIONS: Final = "instructions"
+MOST_PINNED: Final = 20_000
+"""Without a person, of one integration: a server that invents names without end fills nothing."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ def fingerprint(item: Mapping[str, bytes]) -> str:
 def judge(offered: Mapping[str, str], pins: Mapping[str, str] | None, mode: Mode) -> Judgement:
     """Compare what is offered (key → hash) with what is pinned (None: nothing ever was).
 
-    On first use an unknown item is pinned as it is; by approval it waits. A changed one waits
-    in both.
+    On first use an unknown item is pinned as it is, up to MOST_PINNED; by approval it waits. A
+    changed one waits in both.
     """
     if mode == "off":
         return Judgement()
@@ -54,6 +56,6 @@ def judge(offered: Mapping[str, str], pins: Mapping[str, str] | None, mode: Mode
     changed = {key: CHANGED for key, pin in offered.items() if known.get(key, pin) != pin}
     unknown = tuple(key for key in offered if key not in known)
     gone = tuple(key for key in known if key not in offered)
-    if mode == "first-use":
+    if mode == "first-use" and len(known) + len(unknown) <= MOST_PINNED:
         return Judgement(changed, unknown, gone)
     return Judgement(changed | dict.fromkeys(unknown, UNAPPROVED), (), gone)

@@ -17,6 +17,7 @@ from vsm.protocol.catalogue import Surface, suspension_key
 from vsm.protocol.jsonrpc import Object
 
 MAX_DOCUMENT_BYTES: Final = 20 * 1024 * 1024
+TOO_MUCH: Final = "its server offers more than can be pinned"
 WAITING: Final = "not compared with what was approved yet"
 
 _NAMED_BY: Final = {
@@ -83,21 +84,25 @@ class Vetting:
         else:
             offered = {key: trust.fingerprint(item) for key, item in items.items()}
             self.judgement = trust.judge(offered, self._pins, self.mode)
-            fresh = {key: offered[key] for key in self.judgement.fresh}
-            self._pins = (self._pins or {}) | fresh
-            self._report(items)
+            if self._report(items):
+                fresh = {key: offered[key] for key in self.judgement.fresh}
+                self._pins = (self._pins or {}) | fresh
+            else:
+                self.judgement = Judgement(dict.fromkeys(items, TOO_MUCH))
         surface.suspended = self.judgement.suspended
 
-    def _report(self, items: Mapping[str, Object]) -> None:
+    def _report(self, items: Mapping[str, Object]) -> bool:
+        """Say what is not pinned; False where it is more than anybody could keep and approve."""
         judgement = self.judgement
         if not (judgement.suspended or judgement.fresh or judgement.gone):
             self._offered = b""
-            return
+            return True
         document = msgspec.json.encode(items)
         digest = hashlib.sha256(document).digest()
         if digest != self._offered:
             self._offered = digest
             self._offer(document)
+        return len(document) <= MAX_DOCUMENT_BYTES
 
 
 def items_of(surface: Surface, instructions: str) -> Iterator[tuple[str, Object]]:
