@@ -23,6 +23,7 @@ from vsm.library.run import close
 
 WARM_UP = 5
 ROW = 20
+SPARES, SPARES_TIMEOUT_S = 4, 5.0  # two, each with its first process and its worker
 PAUSE_S = 0.05  # the spares of the last run are made
 
 
@@ -93,9 +94,12 @@ def _in_a_row(runs: int) -> list[dict[str, Any]]:
 
 
 def _held() -> dict[tuple[str, str, str], float]:
-    """What a run could leave or grow."""
+    """What a run could leave or grow, once both spares of the last one are there."""
     found: dict[tuple[str, str, str], float] = {}
     program, runner = psutil.Process(), psutil.Process(runner_link.runner_pid())
+    deadline = time.monotonic() + SPARES_TIMEOUT_S
+    while len(runner.children(recursive=True)) < SPARES and time.monotonic() < deadline:
+        time.sleep(PAUSE_S)
     for name, process in (("program", program), ("runner", runner)):
         found[name, "grown", "KiB"] = process.memory_info().rss / 1024
         found[name, "descriptors more", ""] = process.num_fds()
