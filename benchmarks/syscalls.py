@@ -1,10 +1,18 @@
-"""What the filter and the rules cost a running worker: nanoseconds a call, bare and confined."""
+"""What the filter and the rules cost a running worker: nanoseconds a call, bare and confined.
+
+Beside the tiers stands the kernel's own part of what opening a file costs: a process without any
+other confinement in a Landlock domain of one rule for the root. Nothing that uses Landlock is below.
+"""
 
 import json
 import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 from confined import Bench, row
+
+from vsm.linux import landlock
 
 PROBE = """
 import json, os, time
@@ -36,13 +44,30 @@ print(json.dumps({
 """
 
 
+LANDLOCK = "Landlock alone, one rule"
+ALONE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).resolve().parent.parent)!r})
+from vsm.linux import landlock, prctl
+prctl.set_no_new_privileges()
+landlock.restrict([("/", landlock.CHANGE)], tcp=True)
+"""
+
+
 def run(rounds: int) -> list[dict[str, Any]]:
     """Median cost of each call in each variant, processes of the variants interleaved."""
-    bench = Bench([os.path.realpath("/usr/bin/python3"), "-SI", "-c", PROBE])
-    found: dict[str, dict[str, list[float]]] = {variant: {} for variant in bench.variants}
+    argv = [os.path.realpath("/usr/bin/python3"), "-SI", "-c"]
+    bench = Bench([*argv, PROBE])
+    variants = [*bench.variants, *([LANDLOCK] if landlock.abi() else [])]
+    found: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
     for _ in range(rounds):
         for variant, costs in found.items():
-            for call, cost in json.loads(bench.output(variant)).items():
+            if variant == LANDLOCK:
+                said = subprocess.run([*argv, ALONE + PROBE], stdout=subprocess.PIPE, check=True)
+                printed = said.stdout.decode()
+            else:
+                printed = bench.output(variant)
+            for call, cost in json.loads(printed).items():
                 costs.setdefault(call, []).append(cost)
     return [
         row("syscalls", variant, call, values=values, unit="ns", bare=found["bare"][call])
