@@ -1,7 +1,7 @@
 """What the filter and the rules cost a running worker: nanoseconds a call, bare and confined.
 
 Beside the tiers stands the kernel's own part of what opening a file costs: a process without any
-other confinement in a Landlock domain of one rule for the root. Nothing that uses Landlock is below.
+other confinement, in a Landlock domain of one rule for the root. Nothing with Landlock is below.
 """
 
 import json

@@ -118,7 +118,8 @@ class Catalogue:
         """What a client sees that may not see everything; a clash stays one for everybody.
 
         Args:
-            serves: whether it sees an integration. offers: whether it sees a tool of that name.
+            serves: whether it sees an integration.
+            offers: whether it sees a tool of that name.
         """
         items = self.items
         tools = [
