@@ -49,6 +49,11 @@ class JournalQueue:
         return len(self._encoded)
 
     @property
+    def size(self) -> int:
+        """How many characters wait; compare it with the bytes of the capacity."""
+        return self._bytes
+
+    @property
     def under_way(self) -> int:
         """How many messages are sent and not acknowledged."""
         return len(self._under_way)

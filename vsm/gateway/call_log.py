@@ -140,7 +140,8 @@ class CallLog:
 
     def _has_room(self) -> bool:
         # The queue keeps its last quarter for what is at least a warning; no call is.
-        return len(self._queue) + len(self._rows) < CAPACITY_RECORDS // 2
+        few = len(self._queue) + len(self._rows) < CAPACITY_RECORDS // 2
+        return few and self._queue.size < CAPACITY_BYTES // 2
 
     def _give_up(self, call: Call) -> None:
         self._held = deque(entry for entry in self._held if entry[0] is not call)

@@ -1,0 +1,50 @@
+"""The record of calls while its journal does not answer: what it cannot keep, it holds back."""
+
+import asyncio
+import socket
+from typing import Any, cast
+
+import pytest
+
+from vsm.core.demand import UNSERVED
+from vsm.gateway import call_log
+from vsm.gateway.call_log import CAPACITY_RECORDS, CallLog
+from vsm.gateway.client import MAX_NAME_CHARS
+
+
+class Asker:
+    """A client whose every name costs as much as a name can."""
+
+    identity = "http"
+    calls_itself = "\x01" * MAX_NAME_CHARS
+
+
+class Wanted:
+    """A call that may have to wait."""
+
+    timeout_s = 60.0
+
+
+@pytest.mark.parametrize("label", ["echo", "\x01" * 256])
+def test_a_call_waits_before_its_record_would_find_no_room(
+    label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_log, "FLUSH_S", 3600.0)
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        log = CallLog(ours, sender="test", mode="all", rate=1)
+        try:
+            written = 0
+            while log.admit(cast("Any", Wanted()), lambda _call: None):
+                for _ in range(100):
+                    log.refused(cast("Any", Asker()), "tools/call", label, UNSERVED)
+                written += 100
+                log._flush()
+                assert written < CAPACITY_RECORDS
+            assert log._queue.dropped == 0
+        finally:
+            log.close()
+            theirs.close()
+
+    asyncio.run(scenario())
