@@ -191,7 +191,10 @@ class ControlServer:
             isinstance(items, list) and all(isinstance(item, str) for item in items)
         ):
             raise VsmError("control socket", "arguments.items: expected a list of items")
-        return {"name": name, "approved": self._supervisor.pinning.approve(name, items)}
+        seen = arguments.get("seen") or ""
+        if not isinstance(seen, str):
+            raise VsmError("control socket", "arguments.seen: expected a digest")
+        return {"name": name, "approved": self._supervisor.pinning.approve(name, items, seen)}
 
     def _integration(self, arguments: Arguments) -> str:
         name, known = _text(arguments, "name"), self._supervisor.integrations.integrations

@@ -4,6 +4,7 @@ Runs in the supervisor. S1 compares and suspends; here the record of what was ap
 what is suspicious is flagged once, and approvals are made, always by a person.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ MAX_TOLD: Final = 20
 MAX_ITEM_CHARS: Final = 20_000
 MAX_FLAGGED: Final = 1000  # told of one integration; `vsm trust diff` shows all
 _CONTEXT_CHARS: Final = 200
+_DIGEST_CHARS: Final = 16
 Note = Callable[[str, str, str, dict[str, Any]], None]
 
 
@@ -134,6 +136,7 @@ class Pinning:
         """
         return {
             "name": name,
+            "digest": self._digest(name),
             "open": [
                 {"item": one.key, "state": one.state, **_shown(one.before, one.after)}
                 for one in self._open(name, self._modes().get(name, "off"))
@@ -147,12 +150,26 @@ class Pinning:
     def _open(self, name: str, mode: str) -> list[Difference]:
         return [] if mode == "off" else self._store.differences(name)
 
-    def approve(self, name: str, keys: list[str] | None) -> list[str]:
+    def _digest(self, name: str) -> str:
+        """Names exactly what waits for approval now."""
+        waits = [(one.key, one.after) for one in self._open(name, self._modes().get(name, "off"))]
+        return hashlib.sha256(msgspec.json.encode(waits)).hexdigest()[:_DIGEST_CHARS]
+
+    def approve(self, name: str, keys: list[str] | None, seen: str = "") -> list[str]:
         """Pin what a person has looked at, and tell S1.
 
+        Args:
+            name: the integration's.
+            keys: of items; None is all that is open.
+            seen: the digest of the differences that the person saw; "" where they do not say.
+
         Raises:
-            VsmError: a key needs no approval, or the pins cannot be kept.
+            VsmError: a key needs no approval, the server has changed something since, or the pins
+                cannot be kept.
         """
+        if seen and seen != self._digest(name):
+            remedy = f"Look again: `vsm trust diff {name}`."
+            raise VsmError(f"pins of {name}", "what is offered is not what you saw", remedy)
         approved = self._store.approve(name, keys)
         if approved:
             detail = {"items": approved[:MAX_TOLD], "count": len(approved)}

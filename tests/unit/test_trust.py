@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from vsm.core import suspicion, trust
+from vsm.errors import VsmError
 from vsm.gateway.trust import Vetting, items_of
 from vsm.pinning import MAX_ITEM_CHARS, Pinning
 from vsm.pins import PinStore
@@ -113,6 +114,11 @@ def test_a_change_is_shown_however_late_it_comes(tmp_path: Path, length: int) ->
     assert "cruel" in shown["after"]
     assert len(shown["after"]) <= MAX_ITEM_CHARS
     assert shown["cut"] is (length > MAX_ITEM_CHARS)
+    seen = pinning.differences("a")["digest"]
+    store.take("a", offer("crueler"), "first-use")
+    with pytest.raises(VsmError, match="not what you saw"):
+        pinning.approve("a", None, seen)
+    assert pinning.approve("a", None, pinning.differences("a")["digest"]) == ["tool t"]
 
 
 def test_a_server_that_invents_names_without_end_fills_nothing() -> None:

@@ -26,6 +26,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     approve.add_argument(
         "items", nargs="*", metavar="ITEM", help='such as "tool echo"; default: everything open'
     )
+    approve.add_argument(
+        "--seen", metavar="DIGEST", default="", help="only if it is what `vsm trust diff` showed"
+    )
     for one in (parser, listing, diff, approve):
         one.add_argument("--json", action="store_true", help="print what vsm answered")
 
@@ -33,7 +36,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Ask the supervisor, and print."""
     if args.action == "approve":
-        answer = request("trust-approve", name=args.name, items=args.items)
+        answer = request("trust-approve", name=args.name, items=args.items, seen=args.seen)
     elif args.action == "diff":
         answer = request("trust-diff", name=args.name)
     else:
@@ -69,7 +72,10 @@ def _print_differences(answer: dict[str, Any]) -> None:
         print(clean(f"look at {flag['item']}, {flag['where']}: {flag['why']}"))
         if flag["excerpt"]:
             print("\n".join(foreign(flag["excerpt"])))
-    if not answer["open"]:
+    if answer["open"]:
+        name = clean(answer["name"])
+        print(f"to approve exactly this: vsm trust approve {name} --seen {answer['digest']}")
+    else:
         print("nothing waits for approval")
 
 
