@@ -133,20 +133,26 @@ class Detection:
 
     def _look(self) -> None:
         self._timer = None
-        for running in list(self.group.running.values()):
-            reason = "" if running.doomed else self._reason(running)
-            if reason:
-                name, incarnation = running.key, running.incarnation
-                self.group.workers.send(restart.Failed(name, incarnation, reason))
-                self.group.kill(name)
-        self._forget_disks({one.worker_id for one in self.group.running.values()})
-        self.start()
+        try:
+            for running in list(self.group.running.values()):
+                reason = "" if running.doomed else self._reason(running)
+                if reason:
+                    name, incarnation = running.key, running.incarnation
+                    self.group.workers.send(restart.Failed(name, incarnation, reason))
+                    self.group.kill(name)
+            self._forget_disks({one.worker_id for one in self.group.running.values()})
+        finally:
+            self.start()  # whatever one of them met, the others are looked after still
 
     def _reason(self, running: "RunningWorker") -> str:
         reason = _excess(running, _unheld(running))
         if not reason and _uses_disk(running):
             disk = self._disks.setdefault(running.worker_id, DiskWatch())
-            reason = disk.look(running, asyncio.get_running_loop().time())
+            try:
+                reason = disk.look(running, asyncio.get_running_loop().time())
+            except OSError as error:
+                what = error.strerror or type(error).__name__
+                reason = f"killed: its private directories cannot be looked at ({what})"
         return reason
 
     def _forget_disks(self, kept: set[str]) -> None:

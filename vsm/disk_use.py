@@ -17,6 +17,7 @@ MOST_DEPTH: Final = 64
 _BATCH: Final = 200
 _MOST_LINKED: Final = 100_000
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system's own
+_CLOSED: Final = "a folder that is closed to its owner"
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -111,11 +112,16 @@ def _measure_tree(top: str, found: _Sum) -> Iterator[Use]:
                 os.close(folder)
                 stack.pop()
                 continue
-            with suppress(FileNotFoundError):  # it was removed meanwhile
+            try:
                 status = entry.stat(follow_symlinks=False)
-                found.add(status)
-                if stat.S_ISDIR(status.st_mode):
-                    _enter(entry.name, folder, stack, found)
+            except FileNotFoundError:  # it was removed meanwhile
+                continue
+            except PermissionError:  # the folder can be read, but not searched
+                found.unseen = _CLOSED
+                continue
+            found.add(status)
+            if stat.S_ISDIR(status.st_mode):
+                _enter(entry.name, folder, stack, found)
             if found.entries % _BATCH == 0:
                 yield found.use()
     finally:
@@ -135,7 +141,7 @@ def _enter(
     try:
         folder = os.open(name, _FOLDER, dir_fd=parent)
     except PermissionError:
-        found.unseen = "a folder that is closed to its owner"
+        found.unseen = _CLOSED
         return
     except OSError:  # it is gone, or something else by now
         return

@@ -75,8 +75,11 @@ class Responder:
     def answer(self, fd: int, events: int) -> None:
         """Answer one call of a listener that poll named."""
         watched, now_s = self._watched[fd], time.monotonic()
-        if not events & select.POLLIN:  # nobody is left who could ask
-            self._poll.unregister(fd)
+        if not events & select.POLLIN:
+            # An error alone is a look that a signal cut short: unregistered, its callers would wait
+            # for ever.
+            if events & select.POLLHUP:  # nobody is left who could ask
+                self._poll.unregister(fd)
             return
         watched.allowance, may = refusals.take(watched.allowance, now_s, self._rate)
         if not may:

@@ -84,6 +84,25 @@ def test_a_closed_folder_hides_nothing(tmp_path: Path) -> None:
     assert "closed" in too_much(whole(tmp_path), limits())
 
 
+def test_a_folder_that_can_be_read_but_not_searched_hides_nothing() -> None:
+    own = os.geteuid() or 65534  # nothing is closed to root
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name) / "closed"
+        folder.mkdir()
+        (folder / "file").touch()
+        if os.geteuid() == 0:
+            os.chown(name, own, -1)
+            os.chown(folder, own, -1)
+        folder.chmod(0o400)
+        before = os.geteuid()
+        os.seteuid(own)
+        try:
+            assert "closed" in too_much(whole(Path(name)), limits())
+        finally:
+            os.seteuid(before)
+            folder.chmod(0o700)
+
+
 def test_a_folder_that_is_gone_holds_nothing(tmp_path: Path) -> None:
     assert whole(tmp_path / "gone") == Use()
 

@@ -127,16 +127,23 @@ def receive_value(channel: socket.socket, most_bytes: int) -> Answer | None:
         )
     except (BlockingIOError, ConnectionResetError):
         return None
+    too_long = bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC))
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise UnfitError("its answer is too long")
-        return _parse(data, fds, most_bytes) if data else None
+        return _parse(data, fds, most_bytes, too_long=too_long) if data else None
+    except UnfitError:
+        raise
+    # Too much for this program (no numpy, no memory, a shape that numpy refuses) is the worker's
+    # failure as well: whoever waits for the answer has to hear of it.
+    except (ImportError, MemoryError, OSError, RecursionError, ValueError) as error:
+        raise UnfitError(f"its answer cannot be taken: {type(error).__name__}") from error
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _parse(data: bytes, fds: list[int], most_bytes: int) -> Answer:
+def _parse(data: bytes, fds: list[int], most_bytes: int, *, too_long: bool) -> Answer:
+    if too_long:
+        raise UnfitError("its answer is too long")
     try:
         head = json.loads(data)
     except (ValueError, RecursionError) as error:

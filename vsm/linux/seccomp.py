@@ -111,10 +111,14 @@ def let_pass(listener: int, ident: int) -> None:
 
 
 def _answer(listener: int, answer: bytes) -> None:
-    try:
-        fcntl.ioctl(listener, _SEND, answer)
-    except FileNotFoundError:
-        return  # it died, or was interrupted and asks again
+    while True:
+        try:
+            fcntl.ioctl(listener, _SEND, answer)
+        except FileNotFoundError:
+            return  # it died, or was interrupted and asks again
+        except InterruptedError:
+            continue  # it waited for the filter's lock; Python does not repeat this one
+        return
 
 
 def take_descriptor(pidfd: int, fd: int) -> int:
