@@ -23,6 +23,7 @@ from vsm.core.demand import (
     UNSERVED,
 )
 from vsm.gateway.accounting import outcome_of
+from vsm.gateway.views import View
 
 SERVER = [sys.executable, "-SI", str(harness.SERVERS / "outcomes.py")]
 
@@ -157,7 +158,28 @@ class Written:
         del bytes_out
         self.rows.append((call.label, outcome))
 
+    def refused(self, client: Any, method: str, label: str, outcome: int) -> None:
+        del client, method
+        self.rows.append((label, outcome))
+
     def close(self) -> None: ...
+
+
+def test_a_refusal_is_recorded_by_what_was_meant_and_without_what_was_sent() -> None:
+    async def scenario() -> None:
+        views = [View("default", search=True)]
+        async with harness.running({"it": harness.echo_legacy("it")}, views=views) as gateway:
+            written = Written()
+            gateway.gateway.record_calls(cast("Any", written))
+            client = await gateway.raw()
+            await client.call(1, "vsm__call", name="it__nothing", arguments={})
+            await client.request(2, "resources/read", uri="x://" + "s" * 9000)
+            assert written.rows == [
+                ("it__nothing", UNSERVED),
+                ("resource (not listed)", UNSERVED),
+            ]
+
+    asyncio.run(scenario())
 
 
 def test_a_call_that_its_client_takes_back_is_in_the_record() -> None:

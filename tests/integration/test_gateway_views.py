@@ -64,6 +64,52 @@ def test_a_view_hides_integrations_tools_prompts_and_resources() -> None:
     run(main)
 
 
+SPELLINGS = (
+    b'"name":"two__echo"',
+    b'"name":"two__ech\\u006f"',
+    b'"name":"one__echo","name":"two__echo"',
+    b'"name":"one__echo","\\u006eame":"two__echo"',
+    b'"name":"two__echo "',
+    b'"name":"TWO__echo"',
+    b'"name":"echo"',
+    b'"name":"one__echo__two__echo"',
+    b'"name":"vsm__call","arguments":{"name":"two__echo"}',
+    b'"name":"vsm__call","arguments":{"name":"one__echo","name":"two__echo"}',
+    b'"name":"vsm__call","arguments":{"name":"vsm__call","arguments":{"name":"two__echo"}}',
+    b'"name":["two__echo"]',
+    b'"name":"one__touch"',
+)
+
+
+def test_no_spelling_reaches_what_is_hidden() -> None:
+    views = (*VIEWS, View("seeker", frozenset({"one"}), ("!one__touch",), search=True))
+
+    async def main(gateway: Harness) -> None:
+        upstream = gateway.gateway.fleet.integrations["two"].upstream
+        assert upstream is not None
+        before = upstream.asked
+        for name in ("narrow", "seeker"):
+            client = await seen_as(gateway, name)
+            for number, spelling in enumerate(SPELLINGS):
+                frame = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{%b}}\n'
+                client.writer.write(frame % (number, spelling))
+                answer = await client.answer(number)
+                assert answer["error"]["code"] == -32602, (name, spelling, answer)
+            for number, params in enumerate(
+                (
+                    {"ref": {"type": "ref/prompt", "name": "two__greet"}},
+                    {"ref": {"type": "ref/prompt", "name": "greet"}},
+                    {"ref": {"type": "ref/tool", "name": "two__echo", "uri": "two://x"}},
+                )
+            ):
+                argument = {"argument": {"name": "who", "value": ""}}
+                await client.request(f"c{number}", "completion/complete", **params, **argument)
+            assert "error" in await client.request("p", "prompts/get", name="two__greet")
+        assert upstream.asked == before
+
+    run(main, views)
+
+
 def test_a_token_of_its_own_gives_a_client_its_view_and_no_other_session() -> None:
     async def main(gateway: Harness) -> None:
         async with Client(harness.http_transport(gateway.url, NARROW_TOKEN)) as client:

@@ -17,7 +17,6 @@ from vsm.core.demand import UNSERVED
 from vsm.gateway import search_tools
 from vsm.gateway.accounting import (
     count_unserved,
-    label_of,
     now_ns,
     outcome_of_failure,
     routed_label,
@@ -169,8 +168,11 @@ class Router:
         """Write down a call that never became one."""
         method = cast("str", message.method)
         if self.call_log is not None and method in ROUTED:
-            label = label_of(method, jsonrpc.members(message.params))
-            self.call_log.refused(client, method, label or "", outcome)
+            params = jsonrpc.members(message.params)
+            label = routed_label(self._fleet.catalogue, method, params)
+            if label == search_tools.CALL and client.view is not None and client.view.search:
+                label = jsonrpc.text(jsonrpc.nested(params, "arguments"), "name") or label
+            self.call_log.refused(client, method, label, outcome)
 
     def _serve(
         self,
