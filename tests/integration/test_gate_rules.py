@@ -176,6 +176,28 @@ def test_what_its_server_changed_while_a_call_was_held_is_not_called() -> None:
     asyncio.run(scenario())
 
 
+def test_an_approval_by_rules_that_hold_no_more_lets_nothing_pass() -> None:
+    strict = compile_rules({"default": "deny"})
+
+    async def scenario() -> None:
+        async with guarded() as (h, gate, outlet):
+            client = await h.raw()
+            echo = {"name": "it__echo", "arguments": {"text": "x"}}
+            for number in (1, 2):
+                client.send(id=number, method="tools/call", params=echo)
+            first, second = [await soon(outlet.questions) for _ in range(2)]
+            gate.expect(strict.digest, denials_per_minute=30)
+            gate.verdict(first.id, "approved", approved=True)
+            assert gate.status()["waiting_for_rules"] == 1, "until the new ones are here"
+            assert gate.take(to_body(strict))
+            gate.verdict(second.id, "approved", approved=True)
+            for number in (1, 2):
+                answer = await client.answer(number)
+                assert "Denied by the default" in answer["error"]["message"]
+
+    asyncio.run(scenario())
+
+
 def test_a_grant_lets_pass_until_it_ends() -> None:
     async def scenario() -> None:
         async with guarded() as (h, gate, outlet):

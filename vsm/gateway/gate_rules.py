@@ -92,6 +92,7 @@ class _Held:
     call: Call
     go: Go
     timer: asyncio.TimerHandle
+    rules: Rules
 
 
 class RuleGate(Gate):
@@ -291,13 +292,17 @@ class RuleGate(Gate):
 
     def _serve_waiting(self) -> None:
         for call, go in self._stop_waiting():
-            client = call.client
-            key = client.identity, client.calls_itself, call.integration, call.method, call.label
-            try:
-                if self._judge(call, go, key):
-                    go(call)
-            except RequestError as error:
-                call.failed(error.code, error.message)
+            self._judge_again(call, go)
+
+    def _judge_again(self, call: Call, go: Go) -> None:
+        """Let go of a call that was held, if the rules that hold now let it pass."""
+        client = call.client
+        key = client.identity, client.calls_itself, call.integration, call.method, call.label
+        try:
+            if self._judge(call, go, key):
+                go(call)
+        except RequestError as error:
+            call.failed(error.code, error.message)
 
     # ---- waiting for a person --------------------------------------------------------------
 
@@ -327,7 +332,7 @@ class RuleGate(Gate):
                 asked, decision._replace(action="deny", reason="nobody can be asked now")
             )
         timer = self._loop.call_later(timeout_s + GRACE_S, self._overdue, self._last)
-        self._held[self._last] = _Held(call, go, timer)
+        self._held[self._last] = _Held(call, go, timer, rules)
         self._sweep_later()
         return False
 
@@ -339,7 +344,9 @@ class RuleGate(Gate):
         held.timer.cancel()
         if not _wanted(held.call):
             return
-        if approved:
+        if approved and held.rules is not self._rules:
+            self._judge_again(held.call, held.go)  # what was approved was approved by others
+        elif approved:
             held.go(held.call)
         else:
             held.call.failed(jsonrpc.DENIED, f"Denied: {reason}.")
