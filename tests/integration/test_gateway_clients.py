@@ -8,6 +8,9 @@ import gateway_harness as harness
 import pytest
 from mcp import Client
 
+from vsm.gateway.client import MAX_IN_FLIGHT
+from vsm.gateway.router import MAX_DEFERRED
+
 TRANSPORTS = ["unix", "http", "stdio"]
 MODES = {"auto": "2026-07-28", "legacy": "2025-11-25", "2026-07-28": "2026-07-28"}
 
@@ -206,6 +209,22 @@ def test_a_cancelled_call_is_cancelled_at_the_server(transport: str, mode: str) 
                 call.cancel()
                 # The one place is free again only when the first call is forgotten.
                 assert "old" in text_of(await c.call_tool("old__echo", {}))
+
+    asyncio.run(main())
+
+
+def test_one_client_does_not_take_every_place_of_those_who_wait_for_a_start() -> None:
+    async def main() -> None:
+        servers = {"mute": harness.echo_legacy("mute", "mute")}
+        async with harness.running(servers, ready=False) as gateway:
+            greedy, other = await gateway.raw(), await gateway.raw()
+            for number in range(MAX_DEFERRED + 8):
+                greedy.send(id=number, method="tools/call", params={"name": "mute__echo"})
+            for number in range(MAX_IN_FLIGHT, MAX_DEFERRED + 8):
+                assert "still starting" in (await greedy.answer(number))["error"]["message"]
+            other.send(id=1, method="tools/call", params={"name": "mute__echo"})
+            await other.request(2, "ping")
+            assert not other.early, "it waits"
 
     asyncio.run(main())
 

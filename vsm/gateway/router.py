@@ -301,7 +301,9 @@ class Router:
     ) -> None:
         """Serve the request once what it needs has started, or failed to; bounded in time."""
         key = (client, id_bytes)
-        if len(self._deferred) >= MAX_DEFERRED or key in self._deferred:
+        own = sum(1 for other, _ in self._deferred if other is client)
+        full = len(self._deferred) >= MAX_DEFERRED or own >= MAX_IN_FLIGHT
+        if full or key in self._deferred:
             self._fail_unavailable(sink, id_bytes, self._fleet.integrations[names[0]])
             count_unserved(self._fleet, message)
             return
