@@ -34,6 +34,7 @@ from vsm.operations import FilterSystemCalls, Site
 from vsm.profile import Profile
 
 _NOTIFY_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, Action.NOTIFY)  # BPF_RET
+_FORBID_DUMPS: Final = (4, 0)  # PR_SET_DUMPABLE
 _FIND_S: Final = 20.0
 _LONGEST_PATH: Final = 4096
 # which argument of which call is a path that is opened or run
@@ -59,12 +60,17 @@ class _Observed(NamedTuple):
     layer: str = "seccomp"
 
     def execute(self, site: Site) -> str:
-        """Install both; the listener stays open here for the observer to take."""
+        """Install both; closing the listener waits until the observer has taken it.
+
+        Then this process is as closed to its server as ever: it holds what its parent held.
+        """
         prctl.allow_dumps()  # so that an observer of the same user may take it; exec does so too
         rest = replace_answer(base64.b64decode(self.inner.program), Action.EPERM, Action.ALLOW)
         encoded = base64.b64encode(rest).decode()
         said = self.inner._replace(program=encoded, reported=False).execute(site)
-        seccomp.install_reported(_NOTIFY_ALL, every_thread=site.threaded)
+        listener = seccomp.install_reported(_NOTIFY_ALL, every_thread=site.threaded)
+        os.close(listener)
+        prctl.forbid_dumps()
         return said
 
     def describe(self) -> str:
@@ -114,6 +120,8 @@ def learn(plan: Plan, egress: tuple[EgressLink, Rules] | None = None) -> Learned
         program = base64.b64decode(filters[0].program) if filters else b""
         _Observer(listener, program, learned).observe(pidfd)
         os.close(listener)
+        # Its first execve is the mini-init's, whose memory an ordinary user may not read.
+        learned.paths[plan.argv[0]] = max(1, learned.paths[plan.argv[0]])
     except BaseException:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -209,6 +217,7 @@ class _Observer:
         self._listener, self._program, self._learned = listener, program, learned
         self._machine = os.uname().machine
         self._names = names(self._machine)
+        self._shielded = False
 
     def observe(self, pidfd: int) -> None:
         """Until all that are observed, or their parent, have ended."""
@@ -229,6 +238,10 @@ class _Observer:
         if asked is None:
             return
         name = self._names.get(asked.nr, "")
+        if not self._shielded and (name, asked.arguments[:2]) == ("prctl", _FORBID_DUMPS):
+            self._shielded = True  # the mini-init's, which the command does not need
+            seccomp.let_pass(self._listener, asked.ident)
+            return
         answer = simulate(self._program, self._machine, asked.nr, asked.arguments)
         if answer is not Action.ALLOW:
             if name:
@@ -335,9 +348,17 @@ def _used(folder: str, learned: Learned) -> bool:
     real = os.path.realpath(folder)
     return any(
         path == place or path.startswith(place + "/")
-        for path in (each for one in learned.paths for each in (one, os.path.realpath(one)))
+        for path in (each for one in learned.paths for each in (one, _real(one)))
         for place in (folder, real)
     )
+
+
+def _real(path: str) -> str:
+    """A path that the command chose: here it may lead where not even this process may look."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return path
 
 
 def _quoted(text: str) -> str:

@@ -31,6 +31,15 @@ try:
 except ConnectionError:
     pass
 """
+SPIES = """
+import os
+for name in ("environ", "mem", "fd/0"):
+    try:
+        os.open(f"/proc/{os.getppid()}/{name}", os.O_RDONLY)
+        raise SystemExit(f"the mini-init's {name} was opened")
+    except PermissionError:
+        pass
+"""
 MORE = "import os; os.mkfifo(os.environ['TMPDIR'] + '/made')"
 
 
@@ -90,6 +99,20 @@ def test_refused_call_is_refused_and_never_learnt(
     assert "unshare" not in tomllib.loads(text)["syscalls"]["allow"]
     assert re.search(r"(?m)^# +1  unshare$", text)
     assert "1 refused of 1 kinds" in done.stderr
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_command_does_not_see_into_the_mini_init(
+    tmp_path: Path, require: Require, facts: HostFacts, tier: str
+) -> None:
+    require("user notification", facts.seccomp_notification, "not in this kernel")
+    require(f"the {tier} tier", facts.tier in {"namespaced", tier}, "no namespaces")
+    output = tmp_path / "learnt.toml"
+    done = learn(tier, output, PYTHON, "-c", SPIES)
+    assert done.returncode == 0, done.stderr
+    if tier == "namespaced":  # without namespaces every mini-init needs it
+        calls = tomllib.loads(output.read_text(encoding="utf-8"))["syscalls"]["allow"]
+        assert "prctl" not in calls
 
 
 def test_hosts_are_learnt_and_none_is_reached_that_the_profile_does_not_allow(
