@@ -1,5 +1,6 @@
 """Pins and flags: what is suspended, what is pointed at, and that harmless text is left alone."""
 
+import asyncio
 import json
 import string
 from pathlib import Path
@@ -79,6 +80,10 @@ def test_every_item_that_clients_are_offered_was_judged() -> None:
 
 
 def test_what_is_too_much_to_be_pinned_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(_too_much(monkeypatch))
+
+
+async def _too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[bytes] = []
     vetting = Vetting("first-use", told.append)
     vetting.pinned(b"")
@@ -91,7 +96,24 @@ def test_what_is_too_much_to_be_pinned_is_not_shown(monkeypatch: pytest.MonkeyPa
     for _ in range(2):  # nor when it is looked at again
         vetting.judge(surface, "")
         assert set(surface.suspended) == {"tool t"}
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
     assert told
+
+
+def test_a_server_that_changes_without_end_is_heard_at_a_pace() -> None:
+    async def main() -> list[bytes]:
+        told: list[bytes] = []
+        vetting = Vetting("first-use", told.append)
+        vetting.pinned(b"")
+        for number in range(50):
+            item = {"name": jsonrpc.raw_of(f"t{number}")}
+            vetting.judge(Surface("a", {"tools/list": [item]}), "")
+            await asyncio.sleep(0)
+        return told
+
+    told = asyncio.run(main())
+    assert 1 <= len(told) < 5
 
 
 @pytest.mark.parametrize("length", [10, 100_000])

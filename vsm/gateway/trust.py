@@ -4,6 +4,7 @@ Owns the pins that the supervisor sent and the judgement of the last surface; th
 is the integration's. Runs in S1's event loop, when lists come and when pins do, never for a call.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
@@ -18,6 +19,7 @@ from vsm.protocol.jsonrpc import Object
 
 MAX_DOCUMENT_BYTES: Final = 20 * 1024 * 1024
 TOO_MUCH: Final = "its server offers more than can be pinned"
+OFFER_PAUSE_S: Final = 2.0
 WAITING: Final = "not compared with what was approved yet"
 
 _NAMED_BY: Final = {
@@ -47,6 +49,8 @@ class Vetting:
         self._pins: dict[str, str] | None = None
         self._told = False
         self._offered = b""
+        self._waiting: bytes | None = None
+        self._next_at = 0.0
 
     def pinned(self, document: bytes) -> None:
         """Take the pins (JSON: key → hash); b"" where nothing was ever pinned.
@@ -101,8 +105,24 @@ class Vetting:
         digest = hashlib.sha256(document).digest()
         if digest != self._offered:
             self._offered = digest
-            self._offer(document)
+            self._offer_soon(document)
         return len(document) <= MAX_DOCUMENT_BYTES
+
+    def _offer_soon(self, document: bytes) -> None:
+        """At once, or once the pause after the last one is over; the newest counts.
+
+        Each offer is parsed and written to the disk, and a server may change as often as it likes.
+        """
+        waits, self._waiting = self._waiting is not None, document
+        if not waits:
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(loop.time(), self._next_at), self._offer_waiting)
+
+    def _offer_waiting(self) -> None:
+        document, self._waiting = self._waiting, None
+        self._next_at = asyncio.get_running_loop().time() + OFFER_PAUSE_S
+        if document is not None:
+            self._offer(document)
 
 
 def items_of(surface: Surface, instructions: str) -> Iterator[tuple[str, Object]]:
