@@ -21,6 +21,8 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_
 _DTYPE = re.compile(r"[<>|](b1|[iu][1248]|f[248]|c(8|16))")  # numbers only: nothing has pointers
 _MOST_DIMENSIONS = 32
 _MOST_LENGTH = 1 << 31
+MOST_JSON_BYTES = 8 * 2**20
+"""Parsed it may take thirty times as much of the caller's memory."""
 _MOST_TEXT = 2000
 _LEAST_MAPPED_BYTES = 4 << 20
 
@@ -185,6 +187,9 @@ def _decode(head: dict[str, Any], fd: int, most_bytes: int) -> object:
         return content
     if form != "json":
         raise UnfitError("its result has no known form")
+    if size > MOST_JSON_BYTES:
+        what = f"its result is {size} bytes of JSON, at most {MOST_JSON_BYTES} are taken"
+        raise UnfitError(f"{what}: return bytes or an array")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
