@@ -127,9 +127,10 @@ def running(config: Path | None, *arguments: str, again: Path | None = None) -> 
 
 
 def _wait_journal(folder: Path) -> None:
-    """The journal process outlives a killed supervisor until all it was sent is on disk."""
-    with contextlib.suppress(FileNotFoundError), (folder / "state/journal.db.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """The journal processes outlive a killed supervisor until all they were sent is on disk."""
+    for name in ("journal.db.lock", "calls.db.lock"):
+        with contextlib.suppress(FileNotFoundError), (folder / "state" / name).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _environment(folder: Path) -> dict[str, str]:
