@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- measured -->\n", "<!-- /measured -->"
 SYSTEMS = tuple(f"system{number}" for number in range(1, 6))
 
+RESIDENT = "gateway's memory (RSS)"
+MANY = "1000 clients, 100 servers"
+REQUISITE = "requisite, K=64 B=10000"
+
 Row = dict[str, Any]
 Lookup = Callable[[str, str, str], Row]
 
@@ -31,6 +35,9 @@ def _lines(get: Lookup) -> list[tuple[str, Callable[[], str], str]]:
 
     def percent(benchmark: str, variant: str, metric: str) -> str:
         return f"{100 * (get(benchmark, variant, metric)['ratio'] - 1):+.1f} %"
+
+    def value_of(benchmark: str, variant: str) -> float:
+        return float(get(benchmark, variant, "calls/s, 32 in flight")["value"])
 
     def slowest_replacement() -> str:
         rows = [get("start", name, "death to replacement ready") for name in SYSTEMS]
@@ -93,6 +100,11 @@ def _lines(get: Lookup) -> list[tuple[str, Callable[[], str], str]]:
             "syscalls",
         ),
         (
+            "the same for opening and closing, in a Landlock domain of one rule and nothing else",
+            lambda: percent("syscalls", "Landlock alone, one rule", "open+close"),
+            "syscalls",
+        ),
+        (
             "a call through the gateway, unix socket: CPU of the gateway; added to p50",
             lambda: (
                 f"{value('route', 'vsm unix', 'gateway CPU/call, 1 at a time')}; "
@@ -121,6 +133,49 @@ def _lines(get: Lookup) -> list[tuple[str, Callable[[], str], str]]:
                 ("vsm http", "HTTP"),
                 ("sdk proxy", "the SDK's proxy"),
             )
+        ),
+        (
+            "calls/s, 32 in flight, times more than FastMCP's proxy: socket; stdio; HTTP",
+            lambda: "; ".join(
+                f"{value_of('peers', f'vsm, {way}') / value_of('peers', other):.0f}"
+                for way, other in (
+                    ("socket", "FastMCP proxy, stdio"),
+                    ("stdio", "FastMCP proxy, stdio"),
+                    ("HTTP", "FastMCP proxy, HTTP"),
+                )
+            ),
+            "peers",
+        ),
+        (
+            "1,000 clients before 100 servers: p99 in times of p50; memory of the gateway",
+            lambda: (
+                f"{get('scale', MANY, 'p99')['ratio']:.1f}; "
+                f"{value('scale', MANY, RESIDENT, '{:.0f}')}"
+            ),
+            "scale",
+        ),
+        (
+            "`vsm.run` of a trivial function, confined, to its result",
+            lambda: value("library", "vsm.run", "call to result", "{:.1f}"),
+            "library",
+        ),
+        (
+            "from pain in the gateway to the operator's terminal",
+            lambda: value("pain", "quiet", "call to operator, median", "{:.0f}"),
+            "pain",
+        ),
+        (
+            "variety of 64 classes: exact with numpy; published by the original",
+            lambda: f"{get('variety', 'numpy exact', REQUISITE)['value']:,.0f}/s; 177,000/s",
+            "variety",
+        ),
+        (
+            "memory of variety: empty; each integration",
+            lambda: (
+                f"{value('memory_board', 'empty system', 'fit: fixed part', '{:,.0f}')}; "
+                f"{value('memory_board', 'one integration', 'fit: slope', '{:,.0f}')}"
+            ),
+            "memory_board",
         ),
         (
             "journal: durable records/s in groups",
