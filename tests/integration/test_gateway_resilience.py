@@ -191,6 +191,9 @@ def test_what_a_tool_says_of_itself_counts_only_once_a_person_approved_it(mode: 
             worker = await started(gateway, Resilience(), trust=mode)
             fleet.pinned("x", b"")
             if mode == "approve":
+                async with asyncio.timeout(20):
+                    while not gateway.reported.offers:  # noqa: ASYNC110 - nobody tells
+                        await asyncio.sleep(0)
                 (_, document) = gateway.reported.offers[-1]
                 offered = msgspec.json.decode(document, type=dict[str, dict[str, msgspec.Raw]])
                 pins = {key: fingerprint(item) for key, item in offered.items()}

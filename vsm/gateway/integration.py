@@ -104,8 +104,9 @@ class Integration(Server):
     totals: dict[str, int] = field(default_factory=lambda: {"calls": 0, "refused": 0})
 
     def vet(self) -> None:
-        """Suspend what of the surface is not as it was approved."""
-        self.vetting.judge(self.surface, self.session.instructions if self.session else "")
+        """Suspend what of the surface is not as it was approved; before there is one, nothing."""
+        if self.session is not None:
+            self.vetting.judge(self.surface, self.session.instructions)
 
     @property
     def is_settled(self) -> bool:
