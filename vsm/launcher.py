@@ -403,9 +403,6 @@ def receive(link: socket.socket) -> tuple[bytes, list[int]]:
 
 def main(link_fd: int, parent: int) -> NoReturn:
     """Run the launcher on an inherited link; SIGTERM ends it, its workers first."""
-    # Not SIGKILL: the private directories of workers have to be removed.
-    prctl.set_death_signal(signal.SIGTERM)
-    # A parent that has died already is seen at the link, after what it said.
     prctl.set_name("vsm-launcher")
     gc.collect()
     gc.freeze()  # what is here already is not looked at again, by whoever is forked neither
@@ -413,6 +410,10 @@ def main(link_fd: int, parent: int) -> NoReturn:
     prctl.forbid_dumps()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(link_fd, False)  # noqa: FBT003 - the function takes no keyword
-    Launcher(socket.socket(fileno=link_fd), parent).serve()
+    launcher = Launcher(socket.socket(fileno=link_fd), parent)
+    # Not SIGKILL: the private directories of workers have to be removed. Not before it is heard:
+    # a parent that has died already is seen at the link, after what it said.
+    prctl.set_death_signal(signal.SIGTERM)
+    launcher.serve()
     sys.stderr.flush()
     os._exit(0)
