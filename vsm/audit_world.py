@@ -159,8 +159,8 @@ class World:
 
     def ipc(self) -> dict[str, Any]:
         """System V objects, a segment and a queue."""
-        key = 0x56534D00 + self.folder.stat().st_ino % 0xFF
-        create = 0o1666
+        key = 0x56 << 24 | int.from_bytes(os.urandom(3), "big")  # another world's would be removed
+        create = 0o3666  # IPC_CREAT | IPC_EXCL: never somebody else's
         for remove, ident in (
             (lambda i: libc.shmctl(i, 0, None), libc.shmget(key, 4096, create)),
             (lambda i: libc.msgctl(i, 0, None), libc.msgget(key, create)),
