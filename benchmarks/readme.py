@@ -120,6 +120,14 @@ def _lines(get: Lookup) -> list[tuple[str, Callable[[], str], str]]:
             ),
             "route",
         ),
+        (
+            "the same of a relay in Python that copies bytes and looks at none",
+            lambda: "; ".join(
+                times("route", "bare relay", f"gateway CPU/call, {n}")
+                for n in ("1 at a time", "32 in flight")
+            ),
+            "route",
+        ),
         *(
             (
                 f"calls/s, 32 in flight, {where}",

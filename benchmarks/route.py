@@ -1,5 +1,7 @@
 """What a gateway adds to a call: vsm over unix socket, stdio and HTTP, and the SDK's own proxy.
 
+Beside them a relay that copies bytes and looks at none: what no gateway in Python can be below.
+
 All in front of the same minimal server, interleaved in one run, driven by a raw client. Rows:
 the p50 of one call at a time and what it adds to a direct call, calls per second with 32 in
 flight, and the gateway's CPU time for one call (the kernel's clock of its threads).
@@ -220,11 +222,13 @@ def drivers() -> Iterator[dict[str, tuple[Driver, int | None]]]:
             peer(sys.executable, "-m", "vsm", "connect", ready=False, env=environment)
         )
         sdk = stack.enter_context(peer(*PEERS, "sdk", ready=True))
+        relay = stack.enter_context(peer(*PEERS, "relay", ready=True))
         local = stack.enter_context(socket.socket(socket.AF_UNIX))
         local.connect(f"{folder}/mcp.sock")
         http = stack.enter_context(contextlib.closing(Http(int(os.readlink(f"{folder}/port")))))
         yield {
             "direct": (_lines(direct), None),
+            "bare relay": (_lines(relay), relay.pid),
             "vsm unix": (Lines(local.fileno(), local.fileno()), vsm.pid),
             "vsm connect": (_lines(bridge), vsm.pid),
             "vsm http": (http, vsm.pid),

@@ -149,6 +149,28 @@ def gateway(directory: str, servers: str = "", role: str = "server") -> None:
     uvloop.run(main())
 
 
+def relay() -> None:
+    """What looks at nothing: bytes from one pipe into the other, as they come."""
+    import select
+
+    server = subprocess.Popen(SERVER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    ways = {0: server.stdin.fileno(), server.stdout.fileno(): 1}
+    waiting = select.epoll()
+    for fd in ways:
+        waiting.register(fd, select.EPOLLIN)
+    _say_ready()
+    while True:
+        for fd, _ in waiting.poll():
+            data = os.read(fd, 1 << 18)
+            if not data:
+                server.stdin.close()
+                server.wait()
+                return
+            os.write(ways[fd], data)
+
+
 def sdk() -> None:
     """What one writes with the SDK: its server in front, its client behind."""
     from mcp import Client, StdioServerParameters
@@ -188,6 +210,7 @@ if __name__ == "__main__":
         "server": serve,
         "silent": silent,
         "gateway": gateway,
+        "relay": relay,
         "sdk": sdk,
     }
     roles[sys.argv[1]](*sys.argv[2:])
