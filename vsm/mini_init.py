@@ -205,6 +205,10 @@ class _Init:
 
     def run(self, plan: Plan) -> int:
         kinds = [type(step) for step in plan.operations]
+        if not self._namespaced:
+            # Before there is a server. The launcher's death is seen by the control socket; dying
+            # with it would leave the server to nobody: without a pid namespace only we find it.
+            prctl.set_death_signal(0)
         try:
             if ShieldMiniInit in kinds:
                 before = plan.operations[: kinds.index(ShieldMiniInit)]
@@ -218,10 +222,6 @@ class _Init:
         except OSError as error:
             _report("failed", {"layer": "", "what": _exec_failure(error, plan)})
             return EXIT_FAILED
-        if not self._namespaced:
-            # The launcher's death is seen by the control socket; dying with it would leave the
-            # server to nobody, for without a pid namespace only this process can find it.
-            prctl.set_death_signal(0)
         _report("started", {"layers": layers})
         if plan.wall_time_s:
             self._deadline_s = time.monotonic() + plan.wall_time_s
