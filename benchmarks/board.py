@@ -22,8 +22,8 @@ from typing import Any
 import route
 import uvloop
 
-from vsm.board_demand import DemandBoard, DemandRow
-from vsm.board_reader import DemandReader
+from vsm.board.demand import DemandBoard, DemandRow
+from vsm.board.reader import DemandReader
 from vsm.core.demand import OK
 from vsm.gateway.accounting import Accounting, now_ns, outcome_of
 
@@ -36,7 +36,7 @@ FRAME = b'{"jsonrpc":"2.0","id":1234,"result":{"content":[{"type":"text","text":
 )
 WATCH = """
 import sys
-from vsm.board_reader import DemandReader
+from vsm.board.reader import DemandReader
 reader = DemandReader([int(word) for word in sys.argv[1].split(",")], epoch=1, pid=None)
 changes, seen = reader.changes(), 0
 print("READY", flush=True)

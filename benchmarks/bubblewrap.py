@@ -10,9 +10,9 @@ import os
 import shutil
 from typing import Any
 
-from vsm.execution import Plan
-from vsm.operations import FilterSystemCalls
-from vsm.root_operations import Bind, Link
+from vsm.confinement.execution import Plan
+from vsm.confinement.operations import FilterSystemCalls
+from vsm.confinement.root_operations import Bind, Link
 
 BUBBLEWRAP = "bubblewrap"
 SKIPPED = "skipped: bubblewrap is not installed"

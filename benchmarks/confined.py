@@ -10,11 +10,11 @@ from bubblewrap import BUBBLEWRAP, bubblewrap_job, run_bubblewrap
 from compare import spread
 
 from vsm.commands.sandbox import FIRST_RUN_UID
-from vsm.execution import Plan
-from vsm.launch import spawn_confined, wait_confined
-from vsm.plan import WorkerRequest, compile_plan
-from vsm.probe import HostFacts, probe_host
-from vsm.profile import load_profile
+from vsm.configuration.profile import load_profile
+from vsm.confinement.execution import Plan
+from vsm.confinement.plan import WorkerRequest, compile_plan
+from vsm.confinement.probe import HostFacts, probe_host
+from vsm.processes.launch import spawn_confined, wait_confined
 
 # What is measured is confinement: the CPU limit would measure itself.
 PROFILE = """

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vsm import journal_records as records
+from vsm.journal import records
 
 GROUP = 100
 GROUPED_RECORDS = 40_000
@@ -38,7 +38,7 @@ class Sender:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         arguments = (theirs.fileno(), f"{folder}/journal.db", 86_400, 2**30, "unconfined")
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "vsm.journal", *map(str, arguments)],
+            [sys.executable, "-I", "-m", "vsm.journal.process", *map(str, arguments)],
             pass_fds=(theirs.fileno(),),
         )
         theirs.close()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vsm.board import CHANNEL_BYTES
-from vsm.board_demand import DemandBoard
+from vsm.board.demand import DemandBoard
+from vsm.board.heartbeat import CHANNEL_BYTES
 from vsm.core.channels import CHANNELS
 
 SIZES = (0, 1, 10, 50, 100)

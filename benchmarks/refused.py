@@ -13,11 +13,11 @@ from typing import Any
 from confined import row
 
 from vsm.commands.sandbox import FIRST_RUN_UID
+from vsm.configuration.profile import load_profile
+from vsm.confinement.plan import WorkerRequest, compile_plan
+from vsm.confinement.probe import probe_host
 from vsm.core.syscalls import numbers
-from vsm.launch import ExitReport, LauncherLink
-from vsm.plan import WorkerRequest, compile_plan
-from vsm.probe import probe_host
-from vsm.profile import load_profile
+from vsm.processes.launch import ExitReport, LauncherLink
 
 PYTHON = os.path.realpath("/usr/bin/python3")
 PROBE = """

@@ -13,9 +13,9 @@ import time
 
 sys.path.insert(0, sys.argv[1])
 
-from vsm.execution import Plan
-from vsm.forked_worker import ForkedWorker, Spare
+from vsm.confinement.execution import Plan
 from vsm.linux import pidfd
+from vsm.processes.forked_worker import ForkedWorker, Spare
 
 WARM_UP = 3
 PREPARED = ", prepared"  # the first process was forked ahead, as the launcher does when idle

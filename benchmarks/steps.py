@@ -14,10 +14,11 @@ from typing import Any
 
 sys.path.insert(0, sys.argv[1])
 
-from vsm import execution, forked_worker, mini_init, scratch
-from vsm.execution import Plan
-from vsm.forked_worker import ForkedWorker, Spare
+from vsm.confinement import execution, scratch
+from vsm.confinement.execution import Plan
 from vsm.linux import namespaces, pidfd
+from vsm.processes import forked_worker, mini_init
+from vsm.processes.forked_worker import ForkedWorker, Spare
 
 WARM_UP = 3
 PREPARED = ", prepared"

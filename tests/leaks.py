@@ -20,7 +20,7 @@ SETTLE_TIMEOUT_S = 5.0
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 SESSION_NAME = re.compile(r"vsm-t-(\d+)-")
 OTHERS_NAME = re.compile(r"vsm-[tr]-")  # sessions, and benchmarks: ours are in `scratch`
-CGROUP_NAME = re.compile(r"/vsm-(\d+)-")  # the owner's pid: see vsm.cgroup
+CGROUP_NAME = re.compile(r"/vsm-(\d+)-")  # the owner's pid: see vsm.confinement.cgroup
 
 Pid = tuple[int, int]  # the number and the start time: numbers are used again
 

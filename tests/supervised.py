@@ -271,7 +271,12 @@ def _user_environment(folder: Path, *roots: Path) -> dict[str, str]:
 
 
 def _can_import(who: Who) -> bool:
-    check = [who.command[0], "-P", "-c", "import vsm.supervisor, numpy, uvloop, httptools"]
+    check = [
+        who.command[0],
+        "-P",
+        "-c",
+        "import vsm.supervision.supervisor, numpy, uvloop, httptools",
+    ]
     try:
         done = subprocess.run(
             check, env=who.environment, cwd="/", user=who.uid, group=who.uid, extra_groups=[],

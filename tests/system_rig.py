@@ -3,7 +3,7 @@
 import socket
 from typing import Any
 
-from vsm.board import BoardWriter
+from vsm.board.heartbeat import BoardWriter
 from vsm.core import channels
 from vsm.link import Link, channel_pair, socketpair
 from vsm.messages import CHANNEL_PARSERS, parse_from_system, parse_to_system

@@ -1,7 +1,7 @@
 """Checks of this host and this installation, each with what to do about it.
 
-Read-only, apart from the trials of `vsm.probe`, which run in children. Runs as the person at the
-terminal: what it reports is what `vsm up` would get if that person typed it.
+Read-only, apart from the trials of `vsm.confinement.probe`, which run in children. Runs as the
+person at the terminal: what it reports is what `vsm up` would get if that person typed it.
 """
 
 import importlib.metadata
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from vsm.commands.control_client import NotRunningError, connect
-from vsm.config import Config, Integration, load_config
+from vsm.configuration.config import Config, Integration, load_config
 from vsm.errors import VsmError
 from vsm.paths import CONTROL_SOCKET, LOCK, MCP_SOCKET, runtime_dir, shipped_profiles, state_dir
 
@@ -89,7 +89,7 @@ def _is_installed(name: str) -> bool:
 
 def _layers() -> Iterator[Finding]:
     """What confinement this host gives, each layer by a trial."""
-    from vsm.probe import layer_table, probe_host
+    from vsm.confinement.probe import layer_table, probe_host
 
     results: dict[str, Result] = {"works": "ok", "weaker": "warn", "absent": "fail"}
     facts = probe_host()
@@ -106,7 +106,7 @@ def _layers() -> Iterator[Finding]:
 
 
 def _profiles() -> Finding:
-    from vsm.profile import list_profiles
+    from vsm.configuration.profile import list_profiles
 
     try:
         names = [profile.name for profile in list_profiles()]
@@ -221,8 +221,8 @@ def _attempt(check: str, action: Callable[[], str]) -> Finding:
 
 def _examined(integration: Integration) -> str:
     """Look for the command and the profile as a start would; nothing is started."""
-    from vsm.closure import closure
-    from vsm.profile import load_profile
+    from vsm.configuration.profile import load_profile
+    from vsm.confinement.closure import closure
 
     profile = load_profile(integration.profile)
     environment = {**profile.environment, **integration.env}

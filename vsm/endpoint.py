@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from vsm import notify, paths
+from vsm import paths
 from vsm.errors import ConfigurationError, VsmError
 from vsm.fork_guard import die_with_parent
 from vsm.run_name import start_time
+from vsm.service import notify
 
 BACKLOG: Final = 128
 LAUNCHER_TIMEOUT_S: Final = 15.0

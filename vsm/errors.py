@@ -48,7 +48,7 @@ class ConfinementError(VsmError):
     """A layer that a profile requires cannot be applied here; the worker does not start.
 
     Args:
-        layer: the layer's name, as in `vsm.profile.LAYERS`.
+        layer: the layer's name, as in `vsm.configuration.profile.LAYERS`.
     """
 
     exit_code = 3

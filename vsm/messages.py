@@ -35,7 +35,7 @@ class Message(BaseModel):
 
 
 class ResilienceRow(BaseModel):
-    """[integrations.NAME.resilience]; see vsm.config_resilience."""
+    """[integrations.NAME.resilience]; see vsm.configuration.resilience."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 

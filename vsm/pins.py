@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 import msgspec
 from msgspec import Raw
 
-from vsm.board_memory import create, map_verified
+from vsm.board.memory import create, map_verified
 from vsm.core import trust
 from vsm.core.trust import Mode
 from vsm.errors import VsmError

@@ -8,7 +8,7 @@ import pytest
 from running import Running
 
 from vsm import cli
-from vsm.config import load_config
+from vsm.configuration.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

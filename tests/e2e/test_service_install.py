@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from running import VSM, Running, running
 
-from vsm import apparmor
+from vsm.service import apparmor
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 30.0

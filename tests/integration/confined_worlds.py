@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from vsm.launch import spawn_confined, wait_confined
+from vsm.configuration.profile import Profile, load_profile
+from vsm.confinement.plan import WorkerRequest, compile_plan
+from vsm.confinement.probe import HostFacts, probe_host
 from vsm.linux import prctl
-from vsm.plan import WorkerRequest, compile_plan
-from vsm.probe import HostFacts, probe_host
-from vsm.profile import Profile, load_profile
+from vsm.processes.launch import spawn_confined, wait_confined
 
 NOBODY = 65534
 WORKER_UID = 0x7000_1234

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vsm.cgroup import CgroupFacts, CgroupLimits, Cgroups, Group, detect
+from vsm.confinement.cgroup import CgroupFacts, CgroupLimits, Cgroups, Group, detect
 
 Require = Callable[[str, bool, str], None]
 LIMITS = CgroupLimits(memory_bytes=48 << 20, swap_bytes=0, processes=8, cpu_cores=0.5)
@@ -128,7 +128,7 @@ def test_groups_of_a_killed_run_are_swept_and_those_of_a_living_one_are_not(
 ) -> None:
     code = (
         "import signal\n"
-        "from vsm.cgroup import *\n"
+        "from vsm.confinement.cgroup import *\n"
         "group = Cgroups(detect()).create('left', CgroupLimits())\n"
         "import subprocess\n"
         "join = ''.join(f\"open({p!r}, 'w').write('0');\" for p in group.procs)\n"
@@ -163,7 +163,7 @@ child = os.fork()
 if child == 0:
     signal.pause()
 sys.path.append(sys.argv[2])
-from vsm.cgroup_files import move_family
+from vsm.confinement.cgroup_files import move_family
 move_family(base, base / "leaf")
 names = ("cgroup.procs", "leaf/cgroup.procs")
 members = {name: (base / name).read_text().split() for name in names}

@@ -17,7 +17,7 @@ from supervised import (
     write_config,
 )
 
-from vsm.detection import measure
+from vsm.governance.detection import measure
 
 PROFILE = 'extends = "integration"\n[limits]\nmemory = "100M"\n'
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import gateway_harness as harness
 import pytest
 
-from vsm.board_reader import Demand, DemandReader
+from vsm.board.reader import Demand, DemandReader
 from vsm.core.demand import (
     CANCELLED,
     NOBODY,
@@ -234,7 +234,7 @@ def test_removed_integration_leaves_the_board_and_its_calls_disturb_nobody() -> 
 
 _WATCH = """
 import sys, time
-from vsm.board_reader import DemandReader
+from vsm.board.reader import DemandReader
 reader = DemandReader([int(word) for word in sys.argv[1].split(",")], epoch=7, pid=None)
 print("READY", flush=True)
 seen = 0

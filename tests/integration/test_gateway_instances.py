@@ -6,13 +6,13 @@ from typing import Any
 
 from gateway_harness import Harness, echo_legacy, running
 
-from vsm.config import Integration
+from vsm.configuration.config import Integration
 from vsm.core.instance_demand import Terms
 from vsm.gateway import known
 from vsm.gateway.integration import Settings
 from vsm.link import close_fds
 from vsm.pins import from_memory, to_memory
-from vsm.surfaces import SurfaceStore
+from vsm.supervision.surfaces import SurfaceStore
 
 LAZY = Terms(kind="pool", least=1, lazy=True)
 SESSION = Terms(kind="session", most=2)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from vsm.board import BoardWriter
-from vsm.board_demand import DemandBoard
-from vsm.board_reader import DemandReader, Row
+from vsm.board.demand import DemandBoard
+from vsm.board.heartbeat import BoardWriter
+from vsm.board.reader import DemandReader, Row
+from vsm.board.relay import DemandRelay
 from vsm.core import channels
 from vsm.core.demand import NOBODY, OK, UNSERVED
-from vsm.demand_relay import DemandRelay
 from vsm.link import Link, channel_pair, socketpair
 from vsm.messages import (
     CHANNEL_PARSERS,

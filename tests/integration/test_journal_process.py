@@ -21,11 +21,11 @@ from typing import Any, Self
 
 import pytest
 
-from vsm import journal_records as records
-from vsm.journal_client import JournalClient
-from vsm.journal_queue import JournalQueue
-from vsm.journal_reader import Filter, JournalReader
-from vsm.journal_records import Event, Retention
+from vsm.journal import records
+from vsm.journal.client import JournalClient
+from vsm.journal.queue import JournalQueue
+from vsm.journal.reader import Filter, JournalReader
+from vsm.journal.records import Event, Retention
 
 KILLS = int(os.environ.get("VSM_JOURNAL_KILLS", "25"))
 BOUND_S = 30.0
@@ -53,7 +53,7 @@ class Raw:
             "unconfined",
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "vsm.journal", *map(str, numbers)],
+            [sys.executable, "-I", "-m", "vsm.journal.process", *map(str, numbers)],
             pass_fds=(theirs.fileno(),),
             stderr=subprocess.PIPE,
         )
@@ -428,7 +428,7 @@ def test_a_hung_journal_is_killed_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "journal.db"
-    monkeypatch.setattr("vsm.journal_client.HUNG_S", 0.5)
+    monkeypatch.setattr("vsm.journal.client.HUNG_S", 0.5)
 
     async def body(client: JournalClient) -> None:
         await client.wait_durable(client.event("one"))
@@ -472,9 +472,9 @@ def test_closing_writes_what_is_left(tmp_path: Path) -> None:
 
 def _plan(folder: Path) -> str:
     """As the supervisor makes it."""
-    from vsm.plan import WorkerRequest, compile_plan
-    from vsm.probe import probe_host
-    from vsm.profile import load_profile
+    from vsm.configuration.profile import load_profile
+    from vsm.confinement.plan import WorkerRequest, compile_plan
+    from vsm.confinement.probe import probe_host
 
     request = WorkerRequest(name="journal", argv=(), write=(str(folder),))
     return json.dumps(compile_plan(load_profile("journal"), request, probe_host()).to_json())

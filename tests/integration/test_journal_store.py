@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vsm import journal_schema, journal_store
-from vsm.journal_reader import Filter, JournalError, JournalReader, follow, parse_since, where
-from vsm.journal_records import DAY_NS, Decision, Event, Outcome, Retention
-from vsm.journal_store import JournalRefusedError, JournalStore, open_store
+from vsm.journal import schema as journal_schema
+from vsm.journal import store as journal_store
+from vsm.journal.reader import Filter, JournalError, JournalReader, follow, parse_since, where
+from vsm.journal.records import DAY_NS, Decision, Event, Outcome, Retention
+from vsm.journal.store import JournalRefusedError, JournalStore, open_store
 
 Open = Callable[..., JournalStore]
 ALL, KEEP = Filter(), Retention()

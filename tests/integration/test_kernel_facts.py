@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from vsm.commands.sandbox import FIRST_RUN_UID
-from vsm.execution import Plan
-from vsm.kernel_facts import compare, compare_all
-from vsm.launch import spawn_confined, wait_confined
+from vsm.configuration.profile import load_profile
+from vsm.confinement.execution import Plan
+from vsm.confinement.operations import DropPrivileges, FilterSystemCalls, SetLimits
+from vsm.confinement.plan import WorkerRequest, compile_plan
+from vsm.confinement.probe import probe_host
+from vsm.confinement.root_operations import EnterRoot, Mount
+from vsm.governance.kernel_facts import compare, compare_all
 from vsm.linux import namespaces
-from vsm.operations import DropPrivileges, FilterSystemCalls, SetLimits
-from vsm.plan import WorkerRequest, compile_plan
-from vsm.probe import probe_host
-from vsm.profile import load_profile
-from vsm.root_operations import EnterRoot, Mount
+from vsm.processes.launch import spawn_confined, wait_confined
 
 PLAN = Plan(
     name="it",

@@ -15,11 +15,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from confined_worlds import BOUND_S, IS_ROOT, WORKER_UID, as_user, host, plan_for
 
+from vsm.confinement.execution import Plan
 from vsm.errors import ConfinementError
-from vsm.execution import Plan
-from vsm.launch import ExitReport, LauncherLink, LaunchError, Spawned
-from vsm.launcher_link import is_confined
 from vsm.linux import pidfd, prctl, seccomp
+from vsm.processes.launch import ExitReport, LauncherLink, LaunchError, Spawned
+from vsm.processes.launcher_link import is_confined
 
 pytestmark = pytest.mark.isolation
 WHO = "root" if IS_ROOT else "user"
@@ -326,8 +326,8 @@ def test_a_killed_supervisor_takes_launcher_and_workers_along(tmp_path: Path) ->
     plan = plan_for(WHO, "landlocked", SERVER)
     program = f"""
 import asyncio, json, os, sys
-from vsm.execution import Plan
-from vsm.launch import LauncherLink
+from vsm.confinement.execution import Plan
+from vsm.processes.launch import LauncherLink
 async def main():
     link = LauncherLink(lambda *a: None)
     await link.start()

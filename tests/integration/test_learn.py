@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vsm.probe import HostFacts, probe_host
+from vsm.confinement.probe import HostFacts, probe_host
 
 Require = Callable[[str, bool, str], None]
 TIERS = ("namespaced", "landlocked")

@@ -19,10 +19,10 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 import vsm
+from vsm.confinement.probe import probe_host
 from vsm.core.egress import Rules
 from vsm.library import profile_cache, runner_egress, runner_link
 from vsm.library.run import close
-from vsm.probe import probe_host
 
 FACTOR = 3
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from confined_worlds import IS_ROOT, ChildFailedError, host, run_confined
 from running import VSM, Running, running
 from supervised import all_ready, ask, call, rows, wait_until, write_config
 
-from vsm.profile import load_profile
+from vsm.configuration.profile import load_profile
 
 WORLDS = [("root" if IS_ROOT else "user", tier) for tier in ("namespaced", "landlocked")]
 PROFILE = 'extends = "integration"\n[limits]\n{}\n'

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from vsm.board import BoardWriter
-from vsm.config_policy import Policy as PolicyTable
-from vsm.config_policy import RuleDocument, compile_policy
+from vsm.board.heartbeat import BoardWriter
+from vsm.configuration.policy import Policy as PolicyTable
+from vsm.configuration.policy import RuleDocument, compile_policy
 from vsm.core import channels
 from vsm.core.policy_rules import compile_rules
 from vsm.link import Link, channel_pair, close_fds, socketpair

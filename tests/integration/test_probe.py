@@ -6,9 +6,9 @@ import sys
 
 import msgspec
 
-from vsm import cgroup
-from vsm.probe import HostFacts, layer_table, probe_host
-from vsm.profile import LAYERS
+from vsm.configuration.profile import LAYERS
+from vsm.confinement import cgroup
+from vsm.confinement.probe import HostFacts, layer_table, probe_host
 
 
 def test_facts_survive_serialisation() -> None:
@@ -29,7 +29,7 @@ def test_probe_without_privileges_falls_back_and_explains() -> None:
     code = (
         "import json, msgspec, os\n"
         "from vsm.linux import trials\n"
-        "from vsm.probe import layer_table, probe_host\n"
+        "from vsm.confinement.probe import layer_table, probe_host\n"
         "probe_host()\n"  # loads what is loaded late
         "trials.unshare('user')\n"
         "open('/proc/sys/user/max_user_namespaces', 'w').write('0')\n"

@@ -21,12 +21,12 @@ from confined_worlds import BOUND_S, IS_ROOT, WORKER_UID, host, plan_for
 from running import Running, running
 from supervised import all_ready, ask, call, rows, wait_until, write_config
 
+from vsm.configuration.profile import Profile, load_profile
 from vsm.core import refusals
 from vsm.core.seccomp import compile_filter, reported, rules_for
 from vsm.core.syscalls import names, numbers
-from vsm.launch import ExitReport, LauncherLink, LaunchError
 from vsm.linux import prctl, seccomp
-from vsm.profile import Profile, load_profile
+from vsm.processes.launch import ExitReport, LauncherLink, LaunchError
 
 pytestmark = pytest.mark.isolation
 WHO = "root" if IS_ROOT else "user"

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import pytest
 
+from vsm.configuration.profile import load_profile
 from vsm.core.seccomp import compile_filter, rules_for
-from vsm.profile import load_profile
 
 pytestmark = [
     pytest.mark.isolation,

@@ -22,8 +22,8 @@ from supervised import (
     write_config,
 )
 
-from vsm import pulse
-from vsm.launch import LauncherLink
+from vsm.processes import pulse
+from vsm.processes.launch import LauncherLink
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
 SPINNING = """

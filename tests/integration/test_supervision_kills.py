@@ -169,11 +169,11 @@ def new_child(pid: int, text: str, known: set[int]) -> int:
 # What its command line has; a system and a mini-init are forked, so theirs is their parent's.
 STARTING = {
     "launcher": ("launcher.main",),
-    "template": ("vsm.template",),
-    "journal": ("vsm.journal",),
+    "template": ("vsm.processes.template",),
+    "journal": ("vsm.journal.process",),
     "server": ("misbehaving.py",),
     "mini-init": ("launcher.main", "launcher.main"),
-    "system": ("vsm.template", "vsm.template"),
+    "system": ("vsm.processes.template", "vsm.processes.template"),
 }
 
 

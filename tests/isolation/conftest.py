@@ -19,8 +19,8 @@ import msgspec
 import pytest
 
 import vsm
-from vsm.audit import CODE
-from vsm.audit_world import SECRET_VARIABLE, World
+from vsm.audit.battery import CODE
+from vsm.audit.world import SECRET_VARIABLE, World
 from vsm.paths import shipped_profiles
 
 HERE = Path(__file__).parent
@@ -194,7 +194,7 @@ def _interpreter(arena: Arena) -> tuple[str, dict[str, str]]:
     for python in (sys.executable, f"/usr/bin/{own}", f"/usr/local/bin/{own}"):
         try:
             done = subprocess.run(
-                [python, "-c", "import msgspec, vsm.plan"],
+                [python, "-c", "import msgspec, vsm.confinement.plan"],
                 user=arena.uid,
                 group=arena.uid,
                 extra_groups=[],

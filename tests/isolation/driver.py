@@ -44,11 +44,11 @@ def _confined(spec: dict[str, Any], out: int, err: int) -> dict[str, Any]:
     import msgspec
 
     from vsm.commands.sandbox import FIRST_RUN_UID, _group
+    from vsm.configuration.profile import load_profile
+    from vsm.confinement.plan import WorkerRequest, compile_plan
+    from vsm.confinement.probe import HostFacts
     from vsm.errors import ConfinementError
-    from vsm.launch import spawn_confined
-    from vsm.plan import WorkerRequest, compile_plan
-    from vsm.probe import HostFacts
-    from vsm.profile import load_profile
+    from vsm.processes.launch import spawn_confined
 
     profile = load_profile(spec["profile"])
     facts = msgspec.convert(spec["facts"], HostFacts)
@@ -83,11 +83,12 @@ def _system(spec: dict[str, Any], out: int, _err: int) -> dict[str, Any]:
     """Children confine themselves as the systems do; argv is that of a run of attempts.py."""
     import msgspec
 
-    from vsm import attempts, uids
-    from vsm.execution import confine_self
-    from vsm.plan import WorkerRequest, compile_plan
-    from vsm.probe import HostFacts
-    from vsm.profile import load_profile
+    from vsm import attempts
+    from vsm.configuration.profile import load_profile
+    from vsm.confinement import uids
+    from vsm.confinement.execution import confine_self
+    from vsm.confinement.plan import WorkerRequest, compile_plan
+    from vsm.confinement.probe import HostFacts
 
     host = msgspec.convert(spec["facts"], HostFacts)
     uid = uids.system_uid(spec["system"]) if host.root else None

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from vsm import operations
-from vsm.audit import audit
-from vsm.audit_result import Accepted, Result, compare
-from vsm.probe import HostFacts
-from vsm.profile import load_profile
+from vsm.audit.battery import audit
+from vsm.audit.result import Accepted, Result, compare
+from vsm.configuration.profile import load_profile
+from vsm.confinement import operations
+from vsm.confinement.probe import HostFacts
 
 pytestmark = pytest.mark.isolation
 ACCEPTED = Path(__file__).parent / "accepted.json"
@@ -59,10 +59,10 @@ REMOVED: dict[str, tuple[Any, str, str, tuple[str, ...]]] = {
 FRESH = """
 import json, sys
 import msgspec
-from vsm import operations
-from vsm.audit import audit
-from vsm.probe import HostFacts
-from vsm.profile import load_profile
+from vsm.confinement import operations
+from vsm.audit.battery import audit
+from vsm.confinement.probe import HostFacts
+from vsm.configuration.profile import load_profile
 
 order = json.load(sys.stdin)
 if order["undone"]:

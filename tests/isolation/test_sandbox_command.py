@@ -135,7 +135,7 @@ def test_probe_prints_a_row_for_every_layer() -> None:
         [*VSM, "sandbox", "probe", "--json"], capture_output=True, timeout=60, check=True
     )
     answer = json.loads(done.stdout)
-    from vsm.profile import LAYERS
+    from vsm.configuration.profile import LAYERS
 
     assert [row["layer"] for row in answer["layers"]] == list(LAYERS)
     assert all(row["remedy"] for row in answer["layers"] if row["state"] != "works")
@@ -171,8 +171,8 @@ def _descendants(pid: int) -> list[int]:
 
 def _sweep() -> None:
     """What the next run does before it starts."""
-    from vsm import scratch, uids
-    from vsm.cgroup import Cgroups, detect
+    from vsm.confinement import scratch, uids
+    from vsm.confinement.cgroup import Cgroups, detect
 
     Cgroups(detect()).sweep()
     scratch.sweep(uids.may_be_workers)

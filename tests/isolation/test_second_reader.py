@@ -30,14 +30,16 @@ from confined_worlds import (
     run_confined,
 )
 
-from vsm import launcher_link, provision, scratch, uids
-from vsm.cgroup import CgroupFacts, Cgroups
-from vsm.config import Config, Integration
+from vsm.configuration.config import Config, Integration
+from vsm.confinement import scratch, uids
+from vsm.confinement.cgroup import CgroupFacts, Cgroups
+from vsm.confinement.root_operations import open_parent
 from vsm.errors import ConfigurationError, ConfinementError
-from vsm.launch import LauncherLink, LaunchError, spawn_confined, wait_confined
 from vsm.library.values import UnfitError, receive_value
 from vsm.linux import prctl
-from vsm.root_operations import open_parent
+from vsm.processes import launcher_link
+from vsm.processes.launch import LauncherLink, LaunchError, spawn_confined, wait_confined
+from vsm.supervision import provision
 
 pytestmark = pytest.mark.isolation
 PYTHON = ["/usr/bin/python3", "-SI", "-c"]
@@ -171,7 +173,10 @@ def test_removal_follows_no_link_put_in_a_directorys_place(
 
 def _abandoned() -> str:
     """A private directory whose maker is dead."""
-    code = "from vsm import scratch; p = scratch.path_for('x'); scratch.make(p, 0); print(p)"
+    code = (
+        "from vsm.confinement import scratch; "
+        "p = scratch.path_for('x'); scratch.make(p, 0); print(p)"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     path = done.stdout.strip()
     (Path(path) / "below").mkdir()

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm import journal
 from vsm.core.age_clock import HOUR_NS, SETTLED_NS, TOLERANCE_NS, AgeClock
-from vsm.journal_reader import Filter, JournalReader
-from vsm.journal_records import Event, Retention
-from vsm.journal_store import JournalStore
+from vsm.journal import process as journal
+from vsm.journal.reader import Filter, JournalReader
+from vsm.journal.records import Event, Retention
+from vsm.journal.store import JournalStore
 
 DAY_NS = 24 * HOUR_NS
 NOW_NS = 20_000 * DAY_NS

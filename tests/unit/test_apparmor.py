@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from vsm import apparmor
+from vsm.confinement.probe import HostFacts, layer_table
 from vsm.errors import ConfigurationError
-from vsm.probe import HostFacts, layer_table
+from vsm.service import apparmor
 
 
 def test_a_profile_is_for_one_command_and_allows_user_namespaces() -> None:

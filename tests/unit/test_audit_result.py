@@ -6,7 +6,7 @@ import json
 import pytest
 
 from vsm.attempts import Attempt
-from vsm.audit_result import Accepted, Result, Row, accept, compare, judge
+from vsm.audit.result import Accepted, Result, Row, accept, compare, judge
 from vsm.commands import audit
 
 IN_FORCE = {"landlock": "in force", "seccomp": "in force", "memory": "absent"}

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 
-from vsm import board
+from vsm.board import heartbeat as board
 from vsm.core import channels
 
 

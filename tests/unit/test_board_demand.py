@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from vsm.board_demand import (
+from vsm.board.demand import (
     HEADER_BYTES,
     LABELS_BYTES,
     MASK,
@@ -19,8 +19,8 @@ from vsm.board_demand import (
     DemandBoard,
     row_dtype,
 )
-from vsm.board_memory import BoardError
-from vsm.board_reader import Demand, DemandReader, Row, as_array
+from vsm.board.memory import BoardError
+from vsm.board.reader import Demand, DemandReader, Row, as_array
 from vsm.core.demand import (
     CLASSES,
     LATENCY_BUCKETS,
@@ -238,7 +238,7 @@ def test_board_of_another_incarnation_is_refused(
 
 
 def test_memory_that_is_no_demand_board_is_refused() -> None:
-    from vsm.board_memory import create
+    from vsm.board.memory import create
 
     fd, mapping = create("x", HEADER_BYTES + ROW_BYTES)
     with pytest.raises(BoardError, match="version 0"):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm.cgroup import CgroupFacts, Group, limits_of
-from vsm.cgroup_files import (
+from vsm.configuration.profile import LimitsDocument, compile_limits
+from vsm.confinement.cgroup import CgroupFacts, Group, limits_of
+from vsm.confinement.cgroup_files import (
     CgroupLimits,
     block_devices,
     hand_out,
@@ -18,7 +19,6 @@ from vsm.cgroup_files import (
     v2_writes,
 )
 from vsm.errors import ConfigurationError
-from vsm.profile import LimitsDocument, compile_limits
 
 rates = st.integers(min_value=1, max_value=2**50) | st.none()
 DEVICES = ("8:0", "259:3")
@@ -74,7 +74,7 @@ def test_a_group_without_the_controller_for_io_still_hands_out_the_others(tmp_pa
 def test_rates_move_in_a_group_that_takes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vsm.cgroup.block_devices", lambda: ("8:0",))
+    monkeypatch.setattr("vsm.confinement.cgroup.block_devices", lambda: ("8:0",))
     (tmp_path / "io.max").write_text("", encoding="ascii")
     folders = {"io": tmp_path}
     group = Group(CgroupFacts(kind="v2", io=True), "worker", folders)

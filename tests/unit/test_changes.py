@@ -3,9 +3,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from vsm.changes import Change, compare, differing, with_profile
-from vsm.config import Config, Gateway, Integration, RestartPolicy, Systems
-from vsm.profile import load_profile
+from vsm.configuration.changes import Change, compare, differing, with_profile
+from vsm.configuration.config import Config, Gateway, Integration, RestartPolicy, Systems
+from vsm.configuration.profile import load_profile
 
 
 def integration(name: str = "a", **more: Any) -> Integration:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vsm.closure import closure
+from vsm.confinement.closure import closure
 from vsm.core.elf import parse_linkage
 from vsm.errors import VsmError
 

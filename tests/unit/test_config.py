@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm import config as configuration
-from vsm.config import Config, SecretSource, load_config, read_secret
+from vsm.configuration import config as configuration
+from vsm.configuration.config import Config, SecretSource, load_config, read_secret
 from vsm.errors import ConfigurationError
 
 Write = Callable[[str], Path]

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from vsm import notify, service
-from vsm.board_demand import HEADER_BYTES, MAX_SEGMENTS, ROW_BYTES, VERSION, DemandBoard
+from vsm.board.demand import HEADER_BYTES, MAX_SEGMENTS, ROW_BYTES, VERSION, DemandBoard
+from vsm.board.relay import DemandRelay
+from vsm.board.store import DemandStore
 from vsm.core.demand import OK
-from vsm.demand_relay import DemandRelay
-from vsm.demand_store import DemandStore
+from vsm.service import notify
+from vsm.service import unit_files as service
 
 EPOCH = 7
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm.detection import too_much
-from vsm.disk_use import MOST_DEPTH, Room, Use, at_most, measure, room
-from vsm.profile import Limits, LimitsDocument, compile_limits
+from vsm.configuration.profile import Limits, LimitsDocument, compile_limits
+from vsm.confinement.disk_use import MOST_DEPTH, Room, Use, at_most, measure, room
+from vsm.governance.detection import too_much
 
 MIB = 2**20
 

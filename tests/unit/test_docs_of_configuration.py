@@ -7,7 +7,8 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from vsm import config, config_clients, profile
+from vsm.configuration import clients as config_clients
+from vsm.configuration import config, profile
 from vsm.core.syscalls import groups
 from vsm.paths import shipped_profiles
 

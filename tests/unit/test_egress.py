@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vsm.core.addresses import judge, parse_host, parse_literal
 from vsm.core.egress import MOST_LISTENERS, Rules, Target, compile_rules, parse_target
 from vsm.core.proxy_request import parse_proxy_request
-from vsm.egress_counts import MOST_NAMES, OTHERS, Counts
+from vsm.egress.counts import MOST_NAMES, OTHERS, Counts
 
 PUBLIC = ("1.1.1.1", "8.8.8.8", "93.184.215.14", "172.32.0.1", "192.169.0.1", "100.128.0.1")
 PUBLIC_6 = ("2606:2800:21f::1", "2a00:1450::1", "2001:4860:4860::8888")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vsm import endpoint, notify
+from vsm import endpoint
 from vsm.errors import VsmError
+from vsm.service import notify
 
 SOCKETS = ("control.sock", "mcp.sock")
 

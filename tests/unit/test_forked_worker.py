@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from vsm.forked_worker import ForkedWorker
-from vsm.network_operations import HANDED_OUT
-from vsm.operations import LISTENER
+from vsm.confinement.network_operations import HANDED_OUT
+from vsm.confinement.operations import LISTENER
+from vsm.processes.forked_worker import ForkedWorker
 
 
 @pytest.mark.parametrize("listeners_first", [True, False])

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm.config import load_config
+from vsm.configuration.config import load_config
 from vsm.core.client_entries import Entry, Wanted, is_secret, parse_entries
 from vsm.errors import ConfigurationError
-from vsm.import_clients import apply, describe, read_client_file
+from vsm.install.import_clients import apply, describe, read_client_file
 
 
 def one(**entry: Any) -> Entry:

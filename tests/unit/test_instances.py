@@ -10,13 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm import uids
-from vsm.config import Integration
+from vsm.configuration.config import Integration
+from vsm.confinement import uids
 from vsm.core import instance_starts as starts
 from vsm.core import restart
 from vsm.core.instance_demand import SESSION_IDLE_S, Load, Terms, Unused, to_stop, wanted
-from vsm.group import GroupRunner
-from vsm.instance_set import InstanceSet, integration_of, is_short_of_memory, number_of, terms_of
+from vsm.supervision.group import GroupRunner
+from vsm.supervision.instance_set import (
+    InstanceSet,
+    integration_of,
+    is_short_of_memory,
+    number_of,
+    terms_of,
+)
 
 POOL = Terms(kind="pool", least=2, most=4, resident=True)
 SESSION = Terms(kind="session", most=4, spares=1)

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, nbinom
 
-from vsm.config import load_config
+from vsm.configuration.config import load_config
 from vsm.core.anomaly import LEAST_HISTORY, RARE, tail, unusual
 from vsm.core.proportion import wilson
 from vsm.errors import ConfigurationError
 from vsm.gateway.own_tools import OWN, OwnTools
-from vsm.introspection import foreign, marked
-from vsm.reflection import LEAST_CALLS, share
+from vsm.introspection.own_answers import foreign, marked
+from vsm.introspection.reflection import LEAST_CALLS, share
 
 
 @given(st.integers(1, 2000), st.data())

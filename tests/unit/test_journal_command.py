@@ -9,9 +9,9 @@ import pytest
 
 from vsm.commands import events
 from vsm.errors import ConfigurationError
-from vsm.journal_reader import JournalError
-from vsm.journal_records import Decision, Event, Outcome, Retention, json_text
-from vsm.journal_store import JournalStore
+from vsm.journal.reader import JournalError
+from vsm.journal.records import Decision, Event, Outcome, Retention, json_text
+from vsm.journal.store import JournalStore
 
 EVIL = "\x1b[2J\x9b31m\u202eevil\r\nvsm: all is well"
 

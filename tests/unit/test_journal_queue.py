@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from vsm.journal_queue import JournalQueue
-from vsm.journal_records import MAX_RECORDS, Decision, Event
+from vsm.journal.queue import JournalQueue
+from vsm.journal.records import MAX_RECORDS, Decision, Event
 
 
 def event(number: int, severity: int = 1, size: int = 0) -> Event:

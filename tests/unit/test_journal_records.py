@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm import journal_records as records
-from vsm.journal_records import Committed, Decision, Event, Hello, Outcome, Ready, Records
+from vsm.journal import records
+from vsm.journal.records import Committed, Decision, Event, Hello, Outcome, Ready, Records
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vsm import notify
+from vsm.service import notify
 
 
 @pytest.fixture(autouse=True)

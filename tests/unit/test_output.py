@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm import output, uids
+from vsm import output
+from vsm.confinement import uids
 from vsm.errors import ConfinementError
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from vsm.configuration.profile import Profile, load_profile
+from vsm.confinement.execution import Plan, same_steps
+from vsm.confinement.operations import EnterCgroupNamespace, ForbidUserNamespaces
+from vsm.confinement.plan import WorkerRequest, compile_plan
+from vsm.confinement.probe import HostFacts
+from vsm.confinement.root_operations import WriteFile
 from vsm.errors import ConfinementError
-from vsm.execution import Plan, same_steps
 from vsm.linux import namespaces
-from vsm.operations import EnterCgroupNamespace, ForbidUserNamespaces
-from vsm.plan import WorkerRequest, compile_plan
-from vsm.probe import HostFacts
-from vsm.profile import Profile, load_profile
-from vsm.root_operations import WriteFile
 
 UID = 1_900_000_000
 ROOT = HostFacts(root=True, tier="namespaced", landlock_abi=7, seccomp=True, idmapped_mounts=True)

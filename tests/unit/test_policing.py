@@ -11,18 +11,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from vsm.approvals import RULE, NothingWaitsError
-from vsm.config import Config
-from vsm.config_policy import MOST_BYTES, Policy, RuleDocument
+from vsm.configuration.config import Config
+from vsm.configuration.policy import MOST_BYTES, Policy, RuleDocument
 from vsm.core import approvals
 from vsm.core.policy_rules import compile_rules, to_body
 from vsm.core.restart import Changed
 from vsm.errors import VsmError
-from vsm.journal_records import Decision, Outcome, Retention
-from vsm.journal_store import open_store
+from vsm.governance.approvals import RULE, NothingWaitsError
+from vsm.governance.policing import Policing
+from vsm.journal.records import Decision, Outcome, Retention
+from vsm.journal.store import open_store
 from vsm.link import MAX_MESSAGE_BYTES
 from vsm.messages import Asking, Felt, Grants, Hurt, IntegrationRow, Start, Verdict, Withdrawn
-from vsm.policing import Policing
 
 RULES = Policy(rules=(RuleDocument(action="ask", tool="x"),), attempts_per_minute=10)
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from vsm.config import load_config
-from vsm.config_policy import compile_policy
+from vsm.configuration.config import load_config
+from vsm.configuration.policy import compile_policy
 from vsm.core.policy_glob import matches, spellings
 from vsm.core.policy_rules import (
     Asked,

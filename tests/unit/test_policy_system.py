@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from vsm.config_policy import Policy as PolicyTable
-from vsm.config_policy import compile_policy
+from vsm.configuration.policy import Policy as PolicyTable
+from vsm.configuration.policy import compile_policy
 from vsm.core.policy_rules import compile_rules
 from vsm.messages import (
     Algedonic,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm import profile as profiles
+from vsm.configuration import profile as profiles
+from vsm.configuration.profile import LAYERS, Layer, Profile, load_profile, profile_names
 from vsm.errors import ConfigurationError
 from vsm.paths import shipped_profiles
-from vsm.profile import LAYERS, Layer, Profile, load_profile, profile_names
 
 Write = Callable[..., Path]
 

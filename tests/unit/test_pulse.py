@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from vsm import pulse
-from vsm.pulse import Pulse
+from vsm.processes import pulse
+from vsm.processes.pulse import Pulse
 
 
 @pytest.fixture(autouse=True)

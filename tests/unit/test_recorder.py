@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from vsm.config import Journal
+from vsm.configuration.config import Journal
 from vsm.core import restart
 from vsm.errors import ConfinementError
-from vsm.group import GroupRunner
 from vsm.link import LinkStatistics
 from vsm.logs import logger
-from vsm.recorder import Recorder
+from vsm.supervision.group import GroupRunner
+from vsm.supervision.recorder import Recorder
 
 EVENT_FIELDS = (
     "tag", "at_ns", "monotonic_ns", "source", "kind", "worker", "integration", "severity", "detail",

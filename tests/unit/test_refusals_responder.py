@@ -7,7 +7,7 @@ import select
 
 import pytest
 
-from vsm import refusals
+from vsm.confinement import refusals
 from vsm.linux import seccomp
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 
 from vsm.core.syscalls import numbers
-from vsm.refused_calls import RefusedCalls
+from vsm.supervision.refused_calls import RefusedCalls
 
 TABLE = numbers(os.uname().machine)
 BPF, PTRACE = TABLE["bpf"], TABLE["ptrace"]

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from vsm.cgroup import CgroupLimits
-from vsm.config import Config
-from vsm.config_regulation import Control
+from vsm.configuration.config import Config
+from vsm.configuration.profile import load_profile
+from vsm.configuration.regulation import Control
+from vsm.confinement.cgroup import CgroupLimits
 from vsm.core import restart
 from vsm.errors import VsmError
+from vsm.governance.regulation import Regulator
 from vsm.messages import Damp, Decided, Happened, Move, Moved, Noted, Settled
-from vsm.profile import load_profile
-from vsm.regulation import Regulator
 
 MIB = 2**20
 BUDGET = {"memory": 700.0 * MIB, "cpu": 2.0}

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsm.configuration.profile import load_profile, profile_names
 from vsm.core.seccomp import (
     Action,
     Rules,
@@ -17,7 +18,6 @@ from vsm.core.seccomp import (
 from vsm.core.seccomp_bpf import ArgumentFilter, Clause, Comparison
 from vsm.core.syscalls import ARCHITECTURES, known, numbers
 from vsm.paths import shipped_profiles
-from vsm.profile import load_profile, profile_names
 
 ALLOW, EPERM, ENOSYS, KILL = Action.ALLOW, Action.EPERM, Action.ENOSYS, Action.KILL_PROCESS
 HIGH = 0xDEAD_BEEF_0000_0000

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from vsm import service
-from vsm.config import Config, Gateway, Integration, SecretSource
+from vsm.configuration.config import Config, Gateway, Integration, SecretSource
 from vsm.errors import ConfigurationError
-from vsm.hardening import NOT_USED, USED
+from vsm.service import unit_files as service
+from vsm.service.hardening import NOT_USED, USED
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
@@ -95,8 +95,9 @@ def test_no_unit_without_a_configuration() -> None:
 
 
 DECIDES = (
-    "core/*.py", "systems/*.py", "supervisor.py", "*group.py", "*_actor.py", "reload.py",
-    "launcher*.py", "mini_init.py", "output.py", "board.py", "notify.py",
+    "core/*.py", "systems/*.py", "supervision/*group.py", "supervision/*_actor.py",
+    "supervision/supervisor.py", "supervision/reload.py", "processes/*.py", "output.py",
+    "board/heartbeat.py", "service/notify.py",
 )  # fmt: skip
 
 

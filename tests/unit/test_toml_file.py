@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsm.configuration.toml_file import LIMIT_BYTES, build, read_toml
 from vsm.errors import ConfigurationError
-from vsm.toml_file import LIMIT_BYTES, build, read_toml
 
 
 class Inner(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from msgspec import Raw
 from vsm.core import suspicion, trust
 from vsm.errors import VsmError
 from vsm.gateway.trust import Vetting, items_of
-from vsm.pinning import MAX_ITEM_CHARS, Pinning
+from vsm.governance.pinning import MAX_ITEM_CHARS, Pinning
 from vsm.pins import PinStore
 from vsm.protocol import catalogue, jsonrpc
 from vsm.protocol.catalogue import Surface

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm.units import format_bytes, parse_bytes
+from vsm.configuration.units import format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(

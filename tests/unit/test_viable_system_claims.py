@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vsm import board, board_demand
+from vsm.board import demand as board_demand
+from vsm.board import heartbeat as board
 from vsm.core import demand
 
 ROOT = Path(__file__).resolve().parents[2]

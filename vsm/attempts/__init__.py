@@ -6,7 +6,7 @@ it needs the standard library only:
 WORLD [NAME…]` prints {"NAME": {"outcome", "detail"}} where the outcome is "possible", "refused"
 or "unavailable" (the attempt makes no sense on this machine).
 
-Harmless by construction: files, sockets and processes are those of `vsm.audit_world`; files
+Harmless by construction: files, sockets and processes are those of `vsm.audit.world`; files
 elsewhere are only opened; a system call that would change the machine gets a wrong magic number
 or a bad pointer, so that "permitted" shows as EFAULT or EINVAL and "blocked" as EPERM or ENOSYS;
 bombs are bounded.

@@ -15,8 +15,8 @@ from typing import Any
 from vsm.commands.control_client import NotRunningError, request
 from vsm.commands.terminal import clean, print_json, print_table, seconds_text
 from vsm.errors import ConfigurationError
-from vsm.journal_reader import Filter, JournalReader
-from vsm.journal_records import JOURNAL_FILE
+from vsm.journal.reader import Filter, JournalReader
+from vsm.journal.records import JOURNAL_FILE
 from vsm.paths import state_dir
 
 RULE = "policy.ask"

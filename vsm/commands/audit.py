@@ -14,9 +14,9 @@ from vsm.commands.terminal import clean, print_json
 from vsm.errors import ConfigurationError, ConfinementError
 
 if TYPE_CHECKING:
-    from vsm.audit_result import Accepted, Result
-    from vsm.plan import Tier
-    from vsm.profile import Profile
+    from vsm.audit.result import Accepted, Result
+    from vsm.configuration.profile import Profile
+    from vsm.confinement.plan import Tier
 
 EXIT_OPEN = 1
 TIERS: "tuple[Tier, ...]" = ("namespaced", "landlocked")
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _results(args: argparse.Namespace) -> "Iterator[Result | tuple[str, str]]":
     """Each result, or its key and why there is none: the host or the profile has no such tier."""
-    from vsm.audit import Control, audit
-    from vsm.probe import probe_host
+    from vsm.audit.battery import Control, audit
+    from vsm.confinement.probe import probe_host
 
     host, control = probe_host(), Control()
     for profile in _profiles(args.profile):
@@ -83,8 +83,8 @@ def _results(args: argparse.Namespace) -> "Iterator[Result | tuple[str, str]]":
 
 
 def _profiles(name: str) -> "list[Profile]":
+    from vsm.configuration.profile import list_profiles, load_profile
     from vsm.paths import shipped_profiles
-    from vsm.profile import list_profiles, load_profile
 
     return list_profiles((shipped_profiles(),)) if name == "shipped" else [load_profile(name)]
 
@@ -109,7 +109,7 @@ def _print(result: "Result", *, every: bool) -> None:
 
 
 def _problems(results: "list[Result]", accepted: "dict[str, Accepted] | None") -> Iterator[str]:
-    from vsm.audit_result import compare
+    from vsm.audit.result import compare
 
     for result in results:
         if accepted is not None:
@@ -123,7 +123,7 @@ def _problems(results: "list[Result]", accepted: "dict[str, Accepted] | None") -
 def _read(path: Path) -> "dict[str, Accepted]":
     import msgspec
 
-    from vsm.audit_result import Accepted
+    from vsm.audit.result import Accepted
 
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Accepted])
@@ -136,7 +136,7 @@ def _accept(path: Path, results: "list[Result]") -> None:
     """Replace what was just tried, keep the rest and the reasons that somebody wrote."""
     import msgspec
 
-    from vsm.audit_result import accept
+    from vsm.audit.result import accept
 
     kept = _read(path) if path.exists() else {}
     for result in results:

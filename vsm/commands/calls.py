@@ -8,11 +8,11 @@ import argparse
 import json
 import time
 
-from vsm.call_journal import CALLS_FILE
 from vsm.commands.events import when_text
 from vsm.commands.terminal import clean, print_json
 from vsm.errors import ConfigurationError
-from vsm.journal_reader import MAX_LIMIT, Filter, JournalReader, Row, follow, parse_since
+from vsm.journal.calls import CALLS_FILE
+from vsm.journal.reader import MAX_LIMIT, Filter, JournalReader, Row, follow, parse_since
 from vsm.paths import state_dir
 
 DEFAULT_LIMIT = 100

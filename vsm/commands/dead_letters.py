@@ -15,8 +15,8 @@ from vsm.commands.control_client import NotFoundError, request
 from vsm.commands.events import when_text
 from vsm.commands.terminal import clean, foreign, print_json, print_table
 from vsm.errors import ConfigurationError, VsmError
-from vsm.journal_reader import MAX_LIMIT, Filter, JournalReader, Row, parse_since
-from vsm.journal_records import JOURNAL_FILE
+from vsm.journal.reader import MAX_LIMIT, Filter, JournalReader, Row, parse_since
+from vsm.journal.records import JOURNAL_FILE
 from vsm.paths import state_dir
 
 KIND: Final = "call.failed"

@@ -13,7 +13,7 @@ from typing import Any
 
 from vsm.commands.terminal import DIM, RED, YELLOW, clean, coloured, print_json
 from vsm.errors import ConfigurationError
-from vsm.journal_reader import (
+from vsm.journal.reader import (
     MAX_LIMIT,
     Filter,
     JournalReader,
@@ -23,7 +23,7 @@ from vsm.journal_reader import (
     parse_severity,
     parse_since,
 )
-from vsm.journal_records import JOURNAL_FILE, SEVERITIES
+from vsm.journal.records import JOURNAL_FILE, SEVERITIES
 from vsm.paths import state_dir
 
 DEFAULT_LIMIT = 100

@@ -29,7 +29,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Say it, or do it."""
-    from vsm.import_clients import apply, describe, read_client_file
+    from vsm.install.import_clients import apply, describe, read_client_file
 
     signal.signal(signal.SIGTERM, _interrupt)
     entries = read_client_file(args.file)

@@ -52,7 +52,7 @@ def _interrupt(_signo: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _install(args: argparse.Namespace) -> int:
-    from vsm.install import install
+    from vsm.install.installation import install
 
     server, done = install(args.package, name=args.name, allow=tuple(args.allow), say=_say)
     if args.json:
@@ -77,7 +77,7 @@ def _install(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     import msgspec
 
-    from vsm.install import installed
+    from vsm.install.installation import installed
 
     servers = installed()
     if args.json:
@@ -89,7 +89,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _uninstall(args: argparse.Namespace) -> int:
-    from vsm.install import uninstall
+    from vsm.install.installation import uninstall
 
     removed = [uninstall(name) for name in args.names]
     if args.json:
@@ -101,7 +101,7 @@ def _uninstall(args: argparse.Namespace) -> int:
 
 
 def _outdated(args: argparse.Namespace) -> int:
-    from vsm.install import installed, latest
+    from vsm.install.installation import installed, latest
 
     rows = []
     for server in installed():

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from vsm.errors import VsmError
 
 if TYPE_CHECKING:
-    from vsm.learn import Learned
-    from vsm.profile import Profile
+    from vsm.audit.learn import Learned
+    from vsm.configuration.profile import Profile
 
 # A wildcard that no name is below (RFC 6761): with it there is a proxy inside.
 NOBODY = "*.nobody.invalid:1"
@@ -36,11 +36,11 @@ def add_parser(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def run(args: argparse.Namespace) -> int:
     """Run it; the exit status is the command's."""
-    from vsm.cgroup import detect
+    from vsm.audit.learn import learn, profile_text
     from vsm.commands.sandbox import _group, _plan, egress_process
-    from vsm.learn import learn, profile_text
-    from vsm.probe import probe_host
-    from vsm.profile import load_profile
+    from vsm.configuration.profile import load_profile
+    from vsm.confinement.cgroup import detect
+    from vsm.confinement.probe import probe_host
 
     argv = args.argv
     profile = load_profile(args.profile)

@@ -12,11 +12,11 @@ import msgspec
 
 from vsm.commands import learn
 from vsm.commands.terminal import clean, print_json, print_table
+from vsm.configuration.profile import Profile, file_key, load_profile, profile_names
+from vsm.configuration.units import format_bytes
+from vsm.confinement.explain import explain
 from vsm.errors import ConfigurationError
-from vsm.explain import explain
 from vsm.paths import profile_search_path
-from vsm.profile import Profile, file_key, load_profile, profile_names
-from vsm.units import format_bytes
 
 EXIT_DIFFERENT = 1
 

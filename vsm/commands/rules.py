@@ -14,8 +14,8 @@ from typing import Any
 from msgspec import Raw
 
 from vsm.commands.terminal import clean, print_json, print_table
-from vsm.config import load_config
-from vsm.config_policy import DAYS, compile_policy
+from vsm.configuration.config import load_config
+from vsm.configuration.policy import DAYS, compile_policy
 from vsm.core.policy_rules import (
     Asked,
     Budgets,

@@ -18,13 +18,13 @@ from vsm.commands import audit
 from vsm.errors import ConfigurationError, VsmError
 
 if TYPE_CHECKING:
-    from vsm.cgroup import CgroupFacts, Group
+    from vsm.configuration.profile import Profile
+    from vsm.confinement.cgroup import CgroupFacts, Group
+    from vsm.confinement.execution import Plan
+    from vsm.confinement.probe import HostFacts
     from vsm.core.egress import Rules
-    from vsm.egress_link import EgressLink
-    from vsm.execution import Plan
-    from vsm.launch import ExitReport, Spawned
-    from vsm.probe import HostFacts
-    from vsm.profile import Profile
+    from vsm.egress.link import EgressLink
+    from vsm.processes.launch import ExitReport, Spawned
 
     Egress = tuple[EgressLink, Rules]
 
@@ -41,7 +41,7 @@ FORWARDED = (
 )
 SI_KERNEL = 0x80  # asm-generic/siginfo.h: the terminal sent it, to the whole process group
 # A run of one command has no stable identity: its uid is unique among what lives, above the range
-# of `vsm.uids`, and where systemd's list of uids has nothing.
+# of `vsm.confinement.uids`, and where systemd's list of uids has nothing.
 FIRST_RUN_UID = 0x7800_0000
 MARKS = {"works": "yes", "weaker": "weaker", "absent": "no"}
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 def _probe(*, as_json: bool) -> int:
     import msgspec
 
-    from vsm.probe import layer_table, probe_host
+    from vsm.confinement.probe import layer_table, probe_host
 
     facts = probe_host()
     rows = layer_table(facts)
@@ -101,10 +101,10 @@ def _probe(*, as_json: bool) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vsm import scratch, uids
-    from vsm.cgroup import detect
-    from vsm.probe import probe_host
-    from vsm.profile import load_profile
+    from vsm.configuration.profile import load_profile
+    from vsm.confinement import scratch, uids
+    from vsm.confinement.cgroup import detect
+    from vsm.confinement.probe import probe_host
 
     argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
     if not argv:
@@ -146,13 +146,13 @@ def _allow(profile: "Profile", hosts: list[str]) -> "Profile":
 @contextmanager
 def egress_process(profile: "Profile", host: "HostFacts") -> "Iterator[Egress | None]":
     """The egress process of this run, where the profile needs one; it ends with the run."""
-    from vsm.plan import egress_rules
+    from vsm.confinement.plan import egress_rules
 
     rules = egress_rules(profile)
     if rules is None or not rules.listeners:
         yield None
         return
-    from vsm.egress_link import EgressLink, egress_plan
+    from vsm.egress.link import EgressLink, egress_plan
 
     link = EgressLink(egress_plan(host))
     try:
@@ -165,7 +165,7 @@ def egress_process(profile: "Profile", host: "HostFacts") -> "Iterator[Egress | 
 @contextmanager
 def _group(profile: "Profile", facts: "CgroupFacts") -> "Iterator[Group | None]":
     """The command's control group, where one works; removed with all that is left in it."""
-    from vsm.cgroup import Cgroups, limits_of
+    from vsm.confinement.cgroup import Cgroups, limits_of
 
     if facts.kind == "none":
         yield None
@@ -189,8 +189,8 @@ def _plan(
     host: "HostFacts",
     group: "Group | None",
 ) -> "Plan":
-    from vsm.closure import DEFAULT_PATH, closure
-    from vsm.plan import WorkerRequest, compile_plan
+    from vsm.confinement.closure import DEFAULT_PATH, closure
+    from vsm.confinement.plan import WorkerRequest, compile_plan
 
     env = _environment(args.env)
     path = env.get("PATH") or os.environ.get("PATH") or DEFAULT_PATH
@@ -247,14 +247,14 @@ def _has_terminal() -> bool:
 
 
 def _print_end(report: "ExitReport", group: "Group | None", profile: "Profile") -> None:
-    from vsm.last_words import words
+    from vsm.supervision.last_words import words
 
     usage = group.usage() if group else None
     print(f"vsm: {words(report, usage, profile.limits)}", file=sys.stderr)
 
 
 def _spawn_and_wait(plan: "Plan", egress: "Egress | None", *, verbose: bool) -> "ExitReport":
-    from vsm.launch import LaunchError, spawn_confined
+    from vsm.processes.launch import LaunchError, spawn_confined
 
     tty = _has_terminal()
     # Blocked before the fork, so that no signal falls between it and the wait below.
@@ -277,7 +277,7 @@ def _spawn_and_wait(plan: "Plan", egress: "Egress | None", *, verbose: bool) -> 
 
 def _wait(spawned: "Spawned", *, tty: bool) -> "ExitReport":
     """Hand signals on until the command's init ends."""
-    from vsm.launch import wait_confined
+    from vsm.processes.launch import wait_confined
 
     while True:
         info = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})

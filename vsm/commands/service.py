@@ -11,12 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vsm import apparmor, service
 from vsm.commands.terminal import print_json
-from vsm.config import Config, load_config
+from vsm.configuration.config import Config, load_config
+from vsm.configuration.profile import load_profile
 from vsm.errors import ConfigurationError, VsmError
-from vsm.profile import load_profile
-from vsm.service import SERVICE, SOCKET, Place
+from vsm.service import apparmor
+from vsm.service import unit_files as service
+from vsm.service.unit_files import SERVICE, SOCKET, Place
 
 SYSTEM_CONFIG = Path("/etc/vsm/vsm.toml")
 USER_CONFIG = Path(".config/vsm/vsm.toml")

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from vsm.config import Config, load_config
+from vsm.configuration.config import Config, load_config
 from vsm.errors import ConfigurationError
 from vsm.paths import ENDPOINT, MCP_SOCKET, TOKEN, runtime_dir
 
@@ -39,7 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Run the supervisor; returns when it has shut down."""
     config = _config(args)
-    from vsm.supervisor import run_supervisor
+    from vsm.supervision.supervisor import run_supervisor
 
     print(f"vsm: starting {_counted(config)}", file=sys.stderr, flush=True)
     return run_supervisor(

@@ -1,7 +1,8 @@
 """When instances of one server are started, and when to give up: pure.
 
 One instance is one process that is never restarted; its number is never used again. Failures
-are those that say something of the server rather than of one session: see `vsm.instance_set`.
+are those that say something of the server rather than of one session: see
+`vsm.supervision.instance_set`.
 """
 
 from dataclasses import dataclass, replace

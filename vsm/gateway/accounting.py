@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 
 import vsm.core.demand as names
-from vsm.board_demand import Counted, DemandBoard, DemandRow
+from vsm.board.demand import Counted, DemandBoard, DemandRow
 from vsm.protocol import jsonrpc
 from vsm.protocol.catalogue import SEPARATOR, Catalogue
 from vsm.protocol.jsonrpc import Message, Object

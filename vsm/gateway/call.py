@@ -15,7 +15,7 @@ from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import Id, Message
 
 if TYPE_CHECKING:
-    from vsm.board_demand import DemandRow
+    from vsm.board.demand import DemandRow
     from vsm.gateway.client import Client
     from vsm.gateway.upstream import Upstream
 

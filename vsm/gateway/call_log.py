@@ -17,8 +17,8 @@ import msgspec
 import vsm.core.demand as names
 from vsm.gateway.call import Call
 from vsm.gateway.client import Client
-from vsm.journal_queue import JournalQueue
-from vsm.journal_records import (
+from vsm.journal.queue import JournalQueue
+from vsm.journal.records import (
     Committed,
     Event,
     Ready,
@@ -216,7 +216,7 @@ class CallLog:
 
 
 def _encoded(row: _Noted) -> str:
-    """The record as `vsm.journal_records.encode` would make it, for a tenth of the time."""
+    """The record as `vsm.journal.records.encode` would make it, for a tenth of the time."""
     detail = _json(
         {
             "what": row.label[:MAX_WHAT_CHARS],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import UNSET
 
 import vsm
-from vsm.board_demand import DemandRow
+from vsm.board.demand import DemandRow
 from vsm.core.instance_demand import Terms
 from vsm.core.trust import Mode
 from vsm.gateway.call import Gate, Inquiry

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import vsm.core.demand as names
-from vsm.board_memory import BoardError
-from vsm.board_reader import Demand, DemandReader, as_array
+from vsm.board.memory import BoardError
+from vsm.board.reader import Demand, DemandReader, as_array
 from vsm.control_socket import connect
 from vsm.errors import VsmError
 from vsm.paths import CONTROL_SOCKET

@@ -15,7 +15,7 @@ import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from vsm.execution import ABSENT, Plan
+from vsm.confinement.execution import ABSENT, Plan
 from vsm.library.values import UnfitError, send_failure, send_value
 from vsm.linux import prctl, rlimits
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from vsm.configuration.profile import Profile
 from vsm.errors import ConfigurationError
 from vsm.library import profile_cache
 from vsm.library.work import Work
-from vsm.profile import Profile
 
 What = Callable[..., object] | Sequence[str]
 VALUE_BYTES = 256 << 20

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from vsm.configuration.profile import Profile
 from vsm.core import restart
 from vsm.errors import ConfigurationError, VsmError
 from vsm.library.order import VALUE_BYTES
@@ -23,7 +24,6 @@ from vsm.library.spec import WorkerEvent, WorkerSpec
 from vsm.library.values import Answer
 from vsm.library.work import pack
 from vsm.library.workers import Hooks, Workers
-from vsm.profile import Profile
 
 _TIMEOUT_S = 60.0
 

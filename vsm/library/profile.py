@@ -1,6 +1,7 @@
 """`vsm.Profile`: a profile to load, to extend and to explain in a program.
 
-Runs in the program. What a profile is, and what of it is wrong, is decided in `vsm.profile`.
+Runs in the program. What a profile is, and what of it is wrong, is decided in
+`vsm.configuration.profile`.
 """
 
 import os
@@ -9,9 +10,9 @@ from typing import Any, Self
 
 import msgspec
 
-from vsm import profile as profiles
+from vsm.configuration import profile as profiles
+from vsm.confinement.explain import Explanation, explain
 from vsm.errors import ConfigurationError
-from vsm.explain import Explanation, explain
 
 
 class Profile(profiles.Profile, frozen=True, kw_only=True):

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from vsm.configuration.profile import Profile, load_profile, profile_files
 from vsm.paths import profile_search_path
-from vsm.profile import Profile, load_profile, profile_files
 
 _MOST: Final = 64
 _SETTLED_NS: Final = 100_000_000  # a second change right after the first can have the same time
@@ -30,7 +30,7 @@ _known: dict[tuple[str, tuple[Path, ...]], _Known] = {}
 
 
 def load(name_or_path: str) -> Profile:
-    """As `vsm.profile.load_profile`."""
+    """As `vsm.configuration.profile.load_profile`."""
     folders = profile_search_path()
     is_path = "/" in name_or_path or name_or_path.endswith(".toml")
     key = (os.path.abspath(name_or_path) if is_path else name_or_path), folders

@@ -11,13 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vsm.configuration.profile import Profile
 from vsm.errors import VsmError
 from vsm.library import runner_link
 from vsm.library.code import run_text
 from vsm.library.exchange import Exchange
 from vsm.library.order import VALUE_BYTES, Request, What, prepare
 from vsm.library.result import Result, judge
-from vsm.profile import Profile
 
 _ANSWER_TIMEOUT_S = 20.0
 _TIMEOUT_S = 60.0

@@ -21,20 +21,20 @@ from typing import NoReturn
 
 import msgspec
 
-from vsm import cgroup, scratch, uids
-from vsm.cgroup import Cgroups, limits_of
+from vsm.configuration.profile import Profile
+from vsm.confinement import cgroup, scratch, uids
+from vsm.confinement.cgroup import Cgroups, limits_of
+from vsm.confinement.execution import Plan
+from vsm.confinement.plan import WorkerRequest, compile_plan
+from vsm.confinement.probe import probe_host
+from vsm.confinement.refusals import Responder
 from vsm.errors import ConfinementError, VsmError
-from vsm.execution import Plan
-from vsm.launcher import receive
 from vsm.library import child
 from vsm.library.runner_egress import RunnerEgress
 from vsm.library.runner_run import Order, Run, refusal, report
 from vsm.library.values import SIGNAL
 from vsm.linux import pidfd, prctl
-from vsm.plan import WorkerRequest, compile_plan
-from vsm.probe import probe_host
-from vsm.profile import Profile
-from vsm.refusals import Responder
+from vsm.processes.launcher import receive
 
 _MOST_AT_ONCE = uids.RUN_SLOTS - 1
 _MOST_LASTING = _MOST_AT_ONCE - 6  # so that `vsm.run` finds a place beside them

@@ -9,10 +9,10 @@ import select
 from contextlib import suppress
 from typing import Any, Protocol
 
+from vsm.confinement.probe import HostFacts
 from vsm.core.egress import Rules
-from vsm.egress_link import EgressLink, egress_plan
+from vsm.egress.link import EgressLink, egress_plan
 from vsm.errors import ConfinementError, VsmError
-from vsm.probe import HostFacts
 
 _LAST_COUNTS_S = 1.0
 _REMEDY = "See `vsm sandbox probe` for what this host gives."

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vsm import cgroup
+from vsm.configuration.profile import Profile
+from vsm.confinement import cgroup
+from vsm.confinement.plan import egress_rules
 from vsm.core.egress import Rules
 from vsm.core.syscalls import names
 from vsm.errors import ConfigurationError, ConfinementError, VsmError
-from vsm.forked_worker import ForkedWorker
 from vsm.library import child
-from vsm.plan import egress_rules
-from vsm.profile import Profile
+from vsm.processes.forked_worker import ForkedWorker
 
 if TYPE_CHECKING:
     from vsm.library.runner import Runner

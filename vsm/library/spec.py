@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
+from vsm.configuration.profile import Profile
 from vsm.core.restart import RestartType
 from vsm.core.restart import WorkerSpec as Terms
 from vsm.library.order import VALUE_BYTES, Request, What
 from vsm.library.result import Cause
-from vsm.profile import Profile
 
 EventKind = Literal["started", "died", "restarted", "gave_up", "stopped"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
-from vsm.closure import DEFAULT_PATH, Closure, closure
+from vsm.confinement.closure import DEFAULT_PATH, Closure, closure
 from vsm.errors import ConfigurationError, VsmError
 
 _IN_THE_RUNNER = {"dill", "numpy", "vsm"}  # loaded there already, visible or not

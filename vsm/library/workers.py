@@ -11,13 +11,13 @@ from typing import Final, Literal
 
 from vsm.core import restart
 from vsm.errors import ConfigurationError, ConfinementError, VsmError
-from vsm.group import GroupRunner
 from vsm.library.order import VALUE_BYTES, Case, prepare
 from vsm.library.process import Process
 from vsm.library.result import Cause, judge
 from vsm.library.spec import EventKind, WorkerEvent, WorkerSpec
 from vsm.library.values import Answer
 from vsm.library.work import Visible
+from vsm.supervision.group import GroupRunner
 
 KEPT_EVENTS: Final = 1000
 _LAST_WORDS_BYTES: Final = 4096
@@ -86,7 +86,7 @@ class Hooks:
 
 
 class Workers:
-    """The group: performs what the restart decisions say (`vsm.group.Actor`).
+    """The group: performs what the restart decisions say (`vsm.supervision.group.Actor`).
 
     Args:
         specs: the workers, in their order of start.

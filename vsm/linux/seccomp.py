@@ -106,7 +106,7 @@ def refuse(listener: int, ident: int) -> None:
 
 
 def let_pass(listener: int, ident: int) -> None:
-    """Have the kernel carry the call out. For observing only: see `vsm.learn`."""
+    """Have the kernel carry the call out. For observing only: see `vsm.audit.learn`."""
     _answer(listener, _ANSWER.pack(ident, 0, 0, _CONTINUE))
 
 

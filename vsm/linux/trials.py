@@ -1,8 +1,8 @@
 """Trials: small functions that use one kernel mechanism for real and say whether it held.
 
-Every function here changes the calling process, so `vsm.probe` runs each in a child that ends
-right after. They raise OSError where the mechanism is refused. Any privilege. Constants are
-from the uapi headers that their names come from.
+Every function here changes the calling process, so `vsm.confinement.probe` runs each in a child
+that ends right after. They raise OSError where the mechanism is refused. Any privilege. Constants
+are from the uapi headers that their names come from.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
-from vsm.board import BoardWriter
+from vsm.board.heartbeat import BoardWriter
 from vsm.core import channels
 from vsm.link import MAX_QUEUED, Link, close_fds
 from vsm.messages import (

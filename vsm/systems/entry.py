@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from vsm.board import BoardWriter
-from vsm.execution import Plan, confine_self
+from vsm.board.heartbeat import BoardWriter
+from vsm.confinement.execution import Plan, confine_self
 from vsm.link import Link
 from vsm.linux.prctl import set_death_signal
 from vsm.messages import CHANNEL_PARSERS, ChannelMessage, parse_to_system

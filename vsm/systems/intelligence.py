@@ -12,14 +12,14 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from vsm.board_reader import Demand, DemandReader
+from vsm.board.reader import Demand, DemandReader
+from vsm.board.relay import take_segments
 from vsm.core.demand import NOBODY, OK, OUTCOMES
 from vsm.core.demand_series import DemandSeries, Forewarning, Told
 from vsm.core.demand_window import DemandWindow, Key
 from vsm.core.forecast import Score
 from vsm.core.variety_report import latency_quantile_s, report, summary
 from vsm.core.what_if import at_stake, what_if
-from vsm.demand_relay import take_segments
 from vsm.messages import (
     Algedonic,
     Body,

@@ -14,9 +14,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from vsm.board_memory import BoardError
+from vsm.board.memory import BoardError
+from vsm.board.relay import take_segments
 from vsm.core.instance_demand import Terms
-from vsm.demand_relay import take_segments
 from vsm.gateway.accounting import Accounting
 from vsm.gateway.call_log import CallLog
 from vsm.gateway.gate_rates import gate_maker, rules_of

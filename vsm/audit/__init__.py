@@ -1,0 +1,1 @@
+"""Proof on this very host: the battery of attempts around one profile, and learning a profile."""

@@ -1,0 +1,1 @@
+"""Counts and heartbeats in sealed shared memory: one writer each, readers that never block it."""

@@ -1,0 +1,1 @@
+"""What an operator writes: vsm.toml and the profiles, validated before anything starts."""

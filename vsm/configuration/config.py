@@ -1,0 +1,486 @@
+"""vsm.toml: the gateway and its integrations, validated before anything starts.
+
+Runs in the command line and the supervisor. Says where a secret is to be found and reads it on
+demand; a value never becomes part of the configuration. Whether a command exists is not decided
+here but when its worker starts, so that one missing server does not stop the others.
+"""
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from vsm.configuration.clients import MAX_CLIENTS, Client, ClientDocument, check_client
+from vsm.configuration.policy import Policy, compile_policy
+from vsm.configuration.regulation import (
+    Control,
+    ControlDocument,
+    Coordination,
+    Intelligence,
+    Priority,
+    Range,
+    RangeDocument,
+    check_coordination,
+    compile_control,
+    compile_range,
+)
+from vsm.configuration.resilience import Resilience, check_resilience
+from vsm.configuration.toml_file import build, check_trust, read_toml
+from vsm.configuration.units import parse_bytes
+from vsm.errors import ConfigurationError
+
+SECRET_LIMIT_BYTES = 64 * 2**10
+SYSTEMS = ("system1", "system2", "system3", "system4", "system5")
+
+MOST_INSTANCES = 64
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+IdleSeconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+Concurrency = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+
+_PORT_MAX = 65_535
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_PREFIX = re.compile(r"[A-Za-z0-9_-]{0,32}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class SecretSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a secret is: exactly one of a file, a variable of vsm's own, a systemd credential."""
+
+    file: str | None = None
+    variable: str | None = None
+    credential: str | None = None
+
+
+class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """More than `intensity` restarts within `period_s` are quarantine; back-off doubles."""
+
+    intensity: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 3
+    period_s: Seconds = 60.0
+    backoff_initial_s: Seconds = 0.5
+    backoff_max_s: Seconds = 60.0
+    stable_s: Seconds = 30.0
+
+
+Era = Literal["auto", "legacy", "modern"]
+Trust = Literal["first-use", "approve", "off"]
+Instances = Literal["shared", "session", "pool"]
+
+
+class Integration(msgspec.Struct, frozen=True, kw_only=True):
+    """One MCP server: an argv, its profile and what it is given.
+
+    Args:
+        command: an argv, never a shell line; the first word is a bare name or absolute.
+        start: "lazy" is at the first request that needs it.
+        prefix: goes before tool names ("" leaves them bare); None is the name.
+        era: which of the two the server is spoken to in, where it knows both.
+        read: host paths that the server may see, read-only, absolute.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    profile: str = "integration"
+    env: dict[str, str] = {}
+    secrets: dict[str, SecretSource] = {}
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    state: bool = False
+    instances: Instances = "shared"
+    start: Literal["eager", "lazy"] = "eager"
+    idle_stop_s: float = 0.0
+    pool_min: int = 1
+    pool_max: int = 4
+    max_instances: int = 16
+    spares: int = 0
+    prefix: str | None = None
+    era: Era = "auto"
+    cwd: str | None = None
+    enabled: bool = True
+    start_timeout_s: float = 30.0
+    call_timeout_s: float = 60.0
+    stop_timeout_s: float = 5.0
+    concurrency: int = 64
+    max_frame_bytes: int = 8 * 2**20
+    restart: RestartPolicy = RestartPolicy()
+    priority: int = 1
+    range: Range = {}
+    resilience: Resilience = Resilience()
+    trust: Trust = "first-use"
+    most_argument_bytes: int = 0
+    most_argument_depth: int = 0
+    strict_arguments: bool = False
+
+
+class Gateway(msgspec.Struct, frozen=True, kw_only=True):
+    """The endpoint; `http` is a loopback address and port, "" turns HTTP off."""
+
+    http: str = "127.0.0.1:8765"
+    auth: Literal["token", "none"] = "token"
+    introspection: bool = True
+    audit: Literal["all", "counted", "off"] = "counted"
+    audit_rate: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
+
+
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of the record is kept: what is older or more goes, the oldest first."""
+
+    keep_days: int = 30
+    size_bytes: int = 256 * 2**20
+    calls_size_bytes: int = 256 * 2**20
+
+
+class Systems(msgspec.Struct, frozen=True, kw_only=True):
+    """The profile of each of the five systems."""
+
+    system1: str = "system1"
+    system2: str = "system2"
+    system3: str = "system3"
+    system4: str = "system4"
+    system5: str = "system5"
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole vsm.toml; `path` is None for the embedded default."""
+
+    path: str | None = None
+    gateway: Gateway = Gateway()
+    journal: Journal = Journal()
+    integrations: dict[str, Integration] = {}
+    clients: dict[str, Client] = {}
+    systems: Systems = Systems()
+    policy: Policy = Policy()
+    coordination: Coordination = Coordination()
+    control: Control = Control()
+    intelligence: Intelligence = Intelligence()
+
+
+class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """[integrations.NAME] as written."""
+
+    command: tuple[str, ...]
+    profile: str = "integration"
+    env: dict[str, str] = {}
+    secrets: dict[str, SecretSource] = {}
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    state: bool = False
+    instances: Instances = "shared"
+    start: Literal["eager", "lazy"] = "eager"
+    idle_stop_s: IdleSeconds = 0.0
+    pool_min: Annotated[int, msgspec.Meta(ge=1, le=MOST_INSTANCES)] = 1
+    pool_max: Annotated[int, msgspec.Meta(ge=1, le=MOST_INSTANCES)] = 4
+    max_instances: Annotated[int, msgspec.Meta(ge=1, le=MOST_INSTANCES)] = 16
+    spares: Annotated[int, msgspec.Meta(ge=0, le=MOST_INSTANCES)] = 0
+    prefix: str | None = None
+    era: Era = "auto"
+    cwd: str | None = None
+    enabled: bool = True
+    start_timeout_s: Seconds = 30.0
+    call_timeout_s: Seconds = 60.0
+    stop_timeout_s: Seconds = 5.0
+    concurrency: Concurrency = 64
+    max_frame: str | int = "8M"
+    restart: RestartPolicy = RestartPolicy()
+    priority: Priority = 1
+    range: RangeDocument = RangeDocument()
+    resilience: Resilience = Resilience()
+    trust: Trust = "first-use"
+    max_arguments: str | int = 0
+    max_argument_depth: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    strict_arguments: bool = False
+
+
+class JournalDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """[journal] as written."""
+
+    keep_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 30
+    size: str | int = "256M"
+    calls_size: str | int = "256M"
+
+
+class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """vsm.toml as written."""
+
+    gateway: Gateway = Gateway()
+    journal: JournalDocument = JournalDocument()
+    integrations: dict[str, IntegrationDocument] = {}
+    clients: dict[str, ClientDocument] = {}
+    systems: Systems = Systems()
+    policy: Policy = Policy()
+    coordination: Coordination = Coordination()
+    control: ControlDocument = ControlDocument()
+    intelligence: Intelligence = Intelligence()
+
+
+def load_config(path: Path | None) -> Config:
+    """Read and validate; None is the embedded default, which has no integrations."""
+    if path is None:
+        return Config()
+    file = path.absolute()
+    check_trust(file)
+    document = build(read_toml(file), ConfigDocument, file=str(file))
+    _check_address(document.gateway.http, f"{file}: gateway.http")
+    integrations = {
+        name: _integration(name, table, file) for name, table in document.integrations.items()
+    }
+    _check_prefixes(integrations, str(file))
+    check_coordination(document.coordination, f"{file}: coordination")
+    compile_policy(document.policy, f"{file}: policy")
+    return Config(
+        path=str(file),
+        gateway=document.gateway,
+        journal=_journal(document.journal, f"{file}: journal"),
+        integrations=integrations,
+        clients=_clients(document.clients, integrations, file),
+        systems=_systems(document.systems, file.parent),
+        policy=document.policy,
+        coordination=document.coordination,
+        control=compile_control(document.control, f"{file}: control"),
+        intelligence=document.intelligence,
+    )
+
+
+def _clients(
+    tables: dict[str, ClientDocument], integrations: dict[str, Integration], file: Path
+) -> dict[str, Client]:
+    if len(tables) > MAX_CLIENTS:
+        raise ConfigurationError(f"{file}: clients", f"more than {MAX_CLIENTS}")
+    clients = {}
+    for name, table in tables.items():
+        where = f"{file}: clients.{name[:64]}"
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(where, "not a name for a client", "Use [a-z0-9][a-z0-9_-]*.")
+        check_client(name, table, set(integrations), where)
+        path = table.token_file
+        clients[name] = Client(
+            name=name,
+            integrations=table.integrations,
+            tools=table.tools,
+            search=table.search,
+            token_file=_absolute(path, file.parent) if path else "",
+        )
+    return clients
+
+
+def _journal(journal: JournalDocument, where: str) -> Journal:
+    return Journal(
+        keep_days=journal.keep_days,
+        size_bytes=_journal_size(journal.size, f"{where}.size"),
+        calls_size_bytes=_journal_size(journal.calls_size, f"{where}.calls_size"),
+    )
+
+
+def _journal_size(size: str | int, where: str) -> int:
+    try:
+        size_bytes = parse_bytes(size)
+    except ValueError as error:
+        raise ConfigurationError(where, str(error), 'Write "256M".') from error
+    if not 2**20 <= size_bytes <= 2**40:
+        raise ConfigurationError(where, "expected 1M to 1T")
+    return size_bytes
+
+
+def read_secret(source: SecretSource, *, where: str) -> str:
+    """The secret's value; no error ever holds it.
+
+    `where` names the integration and the variable in errors.
+    """
+    if source.variable is not None:
+        return _checked_secret(os.environ.get(source.variable), f"${source.variable}", where)
+    path = Path(source.file or "")
+    if source.credential is not None:
+        path = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / source.credential
+    try:
+        with path.open("rb") as file:
+            value = file.read(SECRET_LIMIT_BYTES + 1).decode()
+    except OSError as error:
+        remedy = (
+            "Check the path, its owner and its mode."
+            if source.credential is None
+            else f"Put it into /etc/credstore/{source.credential} (mode 0600) and restart vsm."
+        )
+        raise ConfigurationError(where, f"{path}: {error.strerror}", remedy) from error
+    except UnicodeDecodeError:
+        raise ConfigurationError(where, f"{path} is not UTF-8") from None
+    return _checked_secret(value.removesuffix("\n").removesuffix("\r"), str(path), where)
+
+
+def _checked_secret(value: str | None, source: str, where: str) -> str:
+    if value is None or not value:
+        raise ConfigurationError(where, f"{source} is not set or empty", "Set it and start again.")
+    if len(value) > SECRET_LIMIT_BYTES or "\0" in value:
+        raise ConfigurationError(where, f"{source} is too long or holds a NUL byte")
+    return value
+
+
+def _integration(name: str, table: IntegrationDocument, file: Path) -> Integration:
+    where = f"{file}: integrations.{name[:64]}"
+    if not _NAME.fullmatch(name) or "__" in name:
+        remedy = "Use [a-z0-9][a-z0-9_-]*, at most 32 characters, without a double underscore."
+        raise ConfigurationError(where, "not a name for an integration", remedy)
+    if "vsm" in {name, table.prefix}:
+        what = '"vsm" is the prefix of vsm\'s own tools'
+        raise ConfigurationError(where, what, "Choose another name or prefix.")
+    _check_instances(table, where)
+    _check_variables(table, where)
+    return Integration(
+        name=name,
+        command=_command(table.command, file.parent, f"{where}.command"),
+        profile=_profile(table.profile, file.parent),
+        env=dict(table.env),
+        secrets={key: _secret(s, file.parent, where, key) for key, s in table.secrets.items()},
+        read=_paths(table.read, file.parent, f"{where}.read"),
+        write=_paths(table.write, file.parent, f"{where}.write"),
+        state=table.state,
+        instances=table.instances,
+        start=table.start,
+        idle_stop_s=table.idle_stop_s,
+        pool_min=table.pool_min,
+        pool_max=table.pool_max,
+        max_instances=table.max_instances,
+        spares=table.spares,
+        prefix=_checked_prefix(table.prefix, f"{where}.prefix"),
+        era=table.era,
+        cwd=_paths((table.cwd,), file.parent, f"{where}.cwd")[0] if table.cwd is not None else None,
+        enabled=table.enabled,
+        start_timeout_s=table.start_timeout_s,
+        call_timeout_s=table.call_timeout_s,
+        stop_timeout_s=table.stop_timeout_s,
+        concurrency=table.concurrency,
+        max_frame_bytes=_frame(table.max_frame, f"{where}.max_frame"),
+        restart=table.restart,
+        priority=table.priority,
+        range=compile_range(table.range, f"{where}.range"),
+        resilience=check_resilience(table.resilience, f"{where}.resilience"),
+        trust=table.trust,
+        most_argument_bytes=_bytes(table.max_arguments, f"{where}.max_arguments"),
+        most_argument_depth=table.max_argument_depth,
+        strict_arguments=table.strict_arguments,
+    )
+
+
+def _command(command: tuple[str, ...], folder: Path, where: str) -> tuple[str, ...]:
+    if not command or not command[0]:
+        remedy = 'Write the argv, such as ["/opt/server/bin/python", "-m", "server"].'
+        raise ConfigurationError(where, "expected a program and its arguments, found none", remedy)
+    if any("\0" in word for word in command):
+        raise ConfigurationError(where, "an argument holds a NUL byte")
+    if "/" not in command[0]:
+        if " " in command[0]:
+            remedy = "Split it into words; no shell is involved."
+            raise ConfigurationError(where, f"{command[0][:80]!r} is a shell line", remedy)
+        return command
+    return (_absolute(command[0], folder), *command[1:])
+
+
+def _paths(paths: tuple[str, ...], folder: Path, where: str) -> tuple[str, ...]:
+    for path in paths:
+        if not path or "\0" in path:
+            raise ConfigurationError(where, f"expected a path, found {path[:80]!r}")
+    return tuple(_absolute(path, folder) for path in paths)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    expanded = os.path.expanduser(path) if path.startswith("~/") else path
+    return os.path.normpath(folder / expanded)
+
+
+def _profile(profile: str, folder: Path) -> str:
+    is_path = "/" in profile or profile.endswith(".toml")
+    return _absolute(profile, folder) if is_path else profile
+
+
+def _systems(systems: Systems, folder: Path) -> Systems:
+    return Systems(**{name: _profile(getattr(systems, name), folder) for name in SYSTEMS})
+
+
+def _secret(source: SecretSource, folder: Path, where: str, key: str) -> SecretSource:
+    given = [getattr(source, kind) for kind in ("file", "variable", "credential")]
+    if sum(value is not None for value in given) != 1 or not all(v for v in given if v is not None):
+        remedy = "Write { file = … }, { variable = … } or { credential = … }."
+        raise ConfigurationError(f"{where}.secrets.{key}", "expected exactly one source", remedy)
+    if source.credential is not None and ("/" in source.credential or source.credential == ".."):
+        raise ConfigurationError(f"{where}.secrets.{key}", "a credential is a name, not a path")
+    return msgspec.structs.replace(
+        source, file=_absolute(source.file, folder) if source.file is not None else None
+    )
+
+
+def _check_variables(table: IntegrationDocument, where: str) -> None:
+    for key in (*table.env, *table.secrets):
+        if not _VARIABLE.fullmatch(key):
+            raise ConfigurationError(where, f"{key[:64]!r} is no name of a variable")
+    both = sorted(set(table.env) & set(table.secrets))
+    if both:
+        raise ConfigurationError(where, f"{both[0]} is in env and in secrets", "Keep one.")
+    if any("\0" in value for value in table.env.values()):
+        raise ConfigurationError(f"{where}.env", "a value holds a NUL byte")
+
+
+def _check_instances(table: IntegrationDocument, where: str) -> None:
+    """Refuse what contradicts itself, and what would carry state from one session to another."""
+    if table.pool_min > table.pool_max:
+        what = f"{table.pool_min} is more than pool_max, {table.pool_max}"
+        raise ConfigurationError(f"{where}.pool_min", what)
+    if table.instances != "session":
+        if table.spares:
+            remedy = 'Set instances = "session", or leave spares out.'
+            raise ConfigurationError(f"{where}.spares", "only a session takes a spare", remedy)
+        return
+    if table.spares > table.max_instances:
+        what = f"{table.spares} is more than max_instances, {table.max_instances}"
+        raise ConfigurationError(f"{where}.spares", what)
+    if table.state:
+        what = "one directory would carry the state of one session to another"
+        remedy = 'Leave state out, or set instances = "shared".'
+        raise ConfigurationError(f"{where}.state", what, remedy)
+
+
+def _checked_prefix(prefix: str | None, where: str) -> str | None:
+    if prefix and (not _PREFIX.fullmatch(prefix) or "__" in prefix):
+        remedy = "Use A-Z a-z 0-9 _ -, at most 32 characters, without a double underscore."
+        raise ConfigurationError(where, f"{prefix[:64]!r} is no prefix", remedy)
+    return prefix
+
+
+def _check_prefixes(integrations: dict[str, Integration], file: str) -> None:
+    owners: dict[str, str] = {}
+    for name, integration in integrations.items():
+        prefix = name if integration.prefix is None else integration.prefix
+        if prefix and prefix in owners:
+            where = f"{file}: integrations.{name}.prefix"
+            what = f"{prefix!r} is also the prefix of {owners[prefix]}"
+            raise ConfigurationError(where, what, "Give one of them another prefix.")
+        owners[prefix] = name
+
+
+def _bytes(value: str | int, where: str) -> int:
+    try:
+        return parse_bytes(value)
+    except ValueError as error:
+        raise ConfigurationError(where, str(error), 'Write "8M".') from error
+
+
+def _frame(value: str | int, where: str) -> int:
+    size = _bytes(value, where)
+    if not 2**10 <= size <= 2**30:
+        raise ConfigurationError(where, "expected 1K to 1G")
+    return size
+
+
+def _check_address(address: str, where: str) -> None:
+    if not address:
+        return
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > _PORT_MAX:
+        raise ConfigurationError(where, f"{address[:80]!r} has no port", 'Write "127.0.0.1:8765".')
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        remedy = "Listen on 127.0.0.1 and put a TLS proxy in front of it."
+        raise ConfigurationError(where, f"{host[:64]!r} is not a loopback address", remedy)

@@ -1,0 +1,1 @@
+"""Profile → plan → confined process: what is applied, and what this host can give."""

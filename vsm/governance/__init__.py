@@ -1,0 +1,1 @@
+"""What the supervisor holds its workers to: rules, approvals, pins, limits, audits."""

@@ -1,0 +1,361 @@
+"""What S2 to S5 ask of the supervisor: limits moved, restarts slowed, audits, words for the record.
+
+Runs in the supervisor. A system proposes; here it is judged: a limit outside its range, one that
+an operator set by command, one beyond the budget, is refused whatever the system says. Samples
+are taken only where a budget is configured.
+"""
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from vsm.configuration.regulation import RESOURCES, Range, settings
+from vsm.core import restart
+from vsm.core.forecast import Score
+from vsm.errors import VsmError
+from vsm.governance import kernel_facts, limits, pressure
+from vsm.journal.reader import Filter, JournalError, JournalReader
+from vsm.messages import (
+    Audit,
+    Audited,
+    Damp,
+    Decided,
+    Happened,
+    Message,
+    Move,
+    Moved,
+    Noted,
+    Regulation,
+    ResourceRow,
+    Resources,
+    Settled,
+)
+from vsm.supervision.instance_set import integration_of
+
+if TYPE_CHECKING:
+    from vsm.configuration.profile import Limits
+    from vsm.supervision.running_worker import RunningWorker
+    from vsm.supervision.supervisor import Supervisor
+
+FORECAST: Final = "intelligence.forecast"
+FIELDS: Final = {"memory": "memory_bytes", "cpu": "cpu_cores", "processes": "processes"}
+LEAST: Final = {"memory": 16.0 * 2**20, "cpu": 0.05, "processes": 4.0}
+"""The least floor of an integration whose entry names none."""
+FLOOR_SHARE: Final = 0.25
+_MOST_OPEN_DECISIONS: Final = 512
+_LOUD: Final = frozenset({"warning", "error", "critical"})
+_SLACK: Final = 1.0001
+
+
+class Regulator:
+    """Serves the five systems' wishes for one supervisor."""
+
+    def __init__(self, supervisor: "Supervisor") -> None:
+        self._supervisor = supervisor
+        self._budget = supervisor.config.control.budget
+        self._interval_s = supervisor.config.control.interval_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._open: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self.out_of_memory: dict[str, int] = {}
+        self._phases: dict[str, str] = {}
+        self._score: list[Any] | None = None
+        self._silent = False
+        self._slowed: set[str] = set()
+
+    def settings(self, system: str) -> dict[str, Any]:
+        """What a system's `start` tells it: its tables of vsm.toml, and what S4 had learned."""
+        config = self._supervisor.config
+        own = settings(config.coordination, config.control, config.intelligence).get(system, {})
+        if system == "system2":
+            self._forgive()
+        if system != "system4":
+            return own
+        if self._score is None:
+            self._score = self._recorded_score()
+        return own | {"score": self._score}
+
+    def _recorded_score(self) -> list[Any]:
+        """How good S4's forecasts were when it recorded one last; empty where it never did."""
+        path = self._supervisor.recorder.path
+        if not path.exists():
+            return []
+        try:
+            with JournalReader(path) as reader:
+                chosen = Filter(kind=FORECAST, source="system4")
+                found = reader.newest("events", chosen, 1, bounded=True)
+        except JournalError:
+            return []
+        return _score_of(found[0]["detail"]) if found else []
+
+    def start(self) -> None:
+        """Take samples from now on, where there is a budget."""
+        if self._budget:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._interval_s, self._sample)
+
+    def stop(self) -> None:
+        """Take no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # ---- what happens ----------------------------------------------------------------------
+
+    def changed(self, change: restart.Changed) -> None:
+        """A worker's phase changed: S2 hears of crashes and of what came up again.
+
+        What becomes of one instance among several is no news of its integration, but want of
+        memory is.
+        """
+        name = integration_of(change.name)
+        if name not in self._supervisor.integrations.integrations:
+            return
+        before = self._phases.pop(change.name, "stopped")
+        if change.phase != "stopped":
+            self._phases[change.name] = change.phase
+        crashed = bool(
+            change.reason
+            and change.phase in {"backing_off", "starting", "quarantined", "stopped"}
+            and before not in {"backing_off", "quarantined"}  # else it is the same crash
+        )
+        if crashed and change.reason.startswith("out of memory"):
+            self.out_of_memory[name] = self.out_of_memory.get(name, 0) + 1
+        told = change.phase == "ready" or (crashed and change.phase != "stopped")
+        if told and change.name == name:
+            self._happened(name, "restart", -1.0 if crashed else 1.0)
+
+    def _happened(self, name: str, series: str, amount: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._tell("system2", Happened(integration=name, series=series, change=amount, at_s=now))
+
+    def _tell(self, system: str, message: Message) -> bool:
+        running = self._supervisor.systems.running.get(system)
+        if running is None or running.link is None:
+            return True  # it will be there for the next one
+        return running.link.send(message)
+
+    # ---- samples ---------------------------------------------------------------------------
+
+    def _sample(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._interval_s, self._sample)
+        rows = {
+            name: row
+            for name, workers in self._workers().items()
+            if (row := self._row(name, workers)) is not None
+        }
+        if not self._tell("system3", Resources(at_s=loop.time(), rows=rows)) and rows:
+            self._sample_dropped(len(rows))
+
+    def _sample_dropped(self, count: int) -> None:
+        """A message has a bound; that S3 hears nothing is said once."""
+        if not self._silent:
+            self._silent = True
+            what = f"{count} integrations: a sample was dropped, so the budget is not divided"
+            self._note("supervisor", Noted(event="control.silent", severity="warning",
+                                           detail={"what": what}))  # fmt: skip
+
+    def _workers(self) -> dict[str, "list[RunningWorker]"]:
+        """What serves, by integration; several instances of one are given alike."""
+        group = self._supervisor.integrations
+        found: dict[str, list[RunningWorker]] = {}
+        for key, running in group.running.items():
+            known = running.name in group.integrations and key in group.workers.group.workers
+            if known and group.workers.phase(key) == "ready" and running.provided is not None:
+                found.setdefault(running.name, []).append(running)
+        return found
+
+    def _row(self, name: str, workers: "list[RunningWorker]") -> ResourceRow | None:
+        ranges = self._ranges(name, workers)
+        groups = [one.provided.group for one in workers if one.provided is not None]
+        seen = [pressure.sample(group) for group in groups if group is not None]
+        known = {r for r in ranges if seen and all(r in one.used for one in seen)}
+        count = len(workers)
+        return ResourceRow(
+            priority=self._supervisor.integrations.integrations[name].priority,
+            floor={resource: ranges[resource][0] * count for resource in known},
+            ceiling={resource: ranges[resource][1] * count for resource in known},
+            limit={resource: self._held(workers, resource) for resource in known},
+            usage={r: _together(r, [one.used[r] for one in seen]) for r in known},
+            pressure={r: sum(one.pressure.get(r, 0.0) for one in seen) for r in known},
+            out_of_memory=self.out_of_memory.get(name, 0),
+        )
+
+    def _ranges(self, name: str, workers: "list[RunningWorker]") -> Range:
+        """Between what S3 may move the limits of each, where a control group holds them.
+
+        A limit that an operator set by command is not among them.
+        """
+        group, provided = self._supervisor.integrations, workers[0].provided
+        if provided is None or provided.group is None:
+            return {}
+        commanded = group.limits.get(name, {})
+        written = _amounts(provided.written)
+        found: Range = {}
+        for resource, budget in self._budget.items():
+            if FIELDS[resource] in commanded or resource not in provided.group.layers:
+                continue
+            ceiling = written.get(resource, budget)
+            floor = min(ceiling, max(LEAST[resource], ceiling * FLOOR_SHARE))
+            found[resource] = group.integrations[name].range.get(resource, (floor, ceiling))
+        return found
+
+    def _held(self, workers: "list[RunningWorker]", resource: str) -> float:
+        """What all of them together are given now."""
+        profiles = [one.provided.profile for one in workers if one.provided is not None]
+        budget = self._budget[resource]
+        return sum(_amounts(profile.limits).get(resource, budget) for profile in profiles)
+
+    # ---- wishes ----------------------------------------------------------------------------
+
+    def on_message(self, system: str, message: Regulation) -> None:
+        """Do what a system wishes, if it may wish it."""
+        match message:
+            case Move() if system == "system3":
+                self._move(message)
+            case Audit() if system == "system3":
+                self._audit(message)
+            case Damp() if system == "system2":
+                self._damp(message)
+            case Noted():
+                self._note(system, message)
+            case Decided():
+                self._decide(system, message)
+            case Settled():
+                key = self._open.pop((system, message.key), None)
+                if key is not None:
+                    self._supervisor.recorder.journal.outcome(key, message.outcome)
+
+    def _note(self, system: str, message: Noted) -> None:
+        if message.event == FORECAST and system == "system4":
+            self._score = _score_of(message.detail)
+        self._supervisor.recorder.journal.event(
+            message.event,
+            source=system,
+            integration=message.integration,
+            severity=message.severity,
+            detail=message.detail,
+        )
+        if message.severity in _LOUD:
+            name = message.integration or system
+            log = self._supervisor.log
+            log.warning(message.event, worker=name, reason=str(message.detail.get("what", "")))
+
+    def _decide(self, system: str, message: Decided) -> None:
+        self._open[system, message.key] = self._supervisor.recorder.journal.decide(
+            message.subject,
+            source=system,
+            rule=message.rule,
+            inputs=message.inputs,
+            alternatives=list(message.alternatives),
+            choice=message.choice,
+        )
+        while len(self._open) > _MOST_OPEN_DECISIONS:
+            self._open.popitem(last=False)
+
+    def _move(self, message: Move) -> None:
+        state, detail = "in force", ""
+        try:
+            self._put(message.integration, message.limits)
+        except VsmError as error:
+            state, detail = "refused", str(error)[:4096]
+        self._tell("system3", Moved(id=message.id, state=state, detail=detail))  # type: ignore[arg-type]
+
+    def _put(self, name: str, wanted: dict[str, float]) -> None:
+        """Judge limits and put them in force.
+
+        Raises:
+            VsmError: one is not S3's to set, or the kernel refuses it; nothing was changed.
+        """
+        workers = self._workers().get(name)
+        if not workers:
+            raise VsmError(name, "it does not serve now")
+        ranges = self._ranges(name, workers)
+        for resource, value in wanted.items():
+            self._judge(name, resource, value, ranges)
+        before = {resource: self._held(workers, resource) for resource in wanted}
+        each = {resource: value / len(workers) for resource, value in wanted.items()}
+        fields = {FIELDS[r]: value if r == "cpu" else int(value) for r, value in each.items()}
+        for running in workers:
+            limits.move(running, fields, by="system 3")
+        self._supervisor.integrations.granted.setdefault(name, {}).update(fields)
+        for resource, value in wanted.items():
+            self._happened(name, resource, value - before[resource])
+
+    def _judge(self, name: str, resource: str, value: float, ranges: Range) -> None:
+        where = f"{name}: {resource}"
+        if resource not in ranges:
+            raise VsmError(where, "it is not system 3's to move: no budget, no group, or a command")
+        serving = self._workers()
+        least, most = (bound * len(serving[name]) for bound in ranges[resource])
+        if not least / _SLACK <= value <= most * _SLACK:
+            raise VsmError(where, f"{value:g} is not within {least:g} to {most:g}")
+        before = self._held(serving[name], resource)
+        others = sum(self._held(workers, resource) for workers in serving.values()) - before
+        if value > before and others + value > self._budget[resource] * _SLACK:
+            raise VsmError(where, f"{value:g} would exceed the budget")
+
+    def _damp(self, message: Damp) -> None:
+        group = self._supervisor.integrations
+        if message.integration in group.integrations:
+            group.slow_down(message.integration, message.factor)
+            self._slowed.add(message.integration)
+
+    def _forgive(self) -> None:
+        """A new S2 knows nothing of what the one before it damped."""
+        group = self._supervisor.integrations
+        for name in self._slowed & set(group.integrations):
+            group.slow_down(name, 1.0)
+        self._slowed.clear()
+
+    # ---- audits ----------------------------------------------------------------------------
+
+    def _audit(self, message: Audit) -> None:
+        """Compare a running worker with its plan; bounded reading of /proc, no waiting."""
+        workers = self._workers().get(message.integration)
+        found = kernel_facts.compare_all(workers) if workers else None
+        failed = list(found.failed.items())[:64] if found is not None else []
+        answer = Audited(
+            id=message.id,
+            integration=message.integration,
+            checked=found.checked if found is not None else 0,
+            failed={name: text[:1000] for name, text in failed},
+            detail="" if found is not None else "it does not serve now",
+        )
+        self._tell("system3", answer)
+
+    async def audit(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """`vsm audit NAME`: the same at once, for a person; the journal hears of it.
+
+        Raises:
+            VsmError: it does not serve now.
+        """
+        name = str(arguments.get("name", ""))
+        workers = self._workers().get(name)
+        if not workers:
+            raise VsmError(name[:64], "it does not serve now", "See `vsm status`.")
+        found = kernel_facts.compare_all(workers)
+        self._supervisor.recorder.journal.event(
+            "audit.failed" if found.failed else "audit.passed",
+            integration=name,
+            severity="error" if found.failed else "info",
+            detail={"checked": found.checked, "failed": found.failed, "by": "command"},
+        )
+        return {"name": name, **found.to_json()}
+
+
+def _score_of(detail: Any) -> list[Any]:  # noqa: ANN401 - JSON
+    """The sums of a record of S4; empty where they are not what they should be."""
+    found = detail.get("score") if isinstance(detail, dict) else None
+    if not isinstance(found, list) or len(found) != len(Score._fields):
+        return []
+    return found if all(type(one) in {int, float} for one in found) else []
+
+
+def _together(resource: str, used: list[float]) -> float:
+    """What instances use: all CPU; of what each has a limit of its own, the largest for each."""
+    return sum(used) if resource == "cpu" else max(used) * len(used)
+
+
+def _amounts(found: "Limits") -> dict[str, float]:
+    values: dict[str, Any] = {name: getattr(found, FIELDS[name]) for name in RESOURCES}
+    return {name: float(value) for name, value in values.items() if value is not None}

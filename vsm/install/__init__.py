@@ -1,0 +1,1 @@
+"""Installing foreign servers: fetched confined, pinned by hash, all or nothing."""

@@ -1,0 +1,187 @@
+"""Taking over the servers of a desktop client: installs, secrets, vsm.toml, in this order.
+
+Runs in the command line. `describe` only says what would be done; `apply` does it. A secret goes
+into a file of its own, readable by its owner only, before vsm.toml names it; vsm.toml is
+replaced as a whole at the end, after everything that it names is there.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from vsm import paths
+from vsm.configuration.config import load_config
+from vsm.core.client_entries import Entry, parse_entries
+from vsm.errors import ConfigurationError, VsmError
+from vsm.install.installation import install, newest
+from vsm.install.store import Server
+
+_MOST_BYTES: Final = 1 << 20
+Say = Callable[[str], None]
+
+
+class Taken(NamedTuple):
+    """An entry as it goes into vsm.toml.
+
+    Args:
+        command: the argv.
+        secrets: variable → file.
+    """
+
+    entry: Entry
+    command: tuple[str, ...]
+    profile: str
+    secrets: dict[str, str]
+
+
+def read_client_file(path: Path) -> list[Entry]:
+    """The entries of a client's configuration.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(_MOST_BYTES))
+        return parse_entries(document)
+    except OSError as error:
+        raise ConfigurationError(str(path), str(error.strerror), "Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(str(path), f"cannot be read: {error}", "Correct it.") from error
+
+
+def describe(entry: Entry) -> Iterator[str]:
+    """What becomes of an entry, with the exact commands; no value of a secret."""
+    if entry.refused:
+        yield f"cannot be taken over: {entry.refused}"
+        return
+    if entry.package:
+        separator = "==" if entry.package.kind == "pypi" else "@"
+        version = entry.package.version or "NEWEST"
+        package = f"{entry.package.kind}:{entry.package.name}{separator}{version}"
+        yield f"vsm install {package} --name {entry.name}"
+        if not entry.package.version:
+            yield "  NEWEST: the registry is asked once, and that version is pinned"
+    for variable in entry.secrets:
+        yield f"{variable} moves to {secret_file(entry.name, variable)}"
+    yield from entry.remarks
+
+
+def secret_file(name: str, variable: str) -> Path:
+    """Where a secret of an integration is kept."""
+    return paths.state_dir() / "secrets" / f"{name}.{variable}"
+
+
+def apply(entries: list[Entry], config: Path, say: Say) -> list[Taken]:
+    """Install, store the secrets, add to the configuration; what was added.
+
+    Raises:
+        VsmError, OSError: something failed; vsm.toml is as before, and no secret was copied. What
+            was installed stays installed.
+    """
+    wanted = [entry for entry in entries if not entry.refused]
+    known = load_config(config).integrations if config.exists() else {}
+    for entry in wanted:
+        if entry.name in known:
+            what = f"has an integration {entry.name} already"
+            raise ConfigurationError(str(config), what, "Rename or remove one of them.")
+    new = {
+        path
+        for entry in wanted
+        for path in (secret_file(entry.name, variable) for variable in entry.secrets)
+        if not path.exists()
+    }
+    try:
+        taken = [_take(entry, say) for entry in wanted]
+        if taken:
+            _append(config, "".join(_table(one) for one in taken))
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
+    return taken
+
+
+def _take(entry: Entry, say: Say) -> Taken:
+    command, profile = entry.argv, "integration"
+    if entry.package:
+        package = entry.package
+        version = package.version or newest(package.kind, package.name)
+        separator = "==" if package.kind == "pypi" else "@"
+        spec = f"{package.kind}:{package.name}{separator}{version}"
+        server, _ = install(spec, name=entry.name, say=say)
+        command = (*_server_command(server, package.command), *entry.argv)
+        profile = "node-server" if package.kind == "npm" else "python-server"
+    secrets = {
+        variable: _store_secret(secret_file(entry.name, variable), value)
+        for variable, value in entry.secrets.items()
+    }
+    return Taken(entry, command, profile, secrets)
+
+
+def _server_command(server: Server, wanted: str) -> tuple[str, ...]:
+    """The argv of an installed server."""
+    known = ", ".join(server.commands) or "none"
+    if not server.command or (wanted and Path(server.command[-1]).name != wanted):
+        if wanted in server.commands and server.kind == "pypi":
+            folder = paths.state_dir() / "servers" / server.name / "current" / "env" / "bin"
+            return (str(folder / wanted),)
+        if not server.command or wanted not in server.commands:
+            what = f"it is not clear which of its commands is the server: {known}"
+            raise VsmError(server.name, what, "Write its entry in vsm.toml by hand.")
+    return server.command
+
+
+def _store_secret(path: Path, value: str) -> str:
+    paths.ensure_state_dir()
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    fresh = path.with_name(f".{path.name}")
+    fresh.unlink(missing_ok=True)
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(value)
+        fresh.rename(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+    return str(path)
+
+
+def _table(taken: Taken) -> str:
+    """The entry for vsm.toml; JSON texts and lists are TOML's as well."""
+    entry = taken.entry
+    lines = [f"\n[integrations.{entry.name}]", f"command = {_toml(list(taken.command))}"]
+    lines.append(f"profile = {_toml(taken.profile)}")
+    if entry.cwd:
+        lines.append(f"cwd = {_toml(entry.cwd)}")
+    if not entry.enabled:
+        lines.append("enabled = false")
+    if entry.env:
+        rows = ", ".join(f"{key} = {_toml(value)}" for key, value in entry.env.items())
+        lines.append(f"env = {{ {rows} }}")
+    if taken.secrets:
+        rows = ", ".join(f"{k} = {{ file = {_toml(v)} }}" for k, v in taken.secrets.items())
+        lines.append(f"secrets = {{ {rows} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:  # noqa: ANN401 - texts and lists of them
+    # JSON leaves U+007F as it is, which TOML forbids in a text.
+    return json.dumps(value).replace("\x7f", "\\u007f")
+
+
+def _append(config: Path, text: str) -> None:
+    """Add to a configuration: checked first, then replaced as a whole."""
+    before = config.read_text(encoding="utf-8") if config.exists() else ""
+    fresh = config.with_name(f".{config.name}.import.toml")
+    try:
+        fresh.write_text(before + text, encoding="utf-8")
+        if config.exists():
+            fresh.chmod(config.stat().st_mode & 0o755)
+        load_config(fresh)
+        fresh.rename(config)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -1,0 +1,175 @@
+"""Installing a server from npm or PyPI: confined, pinned, all or nothing.
+
+Runs in the command line. Owns the order: fetch, compare the hashes with those ever seen, unpack,
+make read-only, record. Nothing of a package is run, and nothing is there before all of it is.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from vsm import __version__
+from vsm.core.packages import Package, is_server_name, parse_package, server_name
+from vsm.errors import ConfigurationError, VsmError
+from vsm.install.node import NodeInstaller
+from vsm.install.python import WHEELS, PythonInstaller
+from vsm.install.store import CURRENT, HASHES_FILE, PinnedFile, Server, ServerStore, freeze, remove
+
+_TEMPORARY: Final = ("tmp", WHEELS)
+Installer = PythonInstaller | NodeInstaller
+Say = Callable[[str], None]
+
+
+def _silent(_line: str) -> None:
+    """Nobody watches."""
+
+
+def install(
+    text: str, *, name: str = "", allow: tuple[str, ...] = (), say: Say = _silent
+) -> tuple[Server, bool]:
+    """Install one exact version; (the server, whether anything was done).
+
+    Args:
+        text: "npm:NAME@VERSION" or "pypi:NAME==VERSION".
+        name: of the server; "" derives it from the package.
+        allow: further hosts that files may come from.
+        say: told of each step.
+
+    Raises:
+        VsmError: it could not be; everything is as before.
+    """
+    package = _parse(text)
+    name = name or server_name(package)
+    if not is_server_name(name):
+        remedy = "Give one with --name: [a-z0-9][a-z0-9_-]*, at most 32 characters."
+        raise ConfigurationError("--name", f"{name[:60]!r} is no name for a server", remedy)
+    store = ServerStore()
+    with store.locked():
+        before = store.server(name)
+        if before and (before.kind, before.package) != (package.kind, package.name):
+            what = f"{name} is {before.kind}:{before.package} already"
+            raise ConfigurationError(str(package), what, "Give another --name, or uninstall it.")
+        if before and before.version == package.version:
+            return before, False
+        return _install(store, package, name, before=before, allow=allow, say=say), True
+
+
+def _install(
+    store: ServerStore,
+    package: Package,
+    name: str,
+    *,
+    before: Server | None,
+    allow: tuple[str, ...],
+    say: Say,
+) -> Server:
+    with store.build(name, package.version) as build:
+        installer = _installer(package, build, allow)
+        say(f"fetching {package} from {installer.registry.label}")
+        files = installer.fetch()
+        hashes = _compare(package, files, store.hashes())
+        for one in files:
+            if one.install_script:
+                say(f"{one.file} brings an install script, which is not run")
+        say(f"unpacking {len(files)} packages, offline" if package.kind == "pypi" else "unpacking")
+        installer.unpack(files)
+        command, commands = installer.commands()
+        current = store.folder / name / CURRENT
+        server = Server(
+            name=name,
+            kind=package.kind,
+            package=package.name,
+            version=package.version,
+            registry=installer.registry.label,
+            runtime=installer.runtime,
+            installed_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            vsm=__version__,
+            directory=build.name,
+            previous=before.directory if before else "",
+            command=installer.argv(current, command) if command else (),
+            commands=commands,
+            files=files,
+        )
+        for temporary in _TEMPORARY:
+            remove(build / temporary)
+        freeze(build)
+        store.commit(server, hashes)
+    return server
+
+
+def uninstall(name: str) -> Server:
+    """Remove a server and all its versions; what it was.
+
+    Raises:
+        VsmError: there is none.
+    """
+    store = ServerStore()
+    with store.locked():
+        server = store.server(name) if is_server_name(name) else None
+        if server is None:
+            known = ", ".join(one.name for one in store.servers()) or "none"
+            raise VsmError(name[:60], "no such server is installed", f"Installed: {known}.")
+        store.remove(name)
+    return server
+
+
+def installed() -> list[Server]:
+    """Every installed server, by name."""
+    return ServerStore().servers()
+
+
+def latest(server: Server, allow: tuple[str, ...] = ()) -> str:
+    """The newest version that the registry has; "" if it does not say.
+
+    Raises:
+        VsmError: it could not be asked.
+    """
+    return _ask(Package(server.kind, server.package, server.version), allow)
+
+
+def newest(kind: str, name: str) -> str:
+    """The newest version of a package.
+
+    Raises:
+        VsmError: the registry names none.
+    """
+    version = _ask(Package(kind, name, ""), ())
+    if not version:
+        raise VsmError(f"{kind}:{name}", "the registry names no version of it", "Correct its name.")
+    return version
+
+
+def _ask(package: Package, allow: tuple[str, ...]) -> str:
+    store = ServerStore()
+    with store.locked(), store.scratch() as build:
+        return _installer(package, build, allow).latest()
+
+
+def _parse(text: str) -> Package:
+    try:
+        return parse_package(text)
+    except ValueError as error:
+        what, _, remedy = str(error).partition(". ")
+        raise ConfigurationError("install", what, remedy) from error
+
+
+def _installer(package: Package, build: Path, allow: tuple[str, ...]) -> Installer:
+    kind = PythonInstaller if package.kind == "pypi" else NodeInstaller
+    return kind(package, build, allow)
+
+
+def _compare(
+    package: Package, files: tuple[PinnedFile, ...], known: dict[str, str]
+) -> dict[str, str]:
+    """The hashes to remember; a file that once had another one is refused."""
+    fetched = {f"{package.kind}:{one.file}": one.hash for one in files}
+    for key, value in fetched.items():
+        if known.get(key, value) != value:
+            raise VsmError(
+                str(package),
+                f"{key} has another hash than when it was installed before: "
+                f"{value}, not {known[key]}",
+                f"Find out why; only then remove its line from servers/{HASHES_FILE}.",
+            )
+    return fetched

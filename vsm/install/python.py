@@ -1,0 +1,216 @@
+"""Installing from PyPI or whatever pip is configured for: fetch, pin, unpack offline.
+
+Three confined steps, none of which runs anything of a package: `pip download` of wheels only,
+with the registry in reach; an empty virtual environment; `pip install` from the fetched wheels,
+each pinned by its hash, with no network at all. Runs in the command line.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+from vsm import paths
+from vsm.core.packages import (
+    Package,
+    choose_command,
+    normalize,
+    parse_console_scripts,
+    parse_fetch_trouble,
+    parse_latest,
+    parse_wheel_name,
+)
+from vsm.errors import VsmError
+from vsm.install.registry import Registry, base_python, pip_registry, python_with_pip
+from vsm.install.sandbox import Done, InstallSandbox
+from vsm.install.store import PinnedFile
+
+WHEELS: Final = "wheels"
+LOCK: Final = "lock.txt"
+_CHATTER: Final = ("Removed ", "Remote version", "Cleaning up")  # what pip -vv says at its end
+_NO_SPACE: Final = re.compile(r"\[Errno 28\]|ENOSPC")
+_EXEC: Final = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+_ONLY_WHEELS: Final = ("--only-binary", ":all:")
+_NO_ANSWER: Final = (
+    *("NewConnectionError", "Connection refused", "Connection reset", "Read timed out"),
+    *("Temporary failure in name resolution", "Name or service not known", "ConnectTimeoutError"),
+    *(
+        "connection error",
+        "RemoteDisconnected",
+        "Connection aborted",
+        "Max retries exceeded",
+        "SSLError",
+    ),
+)
+
+
+class PythonInstaller:
+    """One package from PyPI.
+
+    Args:
+        package: what.
+        build: where its tree is made, by absolute name: scripts in it say so.
+        extra: further hosts that it may fetch from.
+    """
+
+    def __init__(self, package: Package, build: Path, extra: tuple[str, ...] = ()) -> None:
+        self._package = package
+        self._build = build
+        self._python, self._pip_folder = python_with_pip()
+        self.registry: Registry = pip_registry(self._python)
+        self._allow = (*self.registry.allow, *extra)
+        self._sandbox = InstallSandbox(build, (*self.registry.read, self._pip_folder))
+
+    @property
+    def runtime(self) -> str:
+        """The interpreter's version."""
+        return f"python {sys.version.split()[0]}"
+
+    def fetch(self) -> tuple[PinnedFile, ...]:
+        """Download every wheel that it needs; what was downloaded, with hashes.
+
+        Raises:
+            VsmError: there is no such package, no such version, no wheel, or no registry.
+        """
+        (self._build / WHEELS).mkdir()
+        package = f"{self._package.name}=={self._package.version}"
+        words = ["download", "-vv", *_ONLY_WHEELS, "--dest", str(self._build / WHEELS), package]
+        done = self._pip(words)
+        if done.status != 0:
+            raise disk_is_full(done, self._package) or self._explain(done)
+        files = tuple(_pin(path) for path in sorted((self._build / WHEELS).iterdir()))
+        if not any(one.name == normalize(self._package.name) for one in files):
+            raise VsmError(str(self._package), "the registry answered with other packages", "")
+        return files
+
+    def unpack(self, files: tuple[PinnedFile, ...]) -> None:
+        """Make the environment from exactly these files, offline."""
+        environment = self._build / "env"
+        done = self._sandbox.run(
+            [base_python(), "-I", "-m", "venv", "--without-pip", str(environment)], env=self._env()
+        )
+        self._check(done, "no virtual environment could be made")
+        lock = "".join(f"{one.name}=={one.version} --hash={one.hash}\n" for one in files)
+        (self._build / LOCK).write_text(lock, encoding="utf-8")
+        # What `pip --python` does, without starting pip twice. Through another program, because the
+        # folder of the program that is started is read-only.
+        words = [base_python(), "-I", "-S", "-c", _EXEC, str(environment / "bin" / "python")]
+        words.append(f"{self._pip_folder}/__pip-runner__.py")
+        words += ["install", "--no-index", "--find-links", str(self._build / WHEELS)]
+        words += ["--require-hashes", "--no-deps", *_ONLY_WHEELS, "-r", str(self._build / LOCK)]
+        done = self._sandbox.run(words, env=self._env() | {"PIP_CONFIG_FILE": os.devnull})
+        self._check(done, "pip refuses what it fetched")
+
+    def commands(self) -> tuple[str, tuple[str, ...]]:
+        """(the server's command, all commands); the first is "" where it is unclear."""
+        name = normalize(self._package.name)
+        scripts: list[str] = []
+        for path in self._build.glob("env/lib/python3*/site-packages/*.dist-info/entry_points.txt"):
+            if normalize(path.parent.name.partition("-")[0]) == name:
+                scripts = parse_console_scripts(path.read_text(encoding="utf-8", errors="replace"))
+        present = [one for one in scripts if (self._build / "env" / "bin" / one).is_file()]
+        return choose_command(present, self._package), tuple(present)
+
+    @staticmethod
+    def argv(current: Path, command: str) -> tuple[str, ...]:
+        """The argv of a command, for vsm.toml."""
+        return (str(current / "env" / "bin" / command),)
+
+    def latest(self) -> str:
+        """The newest version that the registry has; "" if it does not say."""
+        done = self._pip(["index", "versions", self._package.name])
+        return parse_latest(done.output) if done.status == 0 else ""
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _env(self) -> dict[str, str]:
+        temporary = self._build / "tmp"
+        temporary.mkdir(exist_ok=True)
+        return {"TMPDIR": str(temporary), "HOME": str(temporary)}
+
+    def _pip(self, words: list[str]) -> Done:
+        """Run pip with the registry in reach."""
+        argv = [self._python, "-m", "pip", *words]
+        return self._sandbox.run(argv, env=self._env() | self.registry.env, allow=self._allow)
+
+    def _check(self, done: Done, what: str) -> None:
+        if done.status != 0:
+            raise disk_is_full(done, self._package) or VsmError(
+                str(self._package), f"{what}: {last_words(done)}", ""
+            )
+
+    def _explain(self, done: Done) -> VsmError:
+        package, where = self._package, str(self._package)
+        if done.timed_out:
+            return VsmError(where, "the registry is too slow", "Try again later.")
+        trouble = parse_fetch_trouble(done.output)
+        if trouble and not done.unreached:
+            what = f"the registry ({', '.join(self.registry.hosts)}) cannot be used: {trouble}"
+            return VsmError(where, what, "See `pip config list`, or try again later.")
+        missing = re.search(r"No matching distribution found for ([A-Za-z0-9._-]+)", done.output)
+        if missing and normalize(missing.group(1)) != normalize(package.name):
+            what = f"it needs {missing.group(1)}, which has no wheel here or does not exist"
+            return VsmError(where, what, "Choose another version, or another Python.")
+        if done.unreached or any(text in done.output for text in _NO_ANSWER):
+            remedy = "See `pip config list`, and --allow for further hosts."
+            return VsmError(where, describe_unreached(done, self.registry), remedy)
+        if missing:
+            return self._explain_missing()
+        remedy = "Ask whoever runs the registry, or try again later."
+        return VsmError(where, f"cannot be fetched: {last_words(done)}", remedy)
+
+    def _explain_missing(self) -> VsmError:
+        """No wheel, no version or no package? The registry's list of versions tells."""
+        where = str(self._package)
+        done = self._pip(["index", "versions", self._package.name])
+        if done.status != 0:
+            return VsmError(where, "there is no such package", "Correct its name.")
+        listed = re.search(r"(?m)^Available versions: (.*)$", done.output)
+        if listed and self._package.version in listed.group(1).split(", "):
+            what = "has no wheel for this Python; building it would run its code"
+            return VsmError(where, what, "Choose another version, or another Python.")
+        newest = parse_latest(done.output)
+        return VsmError(where, "there is no such version", f"The newest is {newest}.")
+
+
+def _pin(path: Path) -> PinnedFile:
+    """Name, version and hash of a fetched file; anything but a wheel is refused."""
+    if path.is_symlink() or not path.is_file():
+        raise VsmError(path.name[:120], "is no file", "Do not trust this registry.")
+    try:
+        wheel = parse_wheel_name(path.name)
+    except ValueError as error:
+        raise VsmError("install", str(error), "Do not trust this registry.") from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return PinnedFile(
+        name=wheel.name, version=wheel.version, file=path.name, hash=f"sha256:{digest}"
+    )
+
+
+def describe_unreached(done: Done, registry: Registry) -> str:
+    """Which host did not answer, and why."""
+    if done.unreached:
+        rows = [f"{host}: {reason}" for host, reason in done.unreached.items()]
+        return f"the registry cannot be reached: {'; '.join(rows)}"
+    return f"the registry ({', '.join(registry.hosts)}) cannot be reached: {last_words(done)}"
+
+
+def disk_is_full(done: Done, package: Package) -> VsmError | None:
+    """The error for a full disk, which has nothing to do with the registry; None for others."""
+    if not _NO_SPACE.search(done.output):
+        return None
+    return VsmError(str(package), "no space left", f"Make room in {paths.state_dir()}.")
+
+
+def last_words(done: Done) -> str:
+    """The most telling line of a step's output, for an error."""
+    lines = [line.strip() for line in done.output.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(_CHATTER)]
+    pip = [line for line in lines if line.startswith("ERROR") and line != "ERROR: Exception:"]
+    # npm says first what happened, and then at length what to do about it.
+    npm = [line for line in lines if line.startswith("npm error") and " code " not in line]
+    text = pip[-1] if pip else npm[0] if npm else lines[-1] if lines else f"status {done.status}"
+    return "".join(character for character in text if character.isprintable())[:300]

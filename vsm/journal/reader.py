@@ -1,0 +1,287 @@
+"""Reading the journal: filters, queries, following; whether or not vsm runs.
+
+Owns the read-only connection and the translation of a filter into SQL. Never writes, checkpoints
+or mends the file. Standard library only; runs in the command line and in whatever introspects.
+"""
+
+import json
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
+from urllib.parse import quote
+
+from vsm.errors import ConfigurationError, VsmError
+from vsm.journal.records import SEVERITIES, severity_index
+from vsm.journal.schema import VERSION, SchemaError, check_owner
+
+FOLLOW_S: Final = 0.02  # SQLite has no notification across processes: a follower looks this often
+MAX_LIMIT: Final = 2**31 - 1
+BOUND: Final = 20_000  # records that a bounded question looks at: some 20 ms
+_BATCH: Final = 1000  # rows of one short read transaction, so that a follower never holds the WAL
+_BUSY_TIMEOUT_S: Final = 5.0
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION: Final = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
+
+Table: TypeAlias = Literal["events", "decisions"]
+Row: TypeAlias = dict[str, Any]
+
+_COLUMNS: Final[dict[Table, str]] = {
+    "events": "id, at_ns, monotonic_ns, source, kind, worker, integration, severity, detail",
+    "decisions": "id, at_ns, monotonic_ns, source, key, subject, rule, inputs,"
+    " alternatives, choice, outcome, outcome_at_ns",
+}
+_JSON_COLUMNS: Final = frozenset({"detail", "inputs", "alternatives", "outcome"})
+
+
+class JournalError(VsmError):
+    """The journal cannot be read."""
+
+
+class Filter(NamedTuple):
+    """What to show. None does not restrict.
+
+    Args:
+        since_ns: wall clock, inclusive.
+        kind: an event's kind or a decision's rule; a "*" at the end matches any ending.
+        worker: an event's worker or integration, or a decision's subject.
+        severity: the least one, an index into SEVERITIES; decisions have none.
+        source: which process said so.
+    """
+
+    since_ns: int | None = None
+    kind: str | None = None
+    worker: str | None = None
+    severity: int | None = None
+    source: str | None = None
+
+
+class Kinds(NamedTuple):
+    """Counts of events by kind: before a moment, from it on, and since when there are any."""
+
+    since_ns: int
+    early: dict[str, int]
+    late: dict[str, int]
+
+
+def parse_since(text: str, now_ns: int) -> int:
+    """The wall clock time of "90s", "10m", "1h", "2d", "1w" ago, or of an ISO 8601 time.
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is not None:
+        return max(0, now_ns - int(match[1]) * _UNITS_S[match[2]] * 10**9)
+    from datetime import datetime
+
+    try:
+        return max(0, int(datetime.fromisoformat(text.strip()).timestamp() * 10**9))
+    except (ValueError, OverflowError, OSError):
+        remedy = "Write 90s, 10m, 1h, 2d, 1w or a time such as 2026-11-22T10:00."
+        raise ConfigurationError("--since", f"{text[:40]!r} is no time", remedy) from None
+
+
+def parse_severity(text: str) -> int:
+    """The index of a severity's name; ConfigurationError names the known ones."""
+    try:
+        return severity_index(text)
+    except ValueError as error:
+        raise ConfigurationError("--severity", str(error)) from None
+
+
+def where(table: Table, chosen: Filter) -> tuple[str, list[object]]:
+    """The filter as an SQL condition and its values; nothing of the filter is in the text."""
+    conditions: list[str] = []
+    values: list[object] = []
+    if chosen.since_ns is not None:
+        conditions.append("at_ns >= ?")
+        values.append(chosen.since_ns)
+    if chosen.kind is not None:
+        _add_kind("kind" if table == "events" else "rule", chosen.kind, conditions, values)
+    if chosen.worker is not None:
+        names = ("worker", "integration") if table == "events" else ("subject",)
+        conditions.append("(" + " OR ".join(f"{name} = ?" for name in names) + ")")
+        values += [chosen.worker] * len(names)
+    if chosen.severity is not None and table == "events":
+        conditions.append("severity >= ?")
+        values.append(chosen.severity)
+    if chosen.source is not None:
+        conditions.append("source = ?")
+        values.append(chosen.source)
+    return " AND ".join(conditions) or "1", values
+
+
+def _add_kind(column: str, kind: str, conditions: list[str], values: list[object]) -> None:
+    if kind.endswith("*"):
+        conditions.append(f"substr({column}, 1, ?) = ?")
+        values += [len(kind) - 1, kind[:-1]]
+    else:
+        conditions.append(f"{column} = ?")
+        values.append(kind)
+
+
+class JournalReader:
+    """A read-only view of a journal. Close it, or use it in a `with`.
+
+    Raises:
+        JournalError: there is none, it is damaged, or it is not one that this vsm reads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection = _connect(path)
+        self._identity = _identity(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def newest(
+        self, table: Table, chosen: Filter, limit: int, *, bounded: bool = False
+    ) -> list[Row]:
+        """The newest `limit` records, oldest first.
+
+        Whoever must not be kept waiting asks `bounded`: among the newest BOUND records only.
+        """
+        condition, values = where(table, chosen)
+        if bounded:
+            condition, values = f"id > ? AND {condition}", [self.last_id(table) - BOUND, *values]
+        return self._select(table, condition, values, "DESC", limit)[::-1]
+
+    def kinds(self, *, since_ns: int) -> "Kinds":
+        """How often each kind of event happened, among the newest BOUND of them."""
+        first = self.last_id("events") - BOUND
+        rows = self._execute(
+            "SELECT kind, at_ns >= ?, count(*), min(at_ns) FROM events WHERE id > ? GROUP BY 1, 2",
+            [since_ns, first],
+        ).fetchall()
+        early = {kind: count for kind, late, count, _ in rows if not late}
+        late = {kind: count for kind, late, count, _ in rows if late}
+        return Kinds(min((at_ns for *_, at_ns in rows), default=0), early, late)
+
+    def after(self, table: Table, chosen: Filter, last_id: int) -> list[Row]:
+        """The next records after `last_id`, oldest first; a bounded number of them."""
+        condition, values = where(table, chosen)
+        return self._select(table, f"id > ? AND {condition}", [last_id, *values], "ASC", _BATCH)
+
+    def one(self, table: Table, number: int) -> Row | None:
+        """The record with this number, if it is still there."""
+        return next(iter(self._select(table, "id = ?", [number], "ASC", 1)), None)
+
+    def last_id(self, table: Table) -> int:
+        """The newest record's number; 0 for none."""
+        statement = f"SELECT max(id) FROM {table}"  # noqa: S608 - a literal type
+        return int(self._execute(statement, []).fetchone()[0] or 0)
+
+    def version(self) -> int:
+        """Changes when another process has committed."""
+        return int(self._execute("PRAGMA data_version", []).fetchone()[0])
+
+    def is_current(self) -> bool:
+        """Whether the path still names this file."""
+        return _identity(self.path) == self._identity
+
+    def _select(
+        self, table: Table, condition: str, values: list[object], order: str, limit: int
+    ) -> list[Row]:
+        boot = f"(SELECT boot_id FROM boots WHERE boots.id = {table}.boot) AS boot_id"  # noqa: S608
+        statement = (
+            f"SELECT {_COLUMNS[table]}, {boot} FROM {table}"  # noqa: S608 - literals of this module
+            f" WHERE {condition} ORDER BY id {order} LIMIT ?"
+        )
+        return [_row(row) for row in self._execute(statement, [*values, limit])]
+
+    def _execute(self, statement: str, values: list[object]) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise _unreadable(self.path, error) from error
+
+
+def follow(
+    path: Path, table: Table, chosen: Filter, last_id: int
+) -> Generator[list[Row], None, None]:
+    """Yield new records as they are committed, for ever; [] when it has looked in vain.
+
+    A journal that was moved aside or deleted is followed into its successor.
+    """
+    reader = JournalReader(path)
+    try:
+        while True:
+            if not reader.is_current() and path.exists():
+                reader.close()
+                reader, last_id = JournalReader(path), 0
+            version = reader.version()
+            while found := reader.after(table, chosen, last_id):
+                last_id = found[-1]["id"]
+                yield found
+            while reader.version() == version and reader.is_current():
+                yield []
+                time.sleep(FOLLOW_S)
+    finally:
+        reader.close()
+
+
+def _row(row: sqlite3.Row) -> Row:
+    fields: Row = dict(row)
+    for name in _JSON_COLUMNS & fields.keys():
+        if fields[name] is not None:
+            fields[name] = json.loads(fields[name])
+    if "severity" in fields:
+        fields["severity"] = SEVERITIES[fields["severity"]]
+    return fields
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        remedy = "Start vsm once, or point VSM_STATE_DIR at the state of the one that ran."
+        raise JournalError(str(path), "there is no journal here", remedy)
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+    try:
+        try:
+            return _open(uri)
+        except sqlite3.OperationalError:
+            # A read-only folder: SQLite cannot make its shared index there, nor can a writer.
+            if os.access(path.parent, os.W_OK):
+                raise
+            return _open(f"{uri}&immutable=1")
+    except (sqlite3.Error, SchemaError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _open(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA trusted_schema = OFF")
+        check_owner(connection)
+        connection.execute("SELECT count(*) FROM boots").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _unreadable(path: Path, error: Exception) -> JournalError:
+    if isinstance(error, SchemaError):
+        return JournalError(str(path), str(error), f"This vsm reads version {VERSION}.")
+    remedy = "`vsm up` moves a damaged journal aside and begins a new one."
+    return JournalError(str(path), f"cannot be read: {error}", remedy)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

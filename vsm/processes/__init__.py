@@ -1,0 +1,1 @@
+"""The processes that fork others, and the supervisor's side of each."""

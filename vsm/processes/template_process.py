@@ -1,0 +1,141 @@
+"""The supervisor's side of the template: its exec, its link, its death.
+
+Runs in the supervisor. One object is one incarnation of the template.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from vsm.link import Link, close_fds, socketpair
+from vsm.messages import (
+    Exited,
+    Fork,
+    Forked,
+    FromTemplate,
+    Ping,
+    Pong,
+    TemplateReady,
+    parse_from_template,
+)
+from vsm.processes.pulse import Pulse
+from vsm.processes.template import SINGLE_THREADED
+
+# Everything else of our environment stays here: a variable of ours may be a worker's secret.
+MOST_SILENT_S: Final = 3
+_PASSED: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONPATH", "PYTHONHOME")
+
+
+@dataclass(frozen=True)
+class TemplateCallbacks:
+    """Who is told what; `forked` gets the pid and, to own, the pidfd; `hung` the reason."""
+
+    ready: Callable[[], None]
+    forked: Callable[[Forked, int], None]
+    exited: Callable[[Exited], None]
+    lost: Callable[[str], None]
+    hung: Callable[[str], None]
+
+
+class TemplateProcess:
+    """A running template.
+
+    Args:
+        entry: "module:function" that a child runs.
+        modules: what the template imports before it forks.
+        stderr: a descriptor for its output; stays the caller's.
+        tell: the callbacks.
+    """
+
+    def __init__(
+        self, entry: str, modules: Sequence[str], stderr: int, tell: TemplateCallbacks
+    ) -> None:
+        self.ready = False
+        self.lost = False
+        self._tell = tell
+        ours, theirs = socketpair()
+        with theirs:
+            self._process = _execute(theirs.fileno(), entry, modules, stderr)
+        self.pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._died)
+        self._link: Link[FromTemplate] = Link(ours, parse_from_template)
+        self._link.start(self._on_message, lambda: None)
+        self._pulse = Pulse(self._ask, self._silent, most=MOST_SILENT_S)
+
+    def fork(self, system: str, epoch: int, plan: str, fds: dict[str, int]) -> None:
+        """Ask for a system; the descriptors stay the caller's."""
+        request = Fork(system=system, epoch=epoch, plan=plan, fds=tuple(fds))
+        self._link.send(request, list(fds.values()))
+
+    def stop(self) -> None:
+        """End it by closing the link."""
+        self._pulse.stop()
+        self._link.close()
+
+    def kill(self) -> None:
+        """Kill it; the systems die with it."""
+        if not self.lost:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _on_message(self, message: FromTemplate, fds: list[int]) -> None:
+        match message:
+            case TemplateReady():
+                self.ready = True
+                self._pulse.start()
+                self._tell.ready()
+            case Pong():
+                self._pulse.answered()
+            case Forked() if len(fds) == 1:
+                self._tell.forked(message, fds[0])
+            case Exited():
+                self._tell.exited(message)
+            case _:
+                close_fds(fds)
+
+    def _ask(self) -> None:
+        self._link.send(Ping())
+
+    def _silent(self) -> None:
+        self._tell.hung(f"hung: no answer for {MOST_SILENT_S} s")
+
+    def _died(self) -> None:
+        self._pulse.stop()
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        status = self._process.wait()  # has ended: does not block
+        self.ready, self.lost = False, True
+        self._link.close()
+        self._tell.lost(describe_status(status))
+
+
+def _execute(
+    link_fd: int, entry: str, modules: Sequence[str], stderr: int
+) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-P", "-m", "vsm.processes.template", str(link_fd), str(os.getpid())]
+    environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    return subprocess.Popen(
+        [*command, entry, *modules],
+        env=environment | SINGLE_THREADED,
+        pass_fds=(link_fd,),
+        stdin=subprocess.DEVNULL,
+        stdout=stderr,
+        stderr=stderr,
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+def describe_status(status: int) -> str:
+    """An exit status, or minus a signal's number, in words."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"

@@ -1,0 +1,1 @@
+"""vsm under systemd: units, hardening, sd_notify, and Ubuntu's AppArmor."""

@@ -1,0 +1,1 @@
+"""The parent of all: its groups of workers, their starts, restarts and ends."""

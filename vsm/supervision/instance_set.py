@@ -1,0 +1,258 @@
+"""The instances of one integration: how many run is S1's word, within the bounds of its entry.
+
+Runs in the supervisor. The integration's own worker in the restart group has no process here: it
+stands for the whole, so that commands, quarantine and the restart policy act on all of it. Each
+instance is a worker of its own, `NAME#NUMBER`, that is started once and never again.
+
+A failure counts against the integration where it says something of the server: an instance that
+never became ready, or any of a pool. What a session does to its own instance is its own affair.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vsm.configuration.config import Integration
+from vsm.core import instance_starts, restart
+from vsm.core.instance_demand import Terms
+from vsm.messages import InstanceTerms
+
+if TYPE_CHECKING:
+    from vsm.supervision.group import GroupRunner
+
+SEPARATOR: Final = "#"
+MEMORY_WAIT_S: Final = 1.0
+_LEAST_FREE: Final = 1 / 16  # of the machine's memory
+_LIVE: Final = frozenset({"starting", "ready"})
+
+
+def terms_of(integration: Integration) -> Terms | None:
+    """What an entry says of its instances; None where one is started and stays."""
+    one, lazy = integration, integration.start == "lazy"
+    if one.instances == "session":
+        return Terms(
+            kind="session",
+            most=one.max_instances,
+            spares=one.spares,
+            idle_stop_s=one.idle_stop_s,
+            lazy=lazy,
+        )
+    if one.instances == "pool":
+        least, most = one.pool_min, one.pool_max
+    elif lazy or one.idle_stop_s:
+        least, most = 1, 1
+    else:
+        return None
+    resident = one.instances == "pool" and not lazy
+    return Terms(
+        kind="pool",
+        least=least,
+        most=most,
+        idle_stop_s=one.idle_stop_s,
+        lazy=lazy,
+        resident=resident,
+    )
+
+
+def terms_row(integration: Integration) -> InstanceTerms | None:
+    """The same for S1."""
+    terms = terms_of(integration)
+    return None if terms is None else InstanceTerms(**asdict(terms))
+
+
+def integration_of(worker: str) -> str:
+    """The integration that a worker of the group belongs to."""
+    return worker.partition(SEPARATOR)[0]
+
+
+def number_of(worker: str) -> int:
+    """The number of an instance; 0 where the worker is none."""
+    return int(worker.partition(SEPARATOR)[2] or 0)
+
+
+def is_short_of_memory(meminfo: Path = Path("/proc/meminfo")) -> bool:
+    """Whether less than a sixteenth of the machine's memory is available."""
+    try:
+        lines = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
+        total, available = (int(lines[key].split()[0]) for key in ("MemTotal", "MemAvailable"))
+    except (OSError, ValueError, KeyError):
+        return False
+    return available < total * _LEAST_FREE
+
+
+class InstanceSet:
+    """What one integration has running, from one start of the whole to its end.
+
+    Args:
+        workers: the restart group that its instances are workers of.
+        spec: of the integration; an instance's is the same but for its name and its restarts.
+        incarnation: of the integration's own worker.
+        number: of the last instance that there ever was.
+        short_of_memory: whether the machine has too little for one more.
+    """
+
+    def __init__(
+        self,
+        workers: "GroupRunner",
+        spec: restart.WorkerSpec,
+        terms: Terms,
+        *,
+        incarnation: int,
+        number: int,
+        short_of_memory: Callable[[], bool] = is_short_of_memory,
+    ) -> None:
+        self.terms = terms
+        self._workers = workers
+        self._spec = spec
+        self._incarnation = incarnation
+        self._starts = instance_starts.Starts(wanted=terms.first, number=number)
+        self._short_of_memory = short_of_memory
+        self._closing = False
+        self._verdict: tuple[str, bool] = ("its instances ended", False)
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def name(self) -> str:
+        """The integration's."""
+        return self._spec.name
+
+    @property
+    def number(self) -> int:
+        """The last instance's."""
+        return self._starts.number
+
+    def members(self) -> Iterator[restart.Worker]:
+        """Every instance that there is, those that end too."""
+        start = self.name + SEPARATOR
+        for name, worker in list(self._workers.group.workers.items()):
+            if name.startswith(start):
+                yield worker
+
+    def open(self) -> None:
+        """Begin: what is lazy serves at once, the rest when its first instance does."""
+        if self.terms.lazy:
+            self._workers.send(restart.Ready(self.name, self._incarnation))
+        self._review()
+
+    # ---- S1 --------------------------------------------------------------------------------
+
+    def want(self, count: int, release: dict[str, str]) -> None:
+        """S1's word.
+
+        Args:
+            count: how many there should be.
+            release: names of instances that are of no use, with the reason.
+        """
+        self._starts = replace(self._starts, wanted=min(count, self.terms.most))
+        for name, reason in release.items():
+            if integration_of(name) == self.name and name in self._workers.group.workers:
+                self._stop(name, reason)
+        self._review()
+
+    def gateway_lost(self) -> None:
+        """S1 died, and with it the sessions: whose an instance was is not known any more."""
+        self._starts = replace(self._starts, wanted=self.terms.first)
+        if self.terms.kind == "session":
+            for worker in self.members():
+                self._stop(worker.spec.name, "the gateway restarted, and the sessions ended")
+
+    # ---- what becomes of instances ---------------------------------------------------------
+
+    def ready(self) -> None:
+        """One serves."""
+        self._starts = instance_starts.served(self._starts)
+        if self._workers.phase(self.name) == "starting":
+            self._workers.send(restart.Ready(self.name, self._incarnation))
+        self._review()
+
+    def failed(self, name: str, reason: str, *, served: bool, hopeless: bool) -> None:
+        """One ended that was not told to.
+
+        Args:
+            name: the instance's.
+            reason: how it ended.
+            served: it had been ready.
+            hopeless: no other one would fare better.
+        """
+        if self._closing or (served and self.terms.kind == "session"):
+            return
+        now = asyncio.get_running_loop().time()
+        jitter = random.random()  # noqa: S311 - spreads restarts, guards nothing
+        starts = instance_starts.failed(self._starts, self._spec, now, jitter)
+        if self._workers.phase(self.name) == "starting" or hopeless:
+            self._give_up(f"{name}: {reason}", hopeless=hopeless)
+        elif starts is None:
+            self._give_up(f"{name}, as others before it: {reason}", hopeless=True)
+        else:
+            self._starts = starts
+
+    def _give_up(self, reason: str, *, hopeless: bool) -> None:
+        """The whole fails; before it first served, as one server that never did."""
+        self._verdict = ("its instances were stopped", hopeless)
+        self._workers.send(restart.Failed(self.name, self._incarnation, reason))
+
+    def gone(self) -> None:
+        """One of its processes has ended and is forgotten."""
+        if self._closing:
+            self._report_closed()
+        else:
+            self._review()
+
+    def _stop(self, name: str, reason: str) -> None:
+        self._workers.send(restart.Stop(name, drain=False, reason=reason))
+
+    def _review(self) -> None:
+        """Start what is missing, now or when the back-off is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._closing or self._workers.group.panic:
+            return
+        loop = asyncio.get_running_loop()
+        phases = [worker.phase for worker in self.members()]
+        live = sum(1 for phase in phases if phase in _LIVE)
+        count = instance_starts.due(
+            self._starts,
+            self.terms,
+            live=live,
+            starting=phases.count("starting"),
+            alive=len(phases),
+            now=loop.time(),
+            short_of_memory=(short := self._short_of_memory()),
+        )
+        for _ in range(count):
+            self._start_one()
+        if live < self._starts.wanted:
+            self._look_again(loop.time() + MEMORY_WAIT_S if short else self._starts.not_before)
+
+    def _look_again(self, at: float) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < at:
+            self._timer = loop.call_at(at, self._review)
+
+    def _start_one(self) -> None:
+        self._starts = instance_starts.started(self._starts, 1)
+        name = f"{self.name}{SEPARATOR}{self._starts.number}"
+        self._workers.put(replace(self._spec, name=name, restart="temporary"))
+        self._workers.send(restart.Start(name))
+
+    # ---- the end ---------------------------------------------------------------------------
+
+    def close(self, reason: str) -> None:
+        """Stop every instance, each by its own deadline; the last that goes ends the whole."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for worker in self.members():
+            self._stop(worker.spec.name, reason)
+        self._report_closed()
+
+    def _report_closed(self) -> None:
+        if not any(self.members()):
+            reason, hopeless = self._verdict
+            self._workers.send(
+                restart.Exited(self.name, self._incarnation, reason, hopeless=hopeless)
+            )

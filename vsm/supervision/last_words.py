@@ -1,0 +1,55 @@
+"""How a worker ended, in words: which limit killed it, or what the kernel said.
+
+Runs in the supervisor and the command line. Reads the worker's control group before it is removed.
+"""
+
+import signal
+from typing import TYPE_CHECKING, Final
+
+from vsm.configuration.profile import Limits
+from vsm.confinement.cgroup import Usage
+from vsm.processes.launch import ExitReport
+
+if TYPE_CHECKING:
+    from vsm.supervision.running_worker import RunningWorker
+
+OUT_OF_MEMORY: Final = "out of memory"  # the journal has a kind of its own for it
+_KILLED: Final = 128 + signal.SIGKILL
+
+
+def describe(running: "RunningWorker", report: ExitReport) -> str:
+    """One line for status, log and journal."""
+    provided = running.provided
+    if provided is None:
+        return _plain(report)
+    usage = provided.group.usage() if provided.group is not None else None
+    return words(report, usage, provided.profile.limits)
+
+
+def words(report: ExitReport, usage: Usage | None, limits: Limits) -> str:
+    """How it ended, from what its mini-init said and what its control group counted."""
+    if report.limit == "wall_time":
+        return f"killed: its wall time of {limits.wall_time_s} s was over"
+    if usage is not None and usage.oom_kills and report.status != 0:
+        return _out_of_memory(usage, limits.memory_bytes, report)
+    return _plain(report)
+
+
+def _out_of_memory(usage: Usage, limit_bytes: int | None, report: ExitReport) -> str:
+    peak = "" if usage.memory_peak_bytes is None else f", peak {_mebibytes(usage)}"
+    of = f" of {limit_bytes >> 20} MiB" if limit_bytes and peak else ""
+    if report.signal == signal.SIGKILL or report.status == _KILLED:
+        return f"killed: {OUT_OF_MEMORY}{peak}{of}"
+    return f"{_plain(report)} after a process of it was killed: {OUT_OF_MEMORY}{peak}{of}"
+
+
+def _mebibytes(usage: Usage) -> str:
+    return f"{(usage.memory_peak_bytes or 0) >> 20} MiB"
+
+
+def _plain(report: ExitReport) -> str:
+    if report.signal is not None:
+        return f"killed by {signal.Signals(report.signal).name}"
+    if report.cause != "server":
+        return f"its {report.cause} was killed"
+    return f"exited with status {report.status}"

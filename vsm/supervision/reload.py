@@ -1,0 +1,293 @@
+"""Applying an edited vsm.toml to the running whole: all of it is checked before any of it counts.
+
+Runs in the supervisor. Owns the order: removed integrations drain, changed ones restart, new ones
+start, limits move under running workers; whoever is not named is not touched. One reload at a
+time; signals that arrive during one are answered by one more.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from vsm.configuration import changes
+from vsm.configuration.changes import Change
+from vsm.configuration.config import Config, Integration
+from vsm.configuration.profile import Profile, load_profile
+from vsm.confinement import uids
+from vsm.confinement.cgroup import CgroupLimits
+from vsm.core import restart
+from vsm.errors import ConfigurationError, VsmError
+from vsm.service.notify import notify, notify_reloading
+from vsm.supervision import provision
+from vsm.supervision.running_worker import RunningWorker
+
+if TYPE_CHECKING:
+    from vsm.supervision.supervisor import Supervisor
+
+SETTLE_S: Final = 60.0
+_SETTLED: Final[tuple[restart.Phase, ...]] = ("ready", "quarantined", "stopped", "backing_off")
+_NEEDS_RESTART: Final = "takes effect when vsm itself is restarted"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one change, as `reload` answers it."""
+
+    name: str
+    outcome: str
+    keys: tuple[str, ...] = ()
+    detail: str = ""
+
+
+class Reloader:
+    """Reloads one supervisor.
+
+    Args:
+        load: reads the configuration anew, as it was read at the start; None if there is no file.
+    """
+
+    def __init__(self, supervisor: "Supervisor", load: Callable[[], Config] | None) -> None:
+        self._supervisor = supervisor
+        self._load = load
+        self._lock = asyncio.Lock()
+        self._signalled: asyncio.Task[None] | None = None
+        self._again = False
+        self._removals: set[asyncio.Task[None]] = set()
+
+    # ---- who asks --------------------------------------------------------------------------
+
+    def request(self) -> None:
+        """Reload soon: a signal. However many come during a reload, one more follows it."""
+        if self._signalled is not None and not self._signalled.done():
+            self._again = True
+            return
+        self._signalled = asyncio.create_task(self._reload_signalled())
+
+    async def _reload_signalled(self) -> None:
+        self._again = True
+        while self._again:
+            self._again = False
+            try:
+                await self.reload(wait=False)
+            except VsmError as error:
+                reason = str(error)
+                self._supervisor.log.error("not reloaded, nothing changed", reason=reason)  # noqa: TRY400 - a person's mistake, no trace
+
+    async def reload(self, *, wait: bool) -> dict[str, Any]:
+        """Check everything, then apply it.
+
+        Args:
+            wait: until what was started, stopped or restarted is so, bounded.
+
+        Raises:
+            VsmError: something in it is wrong; nothing was changed.
+        """
+        async with self._lock:
+            began = time.monotonic()
+            notify_reloading()
+            try:
+                found = await self._apply_file()
+            finally:
+                notify("READY=1")
+            took_ms = round((time.monotonic() - began) * 1000, 1)
+        if wait:
+            found = [await self._settled(outcome) for outcome in found]
+        rows = [_row(outcome) for outcome in found]
+        self._supervisor.log.info("reloaded", changes=rows, took_ms=took_ms)
+        self._supervisor.recorder.reloaded(rows)
+        return {"changes": rows, "took_ms": took_ms}
+
+    async def close(self) -> None:
+        """Forget what is going on; the supervisor ends."""
+        tasks = [*self._removals, *([self._signalled] if self._signalled else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- checking --------------------------------------------------------------------------
+
+    async def _apply_file(self) -> list[Outcome]:
+        supervisor = self._supervisor
+        if self._load is None or supervisor.config.path is None:
+            remedy = "Start vsm with --config FILE."
+            raise ConfigurationError("reload", "vsm was started without a file", remedy)
+        config = self._load()
+        profiles = _profiles(config)
+        found = self._compare(config, profiles)
+        numbers = self._uids(config)
+        await self._check(config, found, numbers)
+        if supervisor.stopping:
+            raise VsmError("reload", "vsm is shutting down")
+        return self._apply(config, profiles, found, numbers)
+
+    def _compare(self, config: Config, profiles: dict[str, Profile]) -> list[Change]:
+        found = {change.name: change for change in changes.compare(self._supervisor.config, config)}
+        for running in self._supervisor.integrations.running.values():
+            name = running.name
+            if running.provided is None or name not in config.integrations:
+                continue
+            commanded = self._supervisor.integrations.overrides(name)  # on both: no difference
+            old = provision.with_limits(running.provided.profile, commanded)
+            new = provision.with_limits(profiles[config.integrations[name].profile], commanded)
+            change = changes.with_profile(found.get(name), name, old, new)
+            if change is not None:
+                found[name] = change
+        return list(found.values())
+
+    def _uids(self, config: Config) -> dict[str, int]:
+        """A uid for each; whoever has one keeps it."""
+        if not self._supervisor.host.facts.root:
+            return {}
+        numbers = uids.integration_uids(list(config.integrations)) | self._supervisor.host.uids
+        if len(set(numbers.values())) != len(numbers):
+            raise VsmError("reload", "two names share a uid", "Restart vsm instead.")
+        return numbers
+
+    async def _check(self, config: Config, found: list[Change], numbers: dict[str, int]) -> None:
+        """A typing error must not take a running server down."""
+        host = replace(self._supervisor.host, written=provision.written_paths(config))
+        for change in found:
+            integration = config.integrations.get(change.name)
+            if integration is not None and change.action in {"start", "restart"}:
+                uid = numbers.get(change.name)
+                _check_one(host, integration, uid)
+                await asyncio.sleep(0)
+
+    # ---- applying --------------------------------------------------------------------------
+
+    def _apply(
+        self,
+        config: Config,
+        profiles: dict[str, Profile],
+        found: list[Change],
+        numbers: dict[str, int],
+    ) -> list[Outcome]:
+        supervisor, group = self._supervisor, self._supervisor.integrations
+        # What takes effect at a restart only is compared with what is in force, again and again.
+        supervisor.config = msgspec.structs.replace(
+            supervisor.config,
+            path=config.path,
+            integrations=config.integrations,
+            policy=config.policy,
+        )
+        supervisor.policing.configure()
+        supervisor.host.uids.update(numbers)
+        supervisor.host.written = provision.written_paths(config)
+        new = [one.name for one in config.integrations.values() if group.put(one)]
+        supervisor.configure_systems()
+        for name in new:
+            group.tell_availability(name)
+        return [self._apply_one(change, config, profiles) for change in found]
+
+    def _apply_one(self, change: Change, config: Config, profiles: dict[str, Profile]) -> Outcome:
+        group = self._supervisor.integrations
+        name, keys = change.name, change.keys
+        match change.action:
+            case "impossible" | "policy" as action:
+                applied = action == "policy"
+                text = ("changed", "") if applied else ("not applied", _NEEDS_RESTART)
+                return Outcome(name, text[0], keys, text[1])
+            case "remove":
+                self._begin_removal(name)
+                return Outcome(name, "removing")
+            case "stop":
+                group.stop_one(name, drain=True, reason="disabled in the configuration")
+                return Outcome(name, "stopping", keys)
+            case "start":
+                group.workers.send(restart.Start(name))
+                return Outcome(name, "starting", keys)
+            case "restart" if group.workers.worker(name).wanted:
+                group.stop_one(
+                    name, drain=True, restart_it=True, reason="its configuration changed"
+                )
+                return Outcome(name, "restarting", keys)
+        return self._move_limits(change, profiles[config.integrations[name].profile])
+
+    def _move_limits(self, change: Change, profile: Profile) -> Outcome:
+        """To all its processes; the first that the kernel refuses it to is the outcome."""
+        outcome = Outcome(change.name, "changed", change.keys)
+        for running in self._supervisor.integrations.running_of(change.name):
+            outcome = self._move_limits_of(running, change, profile)
+            if outcome.outcome != "changed":
+                break
+        return outcome
+
+    def _move_limits_of(self, running: RunningWorker, change: Change, profile: Profile) -> Outcome:
+        commanded = self._supervisor.integrations.overrides(change.name)
+        written = profile.limits
+        profile = provision.with_limits(profile, commanded)
+        if not change.limits or running.provided is None:
+            return Outcome(change.name, "changed", change.keys)
+        if not changes.DETECTED_LIMITS.issuperset(change.limits):
+            if running.provided.group is None:
+                detail = "no control group holds it: restart it for its limits to count"
+                return Outcome(change.name, "not applied", change.keys, detail)
+            try:
+                running.provided.group.set_limits(CgroupLimits(**changes.movable(profile.limits)))
+            except VsmError as error:
+                return Outcome(change.name, "not applied", change.keys, str(error))
+        running.provided.profile, running.provided.written = profile, written
+        running.provided.memory_bytes = profile.limits.memory_bytes
+        self._supervisor.integrations.detection.start()
+        return Outcome(change.name, "changed", change.keys)
+
+    def _begin_removal(self, name: str) -> None:
+        group = self._supervisor.integrations
+        group.stop_one(name, drain=True, reason="removed from the configuration")
+        task = asyncio.create_task(self._finish_removal(name))
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+    async def _finish_removal(self, name: str) -> None:
+        """Forget it once it is dead, unless a later reload brought it back."""
+        await self._supervisor.integrations.workers.wait_phase(name, "stopped")
+        if name not in self._supervisor.config.integrations:
+            self._supervisor.forget(name)
+
+    # ---- waiting ---------------------------------------------------------------------------
+
+    async def _settled(self, outcome: Outcome) -> Outcome:
+        """The outcome once the worker has come to rest."""
+        if outcome.outcome not in {"removing", "stopping", "starting", "restarting"}:
+            return outcome
+        workers = self._supervisor.integrations.workers
+        gone = outcome.outcome in {"removing", "stopping"}
+        phases: tuple[restart.Phase, ...] = ("stopped",) if gone else _SETTLED
+        try:
+            await asyncio.wait_for(workers.wait_phase(outcome.name, *phases), SETTLE_S)
+        except TimeoutError:
+            return replace(outcome, detail="not done yet: see `vsm status`")
+        if outcome.outcome == "removing":
+            return Outcome(outcome.name, "removed")
+        worker = workers.group.workers.get(outcome.name)
+        if worker is None:  # a later reload removed it
+            return Outcome(outcome.name, "removed")
+        return Outcome(outcome.name, worker.phase, outcome.keys, worker.reason)
+
+
+def _check_one(host: provision.Host, integration: Integration, uid: int | None) -> None:
+    try:
+        provision.check(host, integration, uid)
+    except VsmError as error:
+        error.where = f"integrations.{integration.name}: {error.where}"
+        raise
+
+
+def _profiles(config: Config) -> dict[str, Profile]:
+    """Each profile once; a wrong one is an error although nobody may use it now."""
+    names = {integration.profile for integration in config.integrations.values()}
+    names.update(msgspec.structs.astuple(config.systems))
+    return {name: load_profile(name) for name in sorted(names)}
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "name": outcome.name,
+        "outcome": outcome.outcome,
+        "keys": list(outcome.keys),
+        "detail": outcome.detail,
+    }

@@ -1,0 +1,60 @@
+"""One incarnation of a system, as the supervisor holds it.
+
+Runs in the supervisor. Owns the descriptors of that incarnation and closes them when it is gone.
+"""
+
+import asyncio
+import os
+import signal
+from dataclasses import dataclass, field
+
+from vsm.board.heartbeat import BoardReader
+from vsm.link import Link
+from vsm.messages import Body, FromSystem, LayerReport
+from vsm.output import OutputReader
+
+
+@dataclass
+class RunningSystem:
+    """One incarnation of a system; owns its descriptors."""
+
+    name: str
+    incarnation: int
+    epoch: int
+    link: Link[FromSystem] | None = None
+    output: OutputReader | None = None
+    pid: int | None = None
+    pidfd: int | None = None
+    board: BoardReader | None = None
+    layers: tuple[LayerReport, ...] = ()
+    started_at: float = 0.0
+    doomed: bool = False
+    queries: dict[int, asyncio.Future[Body]] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Give everything back; the process is gone."""
+        for closable in (self.link, self.board):
+            if closable is not None:
+                closable.close()
+        if self.output is not None:
+            self.output.finish()
+        if self.pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self.pidfd)
+            os.close(self.pidfd)
+        for future in self.queries.values():
+            future.cancel()
+
+
+def send_signal(running: RunningSystem, signo: signal.Signals) -> None:
+    """Send a signal; a process that is gone or not yet known gets none."""
+    if running.pidfd is not None:
+        try:
+            signal.pidfd_send_signal(running.pidfd, signo)
+        except ProcessLookupError:
+            return
+
+
+def kill(running: RunningSystem) -> None:
+    """Kill it now, or as soon as it is known to exist."""
+    running.doomed = True
+    send_signal(running, signal.SIGKILL)

@@ -1,0 +1,136 @@
+"""One process of an integration as the supervisor holds it: its descriptors, and how it ended.
+
+Runs in the supervisor. Owns the supervisor's ends of the pipes until they are closed.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from vsm.configuration.config import Integration
+from vsm.core import restart
+from vsm.link import close_fds
+from vsm.messages import Availability, AvailabilityChanged, Body, IntegrationRow, ResilienceRow
+from vsm.output import OutputReader
+from vsm.processes.launch import ExitReport, Spawned
+from vsm.supervision import provision
+from vsm.supervision.instance_set import number_of, terms_row
+
+DRAIN_TIMEOUT_S: Final = 30.0
+_REMOVE_ATTEMPTS: Final = 40
+_REMOVE_RETRY_S: Final = 0.05
+_AVAILABILITY: Final[dict[restart.Phase, Availability]] = {
+    "starting": "starting",
+    "ready": "ready",
+    "backing_off": "backing_off",
+    "quarantined": "quarantined",
+    "draining": "stopped",
+    "stopping": "stopped",
+    "stopped": "stopped",
+}
+
+
+@dataclass
+class RunningWorker:
+    """One incarnation of an integration, or one instance of several; owns its descriptors.
+
+    Args:
+        name: the integration's. key: the worker's in the restart group.
+    """
+
+    name: str
+    key: str
+    incarnation: int
+    started_at: float
+    stdin: int = -1
+    stdout: int = -1
+    output: OutputReader | None = None
+    spawned: Spawned | None = None
+    provided: provision.Provision | None = None
+    record: Body | None = None
+    doomed: bool = False
+    attached: bool = False
+    report: ExitReport | None = None
+    tier: str = ""
+    cleanup: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def worker_id(self) -> str:
+        """The id that launcher and S1 know it by."""
+        number = number_of(self.key)
+        return f"{self.name}-i{number}" if number else f"{self.name}-{self.incarnation}"
+
+    @property
+    def label(self) -> str:
+        """What its lines begin with among those of its siblings."""
+        number = number_of(self.key)
+        return f"#{number}: " if number else ""
+
+    def close_pipes(self) -> None:
+        """Close our ends."""
+        close_fds([fd for fd in (self.stdin, self.stdout) if fd >= 0])
+        self.stdin = self.stdout = -1
+
+
+def spec_of(integration: Integration) -> restart.WorkerSpec:
+    """How a process of an integration is started, stopped and restarted."""
+    policy = integration.restart
+    return restart.WorkerSpec(
+        name=integration.name,
+        intensity=policy.intensity,
+        period_s=policy.period_s,
+        backoff_initial_s=policy.backoff_initial_s,
+        backoff_max_s=policy.backoff_max_s,
+        stable_s=policy.stable_s,
+        start_timeout_s=integration.start_timeout_s,
+        drain_timeout_s=min(DRAIN_TIMEOUT_S, integration.call_timeout_s),
+        stop_timeout_s=integration.stop_timeout_s,
+        stack_grace_s=0.5,
+    )
+
+
+def row_of(one: Integration) -> IntegrationRow:
+    """What S1 must know of an integration."""
+    return IntegrationRow(
+        name=one.name,
+        prefix=one.prefix,
+        era=one.era,
+        start_timeout_s=one.start_timeout_s,
+        call_timeout_s=one.call_timeout_s,
+        concurrency=one.concurrency,
+        max_frame_bytes=one.max_frame_bytes,
+        instances=terms_row(one),
+        resilience=ResilienceRow(**msgspec.structs.asdict(one.resilience)),
+        trust=one.trust,
+        most_argument_bytes=one.most_argument_bytes,
+        most_argument_depth=one.most_argument_depth,
+        strict_arguments=one.strict_arguments,
+    )
+
+
+def availability_of(worker: restart.Worker) -> AvailabilityChanged:
+    """How an integration stands, for S1."""
+    restarts = worker.after == "restart" and worker.phase in {"draining", "stopping"}
+    return AvailabilityChanged(
+        integration=worker.spec.name,
+        state="restarting" if restarts else _AVAILABILITY[worker.phase],
+        reason=worker.reason[:4096],
+    )
+
+
+def is_clean(report: ExitReport) -> bool:
+    """Whether it ended by itself, as one that has nothing to complain of."""
+    return report.status is not None and report.status == 0
+
+
+def remove_group(running: RunningWorker, attempt: int = 0) -> None:
+    """The kernel lets go of a group a moment after the last process: ask again."""
+    group = running.provided.group if running.provided else None
+    if group is None or group.try_remove():
+        return
+    if attempt < _REMOVE_ATTEMPTS:
+        loop = asyncio.get_running_loop()
+        loop.call_later(_REMOVE_RETRY_S, remove_group, running, attempt + 1)

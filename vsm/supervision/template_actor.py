@@ -1,0 +1,90 @@
+"""Starts and ends the template for its restart group.
+
+Runs in the supervisor. The systems' side of it is in `vsm.supervision.system_group`.
+"""
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Final
+
+from vsm.core import restart
+from vsm.output import OutputReader
+from vsm.processes.template_process import TemplateCallbacks, TemplateProcess
+from vsm.systems import entry
+
+if TYPE_CHECKING:
+    from vsm.supervision.system_group import SystemGroup
+
+TEMPLATE: Final = "template"
+
+
+class TemplateActor:
+    """Starts and ends the template for its restart group."""
+
+    def __init__(self, group: "SystemGroup") -> None:
+        self._group = group
+        self.process: TemplateProcess | None = None
+        self.incarnation = 0
+        self.started_at = 0.0
+        self._output: OutputReader | None = None
+
+    @property
+    def can_fork(self) -> bool:
+        """It runs and has imported everything."""
+        return self.process is not None and self.process.ready
+
+    def fork(self, system: str, epoch: int, plan: str, fds: dict[str, int]) -> None:
+        """Ask for a system."""
+        if self.process is not None:
+            self.process.fork(system, epoch, plan, fds)
+
+    def hung(self, reason: str) -> None:
+        """It does not do what it is there for: it is replaced."""
+        self._group.template.send(restart.Hung(TEMPLATE, self.incarnation, reason))
+
+    def spawn(self, name: str, incarnation: int) -> None:
+        """Exec it."""
+        self.incarnation = incarnation
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        self._output = OutputReader(read_end, self._group.hooks.ring(name))
+        tell = TemplateCallbacks(
+            self._ready, self._group.on_forked, self._group.on_exited, self._lost, self.hung
+        )
+        self.process = TemplateProcess(entry.ENTRY, entry.PRELOAD, write_end, tell)
+        self.started_at = asyncio.get_running_loop().time()
+        os.close(write_end)
+
+    def _ready(self) -> None:
+        self._group.template.send(restart.Ready(TEMPLATE, self.incarnation))
+        self._group.fork_waiting()
+
+    def _lost(self, reason: str) -> None:
+        self.process = None
+        if self._output is not None:
+            self._output.finish()
+        self._group.on_template_lost(reason)
+        self._group.template.send(restart.Exited(TEMPLATE, self.incarnation, reason))
+
+    def drain(self, name: str) -> None:
+        """Nothing to drain."""
+        self._group.template.send(restart.Drained(name))
+
+    def terminate(self, name: str) -> None:
+        """Close its link."""
+        del name
+        if self.process is not None:
+            self.process.stop()
+
+    def ask_stack(self, name: str) -> None:
+        """It has no stack dump worth a wait."""
+        self.kill(name)
+
+    def kill(self, name: str) -> None:
+        """Kill it."""
+        del name
+        if self.process is not None:
+            self.process.kill()
+
+    def changed(self, change: restart.Changed) -> None:
+        """Pass on."""
+        self._group.hooks.changed(change)
