@@ -221,10 +221,10 @@ def _attempt(check: str, action: Callable[[], str]) -> Finding:
 
 def _examined(integration: Integration) -> str:
     """Look for the command and the profile as a start would; nothing is started."""
-    from vsm.configuration.profile import load_profile
     from vsm.confinement.closure import closure
+    from vsm.supervision.provision import profile_of
 
-    profile = load_profile(integration.profile)
+    profile = profile_of(integration)
     environment = {**profile.environment, **integration.env}
     found = closure(integration.command, env=environment, cwd=integration.cwd)
     return f"{found.executable}, profile {profile.name}"

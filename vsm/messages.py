@@ -81,6 +81,8 @@ class IntegrationRow(BaseModel):
     most_argument_bytes: int = 0
     most_argument_depth: int = 0
     strict_arguments: bool = False
+    remote: bool = False
+    credentials: tuple[str, ...] = ()  # clients that the remote server knows by their own
     instances: InstanceTerms | None = None  # None: one, which the supervisor starts
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from vsm.commands.terminal import print_json
 from vsm.configuration.config import Config, load_config
-from vsm.configuration.profile import load_profile
 from vsm.errors import ConfigurationError, VsmError
 from vsm.service import apparmor
 from vsm.service import unit_files as service
 from vsm.service.unit_files import SERVICE, SOCKET, Place
+from vsm.supervision.provision import profile_of
 
 SYSTEM_CONFIG = Path("/etc/vsm/vsm.toml")
 USER_CONFIG = Path(".config/vsm/vsm.toml")
@@ -279,7 +279,7 @@ def _valid(path: Path) -> Config:
     """A service that cannot start is not installed."""
     config = load_config(path)
     for integration in config.integrations.values():
-        load_profile(integration.profile)
+        profile_of(integration)
     return config
 
 

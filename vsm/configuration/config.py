@@ -27,6 +27,16 @@ from vsm.configuration.regulation import (
     compile_control,
     compile_range,
 )
+from vsm.configuration.remote import (
+    PROFILE,
+    CredentialsDocument,
+    Entry,
+    OAuth,
+    Remote,
+    RemoteKeys,
+    SecretSource,
+    compile_remote,
+)
 from vsm.configuration.resilience import Resilience, check_resilience
 from vsm.configuration.toml_file import build, check_trust, read_toml
 from vsm.configuration.units import parse_bytes
@@ -44,14 +54,8 @@ _PORT_MAX = 65_535
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{0,32}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-class SecretSource(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a secret is: exactly one of a file, a variable of vsm's own, a systemd credential."""
-
-    file: str | None = None
-    variable: str | None = None
-    credential: str | None = None
+_LOCAL_KEYS = ("command", "env", "secrets", "read", "write", "cwd", "state")
+_REMOTE_KEYS = ("addresses", "ca_file", "bearer", "headers", "oauth", "clients")
 
 
 class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,15 +77,18 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     """One MCP server: an argv, its profile and what it is given.
 
     Args:
-        command: an argv, never a shell line; the first word is a bare name or absolute.
+        command: an argv, never a shell line; the first word is a bare name or absolute. Of a
+            remote server vsm's own worker, which `env` and `secrets` are for then.
         start: "lazy" is at the first request that needs it.
         prefix: goes before tool names ("" leaves them bare); None is the name.
         era: which of the two the server is spoken to in, where it knows both.
         read: host paths that the server may see, read-only, absolute.
+        remote: what there is instead of a program on this host.
     """
 
     name: str
     command: tuple[str, ...]
+    remote: Remote | None = None
     profile: str = "integration"
     env: dict[str, str] = {}
     secrets: dict[str, SecretSource] = {}
@@ -160,8 +167,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     """[integrations.NAME] as written."""
 
-    command: tuple[str, ...]
-    profile: str = "integration"
+    command: tuple[str, ...] | None = None
+    url: str | None = None
+    addresses: tuple[str, ...] = ()
+    ca_file: str = ""
+    bearer: SecretSource | None = None
+    headers: dict[str, str | SecretSource] = {}
+    oauth: OAuth | None = None
+    clients: dict[str, CredentialsDocument] = {}
+    profile: str | None = None
     env: dict[str, str] = {}
     secrets: dict[str, SecretSource] = {}
     read: tuple[str, ...] = ()
@@ -227,6 +241,7 @@ def load_config(path: Path | None) -> Config:
         name: _integration(name, table, file) for name, table in document.integrations.items()
     }
     _check_prefixes(integrations, str(file))
+    _check_remote_clients(integrations, set(document.clients), file)
     check_coordination(document.coordination, f"{file}: coordination")
     compile_policy(document.policy, f"{file}: policy")
     return Config(
@@ -241,6 +256,17 @@ def load_config(path: Path | None) -> Config:
         control=compile_control(document.control, f"{file}: control"),
         intelligence=document.intelligence,
     )
+
+
+def _check_remote_clients(
+    integrations: dict[str, Integration], known: set[str], file: Path
+) -> None:
+    for name, one in integrations.items():
+        for client in one.remote.clients if one.remote else ():
+            if client not in known:
+                where = f"{file}: integrations.{name}.clients.{client[:64]}"
+                what = "there is no such client"
+                raise ConfigurationError(where, what, f"Write [clients.{client[:64]}].")
 
 
 def _clients(
@@ -326,15 +352,17 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
         raise ConfigurationError(where, what, "Choose another name or prefix.")
     _check_instances(table, where)
     _check_variables(table, where)
+    entry = _remote(name, table, file.parent, where)
     return Integration(
         name=name,
-        command=_command(table.command, file.parent, f"{where}.command"),
-        profile=_profile(table.profile, file.parent),
-        env=dict(table.env),
-        secrets={key: _secret(s, file.parent, where, key) for key, s in table.secrets.items()},
-        read=_paths(table.read, file.parent, f"{where}.read"),
+        command=entry.command if entry else _command(table.command, file.parent, where),
+        remote=entry.remote if entry else None,
+        profile=_profile(table.profile or (PROFILE if entry else "integration"), file.parent),
+        env=entry.env if entry else dict(table.env),
+        secrets=entry.secrets if entry else _secrets(table, file.parent, where),
+        read=entry.remote.read if entry else _paths(table.read, file.parent, f"{where}.read"),
         write=_paths(table.write, file.parent, f"{where}.write"),
-        state=table.state,
+        state=bool(entry.remote.oauth) if entry else table.state,
         instances=table.instances,
         start=table.start,
         idle_stop_s=table.idle_stop_s,
@@ -362,9 +390,43 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
     )
 
 
-def _command(command: tuple[str, ...], folder: Path, where: str) -> tuple[str, ...]:
+def _remote(name: str, table: IntegrationDocument, folder: Path, where: str) -> Entry | None:
+    """What an entry with a url becomes; None of one with a command."""
+    kind, others = ("url", _LOCAL_KEYS) if table.url is not None else ("command", _REMOTE_KEYS)
+    blank = IntegrationDocument()
+    for key in others:
+        if getattr(table, key) != getattr(blank, key):
+            what = f"does not go with {kind}"
+            raise ConfigurationError(f"{where}.{key}", what, "Leave one of them out.")
+    if table.url is None:
+        return None
+    keys = RemoteKeys(
+        url=table.url,
+        addresses=table.addresses,
+        ca_file=_paths((table.ca_file,), folder, f"{where}.ca_file")[0] if table.ca_file else "",
+        own=CredentialsDocument(bearer=table.bearer, headers=table.headers, oauth=table.oauth),
+        clients=table.clients,
+        most_frame_bytes=_frame(table.max_frame, f"{where}.max_frame"),
+    )
+    entry = compile_remote(name, keys, where, lambda one, key: _secret(one, folder, key))
+    if entry.remote.oauth and table.instances == "session":
+        what = "processes of several users would renew the same tokens"
+        remedy = 'Set instances = "shared", with clients.NAME.oauth for each client.'
+        raise ConfigurationError(f"{where}.oauth", what, remedy)
+    return entry
+
+
+def _secrets(table: IntegrationDocument, folder: Path, where: str) -> dict[str, SecretSource]:
+    return {
+        key: _secret(source, folder, f"{where}.secrets.{key}")
+        for key, source in table.secrets.items()
+    }
+
+
+def _command(command: tuple[str, ...] | None, folder: Path, where: str) -> tuple[str, ...]:
+    where = f"{where}.command"
     if not command or not command[0]:
-        remedy = 'Write the argv, such as ["/opt/server/bin/python", "-m", "server"].'
+        remedy = 'Write the argv, such as ["/opt/server/bin/python", "-m", "server"], or url.'
         raise ConfigurationError(where, "expected a program and its arguments, found none", remedy)
     if any("\0" in word for word in command):
         raise ConfigurationError(where, "an argument holds a NUL byte")
@@ -397,13 +459,13 @@ def _systems(systems: Systems, folder: Path) -> Systems:
     return Systems(**{name: _profile(getattr(systems, name), folder) for name in SYSTEMS})
 
 
-def _secret(source: SecretSource, folder: Path, where: str, key: str) -> SecretSource:
+def _secret(source: SecretSource, folder: Path, where: str) -> SecretSource:
     given = [getattr(source, kind) for kind in ("file", "variable", "credential")]
     if sum(value is not None for value in given) != 1 or not all(v for v in given if v is not None):
         remedy = "Write { file = … }, { variable = … } or { credential = … }."
-        raise ConfigurationError(f"{where}.secrets.{key}", "expected exactly one source", remedy)
+        raise ConfigurationError(where, "expected exactly one source", remedy)
     if source.credential is not None and ("/" in source.credential or source.credential == ".."):
-        raise ConfigurationError(f"{where}.secrets.{key}", "a credential is a name, not a path")
+        raise ConfigurationError(where, "a credential is a name, not a path")
     return msgspec.structs.replace(
         source, file=_absolute(source.file, folder) if source.file is not None else None
     )

@@ -247,6 +247,8 @@ class Fleet:
             epoch=self._epoch,
             concurrency=settings.concurrency,
             max_frame_bytes=settings.max_frame_bytes,
+            remote=settings.remote,
+            credentials=settings.credentials,
         )
         if isinstance(server, Instance):
             upstream.title = server.label

@@ -56,6 +56,8 @@ class Settings:
     most_argument_bytes: int = 0  # 0: whatever a message may have
     most_argument_depth: int = 0
     strict_arguments: bool = False
+    remote: bool = False
+    credentials: frozenset[str] = frozenset()  # clients whose calls carry their name
     terms: Terms | None = None
 
 

@@ -242,6 +242,15 @@ class Guard:
             self._step(breaker.Abandoned())
         self._write_letter(call, code, text)
 
+    def not_reached(self, call: "Call", text: str) -> None:
+        """A call could not be brought to a remote server: a failure, although it did not run."""
+        probe = call is self._probe
+        if probe:
+            self._probe = None
+        private = call.upstream is not None and call.upstream.private
+        if not private or probe:
+            self._step(breaker.Failed(probe), text)
+
     def server_lost(self, reason: str) -> None:
         """A server ended with calls in flight: one failure, whatever their number."""
         self._step(breaker.Failed(), f"{self.name}: {reason}")

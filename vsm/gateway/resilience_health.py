@@ -60,8 +60,11 @@ class Health:
         self._seen = self._upstream.asked
         self.look_later()
 
-    def _failed(self, code: int, _: str) -> None:
+    def _failed(self, code: int, text: str) -> None:
         upstream = self._upstream
+        if code in {jsonrpc.UNAVAILABLE, jsonrpc.INTERNAL_ERROR} and upstream.remote:
+            self._owner.upstream_lost(upstream, f"a health check failed: {text}")
+            return
         if code != jsonrpc.TIMED_OUT or upstream.lost:
             return
         if upstream.in_flight:  # busy with what was asked meanwhile: that has its own time-out

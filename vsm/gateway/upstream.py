@@ -13,12 +13,12 @@ from collections.abc import Hashable
 from math import inf
 from typing import TYPE_CHECKING, Protocol, cast
 
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from vsm.core.fair_queue import FairQueue
 from vsm.gateway.call import Call, Inquiry, Waiting
 from vsm.gateway.resilience import Guard
-from vsm.protocol import jsonrpc
+from vsm.protocol import frames, jsonrpc
 from vsm.protocol.framing import LineSplitter, OversizedFrame, salvage_id
 from vsm.protocol.ids import InFlight, Stray
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
@@ -33,6 +33,7 @@ HIGH_WATER_BYTES = 1024 * 1024
 NOISE_PER_WINDOW = 2000
 NOISE_WINDOW_S = 1.0
 MAX_BROKEN_FRAMES = 1000
+MAX_ERROR_CHARS = 1000
 GONE_GRACE_S = 0.5
 KNOWN_NOTIFICATIONS = SERVER_NOTIFICATIONS[Era.LEGACY] | SERVER_NOTIFICATIONS[Era.MODERN]
 # Ends a line that was left unfinished. Where there is none it is valid and without effect in
@@ -90,6 +91,8 @@ class Upstream:
         worker: the worker's name. integration: whose server it is. guard: the integration's.
         epoch: this incarnation of S1. concurrency: most requests in flight.
         max_frame_bytes: the longest line that is read.
+        remote: whether a worker of ours speaks for a server that is elsewhere.
+        credentials: clients by whose name their calls go to it.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class Upstream:
         epoch: int,
         concurrency: int,
         max_frame_bytes: int,
+        remote: bool = False,
+        credentials: frozenset[str] = frozenset(),
     ) -> None:
         self._owner = owner
         self.worker = worker
@@ -117,6 +122,8 @@ class Upstream:
         self.strays = 0
         self.broken_frames = 0
         self._loop = asyncio.get_running_loop()
+        self.remote = remote
+        self._credentials = credentials
         self._limit = concurrency
         self._reserve = concurrency // RESERVE
         self._standing = 0
@@ -280,10 +287,15 @@ class Upstream:
             meta = jsonrpc.nested(params, "_meta")
             meta["progressToken"] = jsonrpc.raw_of(request_id)
             params["_meta"] = jsonrpc.raw_of(meta)
-        self._write(
-            b'{"jsonrpc":"2.0","id":%d,"method":"%b","params":%b}\n'
-            % (request_id, call.method.encode(), jsonrpc.encode(params))
+        frame = b'{"jsonrpc":"2.0","id":%d,"method":"%b","params":%b}\n' % (
+            request_id,
+            call.method.encode(),
+            jsonrpc.encode(params),
         )
+        view = call.client.view
+        if view is not None and view.name in self._credentials:
+            frame = frames.tagged(frame, view.name)
+        self._write(frame)
 
     def ask(self, method: str, params: object, inquiry: Inquiry) -> int:
         """Send a question of the gateway's own, past the queue; returns its id."""
@@ -425,9 +437,28 @@ class Upstream:
         if type(waiting) is Inquiry and waiting.timeout_s is None:
             self._standing -= 1
             self._limit -= 1
-        cast("Waiting", waiting).answered(message)
+        if self.remote and message.error is not UNSET and self._unanswered(waiting, message.error):
+            pass  # our own worker's word that there is no answer
+        else:
+            cast("Waiting", waiting).answered(message)
         if len(self._in_flight.waiting) <= self._standing:
             self._rest()
+
+    def _unanswered(self, waiting: Waiting, raw: Raw) -> bool:
+        """Whether a remote server's worker says that there was no answer; then it has failed."""
+        error = jsonrpc.error_of(raw)
+        if error is None or error.code not in {frames.NOT_REACHED, frames.BROKEN}:
+            return False
+        text = error.message[:MAX_ERROR_CHARS]
+        if error.code == frames.BROKEN:
+            waiting.failed(jsonrpc.INTERNAL_ERROR, text)
+        elif isinstance(waiting, Call):
+            self.guard.not_reached(waiting, text)
+            waiting.sent = False
+            waiting.failed(jsonrpc.UNAVAILABLE, text)
+        else:
+            waiting.failed(jsonrpc.UNAVAILABLE, text)
+        return True
 
     def _rest(self) -> None:
         if not self.in_flight:

@@ -97,6 +97,16 @@ def check(
             raise DecodeError(jsonrpc.HEADER_MISMATCH, text)
 
 
+def shown(rules: tuple[HeaderRule, ...], params: Object) -> dict[str, str]:
+    """The headers that a call has to carry, by its tool's rules; none where there is no value."""
+    try:
+        arguments = msgspec.json.decode(params.get("arguments", b"null"))
+    except (RecursionError, msgspec.DecodeError):
+        return {}
+    values = ((rule.header, _shown(_value_at(arguments, rule.path))) for rule in rules)
+    return {header: value for header, value in values if value is not None}
+
+
 def _value_at(arguments: object, path: tuple[str, ...]) -> object:
     for name in path:
         arguments = arguments.get(name) if isinstance(arguments, dict) else None

@@ -331,7 +331,7 @@ class IntegrationGroup:
             rules = running.provided.egress
             self.egress.serve(running.worker_id, rules, running.spawned.listeners)
         if running.report is not None:  # it ended before we were told that it had begun
-            self._gone(running, describe(running, running.report), clean=is_clean(running.report))
+            self._ended(running, running.report)
         elif running.doomed:
             await link.kill(running.worker_id)
         elif self.workers.phase(running.key) == "starting":
@@ -453,7 +453,16 @@ class IntegrationGroup:
             return
         running.report = report
         if running.spawned is not None:
-            self._gone(running, describe(running, report), clean=is_clean(report))
+            self._ended(running, report)
+
+    def _ended(self, running: RunningWorker, report: ExitReport) -> None:
+        """It ended by itself; a remote server's worker may say that only a person can help."""
+        reason = describe(running, report)
+        helpless = self.integrations[running.name].remote and report.status == os.EX_CONFIG
+        if helpless:
+            name = running.name
+            reason = f"the server refuses its credentials: see `vsm logs {name}`"
+        self._gone(running, reason, clean=is_clean(report), hopeless=bool(helpless))
 
     def _gone(
         self,

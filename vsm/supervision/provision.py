@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from vsm import paths
-from vsm.configuration.config import Config, Integration, SecretSource, read_secret
-from vsm.configuration.profile import Limits, Profile, load_profile
+from vsm.configuration.config import Config, Integration, read_secret
+from vsm.configuration.profile import Limits, Profile, extend_profile, load_profile
+from vsm.configuration.remote import SecretSource
 from vsm.confinement import cgroup, scratch, uids
 from vsm.confinement.closure import closure
 from vsm.confinement.execution import Plan
@@ -25,6 +26,7 @@ from vsm.core.egress import Rules
 from vsm.egress import link as egress_link
 from vsm.errors import ConfigurationError, VsmError
 from vsm.messages import ClientRow
+from vsm.supervision import oauth_store
 
 LEAST_TOKEN_CHARS = 16
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -181,7 +183,7 @@ def provide(
     Raises:
         VsmError: the command, the profile, a path or a secret is wrong, or a layer is missing.
     """
-    written = load_profile(integration.profile)
+    written = profile_of(integration)
     profile = with_limits(written, limits)
     uid = _uid(host, integration, profile, instance)
     request = _request(host, integration, profile, uid)
@@ -189,7 +191,7 @@ def provide(
     try:
         request = msgspec.structs.replace(
             request,
-            state_dir=_state_dir(integration.name, uid) if integration.state else None,
+            state_dir=_state_dir(integration, uid) if integration.state else None,
             cgroups=group.paths if group else (),
             cgroup_layers=group.layers if group else (),
         )
@@ -212,6 +214,23 @@ def _uid(host: Host, integration: Integration, profile: Profile, instance: int) 
     return uids.instance_uid(integration.name, instance, host.uids.values())
 
 
+def profile_of(integration: Integration) -> Profile:
+    """Its profile; a remote server's allows the hosts that the entry names, and those alone.
+
+    Raises:
+        VsmError: it is wrong, or lets a remote server's worker reach more than that.
+    """
+    profile = load_profile(integration.profile)
+    if integration.remote is None:
+        return profile
+    where = f"integrations.{integration.name}.profile"
+    if profile.network.mode != "proxy" or profile.network.allow:
+        what = f'{profile.name} has no network of mode "proxy" with an empty allow-list'
+        raise ConfigurationError(where, what, 'Extend "remote" and name no hosts.')
+    hosts = [*integration.remote.hosts, *oauth_store.hosts(integration)]
+    return extend_profile(profile, {"network": {"allow": hosts}}, profile.name)
+
+
 def with_limits(profile: Profile, limits: Mapping[str, Any] | None) -> Profile:
     """The profile with the limits that a command set."""
     if not limits:
@@ -226,7 +245,7 @@ def check(host: Host, integration: Integration, uid: int | None) -> None:
     Raises:
         VsmError: as `provide`.
     """
-    profile = load_profile(integration.profile)
+    profile = profile_of(integration)
     held = () if host.cgroups.facts.kind == "none" else cgroup.Group(host.cgroups.facts, "x").layers
     request = _request(host, integration, profile, uid)
     compile_plan(profile, msgspec.structs.replace(request, cgroup_layers=held), host.facts)
@@ -276,13 +295,14 @@ def _secrets(integration: Integration) -> dict[str, str]:
     }
 
 
-def _state_dir(name: str, uid: int | None) -> str:
+def _state_dir(integration: Integration, uid: int | None) -> str:
     """The integration's own directory, 0700 and the worker's; it survives restarts."""
     folder = paths.ensure_state_dir() / "integrations"
     folder.mkdir(mode=0o711, exist_ok=True)
-    own = folder / name
+    own = folder / integration.name
     own.mkdir(mode=0o700, exist_ok=True)
     _give(own, uid)
+    oauth_store.hand_over(integration, str(own), uid)
     return str(own)
 
 

@@ -132,7 +132,7 @@ class Reloader:
                 continue
             commanded = self._supervisor.integrations.overrides(name)  # on both: no difference
             old = provision.with_limits(running.provided.profile, commanded)
-            new = provision.with_limits(profiles[config.integrations[name].profile], commanded)
+            new = provision.with_limits(profiles[name], commanded)
             change = changes.with_profile(found.get(name), name, old, new)
             if change is not None:
                 found[name] = change
@@ -181,9 +181,9 @@ class Reloader:
         supervisor.configure_systems()
         for name in new:
             group.tell_availability(name)
-        return [self._apply_one(change, config, profiles) for change in found]
+        return [self._apply_one(change, profiles) for change in found]
 
-    def _apply_one(self, change: Change, config: Config, profiles: dict[str, Profile]) -> Outcome:
+    def _apply_one(self, change: Change, profiles: dict[str, Profile]) -> Outcome:
         group = self._supervisor.integrations
         name, keys = change.name, change.keys
         match change.action:
@@ -205,7 +205,7 @@ class Reloader:
                     name, drain=True, restart_it=True, reason="its configuration changed"
                 )
                 return Outcome(name, "restarting", keys)
-        return self._move_limits(change, profiles[config.integrations[name].profile])
+        return self._move_limits(change, profiles[name])
 
     def _move_limits(self, change: Change, profile: Profile) -> Outcome:
         """To all its processes; the first that the kernel refuses it to is the outcome."""
@@ -278,10 +278,10 @@ def _check_one(host: provision.Host, integration: Integration, uid: int | None) 
 
 
 def _profiles(config: Config) -> dict[str, Profile]:
-    """Each profile once; a wrong one is an error although nobody may use it now."""
-    names = {integration.profile for integration in config.integrations.values()}
-    names.update(msgspec.structs.astuple(config.systems))
-    return {name: load_profile(name) for name in sorted(names)}
+    """That of each integration; a wrong one is an error although nobody may use it now."""
+    for name in msgspec.structs.astuple(config.systems):
+        load_profile(name)
+    return {name: provision.profile_of(one) for name, one in config.integrations.items()}
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

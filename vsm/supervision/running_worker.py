@@ -89,6 +89,7 @@ def spec_of(integration: Integration) -> restart.WorkerSpec:
         drain_timeout_s=min(DRAIN_TIMEOUT_S, integration.call_timeout_s),
         stop_timeout_s=integration.stop_timeout_s,
         stack_grace_s=0.5,
+        escalates=integration.remote is not None,  # what is out of reach comes back by itself
     )
 
 
@@ -108,6 +109,8 @@ def row_of(one: Integration) -> IntegrationRow:
         most_argument_bytes=one.most_argument_bytes,
         most_argument_depth=one.most_argument_depth,
         strict_arguments=one.strict_arguments,
+        remote=one.remote is not None,
+        credentials=one.remote.clients if one.remote else (),
     )
 
 

@@ -355,6 +355,8 @@ def _settings(row: IntegrationRow) -> Settings:
         most_argument_bytes=row.most_argument_bytes,
         most_argument_depth=row.most_argument_depth,
         strict_arguments=row.strict_arguments,
+        remote=row.remote,
+        credentials=frozenset(row.credentials),
     )
 
 

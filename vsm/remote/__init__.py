@@ -1,0 +1,1 @@
+"""Remote MCP servers: what runs in a confined worker between the gateway and one of them."""
