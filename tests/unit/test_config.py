@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsm.configuration import config as configuration
-from vsm.configuration.config import Config, SecretSource, load_config, read_secret
+from vsm.configuration.config import Config, load_config
+from vsm.configuration.secrets import SecretSource, read_secret
 from vsm.errors import ConfigurationError
 
 Write = Callable[[str], Path]

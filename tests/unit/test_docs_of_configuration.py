@@ -59,7 +59,11 @@ def test_every_key_of_the_configuration_is_documented_with_its_default() -> None
     assert found.pop("prefix") == "the name"
     assert found.pop("cwd") == "its state or private directory"
     assert found.pop("integrations") == "all"
-    derived = {"prefix", "cwd", "integrations"}
+    assert found.pop("command") == "this or `url"
+    assert found.pop("url") == "this or `command"
+    assert found.pop("profile") == '"integration"`, or `"remote"'
+    assert (found.pop("bearer"), found.pop("oauth")) == ("none", "none")
+    derived = {"prefix", "cwd", "integrations", "command", "url", "profile", "bearer", "oauth"}
     assert found == {key: value for key, value in keys.items() if key not in derived}
 
 

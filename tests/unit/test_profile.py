@@ -201,7 +201,7 @@ def test_every_shipped_profile_loads_and_says_what_it_is(name: str) -> None:
 
 def test_the_shipped_profiles_are_the_documented_ones() -> None:
     systems = {f"system{number}" for number in range(1, 6)}
-    servers = {"integration", "python-server", "node-server", "networked"}
+    servers = {"integration", "python-server", "node-server", "networked", "remote"}
     assert (
         set(shipped()) == {"base", "system", "journal", "egress", "installer"} | systems | servers
     )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vsm.configuration.config import Config, Gateway, Integration, SecretSource
+from vsm.configuration.config import Config, Gateway, Integration
+from vsm.configuration.secrets import SecretSource
 from vsm.errors import ConfigurationError
 from vsm.service import unit_files as service
 from vsm.service.hardening import NOT_USED, USED

@@ -1,12 +1,10 @@
 """vsm.toml: the gateway and its integrations, validated before anything starts.
 
-Runs in the command line and the supervisor. Says where a secret is to be found and reads it on
-demand; a value never becomes part of the configuration. Whether a command exists is not decided
-here but when its worker starts, so that one missing server does not stop the others.
+Runs in the command line and the supervisor. Whether a command exists is not decided here but when
+its worker starts, so that one missing server does not stop the others.
 """
 
 import ipaddress
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,15 +32,14 @@ from vsm.configuration.remote import (
     OAuth,
     Remote,
     RemoteKeys,
-    SecretSource,
     compile_remote,
 )
 from vsm.configuration.resilience import Resilience, check_resilience
+from vsm.configuration.secrets import SecretSource, absolute, check_source
 from vsm.configuration.toml_file import build, check_trust, read_toml
 from vsm.configuration.units import parse_bytes
 from vsm.errors import ConfigurationError
 
-SECRET_LIMIT_BYTES = 64 * 2**10
 SYSTEMS = ("system1", "system2", "system3", "system4", "system5")
 
 MOST_INSTANCES = 64
@@ -286,7 +283,7 @@ def _clients(
             integrations=table.integrations,
             tools=table.tools,
             search=table.search,
-            token_file=_absolute(path, file.parent) if path else "",
+            token_file=absolute(path, file.parent) if path else "",
         )
     return clients
 
@@ -307,39 +304,6 @@ def _journal_size(size: str | int, where: str) -> int:
     if not 2**20 <= size_bytes <= 2**40:
         raise ConfigurationError(where, "expected 1M to 1T")
     return size_bytes
-
-
-def read_secret(source: SecretSource, *, where: str) -> str:
-    """The secret's value; no error ever holds it.
-
-    `where` names the integration and the variable in errors.
-    """
-    if source.variable is not None:
-        return _checked_secret(os.environ.get(source.variable), f"${source.variable}", where)
-    path = Path(source.file or "")
-    if source.credential is not None:
-        path = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / source.credential
-    try:
-        with path.open("rb") as file:
-            value = file.read(SECRET_LIMIT_BYTES + 1).decode()
-    except OSError as error:
-        remedy = (
-            "Check the path, its owner and its mode."
-            if source.credential is None
-            else f"Put it into /etc/credstore/{source.credential} (mode 0600) and restart vsm."
-        )
-        raise ConfigurationError(where, f"{path}: {error.strerror}", remedy) from error
-    except UnicodeDecodeError:
-        raise ConfigurationError(where, f"{path} is not UTF-8") from None
-    return _checked_secret(value.removesuffix("\n").removesuffix("\r"), str(path), where)
-
-
-def _checked_secret(value: str | None, source: str, where: str) -> str:
-    if value is None or not value:
-        raise ConfigurationError(where, f"{source} is not set or empty", "Set it and start again.")
-    if len(value) > SECRET_LIMIT_BYTES or "\0" in value:
-        raise ConfigurationError(where, f"{source} is too long or holds a NUL byte")
-    return value
 
 
 def _integration(name: str, table: IntegrationDocument, file: Path) -> Integration:
@@ -408,7 +372,7 @@ def _remote(name: str, table: IntegrationDocument, folder: Path, where: str) -> 
         clients=table.clients,
         most_frame_bytes=_frame(table.max_frame, f"{where}.max_frame"),
     )
-    entry = compile_remote(name, keys, where, lambda one, key: _secret(one, folder, key))
+    entry = compile_remote(name, keys, where, lambda one, key: check_source(one, folder, key))
     if entry.remote.oauth and table.instances == "session":
         what = "processes of several users would renew the same tokens"
         remedy = 'Set instances = "shared", with clients.NAME.oauth for each client.'
@@ -418,7 +382,7 @@ def _remote(name: str, table: IntegrationDocument, folder: Path, where: str) -> 
 
 def _secrets(table: IntegrationDocument, folder: Path, where: str) -> dict[str, SecretSource]:
     return {
-        key: _secret(source, folder, f"{where}.secrets.{key}")
+        key: check_source(source, folder, f"{where}.secrets.{key}")
         for key, source in table.secrets.items()
     }
 
@@ -435,40 +399,23 @@ def _command(command: tuple[str, ...] | None, folder: Path, where: str) -> tuple
             remedy = "Split it into words; no shell is involved."
             raise ConfigurationError(where, f"{command[0][:80]!r} is a shell line", remedy)
         return command
-    return (_absolute(command[0], folder), *command[1:])
+    return (absolute(command[0], folder), *command[1:])
 
 
 def _paths(paths: tuple[str, ...], folder: Path, where: str) -> tuple[str, ...]:
     for path in paths:
         if not path or "\0" in path:
             raise ConfigurationError(where, f"expected a path, found {path[:80]!r}")
-    return tuple(_absolute(path, folder) for path in paths)
-
-
-def _absolute(path: str, folder: Path) -> str:
-    expanded = os.path.expanduser(path) if path.startswith("~/") else path
-    return os.path.normpath(folder / expanded)
+    return tuple(absolute(path, folder) for path in paths)
 
 
 def _profile(profile: str, folder: Path) -> str:
     is_path = "/" in profile or profile.endswith(".toml")
-    return _absolute(profile, folder) if is_path else profile
+    return absolute(profile, folder) if is_path else profile
 
 
 def _systems(systems: Systems, folder: Path) -> Systems:
     return Systems(**{name: _profile(getattr(systems, name), folder) for name in SYSTEMS})
-
-
-def _secret(source: SecretSource, folder: Path, where: str) -> SecretSource:
-    given = [getattr(source, kind) for kind in ("file", "variable", "credential")]
-    if sum(value is not None for value in given) != 1 or not all(v for v in given if v is not None):
-        remedy = "Write { file = … }, { variable = … } or { credential = … }."
-        raise ConfigurationError(where, "expected exactly one source", remedy)
-    if source.credential is not None and ("/" in source.credential or source.credential == ".."):
-        raise ConfigurationError(where, "a credential is a name, not a path")
-    return msgspec.structs.replace(
-        source, file=_absolute(source.file, folder) if source.file is not None else None
-    )
 
 
 def _check_variables(table: IntegrationDocument, where: str) -> None:

@@ -18,6 +18,7 @@ import httptools
 import msgspec
 
 import vsm
+from vsm.configuration.secrets import SecretSource
 from vsm.core.addresses import judge, parse_host, parse_literal
 from vsm.core.client_entries import is_secret
 from vsm.errors import ConfigurationError
@@ -42,14 +43,6 @@ _OWN_HEADERS: Final = frozenset(
     }
 )
 _SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
-
-
-class SecretSource(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a secret is: exactly one of a file, a variable of vsm's own, a systemd credential."""
-
-    file: str | None = None
-    variable: str | None = None
-    credential: str | None = None
 
 
 class OAuth(msgspec.Struct, frozen=True, kw_only=True):

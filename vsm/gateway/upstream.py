@@ -437,16 +437,16 @@ class Upstream:
         if type(waiting) is Inquiry and waiting.timeout_s is None:
             self._standing -= 1
             self._limit -= 1
-        if self.remote and message.error is not UNSET and self._unanswered(waiting, message.error):
-            pass  # our own worker's word that there is no answer
-        else:
-            cast("Waiting", waiting).answered(message)
+        waiting = cast("Waiting", waiting)
+        # A remote server's worker, which is ours, may say that there is no answer.
+        if not (self.remote and message.error is not UNSET and self._unanswered(waiting, message)):
+            waiting.answered(message)
         if len(self._in_flight.waiting) <= self._standing:
             self._rest()
 
-    def _unanswered(self, waiting: Waiting, raw: Raw) -> bool:
+    def _unanswered(self, waiting: Waiting, message: Message) -> bool:
         """Whether a remote server's worker says that there was no answer; then it has failed."""
-        error = jsonrpc.error_of(raw)
+        error = jsonrpc.error_of(cast("Raw", message.error))
         if error is None or error.code not in {frames.NOT_REACHED, frames.BROKEN}:
             return False
         text = error.message[:MAX_ERROR_CHARS]

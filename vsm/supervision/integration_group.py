@@ -41,12 +41,12 @@ from vsm.supervision.instance_set import (
     number_of,
     terms_of,
 )
-from vsm.supervision.last_words import describe
 from vsm.supervision.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
 from vsm.supervision.refused_calls import RefusedCalls, Said
 from vsm.supervision.running_worker import (
     RunningWorker,
     availability_of,
+    end_of,
     is_clean,
     remove_group,
     row_of,
@@ -456,13 +456,8 @@ class IntegrationGroup:
             self._ended(running, report)
 
     def _ended(self, running: RunningWorker, report: ExitReport) -> None:
-        """It ended by itself; a remote server's worker may say that only a person can help."""
-        reason = describe(running, report)
-        helpless = self.integrations[running.name].remote and report.status == os.EX_CONFIG
-        if helpless:
-            name = running.name
-            reason = f"the server refuses its credentials: see `vsm logs {name}`"
-        self._gone(running, reason, clean=is_clean(report), hopeless=bool(helpless))
+        reason, hopeless = end_of(self.integrations[running.name], running, report)
+        self._gone(running, reason, clean=is_clean(report), hopeless=hopeless)
 
     def _gone(
         self,

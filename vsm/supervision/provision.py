@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from vsm import paths
-from vsm.configuration.config import Config, Integration, read_secret
+from vsm.configuration.config import Config, Integration
 from vsm.configuration.profile import Limits, Profile, extend_profile, load_profile
-from vsm.configuration.remote import SecretSource
+from vsm.configuration.secrets import SecretSource, read_secret
 from vsm.confinement import cgroup, scratch, uids
 from vsm.confinement.closure import closure
 from vsm.confinement.execution import Plan

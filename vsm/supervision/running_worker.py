@@ -4,6 +4,7 @@ Runs in the supervisor. Owns the supervisor's ends of the pipes until they are c
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,6 +19,7 @@ from vsm.output import OutputReader
 from vsm.processes.launch import ExitReport, Spawned
 from vsm.supervision import provision
 from vsm.supervision.instance_set import number_of, terms_row
+from vsm.supervision.last_words import describe
 
 DRAIN_TIMEOUT_S: Final = 30.0
 _REMOVE_ATTEMPTS: Final = 40
@@ -122,6 +124,19 @@ def availability_of(worker: restart.Worker) -> AvailabilityChanged:
         state="restarting" if restarts else _AVAILABILITY[worker.phase],
         reason=worker.reason[:4096],
     )
+
+
+def end_of(
+    integration: Integration, running: RunningWorker, report: ExitReport
+) -> tuple[str, bool]:
+    """How it ended, in words, and whether a person has to do something before it can serve.
+
+    Only a remote server's worker, which is ours, can say so.
+    """
+    if integration.remote is not None and report.status == os.EX_CONFIG:
+        name = integration.name
+        return f"the server refuses its credentials: see `vsm logs {name}`", True
+    return describe(running, report), False
 
 
 def is_clean(report: ExitReport) -> bool:
