@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw, UnsetType
 
 from vsm.protocol import jsonrpc, parameter_headers
 from vsm.protocol.envelope import NAMED_BY
@@ -40,14 +40,15 @@ class Mirror:
     def __init__(self) -> None:
         self._rules: dict[str, tuple[HeaderRule, ...]] = {}
 
-    def listed(self, result: "msgspec.Raw | msgspec.UnsetType") -> None:
+    def listed(self, result: Raw | UnsetType) -> None:
         """Take note of a page of tools."""
         try:
             page = msgspec.json.decode(b"{}" if result is UNSET else result, type=_Page)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         for tool in page.tools:
-            rules = parameter_headers.rules_of(tool.inputSchema)
+            schema = None if tool.inputSchema is UNSET else tool.inputSchema
+            rules = parameter_headers.rules_of(schema)
             if rules and len(self._rules) < MOST_TOOLS:
                 self._rules[tool.name] = rules
             elif not rules:
@@ -73,7 +74,7 @@ class Mirror:
 
 class _Tool(msgspec.Struct):
     name: str
-    inputSchema: msgspec.Raw | None = None  # noqa: N815 - the wire's name
+    inputSchema: Raw | UnsetType = UNSET  # noqa: N815 - the wire's name
 
 
 class _Page(msgspec.Struct):
