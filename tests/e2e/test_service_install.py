@@ -17,7 +17,6 @@ from running import VSM, Running, running
 
 from vsm.service import apparmor
 
-ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 30.0
 UNITS = {"vsm.service", "vsm.socket"}
 CONFIG = '[integrations.a]\ncommand = ["/bin/true"]\nenabled = false\n'
@@ -363,23 +362,6 @@ def test_a_listener_that_belongs_elsewhere_is_refused(manager: Manager) -> None:
     manager.listening = [socket.create_server(("127.0.0.1", 0))]
     assert manager.start("").wait(BOUND_S) == 2
     assert "vsm service install" in manager.log()
-
-
-# ---- a real systemd ------------------------------------------------------------------------------
-
-
-@pytest.mark.timeout(900)
-def test_the_service_is_proven_on_a_real_systemd(test_leaves_nothing: None) -> None:
-    del test_leaves_nothing
-    if os.environ.get("VSM_SERVICE_PROOF") != "1":
-        pytest.skip("service proof: takes minutes; VSM_SERVICE_PROOF=1 runs it")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/service-proof"), "--hardening"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode == 77:
-        pytest.skip(f"service proof: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # ---- what goes wrong around it -------------------------------------------------------------------
