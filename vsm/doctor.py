@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from vsm.commands.control_client import NotRunningError, connect
+from vsm.commands.status import WEAKNESS
 from vsm.configuration.config import Config, Integration, load_config
 from vsm.errors import VsmError
 from vsm.paths import CONTROL_SOCKET, LOCK, MCP_SOCKET, runtime_dir, shipped_profiles, state_dir
@@ -210,6 +211,9 @@ def _configuration(path: Path | None) -> Iterator[Finding]:
 def _integrations(config: Config) -> Iterator[Finding]:
     for name, integration in config.integrations.items():
         yield _attempt(f"integration {name}", partial(_examined, integration))
+        if integration.zygote:
+            remedy = "Leave zygote out, and set spares, where sessions must not trust each other."
+            yield Finding(check=f"zygote {name}", result="warn", detail=WEAKNESS, remedy=remedy)
 
 
 def _attempt(check: str, action: Callable[[], str]) -> Finding:
@@ -222,11 +226,15 @@ def _attempt(check: str, action: Callable[[], str]) -> Finding:
 def _examined(integration: Integration) -> str:
     """Look for the command and the profile as a start would; nothing is started."""
     from vsm.confinement.closure import closure
+    from vsm.processes.zygote import zygote_argv
     from vsm.supervision.provision import profile_of
 
     profile = profile_of(integration)
     environment = {**profile.environment, **integration.env}
     found = closure(integration.command, env=environment, cwd=integration.cwd)
+    if integration.zygote:
+        argv = (found.executable, *integration.command[1:])
+        zygote_argv(argv, where=f"integrations.{integration.name}.command")
     return f"{found.executable}, profile {profile.name}"
 
 

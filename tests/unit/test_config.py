@@ -83,6 +83,8 @@ def test_a_bare_command_stays_a_name(write: Write) -> None:
         (one('instances = "each"'), "integrations.time.instances"),
         (one("pool_min = 5"), "integrations.time.pool_min"),
         (one("spares = 1"), "integrations.time.spares"),
+        (one("zygote = true"), "integrations.time.zygote"),
+        (one('instances = "session"\nstart = "lazy"\nzygote = true'), "integrations.time.zygote"),
         (one('instances = "session"\nstate = true'), "integrations.time.state"),
         (one('instances = "session"\nspares = 17'), "integrations.time.spares"),
         (one("max_instances = 65"), "integrations.time.max_instances"),

@@ -17,6 +17,11 @@ from vsm.commands.terminal import (
     seconds_text,
 )
 
+# Of an integration with `zygote = true`.
+WEAKNESS = (
+    "its sessions' servers are forks of one process and share its address layout, what it did "
+    "before it read, its uid, process namespace, limits and private directories"
+)
 HEADINGS = ("NAME", "KIND", "STATE", "PID", "TIER", "LACKS", "UP", "MEMORY", "CPU", "RESTARTS")
 _SERVES = {
     "claimed": "belongs to a session",
@@ -73,6 +78,8 @@ def _print_all(status: dict[str, Any]) -> None:
         if worker["state"] not in {"ready", "starting"} and worker.get("detail"):
             print_table(("", ""), [(worker["name"], worker["detail"])])
         _print_breaker(worker)
+    for worker in status["workers"]:
+        _print_shared(worker)
     for line in regulation_text.lines(status["systems"]):
         print(line)
 
@@ -87,6 +94,12 @@ def _print_breaker(worker: dict[str, Any]) -> None:
     else:
         return
     print(coloured(f"{worker['name']}: breaker {seen['breaker']}: {text}", RED))
+
+
+def _print_shared(worker: dict[str, Any]) -> None:
+    """Say so where sessions are kept apart by less than a sandbox of their own."""
+    if worker.get("zygote") and worker["kind"] == "integration":
+        print(coloured(f"{worker['name']}: weaker: {WEAKNESS}", RED))
 
 
 def _row(worker: dict[str, Any]) -> tuple[str, ...]:
@@ -112,6 +125,7 @@ def _print_worker(worker: dict[str, Any]) -> None:
         if told:
             print_table(("", ""), [("", told)])
     _print_breaker(worker)
+    _print_shared(worker)
     layers = worker.get("layers") or []
     if layers:
         print()

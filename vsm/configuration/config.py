@@ -51,7 +51,7 @@ _PORT_MAX = 65_535
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{0,32}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_LOCAL_KEYS = ("command", "env", "secrets", "read", "write", "cwd", "state")
+_LOCAL_KEYS = ("command", "env", "secrets", "read", "write", "cwd", "state", "zygote")
 _REMOTE_KEYS = ("addresses", "ca_file", "bearer", "headers", "oauth", "clients")
 
 
@@ -77,6 +77,7 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
         command: an argv, never a shell line; the first word is a bare name or absolute. Of a
             remote server vsm's own worker, which `env` and `secrets` are for then.
         start: "lazy" is at the first request that needs it.
+        zygote: each session's instance is a fork of one started server.
         prefix: goes before tool names ("" leaves them bare); None is the name.
         era: which of the two the server is spoken to in, where it knows both.
         read: host paths that the server may see, read-only, absolute.
@@ -99,6 +100,7 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     pool_max: int = 4
     max_instances: int = 16
     spares: int = 0
+    zygote: bool = False
     prefix: str | None = None
     era: Era = "auto"
     cwd: str | None = None
@@ -185,6 +187,7 @@ class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     pool_max: Annotated[int, msgspec.Meta(ge=1, le=MOST_INSTANCES)] = 4
     max_instances: Annotated[int, msgspec.Meta(ge=1, le=MOST_INSTANCES)] = 16
     spares: Annotated[int, msgspec.Meta(ge=0, le=MOST_INSTANCES)] = 0
+    zygote: bool = False
     prefix: str | None = None
     era: Era = "auto"
     cwd: str | None = None
@@ -334,6 +337,7 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
         pool_max=table.pool_max,
         max_instances=table.max_instances,
         spares=table.spares,
+        zygote=table.zygote,
         prefix=_checked_prefix(table.prefix, f"{where}.prefix"),
         era=table.era,
         cwd=_paths((table.cwd,), file.parent, f"{where}.cwd")[0] if table.cwd is not None else None,
@@ -432,16 +436,18 @@ def _check_variables(table: IntegrationDocument, where: str) -> None:
 def _check_instances(table: IntegrationDocument, where: str) -> None:
     """Refuse what contradicts itself, and what would carry state from one session to another."""
     if table.pool_min > table.pool_max:
-        what = f"{table.pool_min} is more than pool_max, {table.pool_max}"
-        raise ConfigurationError(f"{where}.pool_min", what)
+        raise ConfigurationError(f"{where}.pool_min", f"more than pool_max, {table.pool_max}")
+    if table.zygote and (table.instances, table.start) != ("session", "eager"):
+        what = 'goes with instances = "session" and start = "eager" only'
+        raise ConfigurationError(f"{where}.zygote", what, "Set both, or leave zygote out.")
     if table.instances != "session":
         if table.spares:
             remedy = 'Set instances = "session", or leave spares out.'
             raise ConfigurationError(f"{where}.spares", "only a session takes a spare", remedy)
         return
     if table.spares > table.max_instances:
-        what = f"{table.spares} is more than max_instances, {table.max_instances}"
-        raise ConfigurationError(f"{where}.spares", what)
+        most = table.max_instances
+        raise ConfigurationError(f"{where}.spares", f"more than max_instances, {most}")
     if table.state:
         what = "one directory would carry the state of one session to another"
         remedy = 'Leave state out, or set instances = "shared".'

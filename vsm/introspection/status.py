@@ -195,6 +195,7 @@ def _integrations(supervisor: "Supervisor") -> list[dict[str, Any]]:
         row["egress"] = supervisor.integrations.egress.counts(running.worker_id) if running else {}
         row["refused_calls"] = supervisor.integrations.refused.counts(name)
         row["prefix"] = supervisor.integrations.integrations[name].prefix
+        row["zygote"] = supervisor.integrations.integrations[name].zygote
         if running is not None and spawned is not None:
             row["tier"] = running.tier
             row["layers"] = spawned.layers

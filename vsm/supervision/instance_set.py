@@ -92,6 +92,8 @@ class InstanceSet:
         incarnation: of the integration's own worker.
         number: of the last instance that there ever was.
         short_of_memory: whether the machine has too little for one more.
+        end_zygote: ends the integration's own worker, where they are forked from that; nothing
+            is started before `open`.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class InstanceSet:
         incarnation: int,
         number: int,
         short_of_memory: Callable[[], bool] = is_short_of_memory,
+        end_zygote: Callable[[], None] | None = None,
     ) -> None:
         self.terms = terms
         self._workers = workers
@@ -110,8 +113,10 @@ class InstanceSet:
         self._incarnation = incarnation
         self._starts = instance_starts.Starts(wanted=terms.first, number=number)
         self._short_of_memory = short_of_memory
+        self._end_zygote = end_zygote
+        self._opened = False
         self._closing = False
-        self._verdict: tuple[str, bool] = ("its instances ended", False)
+        self._verdict = restart.Exited(self.name, incarnation, "its instances ended")
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -133,6 +138,7 @@ class InstanceSet:
 
     def open(self) -> None:
         """Begin: what is lazy serves at once, the rest when its first instance does."""
+        self._opened = True
         if self.terms.lazy:
             self._workers.send(restart.Ready(self.name, self._incarnation))
         self._review()
@@ -146,6 +152,8 @@ class InstanceSet:
             count: how many there should be.
             release: names of instances that are of no use, with the reason.
         """
+        if not self._opened:  # S1 cannot know that there is none yet
+            count = max(count, self.terms.first)
         self._starts = replace(self._starts, wanted=min(count, self.terms.most))
         for name, reason in release.items():
             if integration_of(name) == self.name and name in self._workers.group.workers:
@@ -183,15 +191,16 @@ class InstanceSet:
         jitter = random.random()  # noqa: S311 - spreads restarts, guards nothing
         starts = instance_starts.failed(self._starts, self._spec, now, jitter)
         if self._workers.phase(self.name) == "starting" or hopeless:
-            self._give_up(f"{name}: {reason}", hopeless=hopeless)
+            self.give_up(f"{name}: {reason}", hopeless=hopeless)
         elif starts is None:
-            self._give_up(f"{name}, as others before it: {reason}", hopeless=True)
+            self.give_up(f"{name}, as others before it: {reason}", hopeless=True)
         else:
             self._starts = starts
 
-    def _give_up(self, reason: str, *, hopeless: bool) -> None:
+    def give_up(self, reason: str, *, hopeless: bool) -> None:
         """The whole fails; before it first served, as one server that never did."""
-        self._verdict = ("its instances were stopped", hopeless)
+        reason_of_end = "its instances were stopped"
+        self._verdict = replace(self._verdict, reason=reason_of_end, hopeless=hopeless)
         self._workers.send(restart.Failed(self.name, self._incarnation, reason))
 
     def gone(self) -> None:
@@ -209,7 +218,7 @@ class InstanceSet:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._closing or self._workers.group.panic:
+        if not self._opened or self._closing or self._workers.group.panic:
             return
         loop = asyncio.get_running_loop()
         phases = [worker.phase for worker in self.members()]
@@ -250,9 +259,17 @@ class InstanceSet:
             self._stop(worker.spec.name, reason)
         self._report_closed()
 
+    def zygote_gone(self, verdict: restart.Exited) -> None:
+        """What they are forked from has ended, and with it they do."""
+        self._end_zygote = None
+        if not self._verdict.hopeless:
+            self._verdict = verdict
+        self.close(verdict.reason)
+
     def _report_closed(self) -> None:
-        if not any(self.members()):
-            reason, hopeless = self._verdict
-            self._workers.send(
-                restart.Exited(self.name, self._incarnation, reason, hopeless=hopeless)
-            )
+        if any(self.members()):
+            return
+        if self._end_zygote is not None:
+            self._end_zygote()
+        else:
+            self._workers.send(self._verdict)

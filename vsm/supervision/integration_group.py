@@ -13,10 +13,10 @@ from typing import Any
 
 from vsm.configuration.config import Integration
 from vsm.core import restart
-from vsm.core.instance_demand import Terms
 from vsm.errors import VsmError
 from vsm.governance.detection import Detection
 from vsm.link import close_fds
+from vsm.linux import pidfd
 from vsm.messages import (
     Attach,
     Detach,
@@ -29,18 +29,14 @@ from vsm.messages import (
     Unfit,
     Wanted,
 )
-from vsm.output import OutputReader, OutputRing
+from vsm.output import OutputRing
 from vsm.processes.launch import ExitReport, LauncherLink, LaunchError, Spawned
 from vsm.processes.launcher_link import Order
 from vsm.supervision import provision
 from vsm.supervision.egress_actor import EgressActor, Refused
+from vsm.supervision.forks import Forks
 from vsm.supervision.group import GroupRunner
-from vsm.supervision.instance_set import (
-    InstanceSet,
-    integration_of,
-    number_of,
-    terms_of,
-)
+from vsm.supervision.instance_set import InstanceSet, integration_of, number_of, terms_of
 from vsm.supervision.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
 from vsm.supervision.refused_calls import RefusedCalls, Said
 from vsm.supervision.running_worker import (
@@ -48,6 +44,7 @@ from vsm.supervision.running_worker import (
     availability_of,
     end_of,
     is_clean,
+    open_pipes,
     remove_group,
     row_of,
     spec_of,
@@ -100,6 +97,7 @@ class IntegrationGroup:
         self.running: dict[str, RunningWorker] = {}
         self.sets: dict[str, InstanceSet] = {}
         self._numbers: dict[str, int] = {}
+        self.forks = Forks(self)
         self.detection = Detection(self)
         self.refused = RefusedCalls(hooks.calls_refused)
         self.limits: dict[str, dict[str, Any]] = {}  # set by command; see vsm.governance.limits
@@ -187,7 +185,7 @@ class IntegrationGroup:
             self._tell_known(name)
         for running in self.running.values():
             if running.stdin >= 0 and running.spawned is not None and not running.doomed:
-                self._attach(running)
+                self.attach(running)
 
     def _tell_known(self, name: str) -> None:
         """What an integration offered that S1 need not start for its lists."""
@@ -249,13 +247,14 @@ class IntegrationGroup:
             instances.want(message.count, release)
 
     def running_of(self, name: str) -> list[RunningWorker]:
-        """Every process of an integration."""
-        return [running for running in self.running.values() if running.name == name]
+        """Every process of an integration that was started by itself; forks are below one."""
+        return [r for r in self.running.values() if r.name == name and r.base is None]
 
     def _by_id(self, worker_id: str) -> RunningWorker | None:
         return next((r for r in self.running.values() if r.worker_id == worker_id), None)
 
-    def _attach(self, running: RunningWorker) -> None:
+    def attach(self, running: RunningWorker) -> None:
+        """Give S1 a server's pipes."""
         self.hooks.pins(running.name)
         message = Attach(
             worker=running.worker_id,
@@ -278,26 +277,21 @@ class IntegrationGroup:
         self._forget_set(name)
         terms = None if number_of(name) else terms_of(self.integrations[name])
         if terms is not None:
-            self._open_set(name, incarnation, terms)
-            return
+            self.forks.make_set(name, incarnation, terms, self._numbers.get(name, 0))
+            if not self.integrations[name].zygote:
+                return
         now = asyncio.get_running_loop().time()
-        self.running[name] = RunningWorker(integration, name, incarnation, now)
+        running = self.running[name] = RunningWorker(integration, name, incarnation, now)
+        if self.integrations[integration].zygote and self.forks.take(running):
+            return
         link = self.launcher_actor.usable_link
         if link is not None:
-            self.run_task(self._spawn(self.running[name], link))
-
-    def _open_set(self, name: str, incarnation: int, terms: Terms) -> None:
-        """An integration with instances has no process of its own, but they have."""
-        spec, number = spec_of(self.integrations[name]), self._numbers.get(name, 0)
-        self.sets[name] = InstanceSet(
-            self.workers, spec, terms, incarnation=incarnation, number=number
-        )
-        self.sets[name].open()
+            self.run_task(self._spawn(running, link))
 
     def spawn_waiting(self, link: LauncherLink) -> None:
         """The launcher can spawn now."""
         for running in list(self.running.values()):
-            if running.provided is None and running.output is None:
+            if running.provided is None and running.output is None and running.base is None:
                 self.run_task(self._spawn(running, link))
 
     def run_task(self, work: Coroutine[Any, Any, None]) -> None:
@@ -320,11 +314,11 @@ class IntegrationGroup:
             running.spawned = await self._launch(running, link)
         except VsmError as error:
             self.hooks.refused(running.name, error)
-            self._gone(running, str(error), hopeless=True)
+            self.gone(running, str(error), hopeless=True)
             return
         except (LaunchError, OSError) as error:
             lost = self.launcher_actor.usable_link is not link
-            self._gone(running, str(error), collateral=lost)
+            self.gone(running, str(error), collateral=lost)
             return
         self.detection.start()
         if running.provided.egress is not None:
@@ -334,27 +328,24 @@ class IntegrationGroup:
             self._ended(running, running.report)
         elif running.doomed:
             await link.kill(running.worker_id)
-        elif self.workers.phase(running.key) == "starting":
-            self._attach(running)
-        else:
+        elif self.workers.phase(running.key) != "starting":
             self.terminate(running.key)
+        elif running.zygote is not None:
+            running.zygote.begin(running.spawned.pid)
+        else:
+            self.attach(running)
 
     async def _launch(self, running: RunningWorker, link: LauncherLink) -> Spawned:
         if running.provided is None:
             raise LaunchError("nothing was provided")
         theirs: list[int] = []  # closed even if the next descriptor is the one too many
         try:
-            stdin, running.stdin = os.pipe2(os.O_CLOEXEC)
-            theirs.append(stdin)
-            running.stdout, stdout = os.pipe2(os.O_CLOEXEC)
-            theirs.append(stdout)
-            stderr_read, stderr = os.pipe2(os.O_CLOEXEC)
-            theirs.append(stderr)
-            ring, label = self.hooks.ring(running.name), running.label
             plan = running.provided.plan
-            secrets = self.integrations[running.name].secrets
-            hidden = {name: plan.env[name] for name in secrets if name in plan.env}
-            running.output = OutputReader(stderr_read, ring, label, hidden)
+            ring, secrets = self.hooks.ring(running.name), self.integrations[running.name].secrets
+            stdin, stdout, stderr = open_pipes(running, ring, secrets, plan.env, theirs)
+            if running.zygote is not None:
+                running.close_pipes()  # nobody talks to it but by its channel
+                stdin = running.zygote.stdin
             return await link.spawn(running.worker_id, plan, stdin, stdout, stderr)
         finally:
             close_fds(theirs)
@@ -373,12 +364,12 @@ class IntegrationGroup:
         if running is None:
             return  # it has just ended, which is about to be told
         if running.spawned is None:
-            if running.provided is None:
-                self._gone(running, "stopped before it was started")
+            if running.provided is None and running.base is None:
+                self.gone(running, "stopped before it was started")
             return
         self._detach(running, self.workers.worker(name).reason or "stopping")
         running.close_pipes()
-        self._signal(running, signal.SIGTERM)
+        self.signal(running, signal.SIGTERM)
 
     def ask_stack(self, name: str) -> None:
         """A foreign server owes no stack; SIGTERM is the most that it may understand."""
@@ -392,13 +383,20 @@ class IntegrationGroup:
             return
         running.doomed = True
         link = self.launcher_actor.usable_link
-        if running.spawned is not None and link is not None:
+        if running.spawned is not None and (running.base is not None or link is not None):
             self._detach(running, self.workers.worker(name).reason or "killed")
-            self.run_task(link.kill(running.worker_id))
-        elif running.provided is None:
-            self._gone(running, "stopped before it was started")
+            if running.base is not None:
+                self.signal(running, signal.SIGKILL)
+            elif link is not None:
+                self.run_task(link.kill(running.worker_id))
+        elif running.provided is None and running.base is None:
+            self.gone(running, "stopped before it was started")
 
-    def _signal(self, running: RunningWorker, signo: int) -> None:
+    def signal(self, running: RunningWorker, signo: int) -> None:
+        """Send a signal to a server, not to its whole tree."""
+        if running.base is not None and running.spawned is not None:
+            pidfd.send_signal(running.spawned.pidfd, signo)
+            return
         link = self.launcher_actor.usable_link
         if link is not None:
             self.run_task(link.signal(running.worker_id, signo))
@@ -457,9 +455,9 @@ class IntegrationGroup:
 
     def _ended(self, running: RunningWorker, report: ExitReport) -> None:
         reason, hopeless = end_of(self.integrations[running.name], running, report)
-        self._gone(running, reason, clean=is_clean(report), hopeless=hopeless)
+        self.gone(running, reason, clean=is_clean(report), hopeless=hopeless)
 
-    def _gone(
+    def gone(
         self,
         running: RunningWorker,
         reason: str,
@@ -468,6 +466,7 @@ class IntegrationGroup:
         hopeless: bool = False,
         collateral: bool = False,
     ) -> None:
+        """A process has ended, or never came to be."""
         if self.running.get(running.key) is not running:
             return
         del self.running[running.key]
@@ -476,6 +475,8 @@ class IntegrationGroup:
             os.close(running.spawned.pidfd)
             self.egress.forget(running.worker_id)
         running.close_pipes()
+        if running.zygote is not None:
+            running.zygote.end()
         if running.output is not None:
             running.output.finish()
         self.refused.ended(running.name)
@@ -484,16 +485,15 @@ class IntegrationGroup:
         lost = collateral or (report is not None and report.cause == "launcher")
         instances = self.sets.get(running.name)
         unexpected = self.workers.worker(running.key).after != "stop"
-        if instances is not None and unexpected and not lost:
-            served = running.record is not None
-            instances.failed(running.key, reason, served=served, hopeless=hopeless)
-        self.workers.send(
-            restart.Exited(
-                running.key,
-                running.incarnation,
-                "the launcher died" if lost else reason,
-                clean=clean,
-                collateral=lost and instances is None,
-                hopeless=hopeless,
-            )
-        )
+        why = "the launcher died" if lost else reason
+        innocent = lost and (instances is None or running.zygote is not None)
+        verdict = restart.Exited(running.key, running.incarnation, why, clean, innocent, hopeless)
+        if instances is None:
+            self.workers.send(verdict)
+        elif running.zygote is not None:
+            instances.zygote_gone(verdict)
+        else:
+            if unexpected and not lost:
+                served = running.record is not None
+                instances.failed(running.key, reason, served=served, hopeless=hopeless)
+            self.workers.send(verdict)

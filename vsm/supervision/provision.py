@@ -26,6 +26,7 @@ from vsm.core.egress import Rules
 from vsm.egress import link as egress_link
 from vsm.errors import ConfigurationError, VsmError
 from vsm.messages import ClientRow
+from vsm.processes.zygote import zygote_argv
 from vsm.supervision import oauth_store
 
 LEAST_TOKEN_CHARS = 16
@@ -262,9 +263,12 @@ def _request(
     _refuse_written(integration.name, (needed.executable, *needed.read), written)
     if uid is not None:
         uids.check_mapped(uid, where=integration.name)
+    argv = (needed.executable, *integration.command[1:])
+    if integration.zygote:
+        argv = zygote_argv(argv, where=f"integrations.{integration.name}.command")
     return WorkerRequest(
         name=integration.name,
-        argv=(needed.executable, *integration.command[1:]),
+        argv=argv,
         cwd=integration.cwd,
         env=env,
         read=(*needed.read, *integration.read),

@@ -5,8 +5,8 @@ Runs in the supervisor. Owns the supervisor's ends of the pipes until they are c
 
 import asyncio
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -15,8 +15,9 @@ from vsm.configuration.config import Integration
 from vsm.core import restart
 from vsm.link import close_fds
 from vsm.messages import Availability, AvailabilityChanged, Body, IntegrationRow, ResilienceRow
-from vsm.output import OutputReader
+from vsm.output import OutputReader, OutputRing
 from vsm.processes.launch import ExitReport, Spawned
+from vsm.processes.zygote import Zygote
 from vsm.supervision import provision
 from vsm.supervision.instance_set import number_of, terms_row
 from vsm.supervision.last_words import describe
@@ -41,6 +42,8 @@ class RunningWorker:
 
     Args:
         name: the integration's. key: the worker's in the restart group.
+        zygote: the other end of its channel, where sessions' instances are forked from it.
+        base: what it is a fork of; then it has no provision of its own.
     """
 
     name: str
@@ -57,7 +60,8 @@ class RunningWorker:
     attached: bool = False
     report: ExitReport | None = None
     tier: str = ""
-    cleanup: list[Callable[[], None]] = field(default_factory=list)
+    zygote: Zygote | None = None
+    base: "RunningWorker | None" = None
 
     @property
     def worker_id(self) -> str:
@@ -75,6 +79,25 @@ class RunningWorker:
         """Close our ends."""
         close_fds([fd for fd in (self.stdin, self.stdout) if fd >= 0])
         self.stdin = self.stdout = -1
+
+
+def open_pipes(
+    running: RunningWorker,
+    ring: OutputRing,
+    secrets: Iterable[str],
+    env: Mapping[str, str],
+    theirs: list[int],
+) -> tuple[int, int, int]:
+    """Make a server's three pipes; `theirs` gets its ends, each as soon as there is one."""
+    stdin, running.stdin = os.pipe2(os.O_CLOEXEC)
+    theirs.append(stdin)
+    running.stdout, stdout = os.pipe2(os.O_CLOEXEC)
+    theirs.append(stdout)
+    stderr_read, stderr = os.pipe2(os.O_CLOEXEC)
+    theirs.append(stderr)
+    hidden = {name: env[name] for name in secrets if name in env}
+    running.output = OutputReader(stderr_read, ring, running.label, hidden)
+    return stdin, stdout, stderr
 
 
 def spec_of(integration: Integration) -> restart.WorkerSpec:
