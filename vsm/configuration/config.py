@@ -446,8 +446,7 @@ def _check_instances(table: IntegrationDocument, where: str) -> None:
             raise ConfigurationError(f"{where}.spares", "only a session takes a spare", remedy)
         return
     if table.spares > table.max_instances:
-        most = table.max_instances
-        raise ConfigurationError(f"{where}.spares", f"more than max_instances, {most}")
+        raise ConfigurationError(f"{where}.spares", f"more than {table.max_instances} instances")
     if table.state:
         what = "one directory would carry the state of one session to another"
         remedy = 'Leave state out, or set instances = "shared".'
