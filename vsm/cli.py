@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "log-level": ("vsm.commands.reload", "say more or less in the log, from now on"),
     "service": ("vsm.commands.service", "run vsm under systemd"),
     "import": ("vsm.commands.import_", "take over the mcpServers of a desktop client"),
+    "login": ("vsm.commands.login", "log in to a remote server by OAuth"),
     "install": ("vsm.commands.install", "install a server from npm or PyPI, confined and pinned"),
     "uninstall": ("vsm.commands.install", "remove an installed server"),
     "outdated": ("vsm.commands.install", "compare installed servers with their registries"),

@@ -75,6 +75,7 @@ class Remote(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...]
     addresses: tuple[str, ...]
     in_clear: bool
+    ca_file: str = ""
     read: tuple[str, ...]
     oauth: dict[str, OAuth] = {}
     clients: tuple[str, ...] = ()
@@ -133,6 +134,7 @@ def compile_remote(name: str, keys: RemoteKeys, where: str, check: SourceCheck) 
         url=keys.url,
         hosts=hosts,
         addresses=_addresses(keys.addresses, where),
+        ca_file=keys.ca_file,
         in_clear=settings.scheme == "http",
         read=(*_packages(), *((keys.ca_file,) if keys.ca_file else ())),
         oauth={client: table.oauth for client, table in tables.items() if table.oauth is not None},

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -25,6 +25,7 @@ _INFORMATIONAL: Final = range(100, 200)
 _BODILESS: Final = frozenset({204, 304})
 
 Header = tuple[str, str]
+Resolve = Callable[[str, int], Awaitable[str]]
 
 
 class HttpError(Exception):
@@ -220,10 +221,14 @@ class HttpClient:
 
     Args:
         tls: for `https`.
+        resolve: chooses the address of a host, or raises HttpError; without it the system does.
     """
 
-    def __init__(self, origin: Origin, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, origin: Origin, tls: ssl.SSLContext | None, resolve: Resolve | None = None
+    ) -> None:
         self.origin = origin
+        self._resolve = resolve
         self._tls = tls if origin.scheme == "https" else None
         self._idle: list[_Connection] = []
         self._loop = asyncio.get_running_loop()
@@ -268,10 +273,13 @@ class HttpClient:
     async def _connect(self) -> _Connection:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                host, port = self.origin.host, self.origin.port
+                address = host if self._resolve is None else await self._resolve(host, port)
                 reader, writer = await asyncio.open_connection(
-                    self.origin.host,
-                    self.origin.port,
+                    address,
+                    port,
                     ssl=self._tls,
+                    server_hostname=host if self._tls else None,
                     limit=_BLOCK_BYTES,
                 )
         except TimeoutError:

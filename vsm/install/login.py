@@ -1,0 +1,302 @@
+"""Logging in to a remote server by OAuth: the authorisation code grant with PKCE.
+
+Runs in the command line, as the person at the terminal; the flow is the SDK's. What it speaks to
+is chosen by what foreign servers say of themselves, so every address is judged at the moment of
+connecting, as the egress process does it, and https is insisted on.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from html import escape
+from typing import Any, Final
+from urllib.parse import parse_qs, urljoin, urlsplit
+
+import httpx2
+from mcp.client.auth import OAuthClientProvider, OAuthFlowError
+from mcp.shared.auth import (
+    AuthorizationCodeResult,
+    OAuthClientInformationFull,
+    OAuthClientMetadata,
+    OAuthToken,
+)
+from pydantic import AnyUrl
+
+from vsm.configuration.config import Integration
+from vsm.configuration.secrets import read_secret
+from vsm.core.addresses import judge
+from vsm.errors import ConfigurationError, VsmError
+from vsm.protocol.tables import MODERN_VERSION
+from vsm.remote.http_client import HttpClient, HttpError
+from vsm.remote.tokens import Tokens, is_token, split_url
+from vsm.remote.worker import tls_context
+from vsm.supervision import oauth_store
+
+WAIT_S: Final = 600.0
+REQUEST_TIMEOUT_S: Final = 30.0
+MOST_BODY_BYTES: Final = 1 << 20
+MOST_HEAD_BYTES: Final = 16 * 1024
+_BODY: Final = b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{}}'
+Show = Callable[[str], None]
+
+
+def log_in(integration: Integration, client: str, show: Show) -> Tokens:
+    """Have a person agree, and get tokens.
+
+    Args:
+        integration: of a remote server, with `oauth` for this client.
+        client: whose login; "" is the integration's own.
+        show: is given the address at which to agree.
+
+    Raises:
+        VsmError: it came to nothing; says why, and holds no token.
+    """
+    remote = integration.remote
+    oauth = None if remote is None else remote.oauth.get(client)
+    table = f"integrations.{integration.name}{f'.clients.{client}' if client else ''}"
+    if remote is None or oauth is None:
+        raise ConfigurationError(f"{table}.oauth", "is not there", "Write oauth = {} there.")
+    secret = ""
+    if oauth.client_secret is not None:
+        secret = read_secret(oauth.client_secret, where=f"{table}.oauth.client_secret")
+    flow = _Flow(integration, client, secret, show)
+    try:
+        return asyncio.run(flow.run())
+    except (OAuthFlowError, httpx2.HTTPError, ValueError) as error:
+        what = f"the login failed: {error}"
+        remedy = "Try again; if it stays so, ask whoever runs the server."
+        raise VsmError(integration.name, what[:1000], remedy) from None
+
+
+class _Flow:
+    """One login."""
+
+    def __init__(self, integration: Integration, client: str, secret: str, show: Show) -> None:
+        if integration.remote is None:
+            raise AssertionError
+        self._integration = integration
+        self._remote = integration.remote
+        self._oauth = integration.remote.oauth[client]
+        self._secret = secret
+        self._show = show
+        self._answer: asyncio.Future[AuthorizationCodeResult]
+
+    async def run(self) -> Tokens:
+        self._answer = asyncio.get_running_loop().create_future()
+        listener = _listen(self._oauth.redirect_port)
+        port = listener.getsockname()[1]
+        server = await asyncio.start_server(self._redirected, sock=listener, limit=MOST_HEAD_BYTES)
+        async with server:
+            provider = self._provider(f"http://127.0.0.1:{port}/callback")
+            transport = _Transport(self._remote.addresses, self._remote.ca_file)
+            timeout = httpx2.Timeout(REQUEST_TIMEOUT_S)
+            async with httpx2.AsyncClient(
+                transport=transport, auth=provider, timeout=timeout, trust_env=False
+            ) as client:
+                headers = {
+                    "accept": "application/json, text/event-stream",
+                    "content-type": "application/json",
+                    "mcp-protocol-version": MODERN_VERSION,
+                }
+                response = await client.post(self._remote.url, content=_BODY, headers=headers)
+        return self._tokens(provider, response.status_code)
+
+    def _provider(self, redirect: str) -> OAuthClientProvider:
+        metadata = OAuthClientMetadata(
+            client_name="vsm",
+            redirect_uris=[AnyUrl(redirect)],
+            grant_types=["authorization_code", "refresh_token"],
+            scope=self._oauth.scope or None,
+        )
+        return OAuthClientProvider(
+            self._remote.url,
+            metadata,
+            _Memory(self._known_client(redirect)),
+            redirect_handler=self._show_address,
+            callback_handler=self._wait,
+        )
+
+    def _known_client(self, redirect: str) -> OAuthClientInformationFull | None:
+        if not self._oauth.client_id:
+            return None
+        method = "client_secret_post" if self._secret else "none"
+        return OAuthClientInformationFull(
+            client_id=self._oauth.client_id,
+            client_secret=self._secret or None,
+            token_endpoint_auth_method=method,
+            redirect_uris=[AnyUrl(redirect)],
+        )
+
+    async def _show_address(self, address: str) -> None:
+        if urlsplit(address).scheme not in {"https", "http"}:
+            raise OAuthFlowError("its authorisation endpoint is no web page")
+        self._show(address)
+
+    async def _wait(self) -> AuthorizationCodeResult:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                return await self._answer
+        except TimeoutError:
+            raise OAuthFlowError(f"nobody agreed within {WAIT_S:g} s") from None
+
+    def _tokens(self, provider: OAuthClientProvider, status: int) -> Tokens:
+        context = provider.context
+        tokens, client = context.current_tokens, context.client_info
+        if tokens is None or client is None:
+            what = f"it asked for no login, and answered HTTP {status}"
+            raise VsmError(self._integration.name, what, "Leave oauth out if it wants none.")
+        if not is_token(tokens.access_token):
+            raise VsmError(self._integration.name, "its token is no text for a header")
+        metadata = context.oauth_metadata
+        endpoint = str(metadata.token_endpoint) if metadata else urljoin(self._remote.url, "/token")
+        oauth_store.endpoint_host(self._integration, endpoint)
+        resource = ""
+        if context.should_include_resource_param(MODERN_VERSION):
+            resource = context.get_resource_url()
+        expires = tokens.expires_in
+        return Tokens(
+            access_token=tokens.access_token,
+            token_endpoint=endpoint,
+            client_id=client.client_id or "",
+            refresh_token=tokens.refresh_token or "",
+            expires_at=None if expires is None else time.time() + expires,
+            client_secret=client.client_secret or "",
+            auth_method=client.token_endpoint_auth_method or "none",
+            resource=resource,
+            scope=tokens.scope or "",
+        )
+
+    # ---- the redirect --------------------------------------------------------------------------
+
+    async def _redirected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A browser comes back; whoever else does is told that there is nothing."""
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                status, said = self._judge(head.decode("latin-1"))
+                page = f"<!doctype html><title>vsm</title><p>{escape(said)}</p>".encode()
+                fields = f"Content-Type: text/html\r\nContent-Length: {len(page)}\r\n"
+                start = f"HTTP/1.1 {status}\r\n{fields}Connection: close\r\n\r\n"
+                writer.write(start.encode() + page)
+                await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            writer.close()
+
+    def _judge(self, head: str) -> tuple[str, str]:
+        words = head.split(" ", 2)
+        url = urlsplit(words[1] if len(words) > 1 else "")
+        if words[0] != "GET" or url.path != "/callback":
+            return "404 Not Found", "There is nothing here."
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        if self._answer.done():
+            return "409 Conflict", "That was answered before."
+        if "error" in query:
+            error = OAuthFlowError(f"it was refused: {query['error'][:200]!r}")
+            self._answer.set_exception(error)
+            return "200 OK", "Refused. You can close this page."
+        if not query.get("code"):
+            return "400 Bad Request", "The code is missing."
+        self._answer.set_result(
+            AuthorizationCodeResult(
+                code=query["code"], state=query.get("state"), iss=query.get("iss")
+            )
+        )
+        return "200 OK", "Done. You can close this page and go back to the terminal."
+
+
+class _Memory:
+    """The SDK's storage: nothing is kept before it is whole."""
+
+    def __init__(self, client: OAuthClientInformationFull | None) -> None:
+        self._client = client
+
+    async def get_tokens(self) -> OAuthToken | None:
+        """There are none."""
+        return None
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        """They are in the SDK's context."""
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        """As configured."""
+        return self._client
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        """Registered for this login."""
+        self._client = client_info
+
+
+class _Transport(httpx2.AsyncBaseTransport):
+    """HTTP with addresses that were judged.
+
+    Args:
+        allowed: addresses that may be connected to whatever they are.
+    """
+
+    def __init__(self, allowed: tuple[str, ...], ca_file: str) -> None:
+        self._allowed = allowed
+        self._tls: ssl.SSLContext = tls_context(ca_file)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """One exchange, its body whole."""
+        origin, target = split_url(str(request.url))
+        if origin.scheme != "https" and origin.host not in self._allowed:
+            raise httpx2.ConnectError(f"{origin} is not https", request=request)
+        client = HttpClient(origin, self._tls, self._judged)
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                return await self._exchange(client, target, request)
+        except HttpError as error:
+            raise httpx2.ConnectError(f"{origin}: {error}", request=request) from None
+        except TimeoutError:
+            raise httpx2.ReadTimeout(f"{origin} does not answer", request=request) from None
+        finally:
+            client.close()
+
+    async def _exchange(
+        self, client: HttpClient, target: str, request: httpx2.Request
+    ) -> httpx2.Response:
+        dropped = {"host", "content-length", "connection", "accept-encoding", "transfer-encoding"}
+        headers = [(k, v) for k, v in request.headers.multi_items() if k.lower() not in dropped]
+        body = await request.aread()
+        exchange = await client.exchange(request.method, target, headers, body)
+        try:
+            content = b""
+            if exchange.media_type != "text/event-stream":
+                content = await exchange.body(MOST_BODY_BYTES)
+        finally:
+            exchange.leave()
+        kept = {k: v for k, v in exchange.headers.items() if k != "transfer-encoding"}
+        kept["content-length"] = str(len(content))
+        return httpx2.Response(exchange.status, headers=kept, content=content, request=request)
+
+    async def _judged(self, host: str, port: int) -> str:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise HttpError(f"cannot be resolved: {error.strerror}", sent=False) from None
+        reason = "it has no address"
+        for *_, address in found:
+            text = str(address[0])
+            why = "" if text in self._allowed else judge(text)
+            if not why:
+                return text
+            reason = f"its address {text} is {why}"
+        raise HttpError(reason, sent=False)
+
+
+def _listen(port: int) -> socket.socket:
+    listener: Any = None
+    with contextlib.suppress(OSError):
+        listener = socket.create_server(("127.0.0.1", port))
+    if listener is None:
+        what = f"port {port} of 127.0.0.1 is taken"
+        raise VsmError("oauth.redirect_port", what, "End what listens there, or choose another.")
+    found: socket.socket = listener
+    return found
