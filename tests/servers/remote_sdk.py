@@ -69,7 +69,9 @@ class Everybody(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken
         return construct_redirect_uri(str(params.redirect_uri), code=code, state=params.state)
 
     async def load_authorization_code(
-        self, client: OAuthClientInformationFull, authorization_code: str
+        self,
+        client: OAuthClientInformationFull,
+        authorization_code: str,  # noqa: ARG002 - the protocol's
     ) -> AuthorizationCode | None:
         return self.codes.get(authorization_code)
 
@@ -93,7 +95,9 @@ class Everybody(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken
         )
 
     async def load_refresh_token(
-        self, client: OAuthClientInformationFull, refresh_token: str
+        self,
+        client: OAuthClientInformationFull,
+        refresh_token: str,  # noqa: ARG002 - the protocol's
     ) -> RefreshToken | None:
         return self.refresh.get(refresh_token)
 
@@ -122,9 +126,7 @@ def make() -> MCPServer:
         required_scopes=["user"],
         validate_token_resource=False,
     )
-    return MCPServer(
-        name="far", version="1", auth_server_provider=Everybody(), auth=settings
-    )
+    return MCPServer(name="far", version="1", auth_server_provider=Everybody(), auth=settings)
 
 
 server = make()
@@ -190,7 +192,5 @@ if "cert" in sys.argv:
     at = sys.argv.index("cert")
     options = {"ssl_certfile": sys.argv[at + 1], "ssl_keyfile": sys.argv[at + 2]}
 app = server.streamable_http_app()
-config = uvicorn.Config(
-    app, port=PORT, log_level="error", timeout_graceful_shutdown=1, **options
-)
+config = uvicorn.Config(app, port=PORT, log_level="error", timeout_graceful_shutdown=1, **options)
 Announcing(config).run()

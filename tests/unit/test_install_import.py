@@ -55,8 +55,16 @@ def test_other_programs_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ({"url": "https://x/mcp"}, "remote"),
-        ({"type": "sse", "command": "x"}, "remote"),
+        ({"type": "sse", "url": "https://x/mcp"}, "old SSE transport"),
+        ({"url": "https://x/sse"}, "old SSE transport"),
+        ({"type": "http", "command": "x"}, "no url"),
+        ({"type": "websocket", "url": "https://x/mcp"}, "unknown"),
+        ({"url": "http://x.example/mcp"}, "everybody on the way"),
+        ({"url": "https://me:secret@x.example/mcp"}, "name and password"),
+        ({"url": "https://x/mcp", "headers": {"A": "${KEY}"}}, "only its client"),
+        ({"url": "https://x/mcp", "headers": {"../x": "y"}}, "header"),
+        ({"url": "ftp://x/mcp"}, "none of http"),
+        ({"command": "npx", "args": ["mcp-remote", "https://x/mcp", "--debug"]}, "no counterpart"),
         ({"command": "docker", "args": ["run", "-i", "x"]}, "container"),
         ({"command": "/bin/sh", "args": ["-c", "npx x | tee"]}, "shell line"),
         ({"command": "cmd.exe", "args": ["/c", "npx", "x"]}, "shell line"),
@@ -107,7 +115,54 @@ def test_what_is_no_clients_file_is_refused(document: Any, tmp_path: Path) -> No
 )
 def test_any_document_gives_entries_or_refusals(entry: dict[str, Any]) -> None:
     for found in parse_entries({"mcpServers": {"x": {"command": "npx", **entry}}}):
-        assert found.refused or found.package or found.argv
+        assert found.refused or found.package or found.argv or found.url
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"url": "https://x.example/mcp"},
+        {"type": "http", "url": "https://x.example/mcp"},
+        {"type": "streamable-http", "url": "https://x.example/mcp"},
+        {"type": "streamableHttp", "url": "https://x.example/mcp"},
+        {"httpUrl": "https://x.example/mcp"},
+        {"command": "npx", "args": ["-y", "mcp-remote@0.1.2", "https://x.example/mcp"]},
+    ],
+)
+def test_remote_servers_become_urls(entry: dict[str, Any]) -> None:
+    found = one(**entry)
+    assert (found.refused, found.url, found.package) == ("", "https://x.example/mcp", None)
+
+
+def test_an_imported_remote_server_has_its_secrets_in_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
+    config = tmp_path / "vsm.toml"
+    tmp_path.chmod(0o755)
+    headers = {"Authorization": "Bearer s3cret", "X-Team": "acme"}
+    bridge = ["mcp-remote", "https://z.example/mcp", "--header", "X-Api-Key: s3cret"]
+    document = {
+        "mcpServers": {
+            "far": {"type": "http", "url": "https://x.example/mcp", "headers": headers},
+            "near": {"url": "http://localhost:3000/mcp"},
+            "bridged": {"command": "npx", "args": bridge},
+        }
+    }
+    entries = parse_entries(document)
+    assert "it is spoken to in clear" in list(describe(entries[1]))
+    apply(entries, config, lambda _: None)
+    assert "s3cret" not in config.read_text()
+    found = load_config(config).integrations
+    source = found["far"].secrets["HEADER_AUTHORIZATION"]
+    assert Path(source.file or "").read_text() == "Bearer s3cret"
+    assert '"x-team":"acme"' in found["far"].env["VSM_REMOTE"]
+    near, bridged = found["near"].remote, found["bridged"].remote
+    assert near is not None
+    assert bridged is not None
+    assert (near.hosts, near.in_clear) == (("127.0.0.1:3000",), True)
+    assert bridged.hosts == ("z.example:443",)
+    assert "HEADER_X_API_KEY" in found["bridged"].secrets
 
 
 def test_secrets_are_told_by_their_names() -> None:

@@ -66,7 +66,7 @@ def _print(entry: Entry, steps: list[str], *, added: bool) -> None:
     print(f"{clean(entry.client_name)} → [integrations.{clean(entry.name)}]: {state}")
     for step in steps:
         print(f"    {clean(step)}")
-    if not entry.package and not entry.refused:
+    if not entry.package and not entry.url and not entry.refused:
         print(f"    command = {clean(json.dumps(list(entry.argv)))}")
 
 

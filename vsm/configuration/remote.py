@@ -20,7 +20,7 @@ import msgspec
 import vsm
 from vsm.configuration.secrets import SecretSource
 from vsm.core.addresses import judge, parse_host, parse_literal
-from vsm.core.client_entries import is_secret
+from vsm.core.client_entries import is_secret_header
 from vsm.errors import ConfigurationError
 from vsm.remote.http_client import Origin
 from vsm.remote.settings import Credentials, WorkerSettings
@@ -42,7 +42,6 @@ _OWN_HEADERS: Final = frozenset(
         *("te", "trailer", "transfer-encoding", "upgrade", "user-agent"),
     }
 )
-_SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 
 class OAuth(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,7 +246,7 @@ def _header(written: str, where: str) -> str:
 
 
 def _plain(header: str, value: str, where: str) -> str:
-    if header in _SECRET_HEADERS or is_secret(header.replace("-", "_")):
+    if is_secret_header(header):
         what = "expected a source, found the value itself: vsm.toml is no place for a secret"
         remedy = "Write { file = … }, { variable = … } or { credential = … }."
         raise ConfigurationError(where, what, remedy)

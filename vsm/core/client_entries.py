@@ -6,7 +6,9 @@ left out of one that is taken is said.
 
 import re
 from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from vsm.core.addresses import judge, parse_literal
 from vsm.core.packages import is_server_name
 
 _SECRET: Final = re.compile(
@@ -15,6 +17,12 @@ _SECRET: Final = re.compile(
 _SHELLS: Final = {"sh", "bash", "zsh", "dash", "fish", "cmd", "cmd.exe", "powershell", "pwsh"}
 _CONTAINERS: Final = {"docker", "podman", "nerdctl"}
 _KNOWN: Final = {"command", "args", "env", "cwd", "disabled", "type", "transport", "url"}
+_KNOWN_OF_REMOTE: Final = {
+    *("url", "httpUrl", "serverUrl", "type", "transport", "headers", "disabled"),
+}
+_HTTP: Final = {"", "http", "streamable-http", "streamablehttp"}
+_HEADER: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
+_SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 _NPM: Final = re.compile(r"(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*")
 _PYPI: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _EXACT: Final = re.compile(r"[0-9][0-9A-Za-z.+!_-]*")
@@ -44,7 +52,10 @@ class Entry(NamedTuple):
         package: what to install, or None where the program is there already.
         argv: the program with its arguments; with a package only the arguments.
         env: variables that are no secrets.
-        secrets: variables to keep out of the configuration.
+        secrets: variables to keep out of the configuration; of a remote server headers.
+        url: a remote server's, in place of a program.
+        addresses: that its host may have although they are not public.
+        headers: of a remote server, that are no secrets.
         remarks: what was left out, or needs a look.
         refused: why it cannot be translated; "" if it can.
     """
@@ -55,6 +66,9 @@ class Entry(NamedTuple):
     argv: tuple[str, ...] = ()
     env: dict[str, str] = {}  # noqa: RUF012 - a tuple's default, never changed
     secrets: dict[str, str] = {}  # noqa: RUF012 - the same
+    url: str = ""
+    addresses: tuple[str, ...] = ()
+    headers: dict[str, str] = {}  # noqa: RUF012 - the same
     cwd: str = ""
     enabled: bool = True
     remarks: tuple[str, ...] = ()
@@ -100,14 +114,17 @@ def is_secret(variable: str) -> bool:
 def _translate(client_name: str, name: str, entry: Any) -> Entry:  # noqa: ANN401 - JSON
     if not isinstance(entry, dict):
         raise RefusedError("it is no object")
-    if "url" in entry or str(entry.get("type", "stdio")) not in {"stdio", ""}:
-        raise RefusedError("it is a remote server; vsm runs local programs only, so far")
+    url = entry.get("url", entry.get("httpUrl", entry.get("serverUrl")))
+    if url is not None or str(entry.get("type", "stdio")) not in {"stdio", ""}:
+        return _remote(client_name, name, entry, url)
     command, args = entry.get("command"), entry.get("args", [])
     if not isinstance(command, str) or not command:
         raise RefusedError("it has no command")
     if not isinstance(args, list) or not all(isinstance(one, str) for one in args):
         raise RefusedError("its args are no list of texts")
     package, argv = _program(command, args)
+    if package is not None and (package.kind, package.name) == ("npm", "mcp-remote"):
+        return _bridged(client_name, name, entry, argv)
     env, secrets = _variables(entry.get("env") or {}, [command, *args])
     cwd = entry.get("cwd", "")
     if not isinstance(cwd, str):
@@ -130,6 +147,98 @@ def _translate(client_name: str, name: str, entry: Any) -> Entry:  # noqa: ANN40
         enabled=not entry.get("disabled", False),
         remarks=tuple(remarks),
     )
+
+
+def _remote(client_name: str, name: str, entry: dict[str, Any], url: Any) -> Entry:  # noqa: ANN401 - JSON
+    kind = str(entry.get("type", entry.get("transport", ""))).lower().replace("_", "-")
+    if kind == "sse" or (not kind and str(url).partition("?")[0].rstrip("/").endswith("/sse")):
+        reason = "it speaks the old SSE transport, which vsm does not: ask for its streamable HTTP"
+        raise RefusedError(reason)
+    if kind not in _HTTP:
+        raise RefusedError(f"its type {kind[:40]!r} is unknown")
+    if not isinstance(url, str) or "command" in entry:
+        raise RefusedError("it has no url, or a command as well")
+    plain, addresses, remarks = remote_url(url)
+    headers, secrets = _headers(entry.get("headers") or {})
+    remarks += [f"{key} is not taken over" for key in entry if key not in _KNOWN_OF_REMOTE]
+    if not secrets:
+        remarks.append(f"if it wants a login: add oauth = {{}} and run `vsm login {name}`")
+    return Entry(
+        client_name,
+        name,
+        secrets=secrets,
+        url=plain,
+        addresses=addresses,
+        headers=headers,
+        enabled=not entry.get("disabled", False),
+        remarks=tuple(remarks),
+    )
+
+
+def _bridged(client_name: str, name: str, entry: dict[str, Any], argv: list[str]) -> Entry:
+    """A program that bridges to a remote server: vsm speaks to that server itself."""
+    headers: dict[str, str] = {}
+    words = iter(argv)
+    url = next(words, None)
+    for option in words:
+        key, colon, value = next(words, "").partition(":") if option == "--header" else ("", "", "")
+        if not colon:
+            raise RefusedError(f"mcp-remote {option[:40]} has no counterpart")
+        headers[key.strip()] = value.strip()
+    inner = {"headers": headers, "disabled": entry.get("disabled", False)}
+    found = _remote(client_name, name, inner, url)
+    remark = "mcp-remote is not needed: vsm speaks to the server itself"
+    return found._replace(remarks=(remark, *found.remarks))
+
+
+def remote_url(url: str) -> tuple[str, tuple[str, ...], list[str]]:
+    """A client's URL for vsm.toml, the addresses to allow for it, and what is to be said of it."""
+    if "${" in url:
+        raise RefusedError("it has ${…}, which only its client fills in")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise RefusedError("its url is none") from None
+    host = parts.hostname or ""
+    if parts.scheme not in {"http", "https"} or not host:
+        raise RefusedError("its url is none of http or https")
+    if parts.username or parts.password:
+        raise RefusedError("its url holds a name and password: put them into a header's file")
+    remarks = []
+    if host == "localhost":
+        host = "127.0.0.1"
+        netloc = host if port is None else f"{host}:{port}"
+        parts = parts._replace(netloc=netloc)
+        remarks.append("localhost is written as 127.0.0.1")
+    literal = parse_literal(host)
+    own = bool(literal) and judge(literal) != ""
+    if parts.scheme == "http" and not (own and judge(literal) == "loopback"):
+        raise RefusedError("its url is http: everybody on the way could read what is said")
+    if own:
+        remarks.append(f"{literal} is {judge(literal)}: it is allowed for this server")
+    if parts.scheme == "http":
+        remarks.append("it is spoken to in clear")
+    secret = [key for key, _ in parse_qsl(parts.query) if is_secret(key.replace("-", "_"))]
+    remarks += [f"{key[:40]} looks like a secret and stays in the url" for key in secret]
+    return urlunsplit(parts), (literal,) if own else (), remarks
+
+
+def _headers(table: Any) -> tuple[dict[str, str], dict[str, str]]:  # noqa: ANN401 - JSON
+    """Plain headers, and those that hold a secret."""
+    if not isinstance(table, dict) or not all(isinstance(one, str) for one in table.values()):
+        raise RefusedError("its headers are no table of texts")
+    if any("${" in value for value in table.values()):
+        raise RefusedError("it has ${…}, which only its client fills in")
+    if not all(_HEADER.fullmatch(key) for key in table):
+        raise RefusedError("its headers have a name that is none for a header")
+    secrets = {key: value for key, value in table.items() if is_secret_header(key)}
+    return {key: value for key, value in table.items() if key not in secrets}, secrets
+
+
+def is_secret_header(name: str) -> bool:
+    """Whether a header of that name probably holds a secret."""
+    return name.lower() in _SECRET_HEADERS or is_secret(name.replace("-", "_"))
 
 
 def _variables(table: Any, words: list[str]) -> tuple[dict[str, str], dict[str, str]]:  # noqa: ANN401 - JSON

@@ -64,6 +64,8 @@ def describe(entry: Entry) -> Iterator[str]:
         yield f"vsm install {package} --name {entry.name}"
         if not entry.package.version:
             yield "  NEWEST: the registry is asked once, and that version is pinned"
+    if entry.url:
+        yield f"url = {_toml(entry.url)}"
     for variable in entry.secrets:
         yield f"{variable} moves to {secret_file(entry.name, variable)}"
     yield from entry.remarks
@@ -153,8 +155,7 @@ def _store_secret(path: Path, value: str) -> str:
 def _table(taken: Taken) -> str:
     """The entry for vsm.toml; JSON texts and lists are TOML's as well."""
     entry = taken.entry
-    lines = [f"\n[integrations.{entry.name}]", f"command = {_toml(list(taken.command))}"]
-    lines.append(f"profile = {_toml(taken.profile)}")
+    lines = [f"\n[integrations.{entry.name}]", *_what(taken)]
     if entry.cwd:
         lines.append(f"cwd = {_toml(entry.cwd)}")
     if not entry.enabled:
@@ -162,10 +163,21 @@ def _table(taken: Taken) -> str:
     if entry.env:
         rows = ", ".join(f"{key} = {_toml(value)}" for key, value in entry.env.items())
         lines.append(f"env = {{ {rows} }}")
-    if taken.secrets:
-        rows = ", ".join(f"{k} = {{ file = {_toml(v)} }}" for k, v in taken.secrets.items())
-        lines.append(f"secrets = {{ {rows} }}")
+    sources = [f"{_toml(k)} = {{ file = {_toml(v)} }}" for k, v in taken.secrets.items()]
+    if entry.url:
+        sources += [f"{_toml(key)} = {_toml(value)}" for key, value in entry.headers.items()]
+    if sources:
+        lines.append(f"{'headers' if entry.url else 'secrets'} = {{ {', '.join(sources)} }}")
     return "\n".join(lines) + "\n"
+
+
+def _what(taken: Taken) -> list[str]:
+    """The lines that say what it is."""
+    entry = taken.entry
+    if not entry.url:
+        return [f"command = {_toml(list(taken.command))}", f"profile = {_toml(taken.profile)}"]
+    addresses = [f"addresses = {_toml(list(entry.addresses))}"] if entry.addresses else []
+    return [f"url = {_toml(entry.url)}", *addresses]
 
 
 def _toml(value: Any) -> str:  # noqa: ANN401 - texts and lists of them
