@@ -70,8 +70,8 @@ class Everybody(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken
 
     async def load_authorization_code(
         self,
-        client: OAuthClientInformationFull,
-        authorization_code: str,  # noqa: ARG002 - the protocol's
+        client: OAuthClientInformationFull,  # noqa: ARG002 - the protocol's
+        authorization_code: str,
     ) -> AuthorizationCode | None:
         return self.codes.get(authorization_code)
 
@@ -96,8 +96,8 @@ class Everybody(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken
 
     async def load_refresh_token(
         self,
-        client: OAuthClientInformationFull,
-        refresh_token: str,  # noqa: ARG002 - the protocol's
+        client: OAuthClientInformationFull,  # noqa: ARG002 - the protocol's
+        refresh_token: str,
     ) -> RefreshToken | None:
         return self.refresh.get(refresh_token)
 
@@ -165,7 +165,8 @@ async def sleep(seconds: float) -> str:
 async def grow(ctx: Context) -> str:
     """Adds a tool and says so."""
     server.add_tool(heard, name="grown")
-    await ctx.session.send_tool_list_changed()
+    await ctx.notify_tools_changed()  # to subscriptions
+    await ctx.session.send_tool_list_changed()  # to a session
     return "grown"
 
 

@@ -42,6 +42,10 @@ def run(args: argparse.Namespace) -> int:
     from vsm.supervision.supervisor import run_supervisor
 
     print(f"vsm: starting {_counted(config)}", file=sys.stderr, flush=True)
+    for one in config.integrations.values():
+        if one.remote is not None and one.remote.in_clear:
+            text = f"vsm: WARNING: {one.name} is spoken to in clear: {one.remote.origin}"
+            print(text, file=sys.stderr, flush=True)
     return run_supervisor(
         config, on_ready=lambda: _announce(config), load=lambda: _config(args), log=args.log
     )

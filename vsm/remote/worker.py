@@ -223,6 +223,8 @@ async def serve(settings: WorkerSettings) -> int:
 
     for signo in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signo, end)
+    if settings.scheme == "http":
+        say(f"{settings.name} is spoken to in clear: http://{settings.host}:{settings.port}")
     reading = asyncio.create_task(worker.read(reader))
     status = await worker.ended
     reading.cancel()

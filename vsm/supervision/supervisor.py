@@ -313,7 +313,7 @@ class Supervisor:
 
     def _give_up(self, change: restart.Changed) -> None:
         """What served once is retried for ever; what never did is somebody's to repair."""
-        if not self._announced and not self.stopping:
+        if not (self._announced or self.stopping or change.name in self.integrations.integrations):
             remedy = "Repair that and start vsm again; `vsm doctor` looks at the whole."
             reason = change.reason.removeprefix(f"{change.name}: ").rstrip(".")
             self._failure = VsmError(change.name, f"cannot run here: {reason}", remedy)
