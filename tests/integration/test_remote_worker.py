@@ -314,6 +314,40 @@ def test_what_the_server_announces_is_heard_again_after_its_stream_broke() -> No
     assert server.of("GET")[1]["last-event-id"] == "e"
 
 
+def test_a_subscription_that_broke_is_opened_again_before_changes_are_told() -> None:
+    listened: list[int] = []
+
+    def play(request: Request) -> None:
+        if request.what != "subscriptions/listen":
+            request.result(resultType="complete")
+            return
+        listened.append(1)
+        if len(listened) == 2:  # away for a while: nobody is to ask it for lists
+            request.reply(503)
+            return
+        request.stream()
+        note = {"jsonrpc": "2.0", "method": "notifications/x", "params": {"n": len(listened)}}
+        request.event(note)
+        if len(listened) == 1:
+            request.cut()
+        else:
+            request.server.closed.put(request.wait_closed())
+            request.cut()
+
+    with scripted(play) as server, worker(server) as far:
+        wanted = {"toolsListChanged": True}
+        request_id = far.send("subscriptions/listen", notifications=wanted, **ENVELOPE)
+        told = [far.message() for _ in range(3)]
+        assert [one["method"] for one in told] == [
+            "notifications/x",
+            "notifications/tools/list_changed",
+            "notifications/x",
+        ]
+        assert told[2]["params"]["n"] == 3
+        far.tell("notifications/cancelled", requestId=request_id)
+        assert server.closed.get(timeout=20)
+
+
 # ---- cancelling ----------------------------------------------------------------------------
 
 

@@ -216,10 +216,17 @@ class Peer:
     ) -> None:
         """A subscription, opened again when its stream breaks, until it is cancelled."""
         vain = 0
+        wanted = jsonrpc.nested(params, "notifications")
+        missed: list[str] = []  # told only to a server that is there again: it is asked for lists
+
+        async def opened() -> None:
+            for method in missed:
+                await self._common.emit(jsonrpc.notification(method))
+
         while True:
             began = asyncio.get_running_loop().time()
             try:
-                await self._converse(frame, message, headers)
+                await self._converse(frame, message, headers, on_stream=opened)
             except HttpError as error:
                 if not vain:
                     say(f"a subscription broke off: {error}")
@@ -227,11 +234,8 @@ class Peer:
                 return
             lasted_s = asyncio.get_running_loop().time() - began
             vain = 0 if lasted_s > LONGEST_PAUSE_S else vain + 1
+            missed = [method for method, name in LISTEN_FILTERS.items() if name in wanted]
             await asyncio.sleep(_pause_s(None, vain))
-            wanted = jsonrpc.nested(params, "notifications")
-            for method, name in LISTEN_FILTERS.items():
-                if name in wanted:  # it may have changed meanwhile
-                    await self._common.emit(jsonrpc.notification(method))
 
     async def _request_in_session(
         self, frame: bytes, message: Message, method: str, params: Object
@@ -262,8 +266,9 @@ class Peer:
         message: Message,
         headers: dict[str, str],
         on_answer: OnAnswer | None = None,
+        on_stream: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """One request, from posting it to its answer."""
+        """One request, from posting it to its answer; `on_stream` hears of a stream's beginning."""
         on_answer = on_answer or self._emit_answer
         room = self._door.aside if message.method == "subscriptions/listen" else self._door.calls
         async with room:
@@ -271,6 +276,8 @@ class Peer:
             async with exchange:
                 if await self._is_answered(exchange, message, on_answer):
                     return
+                if on_stream is not None:
+                    await on_stream()
                 parser = EventParser(self._common.most_frame_bytes)
                 if await self._read_events(exchange, parser, message, on_answer):
                     return
