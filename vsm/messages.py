@@ -298,14 +298,28 @@ class Happened(Message):
 
 
 class Audited(Message):
-    """To S3: what an audit of a running worker found: failed checks by name, with the reason."""
+    """To S3: what an audit of a running worker found: failed checks by name, with the reason.
+
+    Args:
+        checked: how much was compared or tried; `attacks` and `contract` are parts of it.
+    """
 
     kind: Literal["audited"] = "audited"
     id: int = Field(ge=0)
     integration: Name
     checked: int = Field(ge=0)
+    attacks: int = Field(default=0, ge=0)
+    contract: int = Field(default=0, ge=0)
     failed: dict[str, Text] = Field(default_factory=dict, max_length=64)
     detail: Text = ""
+
+
+class Contract(Message):
+    """To S1: ask the servers of an integration whether they offer what they told."""
+
+    kind: Literal["contract"] = "contract"
+    id: int = Field(ge=0)
+    integration: Name
 
 
 class Hurt(Message):
@@ -357,6 +371,7 @@ ToSystem: TypeAlias = (
     | Moved
     | Happened
     | Audited
+    | Contract
     | Hurt
     | Verdict
     | Grants
@@ -558,11 +573,21 @@ class Move(Message):
 
 
 class Audit(Message):
-    """S3: look at what the kernel says of a running worker against its plan."""
+    """S3: compare a running worker with its plan, attack it from within, call its contract."""
 
     kind: Literal["audit"] = "audit"
     id: int = Field(ge=0)
     integration: Name
+
+
+class Contracted(Message):
+    """S1: what became of `contract` with the same id: item → what is wrong with it."""
+
+    kind: Literal["contracted"] = "contracted"
+    id: int = Field(ge=0)
+    checked: int = Field(ge=0)
+    failed: dict[str, Text] = Field(default_factory=dict, max_length=64)
+    unknown: tuple[Text, ...] = Field(default=(), max_length=64)
 
 
 class Damp(Message):
@@ -573,7 +598,7 @@ class Damp(Message):
     factor: float = Field(ge=1, le=1000)
 
 
-Regulation: TypeAlias = Noted | Decided | Settled | Move | Audit | Damp
+Regulation: TypeAlias = Noted | Decided | Settled | Move | Audit | Contracted | Damp
 Policed: TypeAlias = Asking | Withdrawn | Spent | Felt
 FromSystem: TypeAlias = (
     Ready

@@ -1,7 +1,8 @@
 """An MCP server on stdio whose surface is what a file says: `offering.py FILE`.
 
 FILE holds {"tools": [...], "instructions": "..."}; it is read at each start and at each call of
-the tool "reread", which then announces that the list has changed.
+the tools "reread", which then announces that the list has changed, and "quietly", which does not.
+The tool "mute" ends all answers.
 """
 
 import json
@@ -43,6 +44,10 @@ for line in sys.stdin:
         send({"id": request["id"], "error": {"code": -32601, "message": "Method not found"}})
         continue
     send({"id": request["id"], "result": answer})
-    if request["method"] == "tools/call" and params["name"] == "reread":
+    tool = params.get("name") if request["method"] == "tools/call" else None
+    if tool in {"reread", "quietly"}:
         offer = json.loads(FILE.read_text(encoding="utf-8"))
+    if tool == "reread":
         send({"method": "notifications/tools/list_changed"})
+    if tool == "mute":
+        sys.stdin.read()

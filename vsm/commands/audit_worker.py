@@ -1,4 +1,4 @@
-"""`vsm audit NAME`: what the kernel says of a running worker, against its plan."""
+"""`vsm audit NAME`: a running worker against its plan, attacked from within, and asked."""
 
 import argparse
 
@@ -12,10 +12,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add `audit`."""
     parser = subparsers.add_parser(
         "audit",
-        help="compare a running integration with its plan",
+        help="audit a running integration from outside, from within and by its contract",
         description="Every process of the worker: user, capabilities, no_new_privs, system-call "
-        "filter, namespaces, control group and limits, as the kernel has them. Exit code 1 where "
-        "one is not as planned. `vsm sandbox audit` tries to break out instead.",
+        "filter, namespaces, control group and limits, as the kernel has them. A sibling under "
+        "the same plan, inside the worker's namespaces, tries attacks that harm nothing. The "
+        "server is asked whether it still offers what it told. Exit code 1 where something fails.",
     )
     parser.add_argument("name", metavar="NAME", help="an integration")
     parser.add_argument("--json", action="store_true", help="print what vsm answered")
@@ -28,10 +29,14 @@ def run(args: argparse.Namespace) -> int:
         print_json(found)
     else:
         failed = found["failed"]
-        words = f"{found['checked']} facts of {found['processes']} processes"
+        facts = found["checked"] - found["attacks"] - found["contract"]
+        words = f"{facts} facts of {found['processes']} processes, {found['attacks']} attacks from "
+        words += f"within, {found['contract']} answers and items of its contract"
         print(f"{args.name}: {words}: {len(failed) or 'none'} not as planned")
         for name, text in failed.items():
             print(clean(f"  {name}: {text}"))
         if found["unknown"]:
-            print(f"  not readable by this user: {', '.join(found['unknown'])}")
+            print(clean(f"  not looked at: {', '.join(found['unknown'])}"))
+        if found["detail"]:
+            print(f"  {found['detail']}")
     return EXIT_FAILED if found["failed"] else 0

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, cast, get_args
 import msgspec
 from msgspec import Raw
 
-from vsm.gateway import known, wishes
+from vsm.gateway import contract, known, wishes
 from vsm.gateway.accounting import Accounting
 from vsm.gateway.call import Call, Gate, Inquiry
 from vsm.gateway.client import Client
@@ -314,6 +314,10 @@ class Fleet:
         if hidden or state in HIDDEN_STATES:
             self._rebuild()
         self._check_settled()
+
+    def check_contract(self, name: str, on_done: Callable[[contract.Kept], None]) -> None:
+        """Ask its servers whether they offer what they told; what differs is fetched anew."""
+        contract.check(self.integrations.get(name), on_done, self._refetch_soon)
 
     def drain(self, name: str) -> None:
         """Take no new calls for the integration; report when nothing is in flight."""

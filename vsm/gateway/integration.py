@@ -267,7 +267,10 @@ class Fetch:
     """Fetches some lists, page by page within bounds; a list that fails stays empty.
 
     Args:
-        on_done: called once with what came.
+        on_done: called once with what came. timeout_s: for each page.
+
+    Attributes:
+        failures: of lists that did not come, or are none, by method; an error is an empty list.
     """
 
     def __init__(
@@ -276,7 +279,11 @@ class Fetch:
         session: era.PeerSession,
         methods: list[str],
         on_done: Callable[[dict[str, list[Object]]], None],
+        *,
+        timeout_s: float = LIST_TIMEOUT_S,
     ) -> None:
+        self.failures: dict[str, str] = {}
+        self._timeout_s = timeout_s
         self._upstream = upstream
         self._session = session
         self._methods = methods
@@ -300,8 +307,8 @@ class Fetch:
             params["_meta"] = era.envelope(GATEWAY)
         inquiry = Inquiry(
             lambda message: self._answered(method, message),
-            lambda _code, _text: self._finished(method),
-            timeout_s=LIST_TIMEOUT_S,
+            lambda _code, text: self._failed(method, text),
+            timeout_s=self._timeout_s,
         )
         self._upstream.ask(method, params, inquiry)
 
@@ -311,8 +318,8 @@ class Fetch:
             return
         try:
             items, cursor = catalogue.parse_page(method, message.result)
-        except DecodeError:
-            self._finished(method)
+        except DecodeError as error:
+            self._failed(method, f"{method}: {error}")
             return
         kept = self._lists[method]
         kept.extend(items[: catalogue.MAX_ITEMS - len(kept)])
@@ -323,6 +330,10 @@ class Fetch:
             self._ask(method, cursor)
         else:
             self._finished(method)
+
+    def _failed(self, method: str, text: str) -> None:
+        self.failures[method] = text
+        self._finished(method)
 
     def _finished(self, method: str) -> None:
         self._pending.discard(method)

@@ -21,6 +21,15 @@ def watch_health(upstream: Upstream, session: era.PeerSession, owner: UpstreamOw
     Health(upstream, session, owner).look_later()
 
 
+def question_for(session: era.PeerSession) -> tuple[str, dict[str, Any]]:
+    """What every server of its era answers: method and params."""
+    if session.is_modern:
+        from vsm.gateway.integration import GATEWAY
+
+        return "server/discover", {"_meta": era.envelope(GATEWAY)}
+    return "ping", {}
+
+
 class Health:
     """What was seen of one server."""
 
@@ -47,14 +56,7 @@ class Health:
             return
         timeout_s = upstream.guard.settings.health_timeout_s
         inquiry = Inquiry(self._answered, self._failed, timeout_s=timeout_s)
-        upstream.ask(*self._question(), inquiry)
-
-    def _question(self) -> tuple[str, dict[str, Any]]:
-        if self._session.is_modern:
-            from vsm.gateway.integration import GATEWAY
-
-            return "server/discover", {"_meta": era.envelope(GATEWAY)}
-        return "ping", {}
+        upstream.ask(*question_for(self._session), inquiry)
 
     def _answered(self, _: Message) -> None:
         self._seen = self._upstream.asked

@@ -61,6 +61,11 @@ class Vetting:
         self._pins = _pins.decode(document) if document else None
         self._told = True
 
+    @property
+    def pins(self) -> Mapping[str, str] | None:
+        """What was approved, by key; None where nothing was, or nothing is compared."""
+        return self._pins if self.mode != "off" else None
+
     def permits(self, key: str) -> bool:
         """Whether an item may be shown."""
         return key not in self.judgement.suspended

@@ -13,11 +13,12 @@ from vsm.configuration.regulation import RESOURCES, Range, settings
 from vsm.core import restart
 from vsm.core.forecast import Score
 from vsm.errors import VsmError
-from vsm.governance import kernel_facts, limits, pressure
+from vsm.governance import limits, pressure
+from vsm.governance.worker_audit import Audits
 from vsm.journal.reader import Filter, JournalError, JournalReader
 from vsm.messages import (
     Audit,
-    Audited,
+    Contracted,
     Damp,
     Decided,
     Happened,
@@ -61,6 +62,7 @@ class Regulator:
         self._score: list[Any] | None = None
         self._silent = False
         self._slowed: set[str] = set()
+        self.audits = Audits(supervisor, self._workers, self._tell)
 
     def settings(self, system: str) -> dict[str, Any]:
         """What a system's `start` tells it: its tables of vsm.toml, and what S4 had learned."""
@@ -97,6 +99,7 @@ class Regulator:
         """Take no more."""
         if self._timer is not None:
             self._timer.cancel()
+        self.audits.stop()
 
     # ---- what happens ----------------------------------------------------------------------
 
@@ -213,7 +216,9 @@ class Regulator:
             case Move() if system == "system3":
                 self._move(message)
             case Audit() if system == "system3":
-                self._audit(message)
+                self.audits.asked(message)
+            case Contracted() if system == "system1":
+                self.audits.contracted(message)
             case Damp() if system == "system2":
                 self._damp(message)
             case Noted():
@@ -306,41 +311,6 @@ class Regulator:
         for name in self._slowed & set(group.integrations):
             group.slow_down(name, 1.0)
         self._slowed.clear()
-
-    # ---- audits ----------------------------------------------------------------------------
-
-    def _audit(self, message: Audit) -> None:
-        """Compare a running worker with its plan; bounded reading of /proc, no waiting."""
-        workers = self._workers().get(message.integration)
-        found = kernel_facts.compare_all(workers) if workers else None
-        failed = list(found.failed.items())[:64] if found is not None else []
-        answer = Audited(
-            id=message.id,
-            integration=message.integration,
-            checked=found.checked if found is not None else 0,
-            failed={name: text[:1000] for name, text in failed},
-            detail="" if found is not None else "it does not serve now",
-        )
-        self._tell("system3", answer)
-
-    async def audit(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """`vsm audit NAME`: the same at once, for a person; the journal hears of it.
-
-        Raises:
-            VsmError: it does not serve now.
-        """
-        name = str(arguments.get("name", ""))
-        workers = self._workers().get(name)
-        if not workers:
-            raise VsmError(name[:64], "it does not serve now", "See `vsm status`.")
-        found = kernel_facts.compare_all(workers)
-        self._supervisor.recorder.journal.event(
-            "audit.failed" if found.failed else "audit.passed",
-            integration=name,
-            severity="error" if found.failed else "info",
-            detail={"checked": found.checked, "failed": found.failed, "by": "command"},
-        )
-        return {"name": name, **found.to_json()}
 
 
 def _score_of(detail: Any) -> list[Any]:  # noqa: ANN401 - JSON

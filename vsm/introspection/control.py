@@ -49,7 +49,7 @@ class ControlServer:
             "reload": self._reload,
             "log-level": self._log_level,
             "limit": self._limit,
-            "audit": supervisor.regulator.audit,
+            "audit": supervisor.regulator.audits.command,
             "trust": self._trust,
             "trust-diff": self._trust_diff,
             "trust-approve": self._trust_approve,

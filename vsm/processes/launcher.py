@@ -25,6 +25,7 @@ from vsm.confinement.refusals import Responder
 from vsm.linux import pidfd, prctl
 from vsm.processes.forked_worker import ForkedWorker, Spare
 from vsm.processes.remains import FILES, GROUPS, Remains
+from vsm.processes.sibling import Sibling
 
 MOST_MESSAGE_BYTES = 131072
 MOST_FDS = 16
@@ -34,6 +35,7 @@ _DEATH_TIMEOUT_S = 2.0  # a dying process's descriptors are closed a moment befo
 _MOST_LAST_ORDERS = 100
 _SPARE_LIFE_S = 30.0
 _MOST_SPARES = 2
+_MOST_SIBLINGS = 4
 _HANDING_S = 0.05  # for a start to end; then what it hands out is waited for
 _QUIET_S = 0.01  # after a start, so that a spare is never made while somebody waits
 
@@ -59,6 +61,7 @@ class Launcher:
         self._spare_for: Plan | None = None
         self._last_start_s = self._spare_deadline_s = 0.0
         self._by_fd: dict[int, str] = {}
+        self._siblings: dict[int, tuple[str, int, Sibling]] = {}  # by pidfd
         # Control sockets by which a filter's listener comes, and when to look without being told.
         self._handing: dict[int, tuple[str, float]] = {}
         self._poll = select.poll()
@@ -106,6 +109,8 @@ class Launcher:
             self._take_refusals(fd)
         elif fd in self._by_fd:
             self._hear(self._by_fd[fd], fd)
+        elif fd in self._siblings:
+            self._hear_sibling(fd)
         return True
 
     def _hear_last_orders(self) -> None:
@@ -213,6 +218,8 @@ class Launcher:
         elif worker := self._workers.get(name):
             if kind == "kill":
                 worker.kill()
+            elif kind == "attack":
+                self._attack(name, order)
             elif kind == "signal" and name in self._started:
                 worker.signal(order["signo"])
 
@@ -300,6 +307,31 @@ class Launcher:
     def _tell_refused(self, name: str, calls: dict[int, int]) -> None:
         self._send({"kind": "denied", "worker": name, "calls": list(calls.items())})
 
+    def _attack(self, name: str, order: dict[str, Any]) -> None:
+        """Put a sibling beside a worker; `attacked` says what it could do."""
+        number, worker = order["id"], self._workers[name]
+        if len(self._siblings) >= _MOST_SIBLINGS or name not in self._started:
+            self._tell_attacked(
+                name, number, {"error": "not now: it starts, or others are audited"}
+            )
+            return
+        try:
+            sibling = Sibling(worker.plan, worker.pid, order["names"])
+        except OSError as error:
+            self._tell_attacked(name, number, {"error": f"cannot fork: {error}"})
+            return
+        self._siblings[sibling.pidfd] = (name, number, sibling)
+        self._poll.register(sibling.pidfd, select.POLLIN)
+
+    def _hear_sibling(self, fd: int) -> None:
+        name, number, sibling = self._siblings.pop(fd)
+        self._poll.unregister(fd)
+        self._tell_attacked(name, number, sibling.finish())
+        self._kill_orphans()  # without a pid namespace, what it left is handed to us
+
+    def _tell_attacked(self, name: str, number: int, found: dict[str, Any]) -> None:
+        self._send({"kind": "attacked", "worker": name, "id": number, "found": found})
+
     def _bury(self, name: str, worker: ForkedWorker) -> None:
         """Reap a mini-init and what it left; tell the supervisor once nothing is there."""
         self._forget(worker.status_fd)
@@ -342,6 +374,7 @@ class Launcher:
         """
         known = {worker.pid for worker in self._workers.values()}
         known |= {spare.process.pid for spare in self._spares}
+        known |= {sibling.pid for _, _, sibling in self._siblings.values()}
         return pidfd.kill_children(self._children, lambda pid: pid not in known)
 
     def _remove_leftovers(self, budget_s: float = _REMOVAL_SLICE_S) -> None:
@@ -353,6 +386,10 @@ class Launcher:
     def _end(self) -> None:
         """Kill everything; nothing here waits for the supervisor."""
         self._discard_spares(0)
+        for _, _, sibling in self._siblings.values():
+            sibling.kill()
+            sibling.finish()
+        self._siblings.clear()
         for worker in self._workers.values():
             worker.kill()
         for worker in self._workers.values():

@@ -30,6 +30,7 @@ from vsm.processes.pulse import Pulse
 _READY_TIMEOUT_S = 10.0
 _SPAWN_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 5.0
+_ATTACK_TIMEOUT_S = 20.0  # a sibling ends itself before
 _CLOSE_TIMEOUT_S = 10.0
 _REMOVAL_SLICE_S, _REMOVAL_PAUSE_S = 0.02, 0.05
 _ABANDON_TIMEOUT_S = 2.0
@@ -170,6 +171,8 @@ class LauncherLink:
         self._pulse = Pulse(self._ask, self._kill_launcher, most=_MOST_SILENT_S)
         self._link = socket.socket()
         self._workers: dict[str, _Worker] = {}
+        self._attacks: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._attacks_last = 0
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._writing = False
         self._closing = False
@@ -259,6 +262,30 @@ class LauncherLink:
         """Kill the worker's whole process tree; `on_exit` tells when it is gone."""
         self._order("kill", worker_id)
 
+    async def attack(self, worker_id: str, names: Sequence[str]) -> dict[str, Any]:
+        """Have a sibling of a running worker try attacks, see `vsm.processes.sibling`.
+
+        Args:
+            worker_id: of a worker that runs.
+            names: of `vsm.attempts`.
+
+        Returns:
+            {"outcomes": {name: {"outcome", "detail"}}}, or {"error": why there is none}.
+        """
+        if worker_id not in self._workers:
+            return {"error": "it does not run"}
+        self._attacks_last += 1
+        number = self._attacks_last
+        future = self._attacks[number] = asyncio.get_running_loop().create_future()
+        order = {"kind": "attack", "worker": worker_id, "id": number, "names": list(names)}
+        self._send(json.dumps(order).encode(), [])
+        try:
+            return await asyncio.wait_for(future, _ATTACK_TIMEOUT_S)
+        except TimeoutError:
+            return {"error": "the launcher did not answer"}
+        finally:
+            del self._attacks[number]
+
     async def close(self) -> None:
         """Kill every worker, end the launcher and wait for it."""
         if self._ended is None:
@@ -341,6 +368,10 @@ class LauncherLink:
             worker = self._workers.pop(message["worker"])
             if not worker.started.done():
                 worker.started.set_exception(failure(worker.plan.name, message))
+        elif kind == "attacked":
+            attack = self._attacks.get(message["id"])
+            if attack is not None and not attack.done():
+                attack.set_result(message["found"])
         elif kind == "denied":
             self._on_denied(message["worker"], dict(message["calls"]))
         elif kind == "exited":
@@ -395,6 +426,9 @@ class LauncherLink:
         while self._queue:
             for fd in self._queue.popleft()[1]:
                 os.close(fd)
+        for attack in self._attacks.values():
+            if not attack.done():
+                attack.set_result({"error": "the launcher died"})
         for worker_id, worker in list(self._workers.items()):
             self._abandon(worker_id, worker)
         self._maybe_lost()

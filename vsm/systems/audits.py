@@ -1,7 +1,8 @@
 """S3*: unannounced audits of running workers, at random times.
 
-Runs in system 3. Asks the supervisor to compare a worker with its plan by kernel facts; a
-difference is pain, past everything else, and goes into the journal.
+Runs in system 3. Asks the supervisor to compare a worker with its plan by kernel facts, to attack
+it from within and to call its contract; what fails is pain, past everything else, and goes into
+the journal.
 """
 
 import asyncio
@@ -61,6 +62,8 @@ class Audits:
         result: Body = {
             "integration": name,
             "checked": message.checked,
+            "attacks": message.attacks,
+            "contract": message.contract,
             "failed": dict(message.failed),
             "detail": message.detail,
         }
@@ -71,12 +74,12 @@ class Audits:
             self._context.report(Noted(event="audit.passed", integration=name, detail=result))
             if name in self._hurting:
                 self._hurting.discard(name)
-                text = f"{name} is confined as planned again"
+                text = f"{name} passed an audit again"
                 self._feel("relief", name, text)
 
     def _hurt(self, name: str, message: Audited, result: Body) -> None:
         found = "; ".join(f"{fact}: {text}" for fact, text in message.failed.items())[:1000]
-        what = f"{name} is not confined as planned: {found}"
+        what = f"{name} failed an audit: {found}"
         self._hurting.add(name)
         self._feel("pain", name, what)
         detail: Body = {**result, "what": what}

@@ -19,6 +19,7 @@ from vsm.board.relay import take_segments
 from vsm.core.instance_demand import Terms
 from vsm.gateway.accounting import Accounting
 from vsm.gateway.call_log import CallLog
+from vsm.gateway.contract import Kept
 from vsm.gateway.gate_rates import gate_maker, rules_of
 from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
@@ -34,6 +35,8 @@ from vsm.messages import (
     Body,
     ClientRow,
     Configure,
+    Contract,
+    Contracted,
     Detach,
     Drain,
     Idle,
@@ -171,6 +174,7 @@ class Operations:
         self.context.handle("detach", self._detach)
         self.context.handle("availability", self._availability)
         self.context.handle("drain", self._drain)
+        self.context.handle("contract", self._contract)
         self.context.handle("configure", self._configure)
         self.context.handle("snapshot", self._snapshot)
         self.context.handle("segments", self._inherit)
@@ -278,6 +282,17 @@ class Operations:
     def _drain(self, message: Drain, fds: list[int]) -> None:
         close_fds(fds)
         self.gateway.fleet.drain(message.integration)
+
+    def _contract(self, message: Contract, fds: list[int]) -> None:
+        close_fds(fds)
+
+        def done(kept: Kept) -> None:
+            failed = {key[:200]: text[:MAX_REASON_CHARS] for key, text in kept.failed.items()}
+            self.context.report(
+                Contracted(id=message.id, checked=kept.checked, failed=failed, unknown=kept.unknown)
+            )
+
+        self.gateway.fleet.check_contract(message.integration, done)
 
     def _configure(self, message: Configure, fds: list[int]) -> None:
         close_fds(fds)
