@@ -245,6 +245,6 @@ def test_crash_counts_once_however_many_phases_it_takes() -> None:
 def test_audit_of_what_does_not_serve_is_an_error() -> None:
     def scenario(world: World) -> None:
         with pytest.raises(VsmError, match="does not serve"):
-            world.regulator.audit({"name": "a"}).send(None)
+            world.regulator.audits.command({"name": "a"}).send(None)
 
     run(scenario)
