@@ -37,6 +37,7 @@ class Conflict:
 
     def __init__(self, s3: Rig, s5: Rig, *, worth_later: float) -> None:
         self.s3, self.s5 = s3, s5
+        self.undone: list[Proposal] = []
         self.control, self.policy = Control(s3.context), PolicySystem(s5.context)
         self.control.configure(Start(epoch=1, settings={"budget": {"memory": 500 * MIB}}))
         gap = {"integration": "a", "demand": "x", "bits": 0.7}
@@ -55,6 +56,8 @@ class Conflict:
         for proposal in self.s3.said("system3>system5:proposal"):
             if proposal.outcome is None:
                 self.policy.decide(proposal)
+            else:
+                self.undone.append(proposal)
         for policy in self.s5.said("system5>system3:policy"):
             self.control.on_policy(policy, [])
         return of(Move, self.s3.said())
@@ -100,8 +103,9 @@ def test_outside_and_then_prevails_where_it_gains_more_and_nothing_is_taken() ->
         for at_s in (1, 2, 3):
             assert it.sample(at_s) == []
         assert [p.verdict for p in it.s5.said("system5>system4:policy")] == ["approved"]
-        (b,) = [claim for claim in it.control.claims["memory"] if claim.name == "b"]
-        assert "refused by system 5" in b.fixed
-        assert "a is short" in it.control.reason()
+        assert "refused by system 5" in it.control.refusal("b", "memory")
+        assert "is short" in it.control.reason()
+        (undone,) = it.undone
+        assert undone.outcome == {"state": "not carried out", "held": 400 * MIB}
 
     run(scenario, worth_later=2.0)  # 1.0 against 0.7 bits

@@ -205,6 +205,9 @@ def test_taking_from_who_is_about_to_need_more_is_for_s5_to_decide() -> None:
         sample(control, 3, **rows)
         assert of(Move, rig.said()) == []
         assert "refused by system 5" in control.claims["memory"][1].fixed
+        (undone,) = rig.said("system3>system5:proposal")
+        assert undone.id == proposal.id
+        assert undone.outcome == {"state": "not carried out", "held": 400 * MIB}
         sample(control, 100, **rows)
         (again,) = rig.said("system3>system5:proposal")
         control.on_policy(answer(again.id, "approved"), [])
@@ -214,8 +217,85 @@ def test_taking_from_who_is_about_to_need_more_is_for_s5_to_decide() -> None:
     run(scenario, budget={"memory": 500 * MIB})
 
 
-def answer(proposal: int, verdict: Any) -> Policy:
+def answer(proposal: int, verdict: Any, **more: Any) -> Policy:
+    fields = {"sender": "system3", "subject": "b", "change": "memory"} | more
     return Policy(
-        id=1, sender="system3", proposal=proposal, subject="b", change="memory",
-        verdict=verdict, rule="closure.conflict", reasons=("because",),
+        id=1, proposal=proposal, verdict=verdict, rule="closure.conflict", reasons=("because",),
+        **fields,
     )  # fmt: skip
+
+
+def test_ceiling_that_only_an_operator_raises_is_reported_as_not_done() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        sample(control, 1, a=row(70, 140, ceiling=140))
+        sample(control, 2, a=row(139, 140, met=9, ceiling=140))
+        (proposal,) = rig.said("system3>system5:proposal")
+        change = "memory ceiling"
+        control.on_policy(answer(proposal.id, "refused", subject="a", change=change), [])
+        sample(control, 3, a=row(139, 140, met=10, ceiling=140))
+        (undone,) = rig.said("system3>system5:proposal")
+        assert (undone.id, undone.change) == (proposal.id, change)
+        assert undone.outcome == {"state": "not carried out", "held": 140 * MIB}
+        assert of(Move, rig.said()) == []
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def foresaw(control: Control, proposal: int, verdict: Any, mib: float) -> None:
+    control.on_policy(
+        answer(proposal, verdict, sender="system4", subject="a", to_value=mib * MIB), []
+    )
+
+
+def told_system4(rig: Rig) -> list[Any]:
+    return [one for told in rig.said("system3>system4:budgets") for one in told.body["outcomes"]]
+
+
+def test_what_s4_foresaw_and_s5_approved_is_carried_out_before_it_is_needed() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        rows = {"a": row(20, 100), "b": row(30, 100)}
+        sample(control, 1, **rows)
+        foresaw(control, 7, "approved", 180)
+        sample(control, 2, **rows)
+        said = rig.said()
+        (move,) = of(Move, said)
+        assert (move.integration, move.limits) == ("a", {"memory": 180 * MIB})
+        assert of(Decided, said)[0].rule == "budget.raise.foreseen"
+        control.on_moved(Moved(id=move.id, state="in force"), [])
+        assert told_system4(rig) == []
+        sample(control, 3, a=row(20, 180), b=rows["b"])
+        (outcome,) = told_system4(rig)
+        assert outcome["proposal"] == 7
+        assert outcome["outcome"]["state"] == "in force"
+        assert outcome["outcome"]["to"] == 180 * MIB
+        sample(control, 4, a=row(20, 180), b=rows["b"])
+        assert of(Move, rig.said()) == []
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_what_s5_refused_revoked_or_had_no_room_for_is_not_carried_out() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        rows = {"a": row(20, 100), "b": row(78, 100)}
+        sample(control, 1, **rows)
+        foresaw(control, 7, "refused", 180)
+        sample(control, 2, **rows)
+        assert told_system4(rig) == [
+            {"proposal": 7, "outcome": {"state": "not carried out", "held": 100 * MIB}}
+        ]
+        foresaw(control, 8, "approved", 180)
+        foresaw(control, 8, "revoked", 180)
+        sample(control, 3, **rows)
+        assert told_system4(rig) == []
+        foresaw(control, 9, "approved", 180)  # "b" needs all that is left
+        sample(control, 4, **rows)
+        sample(control, 100, **rows)
+        (outcome,) = told_system4(rig)
+        assert (outcome["proposal"], outcome["outcome"]["state"]) == (9, "not carried out")
+        assert "nobody can spare" in outcome["outcome"]["reason"]
+        foresaw(control, 10, "approved", 100)
+        sample(control, 101, **rows)
+        assert told_system4(rig)[0]["outcome"]["state"] == "nothing to do"
+        assert of(Move, rig.said()) == []
+
+    run(scenario, budget={"memory": 200 * MIB})

@@ -155,7 +155,9 @@ def test_conflict_is_decided_recorded_and_told_to_both() -> None:
             ("system3", "system3", 1, "approved"),
             ("system2", "system3", 1, "approved"),
             ("system4", "system4", 1, "refused"),
+            ("system3", "system4", 1, "refused"),  # S3 carries out what is about limits
             ("system4", "system4", 2, "approved"),
+            ("system3", "system4", 2, "approved"),
             ("system2", "system4", 2, "approved"),
             ("system3", "system3", 1, "revoked"),
         ]

@@ -4,12 +4,13 @@ Pure. Proposals come one by one; an approved one stands for a while, and what co
 weighed against it. In order:
 
 1. sound: finite numbers, a change that changes something, and evidence. Else refused.
-2. gain: what absorbs less variety than now, or costs and brings nothing, is refused.
-3. pain: where the subject hurts now, S4 does not prevail over S3: inside and now comes first.
-4. conflict: against a standing proposal about the same thing in another direction, the bits of
+2. operator: what is an operator's alone to change, a ceiling, is refused, with the command.
+3. gain: what absorbs less variety than now, or costs and brings nothing, is refused.
+4. pain: where the subject hurts now, S4 does not prevail over S3: inside and now comes first.
+5. conflict: against a standing proposal about the same thing in another direction, the bits of
    each count, S4's times `weight_of_future`. The new one must be better by `margin_bits`, also
    against its sender's own: else things would go to and fro. It then revokes the other.
-5. unopposed: approved.
+6. unopposed: approved.
 
 The same proposals in the same order, with the same pain, get the same verdicts.
 """
@@ -23,9 +24,17 @@ NOW: Final = "system3"
 THEN: Final = "system4"
 LEAST_EVENTS: Final = 30
 MOST_STANDING: Final = 256
+CEILING: Final = " ceiling"  # what the name of a change ends with that raises one
+RESOURCES: Final = frozenset({"memory", "cpu", "processes"})
+"""Changes that S3 carries out, whoever proposed them: nobody else asks for limits."""
 
 Rule: TypeAlias = Literal[
-    "closure.sound", "closure.gain", "closure.pain", "closure.conflict", "closure.unopposed"
+    "closure.sound",
+    "closure.operator",
+    "closure.gain",
+    "closure.pain",
+    "closure.conflict",
+    "closure.unopposed",
 ]
 
 
@@ -94,7 +103,7 @@ def weigh(state: State, offer: Offer, weights: Weights, now_s: float) -> tuple[S
     standing = tuple(one for one in state.standing if one.until_s > now_s)
     state = replace(state, standing=standing)
     bits = offer.gain_bits * (weights.weight_of_future if offer.sender == THEN else 1.0)
-    unsound = _unsound(offer) or _worthless(offer)
+    unsound = _unsound(offer) or _operators(offer) or _worthless(offer)
     if unsound is not None:
         rule, reason = unsound
         return state, Ruling(approved=False, rule=rule, bits=0.0, reasons=(reason,))
@@ -118,6 +127,14 @@ def _unsound(offer: Offer) -> tuple[Rule, str] | None:
     events = offer.evidence.get("events")
     if isinstance(events, int | float) and events < LEAST_EVENTS:
         return "closure.sound", f"not enough evidence: {events:g} events of {LEAST_EVENTS}"
+    return None
+
+
+def _operators(offer: Offer) -> tuple[Rule, str] | None:
+    if offer.change.endswith(CEILING):
+        resource = offer.change.removesuffix(CEILING)
+        how = f"`vsm limit {offer.subject} {resource}=…`, or its range in vsm.toml"
+        return "closure.operator", f"a ceiling is the operator's to raise: {how}"
     return None
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from typing import Any, Final, NamedTuple
 
 from vsm.core.budget import Change, Claim, Plan, need_of, plan
+from vsm.core.policy_weighing import CEILING
 from vsm.messages import (
     Body,
     Budgets,
@@ -48,6 +49,14 @@ SAFE: Final = 1.05  # memory is never limited below what is in use
 
 NO_BUDGET: Final = "no budget is configured: limits stay as the profiles have them"
 NO_SAMPLE: Final = "nothing was measured yet"
+
+
+class _Foreseen(NamedTuple):
+    """What S4 foresaw and S5 approved: somebody should have so much, until then."""
+
+    proposal: int
+    amount: float
+    until_s: float
 
 
 class _Made(NamedTuple):
@@ -90,6 +99,10 @@ class Control:
         self._proposed: dict[tuple[str, str], float] = {}
         self._asked: dict[tuple[str, str], int] = {}  # what S5 is to decide, and the proposal
         self._approved: dict[tuple[str, str], float] = {}
+        self._ceilings: dict[int, tuple[str, str]] = {}  # proposals about ceilings
+        self._foreseen: dict[tuple[str, str], _Foreseen] = {}
+        self._undone: list[Policy] = []  # refused: the next sample shows that nothing moved
+        self._outcomes: list[Body] = []  # for S4, of what it had proposed
         self._told_limits: Body = {}
         self._killed: dict[str, int] = {}  # by want of memory, as the last sample had it
 
@@ -115,10 +128,28 @@ class Control:
         """S5 decided about a proposal: an approved one is carried out with the next sample."""
         del fds
         self.policy.append(message.model_dump(mode="json", exclude={"fds", "kind"}))
+        now_s = self._before.at_s if self._before is not None else 0.0
+        if message.verdict == "refused":
+            self._undone.append(message)
+        if message.sender == "system4":
+            self._foresee(message, now_s)
+        else:
+            self._hear_of_own(message, now_s)
+
+    def _foresee(self, message: Policy, now_s: float) -> None:
+        """S4 has no way to a limit: what it foresaw and S5 approved, we do."""
+        where = message.subject, message.change
+        standing = self._foreseen.get(where)
+        if message.verdict == "approved" and message.to_value is not None:
+            until_s = now_s + REFUSED_FOR_S
+            self._foreseen[where] = _Foreseen(message.proposal, message.to_value, until_s)
+        elif standing is not None and standing.proposal == message.proposal:
+            del self._foreseen[where]  # revoked; S5 has said so itself
+
+    def _hear_of_own(self, message: Policy, now_s: float) -> None:
         where = message.subject, message.change
         if self._asked.get(where) != message.proposal:
             return
-        now_s = self._before.at_s if self._before is not None else 0.0
         if message.verdict == "approved":
             self._approved[where] = now_s + REFUSED_FOR_S
             return
@@ -160,6 +191,7 @@ class Control:
         before, self._before = self._before, message
         self.samples += 1
         self._settle(message)
+        self._settle_undone(message)
         for key in [key for key in self._used if key[0] not in message.rows]:
             del self._used[key]
         killed = {
@@ -174,6 +206,7 @@ class Control:
                 if resource in row.limit
             ]
             found = plan(budget, claims, least=LEAST[resource], quantum=QUANTUM[resource])
+            found = self._explained(resource, found, claims)
             self.claims[resource], self.plans[resource] = claims, found
             spare = budget - sum(claim.held for claim in claims)
             for change in found.changes[:room]:
@@ -187,6 +220,7 @@ class Control:
                 self._move(resource, change, claims, message.at_s)
                 room -= 1
             self._propose(resource, found, claims, message.at_s)
+            self._give_up_foreseen(resource, claims, message.at_s)
         self._tell_limits()
 
     def _kills(self, name: str, row: ResourceRow) -> int:
@@ -216,12 +250,14 @@ class Control:
         floor = row.floor.get(resource, 0.0)
         if resource == "memory":
             floor = max(floor, min(max(history, default=0.0) * SAFE, row.ceiling[resource]))
+        need = need_of(list(history), held, pressed=pressed) if history else held
+        foreseen = self._foreseen.get((name, resource))
         return Claim(
             name=name,
             floor=floor,
             ceiling=row.ceiling[resource],
             held=held,
-            need=need_of(list(history), held, pressed=pressed) if history else held,
+            need=need if foreseen is None else max(need, foreseen.amount),
             weight=row.priority * (1.0 + self._gap_share(name)),
             fixed=self._fixed(name, resource, now.at_s),
         )
@@ -231,6 +267,12 @@ class Control:
             return "it went to and fro: damped by system 2"
         if any(one.change.name == name and one.resource == resource for one in self._made.values()):
             return "a move is on its way"
+        if (name, resource) in self._foreseen:
+            return ""  # it may be raised, whatever was refused before
+        return self.refusal(name, resource, now_s)
+
+    def refusal(self, name: str, resource: str, now_s: float = 0.0) -> str:
+        """Why a limit was lately not to be moved, by system 5 or the supervisor; "" if it was."""
         until_s, why = self._refused.get((name, resource), (0.0, ""))
         return why if now_s < until_s else ""
 
@@ -246,6 +288,69 @@ class Control:
         whole = variety.get("environmental_bits") or 0.0
         return min(1.0, self._gap_bits(name) / whole) if whole > 0 else 0.0
 
+    # ---- what S4 foresaw and S5 approved ---------------------------------------------------
+
+    def _explained(self, resource: str, found: Plan, claims: list[Claim]) -> Plan:
+        """The plan, with what is raised for what S4 foresaw called so."""
+        needs = {
+            one.name: need_of(list(self._used.get((one.name, resource), ())), 0.0, pressed=False)
+            for one in claims
+        }
+        changes = tuple(
+            change._replace(rule="raise.foreseen")
+            if change.rule == "raise.need"
+            and (change.name, resource) in self._foreseen
+            and needs[change.name] <= change.before
+            else change
+            for change in found.changes
+        )
+        return found._replace(changes=changes)
+
+    def _give_up_foreseen(self, resource: str, claims: list[Claim], now_s: float) -> None:
+        """What needs nothing, or could not be done in time, is over; S4 hears why."""
+        held = {claim.name: claim for claim in claims}
+        moving = {(one.change.name, one.resource) for one in self._made.values()}
+        moving |= {(one.change.name, one.resource) for one in self._unsettled}
+        for where, wish in list(self._foreseen.items()):
+            if where[1] != resource or where in moving:
+                continue
+            claim = held.get(where[0])
+            if (
+                claim is not None
+                and claim.held >= min(wish.amount, claim.ceiling) - LEAST[resource]
+            ):
+                self._tell_outcome(where, {"state": "nothing to do", "held": claim.held})
+            elif now_s >= wish.until_s:
+                reason = self.plans[resource].reason if claim is not None else "it does not run"
+                self._tell_outcome(where, {"state": "not carried out", "reason": reason})
+
+    def _tell_outcome(self, where: tuple[str, str], outcome: Body) -> None:
+        """What became of what S4 proposed; S4 tells S5, so that it stands beside the decision."""
+        wish = self._foreseen.pop(where, None)
+        if wish is not None:
+            self._outcomes.append({"proposal": wish.proposal, "outcome": outcome})
+
+    def _settle_undone(self, now: Resources) -> None:
+        """What S5 refused was not done: the limit that the kernel holds says so."""
+        for verdict in self._undone:
+            own = verdict.sender == "system3"
+            name, resource = self._ceilings.pop(verdict.proposal, (verdict.subject, verdict.change))
+            row = now.rows.get(name)
+            held = row.limit.get(resource) if row is not None else None
+            outcome: Body = {"state": "not carried out", "held": held}
+            if own:
+                self._answer(verdict.proposal, (verdict.subject, verdict.change), outcome)
+            else:
+                self._outcomes.append({"proposal": verdict.proposal, "outcome": outcome})
+        self._undone = []
+
+    def _answer(self, proposal: int, where: tuple[str, str], outcome: Body) -> None:
+        """S5 hears what came of what it decided."""
+        answer = Proposal(
+            id=proposal, sender="system3", subject=where[0], change=where[1], outcome=outcome
+        )
+        self.context.send("system5", answer)
+
     # ---- inside and now against outside and then -------------------------------------------
 
     def _is_disputed(self, resource: str, change: Change, now_s: float) -> bool:
@@ -257,7 +362,8 @@ class Control:
 
     def _ask(self, resource: str, change: Change, found: Plan, now_s: float) -> None:
         where = change.name, resource
-        if where in self._asked and now_s < self._proposed.get(where, 0.0):
+        waits = where in self._asked and now_s < self._proposed.get(where, 0.0)
+        if waits or now_s < self._refused.get(where, (0.0, ""))[0]:
             return
         self._proposed[where] = now_s + REFUSED_FOR_S
         short: list[Any] = sorted({*found.short, *(c.name for c in found.changes)} - {change.name})
@@ -280,9 +386,11 @@ class Control:
         for resource, claims in self.claims.items():
             for claim in claims:
                 held.setdefault(claim.name, {})[resource] = claim.held
-        if held != self._told_limits:
+        if held != self._told_limits or self._outcomes:
             self._told_limits = held
-            self.context.send("system4", Budgets(body={"held": held}))
+            body: Body = {"held": held, "outcomes": list(self._outcomes)}
+            self._outcomes = []
+            self.context.send("system4", Budgets(body=body))
 
     def _move(self, resource: str, change: Change, claims: list[Claim], now_s: float) -> None:
         number = next(self._numbers)
@@ -350,6 +458,7 @@ class Control:
         self._refused[where] = (now_s + REFUSED_FOR_S, f"refused: {message.detail}"[:200])
         outcome: Body = {"state": "refused", "detail": message.detail}
         self.context.report(Settled(key=made.key, outcome=outcome))
+        self._answer_for(made, outcome)
 
     def _settle(self, now: Resources) -> None:
         """Tell what came of the moves: whether the limit was met again since."""
@@ -365,18 +474,14 @@ class Control:
         self._unsettled = []
 
     def _answer_for(self, made: _Made, outcome: Body) -> None:
-        """S5 hears what came of what it approved."""
+        """S5 hears what came of what it approved, of S4's by way of S4."""
         where = made.change.name, made.resource
+        told: Body = {**outcome, "from": made.change.before, "to": made.change.after}
+        if made.change.after > made.change.before:
+            self._tell_outcome(where, told)
         if where in self._approved and where in self._asked:
             del self._approved[where]
-            proposal = Proposal(
-                id=self._asked.pop(where),
-                sender="system3",
-                subject=where[0],
-                change=where[1],
-                outcome=outcome,
-            )
-            self.context.send("system5", proposal)
+            self._answer(self._asked.pop(where), where, told)
 
     def _propose(self, resource: str, found: Plan, claims: list[Claim], now_s: float) -> None:
         """What is beyond S3's power goes to S5: somebody needs more than his ceiling."""
@@ -385,11 +490,13 @@ class Control:
                 continue
             self._proposed[name, resource] = now_s + PROPOSE_EVERY_S
             claim = next(one for one in claims if one.name == name)
+            number = next(self._numbers)
+            self._ceilings[number] = name, resource
             proposal = Proposal(
-                id=next(self._numbers),
+                id=number,
                 sender="system3",
                 subject=name,
-                change=f"{resource} ceiling",
+                change=f"{resource}{CEILING}",
                 from_value=claim.ceiling,
                 to_value=claim.need,
                 evidence={"need": claim.need, "held": claim.held, "rule": "budget.ceiling"},

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from vsm.board.reader import Demand, DemandReader
 from vsm.board.relay import take_segments
@@ -43,9 +43,19 @@ MOST_FORECASTS: Final = 20  # in a record or a report
 MOST_WARNINGS: Final = 8
 PROPOSE_EVERY_S: Final = 600.0
 MOST_GROWTH: Final = 2.0
+MOST_OPEN: Final = 256
 KEPT: Final = 16
+SERVE: Final = "serve"
 
 Totals = dict[Key, list[int]]
+
+
+class Sought(NamedTuple):
+    """What S5 approved to be served: its proposal, until when, how often it was answered then."""
+
+    proposal: int
+    until_s: float
+    answered: int
 
 
 class Intelligence:
@@ -72,6 +82,9 @@ class Intelligence:
         self.policy: deque[Body] = deque(maxlen=KEPT)
         self.budgets: Body = {}
         self._warned: set[tuple[str, Key]] = set()
+        self.sought: dict[Key, Sought] = {}
+        self._serving: dict[int, Key] = {}  # proposals that S5 has not answered
+        self._room: dict[int, tuple[str, str]] = {}  # proposals about limits, without an outcome
         self._proposed: dict[Key, float] = {}
         self._numbers = itertools.count(1)
 
@@ -85,14 +98,65 @@ class Intelligence:
             self.series_since_s = now_s
 
     def on_policy(self, message: Policy, fds: list[int]) -> None:
-        """Keep what S5 decided about a proposal."""
+        """S5 decided: what it approved to be served is sought; limits are S3's to move."""
         del fds
         self.policy.append(message.model_dump(mode="json", exclude={"fds", "kind"}))
+        key = self._serving.pop(message.proposal, None)
+        if key is None:
+            return
+        if message.verdict == "approved":
+            self._seek(key, message.proposal)
+        else:
+            self._settle(message.proposal, message.subject, SERVE, {"state": "not sought"})
 
     def on_budgets(self, message: Budgets, fds: list[int]) -> None:
-        """Keep what S3 gives everybody now."""
+        """Keep what S3 gives everybody now, and tell S5 what came of what was proposed."""
         del fds
         self.budgets = message.body
+        outcomes: Any = message.body.get("outcomes", [])
+        for one in outcomes if isinstance(outcomes, list) else []:
+            where = self._room.pop(one["proposal"], None)
+            if where is not None:
+                self._settle(one["proposal"], *where, one["outcome"])
+
+    def _settle(self, proposal: int, subject: str, change: str, outcome: Body) -> None:
+        """The decision of S5 gets its outcome."""
+        answer = Proposal(
+            id=proposal, sender="system4", subject=subject[:128], change=change, outcome=outcome
+        )
+        self.context.send("system5", answer)
+
+    # ---- what is sought --------------------------------------------------------------------
+
+    def _seek(self, key: Key, proposal: int) -> None:
+        """Somebody should serve this: the operator hears what; nothing installs itself."""
+        until_s = time.monotonic() + PROPOSE_EVERY_S
+        self.sought[key] = Sought(proposal, until_s, self._answered(key))
+        name = " ".join(filter(None, key))
+        what = f"{name} is asked for and nobody serves it: `vsm install` something that does"
+        detail: Body = {"integration": key[0], "demand": key[1], "what": what}
+        self.context.report(Noted(event="intelligence.sought", severity="notice", detail=detail))
+
+    def _answered(self, key: Key) -> int:
+        """How often what was asked for there was answered well, by whom ever."""
+        names = {key[1], f"{key[0]}__{key[1]}"}
+        rows = (self._seen or {}).items()
+        return sum(
+            row[OK] for one, row in rows if one == key or names & {one[1], f"{one[0]}__{one[1]}"}
+        )
+
+    def _look_for_sought(self, now_s: float) -> None:
+        """Is it served now, or has nobody come to serve it?"""
+        for key, sought in list(self.sought.items()):
+            answered = self._answered(key) - sought.answered
+            if answered > 0:
+                outcome: Body = {"state": "served", "answered_well": answered}
+            elif now_s >= sought.until_s:
+                outcome = {"state": "not served", "for_s": PROPOSE_EVERY_S}
+            else:
+                continue
+            del self.sought[key]
+            self._settle(sought.proposal, key[1], SERVE, outcome)
 
     # ---- the board -------------------------------------------------------------------------
 
@@ -121,6 +185,7 @@ class Intelligence:
         self._take(self._reader)
         if self._seen is not None:
             self._step(now_s)
+            self._look_for_sought(now_s)
 
     def _take(self, reader: DemandReader) -> None:
         changes = reader.changes()
@@ -192,8 +257,12 @@ class Intelligence:
         self._proposed[warning.key] = now_s + PROPOSE_EVERY_S
         growth = min(MOST_GROWTH, warning.forecast.expected / max(warning.usual, 1e-9))
         for resource, amount in dict(held.get(warning.key[0], {})).items():
+            number = next(self._numbers)
+            self._room[number] = warning.key[0], str(resource)
+            while len(self._room) > MOST_OPEN:
+                del self._room[next(iter(self._room))]
             proposal = Proposal(
-                id=next(self._numbers),
+                id=number,
                 sender="system4",
                 subject=warning.key[0],
                 change=str(resource),
@@ -205,19 +274,21 @@ class Intelligence:
             self.context.send("system5", proposal)
 
     def _propose_serving(self, warning: Forewarning, now_s: float) -> None:
-        """Somebody should serve this: S5 weighs it; nothing here can install anything yet."""
+        """Somebody should serve this: S5 weighs it."""
         found = what_if(self.recent.table, " ".join(warning.key))
         gain = found.get("gain_bits")
         if gain is None:
             return
         self._proposed[warning.key] = now_s + PROPOSE_EVERY_S
+        number = next(self._numbers)
+        self._serving[number] = warning.key
         self.context.send(
             "system5",
             Proposal(
-                id=next(self._numbers),
+                id=number,
                 sender="system4",
                 subject=warning.key[1][:128],
-                change="serve",
+                change=SERVE,
                 evidence=self._warning_row(warning),
                 expected_gain_bits=gain,
             ),
@@ -310,6 +381,7 @@ class Intelligence:
             "snapshot": None,
             "variety": summary(report(self.recent.table)),
             "warnings": [self._warning_row(one) for one in self.warnings],
+            "sought": [{"integration": key[0], "demand": key[1]} for key in self.sought],
             "calibration": self.series.calibration(),
             "policy": list(self.policy),
             "lacks": list(lacks),

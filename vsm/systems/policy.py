@@ -12,7 +12,18 @@ from typing import Any, Final, Literal
 
 from vsm.core import channels
 from vsm.core.policy_rules import RuleError, Rules, compile_rules, to_body
-from vsm.core.policy_weighing import NOW, Offer, Ruling, Standing, State, Weights, feel, weigh
+from vsm.core.policy_weighing import (
+    NOW,
+    RESOURCES,
+    THEN,
+    Offer,
+    Ruling,
+    Standing,
+    State,
+    Weights,
+    feel,
+    weigh,
+)
 from vsm.core.repeats import OTHERS, Repeats
 from vsm.link import close_fds
 from vsm.messages import (
@@ -213,7 +224,7 @@ class PolicySystem:
             alternatives=_alternatives(ruling),
             reasons=ruling.reasons,
         )
-        self.context.send(message.sender, answer)
+        self._tell_verdict(answer)
         if ruling.approved:
             self.context.send("system2", answer)
         if ruling.revoked is not None:
@@ -256,7 +267,13 @@ class PolicySystem:
             rule=ruling.rule,
             reasons=ruling.reasons,
         )
-        self.context.send(offer.sender, revoked)
+        self._tell_verdict(revoked)
+
+    def _tell_verdict(self, answer: Policy) -> None:
+        """To who proposed it, and to S3, which alone carries out what is about limits."""
+        self.context.send(answer.sender, answer)
+        if answer.sender == THEN and answer.change in RESOURCES:
+            self.context.send(NOW, answer)
 
     def _settle(self, sender: str, proposal: int, outcome: Body) -> None:
         key = self._keys.pop((sender, proposal), None)
