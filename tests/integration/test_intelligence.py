@@ -19,8 +19,10 @@ from vsm.link import Link, channel_pair, socketpair
 from vsm.messages import (
     CHANNEL_PARSERS,
     Algedonic,
+    Budgets,
     Noted,
     Outlook,
+    Policy,
     Proposal,
     Segments,
     Start,
@@ -225,6 +227,57 @@ def test_unserved_demand_is_forecast_warned_of_and_proposed_with_its_gain() -> N
             assert found["requisite_ratio_if_served"] == 1.0
             report: Any = rig.s4.predictions()["calibration"]
             assert report["mean_absolute_error"] == 0
+            rig.s4.on_policy(verdict(proposal, "approved"), [])
+            (sought,) = [one for one in rig.said(Noted) if one.event == "intelligence.sought"]
+            assert sought.detail["demand"] == "translate"
+            assert rig.s4.state()["sought"] == [{"integration": NOBODY, "demand": "translate"}]
+            rig.s4.sample(begin_s + 200.0)
+            assert _all(rig.heard["system4>system5:proposal"]) == [], "nobody serves it yet"
+            count(it, "git", "translate", 2)
+            rig.s4.sample(begin_s + 201.0)
+            (outcome,) = _all(rig.heard["system4>system5:proposal"])
+            assert isinstance(outcome, Proposal)
+            assert outcome.id == proposal.id
+            assert outcome.outcome == {"state": "served", "answered_well": 2}
+
+    run(scenario)
+
+
+def verdict(proposal: Proposal, said: Any) -> Policy:
+    return Policy(
+        id=1, sender="system4", proposal=proposal.id, subject=proposal.subject,
+        change=proposal.change, verdict=said, rule="closure.unopposed",
+    )  # fmt: skip
+
+
+def test_what_is_refused_or_nobody_comes_to_serve_is_told_as_that() -> None:
+    def scenario(rig: Rig) -> None:
+        proposal = Proposal(id=5, sender="system4", subject="translate", change="serve")
+        for said, later_s in (("refused", 0.0), ("approved", 1000.0)):
+            with board(1, "git") as it:
+                rig.read(it, 1)
+                rig.s4._serving[5] = (NOBODY, "translate")
+                rig.s4.on_policy(verdict(proposal, said), [])
+                rig.s4.sample(time.monotonic() + later_s)
+                (outcome,) = _all(rig.heard["system4>system5:proposal"])
+                assert isinstance(outcome, Proposal)
+                assert outcome.outcome is not None
+                wanted = {"refused": "not sought", "approved": "not served"}[said]
+                assert outcome.outcome["state"] == wanted
+
+    run(scenario)
+
+
+def test_what_s3_says_of_limits_that_s4_proposed_reaches_s5_once() -> None:
+    def scenario(rig: Rig) -> None:
+        rig.s4._room[9] = ("git", "memory")
+        outcomes: Any = [{"proposal": 9, "outcome": {"state": "in force"}}]
+        for _ in range(2):
+            rig.s4.on_budgets(Budgets(body={"held": {}, "outcomes": outcomes}), [])
+        (outcome,) = _all(rig.heard["system4>system5:proposal"])
+        assert isinstance(outcome, Proposal)
+        assert (outcome.id, outcome.subject, outcome.change) == (9, "git", "memory")
+        assert outcome.outcome == {"state": "in force"}
 
     run(scenario)
 

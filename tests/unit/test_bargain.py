@@ -103,7 +103,7 @@ def test_outside_and_then_prevails_where_it_gains_more_and_nothing_is_taken() ->
         for at_s in (1, 2, 3):
             assert it.sample(at_s) == []
         assert [p.verdict for p in it.s5.said("system5>system4:policy")] == ["approved"]
-        assert "refused by system 5" in it.control.refusal("b", "memory")
+        assert "refused by system 5" in it.control.verdicts.refusal(("b", "memory"), 3)
         assert "is short" in it.control.reason()
         (undone,) = it.undone
         assert undone.outcome == {"state": "not carried out", "held": 400 * MIB}

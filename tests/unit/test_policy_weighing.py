@@ -55,6 +55,7 @@ DOWN: dict[str, Any] = {"to_value": 50.0}
         ({"to_value": 100.0}, "closure.sound"),
         ({"evidence": {}}, "closure.sound"),
         ({"evidence": {"events": 29}}, "closure.sound"),
+        ({"change": "memory ceiling"}, "closure.operator"),
         ({"gain_bits": -0.1}, "closure.gain"),
         ({"gain_bits": 0.0}, "closure.gain"),
     ],

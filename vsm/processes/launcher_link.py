@@ -263,11 +263,7 @@ class LauncherLink:
         self._order("kill", worker_id)
 
     async def attack(self, worker_id: str, names: Sequence[str]) -> dict[str, Any]:
-        """Have a sibling of a running worker try attacks, see `vsm.processes.sibling`.
-
-        Args:
-            worker_id: of a worker that runs.
-            names: of `vsm.attempts`.
+        """Have a sibling of a running worker try attacks (`vsm.processes.sibling`), by name.
 
         Returns:
             {"outcomes": {name: {"outcome", "detail"}}}, or {"error": why there is none}.

@@ -35,28 +35,20 @@ from vsm.messages import (
 )
 from vsm.systems.audits import Audits
 from vsm.systems.base import SystemContext
-from vsm.systems.samples import is_pressed, used_of
+from vsm.systems.samples import amount, gap_bits, gap_share, is_pressed, used_of
+from vsm.systems.verdicts import Verdicts
 
 LEAST: Final = {"memory": 2.0 * 2**20, "cpu": 0.02, "processes": 2.0}
 """A limit is not moved by less."""
 QUANTUM: Final = {"memory": 2.0**20, "cpu": 0.01, "processes": 1.0}
 REMEMBERED: Final = 6  # samples whose greatest use counts
 MOST_MOVES: Final = 8  # at once; the rest waits for the next sample
-REFUSED_FOR_S: Final = 60.0
 PROPOSE_EVERY_S: Final = 600.0
 KEPT: Final = 16
 SAFE: Final = 1.05  # memory is never limited below what is in use
 
 NO_BUDGET: Final = "no budget is configured: limits stay as the profiles have them"
 NO_SAMPLE: Final = "nothing was measured yet"
-
-
-class _Foreseen(NamedTuple):
-    """What S4 foresaw and S5 approved: somebody should have so much, until then."""
-
-    proposal: int
-    amount: float
-    until_s: float
 
 
 class _Made(NamedTuple):
@@ -94,15 +86,9 @@ class Control:
         self._used: dict[tuple[str, str], deque[float]] = {}
         self._made: dict[int, _Made] = {}
         self._unsettled: list[_Made] = []
-        self._refused: dict[tuple[str, str], tuple[float, str]] = {}
+        self.verdicts = Verdicts(self._answer)
         self._damped: dict[str, list[str]] = {}
-        self._proposed: dict[tuple[str, str], float] = {}
-        self._asked: dict[tuple[str, str], int] = {}  # what S5 is to decide, and the proposal
-        self._approved: dict[tuple[str, str], float] = {}
-        self._ceilings: dict[int, tuple[str, str]] = {}  # proposals about ceilings
-        self._foreseen: dict[tuple[str, str], _Foreseen] = {}
-        self._undone: list[Policy] = []  # refused: the next sample shows that nothing moved
-        self._outcomes: list[Body] = []  # for S4, of what it had proposed
+        self._proposed: dict[tuple[str, str], float] = {}  # that somebody needs a higher ceiling
         self._told_limits: Body = {}
         self._killed: dict[str, int] = {}  # by want of memory, as the last sample had it
 
@@ -128,35 +114,7 @@ class Control:
         """S5 decided about a proposal: an approved one is carried out with the next sample."""
         del fds
         self.policy.append(message.model_dump(mode="json", exclude={"fds", "kind"}))
-        now_s = self._before.at_s if self._before is not None else 0.0
-        if message.verdict == "refused":
-            self._undone.append(message)
-        if message.sender == "system4":
-            self._foresee(message, now_s)
-        else:
-            self._hear_of_own(message, now_s)
-
-    def _foresee(self, message: Policy, now_s: float) -> None:
-        """S4 has no way to a limit: what it foresaw and S5 approved, we do."""
-        where = message.subject, message.change
-        standing = self._foreseen.get(where)
-        if message.verdict == "approved" and message.to_value is not None:
-            until_s = now_s + REFUSED_FOR_S
-            self._foreseen[where] = _Foreseen(message.proposal, message.to_value, until_s)
-        elif standing is not None and standing.proposal == message.proposal:
-            del self._foreseen[where]  # revoked; S5 has said so itself
-
-    def _hear_of_own(self, message: Policy, now_s: float) -> None:
-        where = message.subject, message.change
-        if self._asked.get(where) != message.proposal:
-            return
-        if message.verdict == "approved":
-            self._approved[where] = now_s + REFUSED_FOR_S
-            return
-        del self._asked[where]
-        self._approved.pop(where, None)
-        why = f"{message.verdict} by system 5: {'; '.join(message.reasons)}"[:200]
-        self._refused[where] = (now_s + REFUSED_FOR_S, why)
+        self.verdicts.hear(message, self._before.at_s if self._before is not None else 0.0)
 
     def on_rates(self, message: Rates, fds: list[int]) -> None:
         """S2 says what goes to and fro."""
@@ -191,7 +149,7 @@ class Control:
         before, self._before = self._before, message
         self.samples += 1
         self._settle(message)
-        self._settle_undone(message)
+        self.verdicts.settle_undone(message.rows)
         for key in [key for key in self._used if key[0] not in message.rows]:
             del self._used[key]
         killed = {
@@ -220,7 +178,7 @@ class Control:
                 self._move(resource, change, claims, message.at_s)
                 room -= 1
             self._propose(resource, found, claims, message.at_s)
-            self._give_up_foreseen(resource, claims, message.at_s)
+            self._give_up(resource, message.at_s)
         self._tell_limits()
 
     def _kills(self, name: str, row: ResourceRow) -> int:
@@ -250,15 +208,17 @@ class Control:
         floor = row.floor.get(resource, 0.0)
         if resource == "memory":
             floor = max(floor, min(max(history, default=0.0) * SAFE, row.ceiling[resource]))
+        foreseen = self.verdicts.foreseen((name, resource))
+        if foreseen and self.verdicts.refusal((name, resource), now.at_s):
+            floor = max(floor, min(held, row.ceiling[resource]))  # raised it may be, not lowered
         need = need_of(list(history), held, pressed=pressed) if history else held
-        foreseen = self._foreseen.get((name, resource))
         return Claim(
             name=name,
             floor=floor,
             ceiling=row.ceiling[resource],
             held=held,
-            need=need if foreseen is None else max(need, foreseen.amount),
-            weight=row.priority * (1.0 + self._gap_share(name)),
+            need=max(need, foreseen),
+            weight=row.priority * (1.0 + gap_share(self.outlook, name)),
             fixed=self._fixed(name, resource, now.at_s),
         )
 
@@ -267,26 +227,9 @@ class Control:
             return "it went to and fro: damped by system 2"
         if any(one.change.name == name and one.resource == resource for one in self._made.values()):
             return "a move is on its way"
-        if (name, resource) in self._foreseen:
+        if self.verdicts.foreseen((name, resource)):
             return ""  # it may be raised, whatever was refused before
-        return self.refusal(name, resource, now_s)
-
-    def refusal(self, name: str, resource: str, now_s: float = 0.0) -> str:
-        """Why a limit was lately not to be moved, by system 5 or the supervisor; "" if it was."""
-        until_s, why = self._refused.get((name, resource), (0.0, ""))
-        return why if now_s < until_s else ""
-
-    def _gap_bits(self, name: str) -> float:
-        """The variety that is lost at an integration, by S4's outlook."""
-        variety: Any = (self.outlook or {}).get("variety", {})
-        parts = variety.get("gap_by_class") or ()
-        return float(sum(part["bits"] for part in parts if part.get("integration") == name))
-
-    def _gap_share(self, name: str) -> float:
-        """Which part of the environment's variety is lost there."""
-        variety: Any = (self.outlook or {}).get("variety", {})
-        whole = variety.get("environmental_bits") or 0.0
-        return min(1.0, self._gap_bits(name) / whole) if whole > 0 else 0.0
+        return self.verdicts.refusal((name, resource), now_s)
 
     # ---- what S4 foresaw and S5 approved ---------------------------------------------------
 
@@ -299,50 +242,24 @@ class Control:
         changes = tuple(
             change._replace(rule="raise.foreseen")
             if change.rule == "raise.need"
-            and (change.name, resource) in self._foreseen
+            and self.verdicts.foreseen((change.name, resource))
             and needs[change.name] <= change.before
             else change
             for change in found.changes
         )
         return found._replace(changes=changes)
 
-    def _give_up_foreseen(self, resource: str, claims: list[Claim], now_s: float) -> None:
-        """What needs nothing, or could not be done in time, is over; S4 hears why."""
-        held = {claim.name: claim for claim in claims}
-        moving = {(one.change.name, one.resource) for one in self._made.values()}
-        moving |= {(one.change.name, one.resource) for one in self._unsettled}
-        for where, wish in list(self._foreseen.items()):
-            if where[1] != resource or where in moving:
-                continue
-            claim = held.get(where[0])
-            if (
-                claim is not None
-                and claim.held >= min(wish.amount, claim.ceiling) - LEAST[resource]
-            ):
-                self._tell_outcome(where, {"state": "nothing to do", "held": claim.held})
-            elif now_s >= wish.until_s:
-                reason = self.plans[resource].reason if claim is not None else "it does not run"
-                self._tell_outcome(where, {"state": "not carried out", "reason": reason})
-
-    def _tell_outcome(self, where: tuple[str, str], outcome: Body) -> None:
-        """What became of what S4 proposed; S4 tells S5, so that it stands beside the decision."""
-        wish = self._foreseen.pop(where, None)
-        if wish is not None:
-            self._outcomes.append({"proposal": wish.proposal, "outcome": outcome})
-
-    def _settle_undone(self, now: Resources) -> None:
-        """What S5 refused was not done: the limit that the kernel holds says so."""
-        for verdict in self._undone:
-            own = verdict.sender == "system3"
-            name, resource = self._ceilings.pop(verdict.proposal, (verdict.subject, verdict.change))
-            row = now.rows.get(name)
-            held = row.limit.get(resource) if row is not None else None
-            outcome: Body = {"state": "not carried out", "held": held}
-            if own:
-                self._answer(verdict.proposal, (verdict.subject, verdict.change), outcome)
-            else:
-                self._outcomes.append({"proposal": verdict.proposal, "outcome": outcome})
-        self._undone = []
+    def _give_up(self, resource: str, now_s: float) -> None:
+        """What S4 foresaw is not waited for longer than it makes sense."""
+        moving = [*self._made.values(), *self._unsettled]
+        self.verdicts.give_up(
+            resource,
+            self.claims[resource],
+            reason=self.plans[resource].reason,
+            moving=frozenset((one.change.name, one.resource) for one in moving),
+            least=LEAST[resource],
+            now_s=now_s,
+        )
 
     def _answer(self, proposal: int, where: tuple[str, str], outcome: Body) -> None:
         """S5 hears what came of what it decided."""
@@ -357,17 +274,16 @@ class Control:
         """It takes from somebody of whom S4 expects that he will need more: S5 decides."""
         rising: Any = (self.outlook or {}).get("rising") or ()
         lowers = change.after < change.before and change.rule == "lower.budget"
-        allowed = now_s < self._approved.get((change.name, resource), 0.0)
+        allowed = self.verdicts.approves((change.name, resource), now_s)
         return lowers and change.name in rising and not allowed
 
     def _ask(self, resource: str, change: Change, found: Plan, now_s: float) -> None:
         where = change.name, resource
-        waits = where in self._asked and now_s < self._proposed.get(where, 0.0)
-        if waits or now_s < self._refused.get(where, (0.0, ""))[0]:
+        if not self.verdicts.may_ask(where, now_s):
             return
-        self._proposed[where] = now_s + REFUSED_FOR_S
         short: list[Any] = sorted({*found.short, *(c.name for c in found.changes)} - {change.name})
-        number = self._asked[where] = next(self._numbers)
+        number = next(self._numbers)
+        self.verdicts.asked(where, number, now_s)
         proposal = Proposal(
             id=number,
             sender="system3",
@@ -376,7 +292,7 @@ class Control:
             from_value=change.before,
             to_value=change.after,
             evidence={"rule": f"budget.{change.rule}", "for": short},
-            expected_gain_bits=sum(map(self._gap_bits, short)),
+            expected_gain_bits=sum(gap_bits(self.outlook, name) for name in short),
         )
         self.context.send("system5", proposal)
 
@@ -386,10 +302,11 @@ class Control:
         for resource, claims in self.claims.items():
             for claim in claims:
                 held.setdefault(claim.name, {})[resource] = claim.held
-        if held != self._told_limits or self._outcomes:
+        outcomes = self.verdicts.outcomes
+        if held != self._told_limits or outcomes:
             self._told_limits = held
-            body: Body = {"held": held, "outcomes": list(self._outcomes)}
-            self._outcomes = []
+            body: Body = {"held": held, "outcomes": list(outcomes)}
+            outcomes.clear()
             self.context.send("system4", Budgets(body=body))
 
     def _move(self, resource: str, change: Change, claims: list[Claim], now_s: float) -> None:
@@ -424,11 +341,11 @@ class Control:
                     "at_s": round(now_s, 3),
                 },
                 alternatives=(
-                    f"keep {_amount(resource, change.before)}",
-                    f"ceiling {_amount(resource, claim.ceiling)}",
-                    f"floor {_amount(resource, claim.floor)}",
+                    f"keep {amount(resource, change.before)}",
+                    f"ceiling {amount(resource, claim.ceiling)}",
+                    f"floor {amount(resource, claim.floor)}",
                 ),
-                choice=f"{resource} {_amount(resource, change.after)}",
+                choice=f"{resource} {amount(resource, change.after)}",
             )
         )
 
@@ -455,10 +372,10 @@ class Control:
             return
         now_s = self._before.at_s if self._before is not None else 0.0
         where = made.change.name, made.resource
-        self._refused[where] = (now_s + REFUSED_FOR_S, f"refused: {message.detail}"[:200])
+        self.verdicts.refuse(where, f"refused: {message.detail}", now_s)
         outcome: Body = {"state": "refused", "detail": message.detail}
         self.context.report(Settled(key=made.key, outcome=outcome))
-        self._answer_for(made, outcome)
+        self.verdicts.moved(where, made.change, outcome)
 
     def _settle(self, now: Resources) -> None:
         """Tell what came of the moves: whether the limit was met again since."""
@@ -470,18 +387,8 @@ class Control:
                 killed = row.out_of_memory > made.killed
                 outcome |= {"pressure_since": met, "relieved": met <= 0 and not killed}
             self.context.report(Settled(key=made.key, outcome=outcome))
-            self._answer_for(made, outcome)
+            self.verdicts.moved((made.change.name, made.resource), made.change, outcome)
         self._unsettled = []
-
-    def _answer_for(self, made: _Made, outcome: Body) -> None:
-        """S5 hears what came of what it approved, of S4's by way of S4."""
-        where = made.change.name, made.resource
-        told: Body = {**outcome, "from": made.change.before, "to": made.change.after}
-        if made.change.after > made.change.before:
-            self._tell_outcome(where, told)
-        if where in self._approved and where in self._asked:
-            del self._approved[where]
-            self._answer(self._asked.pop(where), where, told)
 
     def _propose(self, resource: str, found: Plan, claims: list[Claim], now_s: float) -> None:
         """What is beyond S3's power goes to S5: somebody needs more than his ceiling."""
@@ -491,7 +398,7 @@ class Control:
             self._proposed[name, resource] = now_s + PROPOSE_EVERY_S
             claim = next(one for one in claims if one.name == name)
             number = next(self._numbers)
-            self._ceilings[number] = name, resource
+            self.verdicts.asked_for_ceiling((name, resource), number)
             proposal = Proposal(
                 id=number,
                 sender="system3",
@@ -500,7 +407,7 @@ class Control:
                 from_value=claim.ceiling,
                 to_value=claim.need,
                 evidence={"need": claim.need, "held": claim.held, "rule": "budget.ceiling"},
-                expected_gain_bits=self._gap_bits(name),
+                expected_gain_bits=gap_bits(self.outlook, name),
                 cost=claim.need - claim.ceiling,
             )
             self.context.send("system5", proposal)
@@ -559,10 +466,6 @@ class Control:
             "reason": found.reason if found is not None else NO_SAMPLE,
             "claims": [{**claim._asdict(), "need": round(claim.need, 3)} for claim in claims[:50]],
         }
-
-
-def _amount(resource: str, value: float) -> str:
-    return f"{value / 2**20:.0f} MiB" if resource == "memory" else f"{value:.3g}"
 
 
 async def main(context: SystemContext) -> None:

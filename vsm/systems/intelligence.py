@@ -70,6 +70,7 @@ class Intelligence:
         self.context = context
         self.recent = DemandWindow(half_life_s=HALF_LIFE_S, now_s=now_s)
         self.recent_since_s = now_s
+        self._now_s = now_s
         self._reader: DemandReader | None = None
         self._changes = -1
         self._demand: dict[str, Demand] = {}
@@ -130,7 +131,7 @@ class Intelligence:
 
     def _seek(self, key: Key, proposal: int) -> None:
         """Somebody should serve this: the operator hears what; nothing installs itself."""
-        until_s = time.monotonic() + PROPOSE_EVERY_S
+        until_s = self._now_s + PROPOSE_EVERY_S
         self.sought[key] = Sought(proposal, until_s, self._answered(key))
         name = " ".join(filter(None, key))
         what = f"{name} is asked for and nobody serves it: `vsm install` something that does"
@@ -179,6 +180,7 @@ class Intelligence:
 
     def sample(self, now_s: float) -> None:
         """Take over what was counted since the last time."""
+        self._now_s = max(self._now_s, now_s)
         self.recent.fade(now_s)
         if self._reader is None:
             return

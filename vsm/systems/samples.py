@@ -1,11 +1,11 @@
-"""What two samples of the supervisor say of one integration's use, and whether it met its limit.
+"""What samples of the supervisor and the outlook of S4 say of one integration.
 
 Pure; runs in system 3.
 """
 
-from typing import Final
+from typing import Any, Final
 
-from vsm.messages import ResourceRow
+from vsm.messages import Body, ResourceRow
 
 THROTTLED: Final = 0.05  # of the time: that is pressure
 NEARLY_FULL: Final = 0.9
@@ -36,3 +36,22 @@ def is_pressed(
     if resource == "cpu":
         return met > THROTTLED * span_s
     return met > 0
+
+
+def gap_bits(outlook: Body | None, name: str) -> float:
+    """The variety that is lost at an integration, by S4's outlook."""
+    variety: Any = (outlook or {}).get("variety", {})
+    parts = variety.get("gap_by_class") or ()
+    return float(sum(part["bits"] for part in parts if part.get("integration") == name))
+
+
+def gap_share(outlook: Body | None, name: str) -> float:
+    """Which part of the environment's variety is lost there."""
+    variety: Any = (outlook or {}).get("variety", {})
+    whole = variety.get("environmental_bits") or 0.0
+    return min(1.0, gap_bits(outlook, name) / whole) if whole > 0 else 0.0
+
+
+def amount(resource: str, value: float) -> str:
+    """For a person."""
+    return f"{value / 2**20:.0f} MiB" if resource == "memory" else f"{value:.3g}"
