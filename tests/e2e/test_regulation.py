@@ -1,6 +1,8 @@
 """S2 and S3 act on a running vsm: idle, short of memory, audited, in a restart loop."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,6 +190,44 @@ def test_what_if_is_answered_of_what_was_really_asked(vsm: Running) -> None:
     assert found["answered_well"] >= 1
     assert found["requisite_ratio"] <= found["requisite_ratio_if_served"] <= 1
     assert "nobody asked for that" in vsm.vsm("variety", "--what-if", "nothing").stdout
+
+
+def kill(vsm: Running, name: str) -> None:
+    """A system dies; returns when another one serves in its place."""
+
+    def pid() -> int:
+        rows = ask(vsm, "status")["workers"]
+        return next(int(r["pid"] or 0) for r in rows if r["name"] == name and r["state"] == "ready")
+
+    before = pid()
+    os.kill(before, signal.SIGKILL)
+    end = time.monotonic() + BOUND_S
+    while next(r for r in ask(vsm, "status")["workers"] if r["name"] == name)["pid"] == before:
+        assert time.monotonic() < end, vsm.log()
+        pause(0.02)
+    wait_ready(vsm, name)
+
+
+def predictions(vsm: Running) -> dict[str, Any]:
+    done = vsm.vsm("reflect", "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)["predictions"]
+    return found
+
+
+def forecast(found: dict[str, Any]) -> set[str]:
+    return {one["demand"].removeprefix("> ") for one in found["forecasts"]}
+
+
+def test_successor_of_s4_goes_on_with_what_was_recorded(vsm: Running) -> None:
+    end = time.monotonic() + BOUND_S
+    while "hold" not in forecast(before := predictions(vsm)):
+        assert call(vsm, "hungry", "hold", mib=1)
+        assert time.monotonic() < end, before
+    kill(vsm, "system4")
+    found = predictions(vsm)
+    assert found["relearnt_steps"] >= 10
+    assert "hold" in forecast(found), "at once, not ten steps later"
 
 
 def test_history_of_both_systems_is_there_after_a_kill_and_a_new_start(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsm.core.demand import OK, OUTCOMES, UNSERVED
-from vsm.core.demand_series import DemandSeries
+from vsm.core.demand_series import DemandSeries, recorded
 from vsm.core.demand_window import Key
 from vsm.core.forecast import LEAST_ERRORS, Score, Series
 from vsm.core.variety import Variety, gap_by_class, measure
@@ -150,3 +150,63 @@ def test_what_if_by_label_alone_and_of_what_nobody_asked_for() -> None:
     found = what_if(table, "translate")
     assert (found["requisite_ratio"], found["requisite_ratio_if_served"]) == (0.5, 1.0)
     assert what_if(table, "dance")["not_enough_evidence"] == "nobody asked for that"
+
+
+def seen_step_by_step(
+    counts: list[dict[Key, tuple[int, int]]], step_s: float = 10.0
+) -> DemandSeries:
+    """A series that watched all of it; its last step is over at len(counts) · step_s."""
+    series = DemandSeries(step_s=step_s, season=12, now_s=0.0)
+    totals: dict[Key, list[int]] = {}
+    series.look({}, 0.0)
+    for index, step in enumerate(counts):
+        for key, (asked, unserved) in step.items():
+            row = totals.setdefault(key, [0] * len(OUTCOMES))
+            row[OK] += asked - unserved
+            row[UNSERVED] += unserved
+        series.look(totals, (index + 1) * step_s)
+    return series
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=60))
+def test_successor_that_relearns_expects_what_its_predecessor_did(
+    counts: list[tuple[int, int]],
+) -> None:
+    steps: list[dict[Key, tuple[int, int]]] = [
+        {("git", "log"): (asked, 0), ("", "x"): (unserved, unserved)} for asked, unserved in counts
+    ]
+    before = seen_step_by_step(steps)
+    after = DemandSeries(step_s=10.0, season=12, now_s=1000.0, score=before.whole_score())
+    began = [(10.0 * (len(steps) - 1 - index), one) for index, one in enumerate(steps)]
+    assert after.relearn(began, 1000.0) == len(steps)
+    assert after.forecasts() == before.forecasts()
+    assert after.warnings() == before.warnings()
+    assert after.whole_score() == before.whole_score(), "no forecast is scored twice"
+    assert after.closed == before.closed
+
+
+def test_step_goes_on_where_the_predecessor_left_it_and_short_gaps_are_rest() -> None:
+    step: dict[Key, tuple[int, int]] = {("git", "log"): (5, 0)}
+    series = DemandSeries(step_s=10.0, season=12, now_s=0.0)
+    # Two steps were not seen in between; the last one ended 14 s ago, so one more is over.
+    assert series.relearn([(64.0, step), (34.0, step), (14.0, step)], 100.0) == 3
+    assert series.closed == 3
+    series.look({}, 100.0)
+    assert series.look({}, 105.9) == []
+    assert series.closed == 3
+    series.look({}, 106.1)
+    assert series.closed == 4
+
+
+def test_what_was_before_a_long_absence_is_not_learned_from() -> None:
+    step: dict[Key, tuple[int, int]] = {("git", "log"): (5, 0)}
+    old = [(10_000.0 - 10 * n, step) for n in range(20)]
+    series = DemandSeries(step_s=10.0, season=12, now_s=0.0)
+    assert series.relearn(old, 0.0) == 0
+    assert series.forecasts() == {}
+    fresh = [(100.0 - 10 * n, step) for n in range(11)]
+    assert series.relearn([*old, *fresh], 0.0) == len(fresh)
+    assert series.relearn([], 0.0) == 0
+    kept = recorded([{"ago_s": 1.0, "step_s": 60.0, "counts": [["git", "log", 3, 1]]}], 60.0)
+    assert kept == [(1.0, {("git", "log"): (3, 1)})]
+    assert recorded([{"ago_s": 1.0, "step_s": 60.0, "counts": []}], 30.0) == []

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,7 +76,7 @@ class World:
             systems=SimpleNamespace(
                 running={f"system{n}": SimpleNamespace(link=link) for n in range(1, 6)}
             ),
-            recorder=SimpleNamespace(journal=self.journal),
+            recorder=SimpleNamespace(journal=self.journal, path=Path("/nonexistent/journal.db")),
             log=SimpleNamespace(warning=lambda *_words, **_more: None),
         )
         self.regulator = Regulator(self.supervisor)

@@ -239,6 +239,41 @@ def test_the_numba_engine_without_numba_is_an_error() -> None:
         vb.measure(*pair, engine="numba")
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("classes", [4, 6, 64])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "uint32", "int64"])
+def test_balance_of_any_width_equals_that_of_numpy(
+    engine: vb.Engine, classes: int, dtype: str
+) -> None:
+    environment = random_pair(40, classes, 200)[0].astype(dtype)
+    operations = random_pair(40, classes, 200, seed=2)[0].astype(dtype)
+    environment[3], operations[4] = 0, 0  # nobody asked; nothing can be done
+    environment[5], operations[5] = 0, 0
+    environment[6, 1:], operations[6, 1:] = 0, 0  # one kind each
+    environment[7, 1:] = 0
+    found = vb.balance(environment, operations, engine=engine)
+    plain = vb.balance(environment, operations, engine="numpy")
+    for name in found.__struct_fields__:
+        assert np.array_equal(getattr(found, name), getattr(plain, name), equal_nan=True), name
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_counts_beyond_the_fast_limits_are_compared_exactly(engine: vb.Engine) -> None:
+    small = np.ones((2, 4), np.uint32)
+    for big in (1 << 16, (1 << 32) - 1):
+        large = np.array([[1, 2, 3, 4], [big, 1, 1, 1]], np.uint32)
+        for pair in ((small, large), (large, small)):
+            found, single = vb.balance(*pair, engine=engine), v.balance(*map(list, _second(pair)))
+            assert isinstance(single, v.Balance)
+            assert found.requisite_ratio[1] == single.requisite_ratio
+    with pytest.raises(ValueError, match="expected 0 <= answered"):
+        vb.balance(np.full((1, 4), -1, np.int32), small[:1], engine=engine)
+
+
+def _second(pair: tuple[npt.NDArray[Any], npt.NDArray[Any]]) -> list[list[int]]:
+    return [side[1].tolist() for side in pair]
+
+
 @needs_numba
 def test_a_large_batch_takes_numba_and_differs_in_no_bit() -> None:
     pair = random_pair(vb.COMPILED_FROM // 64 + 1, 64, 1000)

@@ -4,7 +4,7 @@ One owner, no I/O: `now` is an argument. Counts come as totals since the start, 
 them; a step closes when its time is over. Classes that rest for a season are forgotten.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from vsm.core.demand import UNSERVED
@@ -18,6 +18,8 @@ SURGE: Final = 2.0
 SURGE_EVENTS: Final = 30
 
 Totals = Mapping[Key, Sequence[int]]
+Counts = Mapping[Key, tuple[int, int]]
+"""What was asked in one step, and how much of it nobody served."""
 
 
 class Forewarning(NamedTuple):
@@ -48,6 +50,9 @@ class DemandSeries:
         step_s: the length of a step. season: after so many steps demand may repeat itself.
         now_s: the clock's reading at which the first step begins.
         score: of the forecasts of a predecessor.
+
+    Attributes:
+        latest: what came in the last step that is over; None while no class is known.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class DemandSeries:
         self.season = season
         self.closed = 0
         self.score = score or Score()
+        self.latest: Counts | None = None
         self._ends_s = now_s + step_s
         self._asked: dict[Key, Series] = {}
         self._unserved: dict[Key, Series] = {}
@@ -72,16 +78,60 @@ class DemandSeries:
         self._ends_s += over * self.step_s
         counts, before = _counts(totals), self._before
         self._before = counts
-        told: list[Told] = []
-        for key in {*counts, *self._asked}:
-            last, new = before.get(key, (0, 0)), counts.get(key, (0, 0))
-            told += self._close(key, max(0, new[0] - last[0]), max(0, new[1] - last[1]))
-        for _ in range(min(over - 1, MOST_SKIPPED)):
-            for series in [*self._asked.values(), *self._unserved.values()]:
-                series.add(0)
+        new = {key: _since(row, before.get(key, (0, 0))) for key, row in counts.items()}
+        told = self._close_all(new)
+        self.latest = {key: row for key, row in new.items() if row[0]} if self._asked else None
+        self._rest(over - 1)
         self._forget()
         self.closed += over
         return told
+
+    def relearn(self, steps: Sequence[tuple[float, Counts]], now_s: float) -> int:
+        """Learn from what a predecessor saw, before the first look.
+
+        A gap of a few steps is one in which nothing came; a longer one ends what was before it:
+        nobody knows what was asked while vsm was away. Scores stay the predecessor's.
+
+        Args:
+            steps: how long ago each ended, and what came in it; the oldest first.
+            now_s: the clock's reading.
+
+        Returns:
+            How many steps count.
+        """
+        kept, learned = self.score, 0
+        nexts = [*(ago_s + self.step_s for ago_s, _ in steps[1:]), 0.0][: len(steps)]
+        for (ago_s, counts), next_s in zip(steps, nexts, strict=True):
+            self._close_all(counts)
+            learned += 1
+            gap = (ago_s - next_s) / self.step_s
+            missing = round(gap) if next_s else int(gap)  # the step of this moment is not over
+            if missing > MOST_SKIPPED:
+                self._asked.clear()
+                self._unserved.clear()
+                learned = 0
+            else:
+                self._rest(missing)
+            self._forget()
+        self.score = kept
+        for series in [*self._asked.values(), *self._unserved.values()]:
+            series.score = Score()
+        if learned:
+            self._ends_s = now_s + self.step_s - steps[-1][0] % self.step_s
+        self.closed += learned
+        return learned
+
+    def _close_all(self, counts: Counts) -> list[Told]:
+        told: list[Told] = []
+        for key in {*counts, *self._asked}:
+            told += self._close(key, *counts.get(key, (0, 0)))
+        return told
+
+    def _rest(self, steps: int) -> None:
+        """Nothing came in so many steps."""
+        for _ in range(min(steps, MOST_SKIPPED)):
+            for series in [*self._asked.values(), *self._unserved.values()]:
+                series.add(0)
 
     def _close(self, key: Key, asked: int, unserved: int) -> Iterator[Told]:
         known = self._asked.get(key)
@@ -129,6 +179,19 @@ class DemandSeries:
     def calibration(self) -> dict[str, Any] | None:
         """How good the forecasts were; None where none was held against a count."""
         return self.whole_score().report()
+
+
+def recorded(rows: Iterable[Any], step_s: float) -> list[tuple[float, Counts]]:
+    """What `relearn` takes, of records of steps of this length."""
+    return [
+        (row["ago_s"], {(i, d): (asked, unserved) for i, d, asked, unserved in row["counts"]})
+        for row in rows
+        if row["step_s"] == step_s
+    ]
+
+
+def _since(now: tuple[int, int], before: tuple[int, int]) -> tuple[int, int]:
+    return max(0, now[0] - before[0]), max(0, now[1] - before[1])
 
 
 def _counts(totals: Totals) -> dict[Key, tuple[int, int]]:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vsm.configuration.regulation import RESOURCES, Range, settings
 from vsm.core import restart
-from vsm.core.forecast import Score
 from vsm.errors import VsmError
 from vsm.governance import limits, pressure
+from vsm.governance.learned import Learned
 from vsm.governance.worker_audit import Audits
-from vsm.journal.reader import Filter, JournalError, JournalReader
 from vsm.messages import (
     Audit,
     Contracted,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from vsm.supervision.running_worker import RunningWorker
     from vsm.supervision.supervisor import Supervisor
 
-FORECAST: Final = "intelligence.forecast"
 FIELDS: Final = {"memory": "memory_bytes", "cpu": "cpu_cores", "processes": "processes"}
 LEAST: Final = {"memory": 16.0 * 2**20, "cpu": 0.05, "processes": 4.0}
 """The least floor of an integration whose entry names none."""
@@ -59,7 +57,7 @@ class Regulator:
         self._open: OrderedDict[tuple[str, str], str] = OrderedDict()
         self.out_of_memory: dict[str, int] = {}
         self._phases: dict[str, str] = {}
-        self._score: list[Any] | None = None
+        self._learned = Learned(lambda: supervisor.recorder.path)
         self._silent = False
         self._slowed: set[str] = set()
         self.audits = Audits(supervisor, self._workers, self._tell)
@@ -72,22 +70,7 @@ class Regulator:
             self._forgive()
         if system != "system4":
             return own
-        if self._score is None:
-            self._score = self._recorded_score()
-        return own | {"score": self._score}
-
-    def _recorded_score(self) -> list[Any]:
-        """How good S4's forecasts were when it recorded one last; empty where it never did."""
-        path = self._supervisor.recorder.path
-        if not path.exists():
-            return []
-        try:
-            with JournalReader(path) as reader:
-                chosen = Filter(kind=FORECAST, source="system4")
-                found = reader.newest("events", chosen, 1, bounded=True)
-        except JournalError:
-            return []
-        return _score_of(found[0]["detail"]) if found else []
+        return own | self._learned.settings()
 
     def start(self) -> None:
         """Take samples from now on, where there is a budget."""
@@ -231,8 +214,8 @@ class Regulator:
                     self._supervisor.recorder.journal.outcome(key, message.outcome)
 
     def _note(self, system: str, message: Noted) -> None:
-        if message.event == FORECAST and system == "system4":
-            self._score = _score_of(message.detail)
+        if system == "system4":
+            self._learned.note(message.event, message.detail)
         self._supervisor.recorder.journal.event(
             message.event,
             source=system,
@@ -311,14 +294,6 @@ class Regulator:
         for name in self._slowed & set(group.integrations):
             group.slow_down(name, 1.0)
         self._slowed.clear()
-
-
-def _score_of(detail: Any) -> list[Any]:  # noqa: ANN401 - JSON
-    """The sums of a record of S4; empty where they are not what they should be."""
-    found = detail.get("score") if isinstance(detail, dict) else None
-    if not isinstance(found, list) or len(found) != len(Score._fields):
-        return []
-    return found if all(type(one) in {int, float} for one in found) else []
 
 
 def _together(resource: str, used: list[float]) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from vsm.board.reader import Demand, DemandReader
 from vsm.board.relay import take_segments
 from vsm.core.demand import NOBODY, OK, OUTCOMES
-from vsm.core.demand_series import DemandSeries, Forewarning, Told
+from vsm.core.demand_series import DemandSeries, Forewarning, Told, recorded
 from vsm.core.demand_window import DemandWindow, Key
 from vsm.core.forecast import Score
 from vsm.core.variety_report import latency_quantile_s, report, summary
@@ -41,6 +41,7 @@ RELIEF_RATIO: Final = 0.75
 MOST_INTEGRATIONS: Final = 200
 MOST_FORECASTS: Final = 20  # in a record or a report
 MOST_WARNINGS: Final = 8
+MOST_RECORDED: Final = 64  # classes of a step in its record
 PROPOSE_EVERY_S: Final = 600.0
 MOST_GROWTH: Final = 2.0
 MOST_OPEN: Final = 256
@@ -79,6 +80,7 @@ class Intelligence:
         self._told: Body | None = None
         self.series = DemandSeries(step_s=60.0, season=60, now_s=now_s)
         self.series_since_s = now_s
+        self.relearnt = 0
         self.warnings: list[Forewarning] = []
         self.policy: deque[Body] = deque(maxlen=KEPT)
         self.budgets: Body = {}
@@ -97,6 +99,10 @@ class Intelligence:
             score = Score(*own["score"]) if own.get("score") else None
             self.series = DemandSeries(step_s=step_s, season=season, now_s=now_s, score=score)
             self.series_since_s = now_s
+            steps = recorded(own.get("steps", []), step_s)
+            self.relearnt = self.series.relearn(steps, now_s)
+            if self.relearnt:
+                self.series_since_s = now_s - steps[-self.relearnt][0] - step_s
 
     def on_policy(self, message: Policy, fds: list[int]) -> None:
         """S5 decided: what it approved to be served is sought; limits are S3's to move."""
@@ -211,6 +217,7 @@ class Intelligence:
         told = self.series.look(self._seen or {}, now_s)
         if self.series.closed == closed:
             return
+        self._record_step()
         if told:
             self._record(told)
         self.warnings = self.series.warnings()[:MOST_WARNINGS]
@@ -225,6 +232,15 @@ class Intelligence:
             else:
                 self._propose_room(warning, now_s)
         self._warned = known
+
+    def _record_step(self) -> None:
+        """What came in the step that is over: from this a successor learns."""
+        if self.series.latest is None:
+            return
+        most = sorted(self.series.latest.items(), key=lambda one: -one[1][0])[:MOST_RECORDED]
+        counts: list[Any] = [[*key, *row] for key, row in most]
+        detail: Body = {"step_s": self.series.step_s, "counts": counts}
+        self.context.report(Noted(event="intelligence.step", detail=detail))
 
     def _record(self, told: list[Told]) -> None:
         """What was expected of the step that is over, beside what came."""
@@ -321,6 +337,7 @@ class Intelligence:
         body: Body = {
             "step_s": self.series.step_s,
             "steps": self.series.closed,
+            "relearnt_steps": self.relearnt,
             "since_s": round(now_s - self.series_since_s, 3),
             "forecasts": rows,
             "warnings": [self._warning_row(one) for one in self.warnings],
