@@ -92,11 +92,12 @@ def _print(rows: list[Row], earlier: list[Row]) -> None:
             )
             continue
         ratio = f"{row['ratio']:.2f} x {row['ratio_to']}" if row.get("ratio") else ""
+        note = row.get("note", "")
         old = before.get(_key(row))
         change = f"  was {old:.4g} ({row['value'] / old:.2f} x)" if old else ""
         print(
             f"{row['benchmark']:<9} {row['variant']:<26} {row['metric']:<28} "
-            f"{row['value']:>12.4g} {row['unit']:<8} {ratio}{change}".rstrip()
+            f"{row['value']:>12.4g} {row['unit']:<8} {ratio}{change}  {note}".rstrip()
         )
 
 

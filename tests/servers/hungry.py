@@ -1,6 +1,7 @@
 """A legacy MCP server on stdio, standard library only, that uses what it is told to.
 
-`hold` keeps so many MiB until the next `hold`, `spin` uses a processor for so many seconds.
+`hold` keeps so many MiB until the next `hold`, `spin` uses a processor for so many seconds, `fail`
+is an error of the tool.
 """
 
 import json
@@ -8,7 +9,9 @@ import sys
 import time
 from typing import Any
 
-TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("hold", "spin", "die")]
+TOOLS = [
+    {"name": name, "inputSchema": {"type": "object"}} for name in ("hold", "spin", "fail", "die")
+]
 MOST_MIB, MOST_S = 512, 5.0
 held: list[bytearray] = []
 
@@ -41,7 +44,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"tools": TOOLS}
     if method == "tools/call":
         text = call(params["name"], params.get("arguments", {}))
-        return {"content": [{"type": "text", "text": text}]}
+        return {"content": [{"type": "text", "text": text}], "isError": text == "fail"}
     return {}
 
 

@@ -170,7 +170,10 @@ def test_conflict_is_decided_recorded_and_told_to_both() -> None:
         ]
         assert context.of(Decided)[1].inputs["weighs_bits"] == 0.25
         assert "system3's memory of it to 200.0" in context.of(Decided)[1].alternatives[1]
-        assert context.of(Settled)[0].outcome == {"revoked_by": "3-3"}
+        assert context.of(Settled)[0].outcome == {
+            "state": "revoked",
+            "revoked_by": "system4's proposal 2",
+        }
         done = proposal("system4", 2, 50.0, 2.0, outcome={"state": "in force"})
         context.take(FROM["system4"], done)
         assert (context.reported[-1].key, context.reported[-1].outcome["state"]) == (

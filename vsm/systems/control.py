@@ -106,9 +106,10 @@ class Control:
         self.context.report(SnapshotOut(body=self.snapshot))
 
     def on_outlook(self, message: Outlook, fds: list[int]) -> None:
-        """Keep the newest outlook of S4."""
+        """Keep the newest outlook of S4, which may be a new one that knows of no limits."""
         del fds
         self.outlook = message.body
+        self._told_limits = {}
 
     def on_policy(self, message: Policy, fds: list[int]) -> None:
         """S5 decided about a proposal: an approved one is carried out with the next sample."""

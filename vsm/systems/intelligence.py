@@ -231,6 +231,8 @@ class Intelligence:
                 self._propose_serving(warning, now_s)
             else:
                 self._propose_room(warning, now_s)
+        if known != self._warned:
+            self.tell()  # who is about to need more is nothing to wait with
         self._warned = known
 
     def _record_step(self) -> None:
@@ -400,6 +402,7 @@ class Intelligence:
             "snapshot": None,
             "variety": summary(report(self.recent.table)),
             "warnings": [self._warning_row(one) for one in self.warnings],
+            "steps": self.series.closed,
             "sought": [{"integration": key[0], "demand": key[1]} for key in self.sought],
             "calibration": self.series.calibration(),
             "policy": list(self.policy),

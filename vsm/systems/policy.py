@@ -228,7 +228,7 @@ class PolicySystem:
         if ruling.approved:
             self.context.send("system2", answer)
         if ruling.revoked is not None:
-            self._revoke(ruling.revoked, ruling, number)
+            self._revoke(ruling.revoked, ruling, number, f"{offer.sender}'s proposal {offer.id}")
         return ruling
 
     def _record(self, offer: Offer, ruling: Ruling, verdict: str, number: int) -> None:
@@ -252,10 +252,10 @@ class PolicySystem:
         )
         self.context.report(decided)
 
-    def _revoke(self, standing: Standing, ruling: Ruling, number: int) -> None:
+    def _revoke(self, standing: Standing, ruling: Ruling, number: int, winner: str) -> None:
         """Another proposal prevailed over one that was approved."""
         offer = standing.offer
-        self._settle(offer.sender, offer.id, {"revoked_by": f"{self._epoch}-{number}"})
+        self._settle(offer.sender, offer.id, {"state": "revoked", "revoked_by": winner})
         revoked = Policy(
             id=number,
             sender="system3" if offer.sender == NOW else "system4",
