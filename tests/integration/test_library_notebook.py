@@ -1,10 +1,9 @@
 """`vsm` where notebooks run it: cells without files, a loop that runs, output that is no file."""
 
+import os
 import subprocess
 import sys
-from importlib.util import find_spec
-
-import pytest
+from pathlib import Path
 
 CELLS = [
     "import asyncio, vsm\nfactor = 3\ndef scaled(n):\n    return n * factor",
@@ -98,15 +97,14 @@ finally:
 """
 
 
-def test_a_real_kernel_runs_the_cells() -> None:
-    for name in ("ipykernel", "jupyter_client"):
-        if find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
+def test_a_real_kernel_runs_the_cells(tmp_path: Path) -> None:
+    folders = ("HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR")
     done = subprocess.run(
         [sys.executable, "-c", CLIENT.format(cells=CELLS)],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
+        env={**os.environ, **{name: str(tmp_path / name) for name in folders}},
     )
     assert done.stdout.splitlines() == PRINTED, done.stderr
