@@ -36,7 +36,7 @@ from vsm.confinement.cgroup import CgroupFacts, Cgroups
 from vsm.confinement.root_operations import open_parent
 from vsm.errors import ConfigurationError, ConfinementError
 from vsm.library.values import UnfitError, receive_value
-from vsm.linux import prctl
+from vsm.linux import pidfd, prctl
 from vsm.processes import launcher_link
 from vsm.processes.launch import LauncherLink, LaunchError, spawn_confined, wait_confined
 from vsm.supervision import provision
@@ -45,6 +45,7 @@ pytestmark = pytest.mark.isolation
 PYTHON = ["/usr/bin/python3", "-SI", "-c"]
 LANDLOCKED = [who for who, tier in WORLDS if tier == "landlocked"]
 SCOPE_ABI = 6
+VSM_RUN = [sys.executable, "-m", "vsm", "sandbox", "run", "--tier", "landlocked", "--"]
 
 # -- a server and its mini-init --------------------------------------------------------------------
 
@@ -451,17 +452,57 @@ def _fill_descriptors(left: int) -> list[int]:
 @pytest.mark.skipif(not IS_ROOT, reason="an ordinary user's interpreter may be out of its reach")
 def test_killed_command_line_leaves_no_process_and_its_folder_until_the_next() -> None:
     attack = "kill -STOP $PPID; kill -KILL $PPID; setsid sleep 300 & echo up; exec sleep 300"
-    vsm = [sys.executable, "-m", "vsm", "sandbox", "run", "--tier", "landlocked", "--"]
     victim = subprocess.Popen(
-        [*vsm, "/bin/sh", "-c", attack], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [*VSM_RUN, "/bin/sh", "-c", attack], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert victim.stdout
     assert victim.stdout.readline() == b"up\n"
+    (folder,) = Path(scratch.FOLDER).glob(f"vsm-{victim.pid}-*")
     victim.kill()
     victim.wait(BOUND_S)
     assert victim.stdout.read() == b""  # the last process that had the other end is gone
     victim.stdout.close()
-    left = list(Path(scratch.FOLDER).glob(f"vsm-{victim.pid}-*"))
-    assert len(left) == 1
-    subprocess.run([*vsm, "/bin/true"], check=True)
-    assert not left[0].exists()
+    subprocess.run([*VSM_RUN, "/bin/true"], check=True)
+    assert not folder.exists()
+
+
+KILLED_UNHEARD = """
+import select, sys
+from vsm import cli
+from vsm.processes import mini_init
+say = mini_init._report
+def say_when_nobody_listens(event, content):
+    poll = select.poll()
+    poll.register(mini_init.STATUS_FD, 0)
+    poll.poll()  # POLLERR: the reading end is closed, the command line is dead
+    say(event, content)
+mini_init._report = say_when_nobody_listens
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="an ordinary user's interpreter may be out of its reach")
+def test_command_line_killed_before_it_hears_of_the_start_leaves_no_process() -> None:
+    """The mini-init then finds nobody to tell; it once ended at that, and left its server."""
+    server = "setsid sleep 300 & echo $$ $!; exec sleep 300"
+    run = ["sandbox", "run", "--tier", "landlocked", "--", "/bin/sh", "-c", server]
+    victim = subprocess.Popen(
+        [sys.executable, "-c", KILLED_UNHEARD, *run],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert victim.stdout
+    pids = [int(word) for word in victim.stdout.readline().split()]
+    assert len(pids) == 2
+    sentinels = [pidfd.open_pidfd(pid) for pid in pids]
+    victim.kill()
+    victim.wait(BOUND_S)
+    victim.stdout.close()
+    deadline = time.monotonic() + BOUND_S
+    outlived = [fd for fd in sentinels if not pidfd.wait(fd, max(0, deadline - time.monotonic()))]
+    for fd in outlived:
+        pidfd.send_signal(fd, signal.SIGKILL)
+    for fd in sentinels:
+        os.close(fd)
+    subprocess.run([*VSM_RUN, "/bin/true"], check=True)  # sweeps the private directory
+    assert not outlived

@@ -204,19 +204,20 @@ class _Init:
         self._reap()
 
     def run(self, plan: Plan) -> int:
-        kinds = [type(step) for step in plan.operations]
+        try:
+            return self._start_and_serve(plan)
+        finally:
+            # However this ends, also because whoever listened is gone (a killed parent, before it
+            # heard that the server runs): without a pid namespace only we find the server.
+            self._sweep()
+
+    def _start_and_serve(self, plan: Plan) -> int:
         if not self._namespaced:
             # Before there is a server. The launcher's death is seen by the control socket; dying
-            # with it would leave the server to nobody: without a pid namespace only we find it.
+            # with it would leave the server to nobody.
             prctl.set_death_signal(0)
         try:
-            if ShieldMiniInit in kinds:
-                before = plan.operations[: kinds.index(ShieldMiniInit)]
-                execute_steps(before[len(self._site.executed) :], self._site)
-                self._site.threaded = True
-                layers = run_in_thread(lambda: self._start(plan))
-            else:
-                layers = self._start(plan)
+            layers = self._start_shielded(plan)
         except OperationError as error:
             return _refuse(error)
         except OSError as error:
@@ -228,6 +229,16 @@ class _Init:
         for fd in (0, 1, 2):
             os.dup2(self._nothing, fd)
         return self._serve()
+
+    def _start_shielded(self, plan: Plan) -> list[dict[str, str]]:
+        """In a second thread where the plan shields this process from the server."""
+        kinds = [type(step) for step in plan.operations]
+        if ShieldMiniInit not in kinds:
+            return self._start(plan)
+        before = plan.operations[: kinds.index(ShieldMiniInit)]
+        execute_steps(before[len(self._site.executed) :], self._site)
+        self._site.threaded = True
+        return run_in_thread(lambda: self._start(plan))
 
     def _start(self, plan: Plan) -> list[dict[str, str]]:
         """Do what is left of the plan and start the server; the layers in force."""
