@@ -1,4 +1,6 @@
 import functools
+import operator
+import struct
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from vsm.core.seccomp import (
     rules_for,
     simulate,
 )
-from vsm.core.seccomp_bpf import ArgumentFilter, Clause, Comparison
+from vsm.core.seccomp_bpf import AUDIT_ARCH, ArgumentFilter, Clause, Comparison
 from vsm.core.syscalls import ARCHITECTURES, known, numbers
 from vsm.paths import shipped_profiles
 
@@ -342,3 +344,44 @@ def test_what_a_mini_init_calls_before_the_hand_over_never_waits(arch: str) -> N
             assert answer(code, arch, name) is EPERM
     assert answer(code, arch, "bpf") is Action.NOTIFY
     assert not may_report(rules)
+
+
+def _is_const_allow(program: bytes, arch: str, number: int) -> bool:
+    """What the kernel finds out when a filter is installed: kernel/seccomp.c, same name there.
+
+    It follows loads of the number and the architecture, comparisons and AND with constants, and
+    gives up at anything else: then the filter runs at every such call.
+    """
+    code = [struct.unpack_from("<HBBI", program, at) for at in range(0, len(program), 8)]
+    known = {0: number, 4: AUDIT_ARCH[arch]}
+    compare = {0x15: operator.eq, 0x35: operator.ge, 0x25: operator.gt, 0x45: operator.and_}
+    accumulator = at = 0
+    while True:
+        operation, if_true, if_false, operand = code[at]
+        at += 1
+        if operation == 0x20 and operand in known:
+            accumulator = known[operand]
+        elif operation == 0x05:
+            at += operand
+        elif operation in compare:
+            at += if_true if compare[operation](accumulator, operand) else if_false
+        elif operation == 0x54:
+            accumulator &= operand
+        else:
+            return operation == 0x06 and operand == Action.ALLOW
+
+
+@pytest.mark.parametrize("name", profile_names((shipped_profiles(),)))
+@every_tier
+@every_architecture
+def test_the_kernel_answers_every_plainly_allowed_call_without_running_the_filter(
+    arch: str, tier: str, name: str
+) -> None:
+    calls = load_profile(name, search=(shipped_profiles(),)).syscalls
+    rules = rules_for(
+        calls.allow, calls.deny, unix_sockets=calls.unix_sockets, inet=True, tier=tier
+    )
+    for program in (compile_filter(rules, arch), compile_filter(reported(rules), arch)):
+        for call, number in numbers(arch).items():
+            plain = rules.decisions.get(call) is Action.ALLOW
+            assert _is_const_allow(program, arch, number) == plain, call
