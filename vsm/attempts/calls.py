@@ -206,6 +206,11 @@ CALLS: dict[str, tuple[int, tuple[int, ...]]] = {
     "lsm_get_self_attr": (459, (99, BAD, BAD, 0)),
     "lsm_list_modules": (461, (BAD, BAD, 1)),
     "nice_other": (141, (0, 1, 0)),
+    "io_setup": (206, (0, BAD)),
+    "seccomp_with_a_listener": (317, (1, 8, BAD)),
+    "set_mempolicy_home_node": (450, (1, 1, 0, 99)),
+    "mbind": (237, (1, 1, 99, 0, 0, 0xFFFF)),
+    "set_mempolicy": (238, (99, 0, 0)),
 }
 
 
@@ -294,6 +299,7 @@ OPTIONS = {
     "set_machine_check_policy": (33, 99),
     "share_a_core": (62, 99),
     "set_timing": (14, 99),
+    "set_memory_map": (35, 15),  # PR_SET_MM_MAP_SIZE to a null pointer
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -13,6 +14,8 @@ from .base import (
     DISK_GAP,
     World,
     attempt,
+    last_error,
+    libc,
     scratch,
 )
 
@@ -80,6 +83,30 @@ def start_three_times_the_process_limit_as_threads(w: World) -> None:
             thread.join()
 
 
+@attempt("exhaustion", "processes")
+def leave_three_times_the_process_limit_as_zombies(w: World) -> None:
+    pids: list[int] = []
+    try:
+        for _ in range(w["processes"] * 3):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            pids.append(pid)
+    finally:
+        for pid in pids:
+            os.waitpid(pid, 0)
+
+
+@attempt("exhaustion", "privileges", control="root")
+def lock_twice_the_memory_limit(w: World) -> None:
+    """No control as a user: the host's own limit for him may be smaller."""
+    length = w["memory_bytes"] * 2
+    block = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(length)) < 0:
+        raise last_error()
+
+
 @attempt("exhaustion", "privileges")
 def make_a_sparse_file_above_the_size_limit(w: World) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -101,7 +128,22 @@ def open_more_files_than_the_limit(w: World) -> None:
 
 @attempt("exhaustion", "root_filesystem", weaker={"landlocked": DISK_GAP})
 def fill_the_private_folder(w: World) -> None:
-    _fill(scratch(), w["tmp_bytes"] * 2, w["file_size_bytes"] // 2)
+    """With bytes, or with names."""
+    try:
+        _fill(scratch(), w["tmp_bytes"] * 2, w["file_size_bytes"] // 2)
+    except OSError:
+        _make_folders(f"{scratch()}/many-{os.getpid()}-", w["tmp_bytes"] // 4096 + 1100)
+
+
+def _make_folders(prefix: str, count: int) -> None:
+    made = 0
+    try:
+        while made < count:
+            os.mkdir(f"{prefix}{made}", 0o700)
+            made += 1
+    finally:
+        for number in range(made):
+            os.rmdir(f"{prefix}{number}")
 
 
 @attempt("exhaustion", "root_filesystem", "landlock")

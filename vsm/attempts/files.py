@@ -135,6 +135,19 @@ def list_a_folder_outside(w: World) -> None:
         raise FileNotFoundError(errno.ENOENT, "not listed")
 
 
+@attempt("files", "root_filesystem", "landlock")
+def see_what_others_have_in_the_folder_for_temporary_files(w: World) -> None:
+    above, _, name = w["beside"].rpartition("/")
+    if name not in os.listdir(above):
+        raise FileNotFoundError(errno.ENOENT, "a folder of its own")
+
+
+@attempt("files", "root_filesystem", "landlock")
+def read_a_file_outside_below_a_path_descriptor(w: World) -> None:
+    fd = os.open(w["folder"], os.O_PATH | os.O_DIRECTORY)
+    os.close(os.open("secret.txt", os.O_RDONLY, dir_fd=fd))
+
+
 @attempt("files", "root_filesystem", weaker={"landlocked": LANDLOCK_GAP})
 def stat_a_file_outside(w: World) -> None:
     """One gap by any of its names."""

@@ -32,12 +32,25 @@ FILES: dict[str, tuple[str, int]] = {
     "user_io": ("/dev/uio0", READ),
     "device_io": ("/dev/vfio/vfio", os.O_RDWR),
     "graphics": ("/dev/dri/card0", os.O_RDWR),
+    "page_fault_device": ("/dev/userfaultfd", os.O_RDWR),
+    "serial_console": ("/dev/ttyS0", READ | os.O_NOCTTY),
+    "hibernation": ("/dev/snapshot", READ),
+    "automounter": ("/dev/autofs", os.O_RDWR),
+    "point_to_point_device": ("/dev/ppp", os.O_RDWR),
+    "volume_control": ("/dev/btrfs-control", os.O_RDWR),
+    "machine_registers": ("/dev/cpu/0/msr", READ),
+    "battery_backed_memory": ("/dev/nvram", READ),
+    "hardware_clock": ("/dev/rtc0", READ),
     "kernel_core": ("/proc/kcore", READ),
     "kernel_messages": ("/proc/kmsg", READ),
     "kernel_modules": ("/proc/modules", READ),
     "kernel_timers": ("/proc/timer_list", READ),
     "kernel_slabs": ("/proc/slabinfo", READ),
     "kernel_allocations": ("/proc/vmallocinfo", READ),
+    "page_counts": ("/proc/kpagecount", READ),
+    "page_flags": ("/proc/kpageflags", READ),
+    "memory_groups_of_pages": ("/proc/kpagecgroup", READ),
+    "free_pages": ("/proc/pagetypeinfo", READ),
     "mount_helper_setting": ("/proc/sys/kernel/modprobe", WRITE),
     "address_randomisation_setting": ("/proc/sys/kernel/randomize_va_space", WRITE),
     "overcommit_setting": ("/proc/sys/vm/overcommit_memory", WRITE),
@@ -61,6 +74,12 @@ FILES: dict[str, tuple[str, int]] = {
     "network_interfaces": ("/sys/class/net", LIST),
     "block_devices": ("/sys/block", LIST),
     "profiling": ("/sys/kernel/profiling", WRITE),
+    "page_sharing": ("/sys/kernel/mm/ksm/run", WRITE),
+    "firmware": ("/sys/firmware", LIST),
+    "crash_records": ("/sys/fs/pstore", LIST),
+    "kernel_objects": ("/sys/kernel/config", LIST),
+    "module_parameters": ("/sys/module", LIST),
+    "control_groups": ("/sys/fs/cgroup", LIST),
     "password_hashes": ("/etc/shadow", READ),
     "host_keys": ("/etc/ssh", LIST),
     "homes": ("/home", LIST),
@@ -111,6 +130,38 @@ ATTEMPTS["open_a_block_device"] = Attempt(
     ("root_filesystem", "landlock"),
     control="root",
 )
+
+
+MOST_SETTINGS = 20_000
+
+
+def _open_any_below(root: str) -> None:
+    """Open whatever can be opened for writing; write nothing. The first one found is enough."""
+    seen, error = 0, OSError(errno.ENOENT, "nothing is there")
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = f"{folder}/{name}"
+            seen += 1
+            if seen > MOST_SETTINGS or os.path.islink(path):
+                continue
+            try:
+                os.close(os.open(path, WRITE | os.O_NOFOLLOW))
+            except OSError as refusal:
+                error = refusal
+            else:
+                os.write(2, f"opened for writing: {path}\n".encode())
+                return
+    raise error
+
+
+@attempt("kernel files", "root_filesystem", "landlock", control="root")
+def open_any_kernel_setting_for_writing(_w: World) -> None:
+    _open_any_below("/proc/sys")
+
+
+@attempt("kernel files", "root_filesystem", "landlock", control="root")
+def open_any_device_setting_for_writing(_w: World) -> None:
+    _open_any_below("/sys")
 
 
 @attempt("kernel files", "privileges", control="root")

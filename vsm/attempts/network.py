@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
 import errno
 import os
@@ -287,6 +288,13 @@ def bind_udp_where_the_host_can_send(w: World) -> None:
 def send_to_a_unix_socket_outside_from_a_pair(w: World) -> None:
     one, _other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     one.sendto(b"x", w["unix_datagram"])
+
+
+@attempt("network", "root_filesystem", "seccomp")
+def pass_a_descriptor_to_a_unix_socket_outside(w: World) -> None:
+    one, _other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))]
+    one.sendmsg([b"x"], rights, 0, w["unix_datagram"])
 
 
 @attempt("network", "network", "seccomp")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 import resource
 import signal
+import socket
 import struct
 from collections.abc import Callable
 
@@ -33,9 +36,17 @@ def signal_the_process_that_started_us(w: World) -> None:
 
 @attempt("processes", "namespaces", weaker={"landlocked": PROC_GAP})
 def see_processes_outside(w: World) -> None:
-    """Their numbers, and then their command lines."""
-    if str(w["victim"]) not in os.listdir("/proc"):
-        os.close(os.open(f"/proc/{w['victim']}/cmdline", os.O_RDONLY))
+    """Their numbers, command lines, mounts, connections: what /proc shows to everybody."""
+    if str(w["victim"]) in os.listdir("/proc"):
+        return
+    refusals = []
+    for file in ("cmdline", "status", "mountinfo", "net/tcp"):
+        try:
+            os.close(os.open(f"/proc/{w['victim']}/{file}", os.O_RDONLY))
+        except OSError as error:
+            refusals.append(error)
+    if len(refusals) == 4:
+        raise refusals[0]
 
 
 # what of /proc/PID → how it is opened: its owner may, so only the sandbox is in the way
@@ -53,6 +64,10 @@ OF_A_PROCESS = {
     "exe": os.O_RDONLY,
     "fd": os.O_RDONLY,
     "map_files": os.O_RDONLY,
+    "fdinfo": os.O_RDONLY,
+    "smaps_rollup": os.O_RDONLY,
+    "numa_maps": os.O_RDONLY,
+    "stack": os.O_RDONLY,
     "comm": os.O_WRONLY,
     "oom_score_adj": os.O_WRONLY,
     "coredump_filter": os.O_WRONLY,
@@ -86,13 +101,30 @@ for _file, _flags in OF_A_PROCESS.items():
         "processes",
         _opening(_file, _flags),
         ("namespaces", "landlock"),
-        control="root" if _file == "map_files" else "any",
+        control="root" if _file in {"map_files", "stack"} else "any",
     )
 
 
 @attempt("processes", "namespaces", "landlock")
 def signal_a_process_outside_by_its_handle(w: World) -> None:
     signal.pidfd_send_signal(os.pidfd_open(w["victim"]), 0)
+
+
+F_SETSIG = 10  # linux/fcntl.h
+
+
+@attempt("processes", "namespaces", "landlock")
+def signal_a_process_outside_by_a_descriptor(w: World) -> None:
+    """F_SETOWN names who is signalled when data comes; the victim's own state tells whether."""
+    one, other = socket.socketpair()
+    fcntl.fcntl(one, F_SETSIG, w["asked_signal"])
+    fcntl.fcntl(one, fcntl.F_SETOWN, w["victim"])
+    fcntl.fcntl(one, fcntl.F_SETFL, fcntl.fcntl(one, fcntl.F_GETFL) | os.O_ASYNC)
+    other.send(b"x")
+    with open(f"/proc/{w['victim']}/status", encoding="ascii") as status:
+        pending = [line for line in status if line.startswith(("SigPnd", "ShdPnd"))]
+    if not any(int(line.split()[1], 16) >> w["asked_signal"] - 1 & 1 for line in pending):
+        raise PermissionError(errno.EPERM, "it did not come")
 
 
 @attempt("processes", "namespaces", "landlock", "seccomp")
@@ -110,6 +142,22 @@ def write_the_memory_of_a_process_outside(w: World) -> None:
 @attempt("processes", "namespaces", "seccomp")
 def change_the_io_priority_of_a_process_outside(w: World) -> None:
     syscall(251, 1, w["victim"], syscall(252, 1, w["victim"]))  # ioprio_set, ioprio_get
+
+
+@attempt("processes", "root_filesystem", "landlock", control="root")
+def write_to_the_program_that_runs(_w: World) -> None:
+    """Through /proc/self/exe, which a container's runtime shares with the host."""
+    try:
+        os.close(os.open("/proc/self/exe", os.O_WRONLY))
+    except OSError as error:
+        if error.errno != errno.ETXTBSY:  # permitted, once it has ended
+            raise
+
+
+@attempt("processes", "landlock")
+def write_to_own_memory_through_proc(_w: World) -> None:
+    """By this way read-only pages can be written."""
+    os.close(os.open("/proc/self/mem", os.O_RDWR))
 
 
 @attempt("processes", "namespaces", "landlock")

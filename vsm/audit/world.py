@@ -6,6 +6,7 @@ own is touched. Runs unconfined, as whoever asks for the audit.
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from vsm.attempts.base import last_error, libc
 
 EVERYBODY = 0o777  # nothing but the sandbox is in an attacker's way
 LEAKED_FD = 77
+ASKED_SIGNAL = signal.SIGRTMIN + 3
 SECRET_VARIABLE = "VSM_TEST_SECRET"  # noqa: S105  # a name
 
 
@@ -69,6 +71,7 @@ class World:
             **self.ipc(),
             **self.limits,
             "victim": victim,
+            "asked_signal": ASKED_SIGNAL,
             "starter": os.getpid() if self.uid == os.geteuid() else victim,
             "network_namespace": network,
             "cgroup_procs": next(map(str, Path("/sys/fs/cgroup").glob("**/cgroup.procs")), ""),
@@ -103,9 +106,13 @@ class World:
             path.touch(mode=0o644)
             os.chown(path, self.uid, -1)
         os.mkfifo(folder / "fifo")
+        beside = folder.with_name(f"{folder.name}-beside")
+        beside.touch()
+        self.undo.append(beside.unlink)
         (folder / "fifo").chmod(0o666)
         return {
             "folder": str(folder),
+            "beside": str(beside),
             "owned": str(opened / "owned.txt"),
             "secret": str(folder / "secret.txt"),
             "open_folder": str(opened),
@@ -191,7 +198,11 @@ class World:
         """A process of the user's, in sleep."""
         uid = self.uid
         other = uid if uid != os.geteuid() else None
-        process = subprocess.Popen(["/bin/sleep", "3600"], user=other, group=other, cwd="/")
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {ASKED_SIGNAL})  # stays pending: seen
+        try:
+            process = subprocess.Popen(["/bin/sleep", "3600"], user=other, group=other, cwd="/")
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
         def end() -> None:
             process.kill()
