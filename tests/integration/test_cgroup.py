@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vsm.confinement.cgroup import CgroupFacts, CgroupLimits, Cgroups, Group, detect
+from vsm.processes.remains import GROUPS, Remains
 
 Require = Callable[[str, bool, str], None]
 LIMITS = CgroupLimits(memory_bytes=48 << 20, swap_bytes=0, processes=8, cpu_cores=0.5)
@@ -121,6 +122,29 @@ def test_remove_refuses_nothing_and_leaves_nothing(group: Group) -> None:
         assert not group.try_remove()
         assert group.remove()
         assert process.wait(30) == -signal.SIGKILL
+
+
+def test_group_that_a_killed_supervisor_left_frozen_is_thawed_and_removed(
+    facts: CgroupFacts, group: Group, require: Require
+) -> None:
+    require("a freezer", facts.freeze, facts.reason)
+    with inside(group, "print('up', flush=True); import signal; signal.pause()") as process:
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        freezer = group.folders.get("freezer", group.folders.get("unified"))
+        frozen = {"freezer.state": "FROZEN", "cgroup.freeze": "1"}
+        for file, value in frozen.items():
+            if freezer and (freezer / file).exists():
+                (freezer / file).write_text(value)
+        remains = Remains()
+        folders = [str(folder) for folder in dict.fromkeys(group.folders.values())]
+        remains.note({"kind": GROUPS, "folders": folders}, ())
+        try:
+            remains.remove()
+            assert process.wait(5) == -signal.SIGKILL
+        finally:
+            group.thaw()
+    assert not any(folder.exists() for folder in group.folders.values())
 
 
 def test_groups_of_a_killed_run_are_swept_and_those_of_a_living_one_are_not(

@@ -352,7 +352,10 @@ class DemandBoard:
         return place
 
     def close(self) -> None:
-        """Close every descriptor; whoever still counts does so for nobody."""
+        """Close every descriptor and mapping; whoever still counts does so for nobody."""
+        self._extra.clear()
+        for row in self.rows.values():
+            row.move(Place(None, row.name))
         for segment in self.segments:
             segment.close()
         self.segments.clear()

@@ -104,7 +104,12 @@ def _is_folder(parent: int, name: str) -> bool:
 
 
 def _kill_members(group: int) -> None:
-    """The systems die with the template, which dies with the supervisor: this is to be sure."""
+    """The systems die with the template, which dies with the supervisor: this is to be sure.
+
+    A supervisor that died while it killed a group may have left it frozen, and in version 1 not
+    even SIGKILL ends what is frozen.
+    """
+    _thaw(group)
     with suppress(OSError):
         fd = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=group)
         with os.fdopen(fd, encoding="ascii") as file:
@@ -113,3 +118,12 @@ def _kill_members(group: int) -> None:
             if pid:  # 0: of another pid namespace
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+
+def _thaw(group: int) -> None:
+    with suppress(OSError):
+        fd = os.open("freezer.state", os.O_WRONLY | os.O_CLOEXEC, dir_fd=group)
+        try:
+            os.write(fd, b"THAWED")
+        finally:
+            os.close(fd)
