@@ -131,11 +131,9 @@ def test_group_that_a_killed_supervisor_left_frozen_is_thawed_and_removed(
     with inside(group, "print('up', flush=True); import signal; signal.pause()") as process:
         assert process.stdout
         assert process.stdout.readline() == "up\n"
-        freezer = group.folders.get("freezer", group.folders.get("unified"))
-        frozen = {"freezer.state": "FROZEN", "cgroup.freeze": "1"}
-        for file, value in frozen.items():
-            if freezer and (freezer / file).exists():
-                (freezer / file).write_text(value)
+        old = group.folders.get("freezer")
+        assert old is None or (old / "freezer.state").write_text("FROZEN")
+        assert old is not None or group.freeze()
         remains = Remains()
         folders = [str(folder) for folder in dict.fromkeys(group.folders.values())]
         remains.note({"kind": GROUPS, "folders": folders}, ())
@@ -143,6 +141,8 @@ def test_group_that_a_killed_supervisor_left_frozen_is_thawed_and_removed(
             remains.remove()
             assert process.wait(5) == -signal.SIGKILL
         finally:
+            if old is not None and old.exists():
+                (old / "freezer.state").write_text("THAWED")
             group.thaw()
     assert not any(folder.exists() for folder in group.folders.values())
 
