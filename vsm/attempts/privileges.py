@@ -128,5 +128,10 @@ def reach_the_working_directory_of_the_starter(_w: World) -> None:
 
 @attempt("inheritance", "namespaces", weaker={"landlocked": "no uts namespace"})
 def see_the_host_name(w: World) -> None:
-    if os.uname().nodename != w["host_name"]:
-        raise FileNotFoundError(errno.ENOENT, "another name")
+    """Or where on it its control groups are."""
+    if os.uname().nodename == w["host_name"]:
+        return
+    with open("/proc/self/cgroup", encoding="utf-8") as groups:
+        if any(line.rstrip("\n").split(":", 2)[2] != "/" for line in groups):
+            return
+    raise FileNotFoundError(errno.ENOENT, "names of its own")
