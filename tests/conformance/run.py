@@ -1,8 +1,9 @@
 """Run the official conformance suite directly and through vsm, and compare: `run.py SUITE`.
 
 The same server stands on the other side each time: over the SDK's own HTTP for "direct", in a
-confined worker behind a real `vsm up` for "vsm". SUITE is the folder that scripts/conformance
-installed into. Exits with 1 where vsm fails a required scenario.
+confined worker behind a real `vsm up` for "vsm", over the SDK's HTTP behind a real `vsm up` for
+"remote". SUITE is the folder that scripts/conformance installed into. Exits with 1 where vsm fails
+a required scenario.
 """
 
 import contextlib
@@ -113,13 +114,32 @@ def through_vsm() -> Iterator[str]:
             vsm.stop()
 
 
+@contextlib.contextmanager
+def remote() -> Iterator[str]:
+    """The server elsewhere, before a real vsm."""
+    with direct() as url, tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "vsm.toml"
+        config.write_text(
+            f'[gateway]\nauth = "none"\n[integrations.everything]\nprefix = ""\n'
+            f'url = "{url}"\naddresses = ["127.0.0.1"]\n',
+            encoding="utf-8",
+        )
+        with running(config) as vsm:
+            yield vsm.url
+            vsm.stop()
+
+
+WAYS = {"direct": direct, "vsm": through_vsm, "remote": remote}
+
+
 def main(suite: Path) -> int:
     """Print the table and what fails through vsm."""
     lost: list[str] = []
-    sys.stdout.write(f"{'revision':12} {'required':>8} {'direct':>8} {'vsm':>8}\n")
+    titles = "".join(f" {way:>8}" for way in WAYS)
+    sys.stdout.write(f"{'revision':12} {'required':>8}{titles}\n")
     for revision in REVISIONS:
         passed = {}
-        for name, server in (("direct", direct), ("vsm", through_vsm)):
+        for name, server in WAYS.items():
             with server() as url:
                 found = run_suite(suite, url, revision)
             passed[name] = sum(not failures for failures in found.values())
@@ -128,11 +148,11 @@ def main(suite: Path) -> int:
                 for scenario, failures in found.items()
                 for failure in failures
             ]
-        row = f"{revision:12} {len(found):8} {passed['direct']:8} {passed['vsm']:8}\n"
-        sys.stdout.write(row)
+        counts = "".join(f" {passed[way]:8}" for way in WAYS)
+        sys.stdout.write(f"{revision:12} {len(found):8}{counts}\n")
         sys.stdout.flush()
     sys.stdout.writelines(f"{line}\n" for line in lost)
-    return any(line.startswith("vsm ") for line in lost)
+    return any(line.startswith(("vsm ", "remote ")) for line in lost)
 
 
 if __name__ == "__main__":

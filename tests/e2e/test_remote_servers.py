@@ -204,6 +204,16 @@ def test_a_server_that_was_away_is_found_again_and_calls_say_whether_they_ran(
         assert vsm.stop() == 0
 
 
+def test_an_idle_server_that_went_away_is_noticed(start: Any, tmp_path: Path) -> None:
+    far = start()
+    with running(write(tmp_path, far.port, "resilience.health_interval_s = 1")) as vsm:
+        wait_state(vsm, "ready")
+        far.end()
+        wait_state(vsm, "backing_off", "starting")
+        assert "a health check failed" in vsm.log()
+        assert vsm.stop() == 0
+
+
 def test_a_certificate_that_nobody_vouches_for_is_not_taken(start: Any, tmp_path: Path) -> None:
     certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key]

@@ -8,6 +8,7 @@ import pytest
 
 from vsm.configuration.config import Integration, load_config
 from vsm.errors import ConfigurationError
+from vsm.remote.tokens import Tokens
 from vsm.supervision import oauth_store
 from vsm.supervision.provision import profile_of
 
@@ -83,6 +84,7 @@ def test_secrets_stay_sources_and_are_in_no_setting(tmp_path: Path) -> None:
         ('url = "https://x.example/"\nbearer = {}', "bearer", "exactly one source"),
         ('url = "https://x.example/"\nbearer = { file = "x" }\noauth = {}', "far", "both oauth"),
         ('url = "https://x.example/"\noauth = {}\ninstances = "session"', "oauth", "same tokens"),
+        ('url = "https://x.example/"\noauth = {}\ninstances = "pool"', "oauth", "same tokens"),
         ('url = "https://x.example/"\nclients.bob.bearer.file = "x"', "clients.bob", "no such"),
         ('url = "https://x.example/"\naddresses = ["x"]', "addresses", "expected"),
         ("", "command", "url"),
@@ -124,3 +126,30 @@ def test_tokens_are_renewed_where_the_worker_may_be_sent_alone(
             oauth_store.endpoint_host(far, endpoint)
     else:
         assert oauth_store.endpoint_host(far, endpoint) == "login.example:443"
+
+
+def test_a_login_is_handed_to_the_worker_once_and_forgotten_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
+    far = load(tmp_path, 'url = "https://x.example/"\noauth = {}')
+    own = tmp_path / "state/integrations/far"
+    own.mkdir(parents=True)
+    (own / "oauth.json").symlink_to(tmp_path / "elsewhere")  # a worker's trap
+    tokens = Tokens(access_token="a1", token_endpoint="https://login.example/token", client_id="c")
+    oauth_store.store("far", "", tokens)
+    assert oauth_store.hosts(far) == ("login.example:443",)
+    assert profile_of(far).network.allow == ("x.example:443", "login.example:443")
+    oauth_store.hand_over(far, str(own), None)
+    assert not (tmp_path / "elsewhere").exists()
+    assert json.loads((own / "oauth.json").read_text())["access_token"] == "a1"
+    assert (own / "oauth.json").stat().st_mode & 0o777 == 0o600
+    kept = tmp_path / "state/oauth/far/_own.json"
+    assert "a1" not in kept.read_text()
+    (own / "oauth.json").write_text("renewed by the worker")
+    oauth_store.hand_over(far, str(own), None)
+    assert (own / "oauth.json").read_text() == "renewed by the worker"
+    assert oauth_store.forget(far, "")
+    assert not kept.exists()
+    assert not (own / "oauth.json").exists()
+    assert not oauth_store.forget(far, "")

@@ -27,6 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("name", metavar="NAME", help="an integration with a url and oauth")
     parser.add_argument("--client", default="", help="log in for this client alone")
+    parser.add_argument("--forget", action="store_true", help="remove the tokens instead")
     parser.add_argument("--config", type=Path, metavar="FILE", help="vsm.toml ($VSM_CONFIG)")
 
 
@@ -41,9 +42,15 @@ def run(args: argparse.Namespace) -> int:
     if integration is None:
         where = f"{path}: integrations.{args.name[:64]}"
         raise ConfigurationError(where, "there is no such integration", "See `vsm status`.")
+    from vsm.supervision import oauth_store
+
+    if args.forget:
+        known = oauth_store.forget(integration, args.client)
+        print(f"{args.name}: {'logged out' if known else 'there was no login'}")
+        _start_anew(args.name)
+        return 0
     # Only here: the SDK takes a second to import.
     from vsm.install.login import log_in
-    from vsm.supervision import oauth_store
 
     tokens = log_in(integration, args.client, _show)
     oauth_store.store(args.name, args.client, tokens)

@@ -377,8 +377,8 @@ def _remote(name: str, table: IntegrationDocument, folder: Path, where: str) -> 
         most_frame_bytes=_frame(table.max_frame, f"{where}.max_frame"),
     )
     entry = compile_remote(name, keys, where, lambda one, key: check_source(one, folder, key))
-    if entry.remote.oauth and table.instances == "session":
-        what = "processes of several users would renew the same tokens"
+    if entry.remote.oauth and table.instances != "shared":
+        what = "several processes would renew the same tokens, which are good once"
         remedy = 'Set instances = "shared", with clients.NAME.oauth for each client.'
         raise ConfigurationError(f"{where}.oauth", what, remedy)
     return entry

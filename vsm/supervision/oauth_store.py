@@ -39,10 +39,15 @@ def store(name: str, client: str, tokens: Tokens) -> None:
     _write(_file(name, client), Login(token_endpoint=tokens.token_endpoint, tokens=tokens))
 
 
-def forget(name: str) -> None:
-    """Remove every login of an integration."""
-    for path in _folder(name).glob("*.json"):
-        path.unlink(missing_ok=True)
+def forget(integration: Integration, client: str) -> bool:
+    """Remove a login, with what its worker made of it; whether there was one."""
+    own = paths.state_dir() / "integrations" / integration.name
+    found = False
+    for path in (_file(integration.name, client), own / _worker_file(client)):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            found = True
+    return found
 
 
 def hosts(integration: Integration) -> tuple[str, ...]:
@@ -87,7 +92,7 @@ def hand_over(integration: Integration, state_dir: str, uid: int | None) -> None
         login = _read(path)
         if login is None or login.tokens is None:
             continue
-        name = f"oauth-{client}.json" if client else "oauth.json"
+        name = _worker_file(client)
         try:
             _write_for_worker(state_dir, name, msgspec.json.encode(login.tokens), uid)
         except OSError as error:
@@ -114,6 +119,10 @@ def _write_for_worker(state_dir: str, name: str, content: bytes, uid: int | None
 
 def _oauth(integration: Integration) -> tuple[str, ...]:
     return tuple(integration.remote.oauth) if integration.remote else ()
+
+
+def _worker_file(client: str) -> str:
+    return f"oauth-{client}.json" if client else "oauth.json"
 
 
 def _folder(name: str) -> Path:
