@@ -61,12 +61,6 @@ def _write_all(data: bytes) -> None:
         data = data[os.write(1, data) :]
 
 
-def silent() -> None:
-    """An upstream that never says anything."""
-    while os.read(0, 1 << 18):
-        pass
-
-
 def _say_ready() -> None:
     sys.stderr.write("READY\n")
     sys.stderr.flush()
@@ -108,13 +102,14 @@ def gateway(directory: str, servers: str = "", role: str = "server") -> None:
     Args:
         directory: where its socket and its port's number go.
         servers: how many, called up0 and on; "" is one whose tools have bare names.
-        role: "silent" for servers that never answer; it is ready at once then.
+        role: "silent" for pipes at whose end nobody answers; it is ready at once then.
     """
     import uvloop
 
     from vsm.gateway.gateway import Gateway
     from vsm.gateway.integration import Settings
 
+    silent: list[int] = []
     names = [f"up{number}" for number in range(int(servers))] if servers else ["up"]
 
     async def main() -> None:
@@ -126,11 +121,14 @@ def gateway(directory: str, servers: str = "", role: str = "server") -> None:
         os.symlink(str(tcp.getsockname()[1]), f"{directory}/port")
         await it.listen_unix(local)
         await it.listen_http(tcp, token="")
-        if role == "silent":
-            _say_ready()
         started = []
         for name in names:
             it.add(Settings(name=name, prefix=name if servers else ""))
+            if role == "silent":
+                (theirs, write_fd), (read_fd, mine) = os.pipe(), os.pipe()
+                silent.extend((theirs, mine))
+                it.fleet.attach(f"{name}-1", name, (write_fd, read_fd))
+                continue
             server = subprocess.Popen(  # noqa: ASYNC220 - before anything is served
                 [*SERVER[:-1], role], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
@@ -141,6 +139,8 @@ def gateway(directory: str, servers: str = "", role: str = "server") -> None:
             server.stdin.close()
             server.stdout.close()
             it.fleet.attach(f"{name}-1", name, pipes)
+        if role == "silent":
+            _say_ready()
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         await it.stop()
         for server in started:
@@ -208,7 +208,6 @@ def sdk() -> None:
 if __name__ == "__main__":
     roles: dict[str, Callable[..., None]] = {
         "server": serve,
-        "silent": silent,
         "gateway": gateway,
         "relay": relay,
         "sdk": sdk,

@@ -30,6 +30,7 @@ HELLO = (
     b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25",'
     b'"capabilities":{},"clientInfo":{"name":"scale","version":"1"}}}\n'
 )
+LIST = b'{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{}}\n'
 CALL = (
     b'{"jsonrpc":"2.0","id":%d,"method":"tools/call",'
     b'"params":{"name":"up%d__echo","arguments":{"a":"b"}}}\n'
@@ -149,7 +150,7 @@ def _large(rounds: int) -> list[dict[str, Any]]:
 
 
 def _cold(rounds: int) -> list[dict[str, Any]]:
-    """From exec to the gateway's first answer, before servers that say nothing."""
+    """From exec to the gateway's first list of tools, before servers that never say a word."""
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -158,11 +159,14 @@ def _cold(rounds: int) -> list[dict[str, Any]]:
             socket.socket(socket.AF_UNIX) as client,
         ):
             client.connect(path)
-            client.sendall(HELLO)
-            client.recv(1 << 16)
+            client.sendall(HELLO + LIST)
+            answers = client.makefile("rb")
+            while b'"tools":' not in answers.readline():
+                pass
             times.append(time.perf_counter() - began)
+            answers.close()
     value = statistics.median(times) * 1e3
-    return [_row("10 silent servers", "start to first answer", value, "ms", rounds)]
+    return [_row("10 silent servers", "start to first tools/list", value, "ms", rounds)]
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ class Start(Message):
     clients: tuple[ClientRow, ...] = ()  # S1
     audit: Literal["all", "counted", "off"] = "off"  # S1: which calls go to its fd "calls"
     audit_rate: int = Field(default=1000, ge=1)
+    list_wait_s: float | None = Field(default=None, ge=0)  # S1
     introspection: bool = False  # S1 offers vsm's own tools
     snapshots: dict[Name, Body] = Field(default_factory=dict)
     limits: Body = Field(default_factory=dict)  # integration → what its profile allows (S3)

@@ -45,6 +45,7 @@ def test_lists_of_a_server_that_does_not_run_are_those_of_its_last_run() -> None
         async with running(ready=False) as harness:
             add(harness, LAZY)
             harness.gateway.fleet.availability("echo", "ready", "")
+            harness.gateway.fleet.list_wait_s = 10.0
             client = await harness.raw()
             listed = asyncio.create_task(client.request("l", "tools/list"))
             await wait_wanted(harness, 1)  # nothing is known: the list needs a first start

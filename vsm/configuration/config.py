@@ -128,6 +128,7 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True):
     introspection: bool = True
     audit: Literal["all", "counted", "off"] = "counted"
     audit_rate: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
+    list_wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)] | None = None
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):

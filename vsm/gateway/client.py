@@ -15,7 +15,12 @@ from vsm.gateway.upstream import Upstream
 from vsm.gateway.views import View
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import Message, Object
-from vsm.protocol.tables import LEGACY_VERSION, LISTEN_FILTERS, META_SUBSCRIPTION
+from vsm.protocol.tables import (
+    CHANGE_OF_LIST,
+    LEGACY_VERSION,
+    LISTEN_FILTERS,
+    META_SUBSCRIPTION,
+)
 
 MAX_IN_FLIGHT = 256
 MAX_ASKED = 16
@@ -137,6 +142,11 @@ class Client(ABC):
     @abstractmethod
     def notify(self, frame: bytes) -> None:
         """Send a notification that belongs to no request; dropped where nobody listens."""
+
+    def hears_of(self, method: str) -> bool:
+        """Whether it will be told that the list of `method` changed."""
+        change = CHANGE_OF_LIST[method]
+        return self.initialized or any(one.hears(change, None) for one in self.listens.values())
 
     def end(self, reason: str) -> None:
         """The client is gone: cancel what it has in flight and forget what it wanted."""

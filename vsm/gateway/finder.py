@@ -33,11 +33,16 @@ class RequestError(DecodeError):
 
 
 class StartingError(Exception):
-    """What the request needs is still starting; `names` are the integrations to wait for."""
+    """What the request needs is still starting.
 
-    def __init__(self, names: list[str]) -> None:
+    Args:
+        names: the integrations to wait for. limit_s: for so long at most; None: as long as calls.
+    """
+
+    def __init__(self, names: list[str], limit_s: float | None = None) -> None:
         super().__init__(names)
         self.names = names
+        self.limit_s = limit_s
 
 
 class Finder:
@@ -68,7 +73,7 @@ class Finder:
 
     def _raise_unknown(self, method: str, name: str, view: View | None) -> None:
         """Say why a name leads nowhere: its integration is away, or there is no such name."""
-        seen = self._seen(view)
+        seen = self.seen(view)
         for integration in seen.values():
             prefix = integration.settings.prefix
             if prefix and name.startswith(prefix + SEPARATOR) and not integration.takes_calls:
@@ -82,7 +87,7 @@ class Finder:
         text = f"Unknown {kind}: {name[:200]}"
         raise RequestError(jsonrpc.INVALID_PARAMS, text, unserved=True)
 
-    def _seen(self, view: View | None) -> dict[str, Integration]:
+    def seen(self, view: View | None) -> dict[str, Integration]:
         """The integrations that a client sees."""
         found = self._fleet.integrations
         return {n: i for n, i in found.items() if view is None or view.serves(n)}
@@ -155,7 +160,7 @@ class Finder:
         owner = self.catalogue(client).resource_owner(uri)
         if isinstance(owner, str):
             return owner
-        unsettled = [n for n, i in self._seen(client.view).items() if not i.is_settled]
+        unsettled = [n for n, i in self.seen(client.view).items() if not i.is_settled]
         if unsettled and not owner:
             raise StartingError(unsettled)
         if owner:

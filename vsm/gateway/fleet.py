@@ -74,7 +74,7 @@ class Reports(Protocol):
         """How many instances there should be, and which should not, with the reason."""
 
     def learnt(self, integration: str, content: bytes) -> None:
-        """What an integration that may be stopped offers, to be kept for `known`."""
+        """What an integration offers, to be kept for `known`."""
 
 
 class Audience(Protocol):
@@ -97,6 +97,7 @@ class Fleet:
         epoch: this incarnation of S1.
         accounting: where calls are counted; a board of its own where none is given.
         log_level: the lowest level that any client wants to hear, as an index in LOG_LEVELS.
+        list_wait_s: how long lists wait for a server that was never seen; None: by the client.
     """
 
     def __init__(self, epoch: int, reports: Reports, accounting: Accounting | None = None) -> None:
@@ -108,6 +109,7 @@ class Fleet:
         self.integrations: dict[str, Integration] = {}
         self.catalogue = catalogue.merge({})
         self.log_level: int | None = None
+        self.list_wait_s: float | None = None
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
         self._waiters: set[asyncio.Future[None]] = set()
@@ -380,8 +382,7 @@ class Fleet:
         integration.surface = server.surface = startup.surface
         integration.vet()
         self._rebuild()
-        if isinstance(server, Instance):
-            self._keep_surface(integration, session)
+        self._keep_surface(integration, session)
 
     def _restore_wishes(self, server: Server) -> None:
         """Ask a new server for what its predecessor was asked: changes, resources, log level."""
@@ -432,10 +433,9 @@ class Fleet:
                 integration.instances.left(client)
 
     def _keep_surface(self, integration: Integration, session: era.PeerSession) -> None:
-        if integration.settings.terms is not None and integration.settings.terms.lazy:
-            kept = known.pack(session, integration.surface.lists)
-            if kept is not None:
-                self._reports.learnt(integration.settings.name, kept)
+        kept = known.pack(session, integration.surface.lists)
+        if kept is not None:
+            self._reports.learnt(integration.settings.name, kept)
 
     def know(self, name: str, content: bytes) -> None:
         """What an integration offered when it last ran, until it runs again."""
@@ -449,30 +449,39 @@ class Fleet:
         self._rebuild()
         self._check_settled()
 
+    def start_unknown(self, names: Iterable[str]) -> None:
+        """Have an instance of each, where nothing would start one before somebody needs it."""
+        for name in names:
+            instances = self.integrations[name].instances
+            if instances is not None:
+                instances.need()
+
     @property
     def is_settled(self) -> bool:
         """Whether every integration serves or failed."""
         return all(integration.is_settled for integration in self.integrations.values())
 
     async def wait_settled(
-        self, names: Iterable[str] | None = None, client: Client | None = None
+        self,
+        names: Iterable[str] | None = None,
+        client: Client | None = None,
+        most_s: float | None = None,
     ) -> None:
         """Wait until the integrations (all of them by default) serve or failed; bounded.
 
         Args:
             names: of integrations that somebody needs.
             client: who waits, perhaps for an instance of its own.
+            most_s: how long at most; SETTLE_LIMIT_S by default.
         """
         wanted = [
             i
             for name, i in self.integrations.items()
             if not i.is_settled_for(client) and (names is None or name in names)
         ]
-        for integration in wanted if names is not None else ():
-            if integration.instances is not None:
-                integration.instances.need()
+        self.start_unknown(i.settings.name for i in wanted if names is not None)
         limit_s = max((i.settings.start_timeout_s for i in wanted), default=0.0)
-        end = self._loop.time() + min(limit_s, SETTLE_LIMIT_S)
+        end = self._loop.time() + min(limit_s, SETTLE_LIMIT_S if most_s is None else most_s)
         while (left := end - self._loop.time()) > 0 and not all(
             i.is_settled_for(client) for i in wanted
         ):
@@ -531,6 +540,7 @@ class Fleet:
                 integration.surface.lists.update(lists)
                 integration.vet()
                 self._rebuild(methods)
+                self._keep_surface(integration, cast("era.PeerSession", server.session))
             if again:
                 self._refetch_soon(upstream, again)
 

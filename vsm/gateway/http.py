@@ -22,7 +22,7 @@ from vsm.gateway.resumption import Backlog, EventStream, parse_event_id
 from vsm.gateway.router import Router
 from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.jsonrpc import DecodeError, Message
-from vsm.protocol.tables import LEGACY_VERSIONS, META_VERSION, MODERN_VERSIONS
+from vsm.protocol.tables import CHANGED, LEGACY_VERSIONS, META_VERSION, MODERN_VERSIONS
 
 MAX_CONNECTIONS: Final = 1024
 MAX_SESSIONS: Final = 2048
@@ -36,6 +36,7 @@ HTTP_PORT: Final = 80
 IDENTITY: Final = "http"
 SESSION_HEADER: Final = "mcp-session-id"
 _JSON: Final = (b"content-type", b"application/json")
+_LIST_CHANGES: Final = frozenset(jsonrpc.notification(method) for method in CHANGED)
 _META_VERSION: Final = META_VERSION.encode()
 _GONE: Final = "the client closed the connection"
 
@@ -61,11 +62,29 @@ class HttpSession(Client):
         self.stream = EventStream(backlog, 0, None)
         """What belongs to no request."""
         self.streams: dict[int, EventStream] = {0: self.stream}
+        self._missed: dict[bytes, None] = {}
 
     def notify(self, frame: bytes) -> None:
-        """Send on the stream that the client keeps open for it, or keep it for when it does."""
+        """Send on the stream that the client keeps open for it, or keep it for when it does.
+
+        Before it opened one only the news that a list changed is kept.
+        """
         if self.stream.exchange is not None:
             self.stream.notify(frame)
+        elif frame in _LIST_CHANGES:
+            self._missed[frame] = None
+
+    def hears_of(self, method: str) -> bool:
+        """Only while it keeps a stream open for what belongs to no request."""
+        return self.stream.is_attached and super().hears_of(method)
+
+    def begin_stream(self, exchange: Exchange) -> None:
+        """Take the stream for what belongs to no request; what was missed comes first."""
+        self.stream.primed = self.version >= PRIMED_SINCE
+        self.stream.begin(exchange)
+        for frame in self._missed:
+            self.stream.notify(frame)
+        self._missed.clear()
 
     def open_stream(self, exchange: Exchange) -> EventStream:
         """A stream for one request's answer."""
@@ -280,8 +299,7 @@ class HttpApplication:
             return
         if session.stream.is_attached:
             raise RefusedError(409, "The session has a stream already.\n")
-        session.stream.primed = session.version >= PRIMED_SINCE
-        session.stream.begin(exchange)
+        session.begin_stream(exchange)
 
     def stop(self) -> None:
         """End every session and stream."""

@@ -52,6 +52,8 @@ from vsm.protocol.tables import (
 
 TTL_MS: Final = 1000
 MAX_DEFERRED: Final = 1024
+# A Python server that imports the SDK takes 0.6 to 1.0 s to its lists where nothing else runs.
+LIST_WAIT_S: Final = 3.0
 OTHER: Final = "other requests"
 _PLAIN_METHOD: Final = re.compile(r"[A-Za-z0-9_./$-]{1,128}")  # goes into frames as it is
 _KNOWN_REQUESTS: Final = CLIENT_REQUESTS[Era.LEGACY] | CLIENT_REQUESTS[Era.MODERN]
@@ -147,7 +149,7 @@ class Router:
             self._serve(client, sink, message, id_bytes, headers, patient=patient)
         except StartingError as starting:
             if patient:
-                self._defer(client, sink, message, id_bytes, starting.names, headers=headers)
+                self._defer(client, sink, message, id_bytes, starting, headers=headers)
             else:
                 integration = self._fleet.integrations[starting.names[0]]
                 self._fail_unavailable(sink, id_bytes, integration)
@@ -260,7 +262,7 @@ class Router:
             search_tools.rename_call(params)
         if name not in (search_tools.SEARCH, search_tools.DESCRIBE):
             return False
-        self._wait_settled(patient=patient)
+        self._wait_known(client, "tools/list", patient=patient)
         tools = cast("View", client.view).search_tools(self._fleet.catalogue)
         arguments = jsonrpc.nested(params, "arguments")
         if name == search_tools.DESCRIBE:
@@ -273,12 +275,25 @@ class Router:
         sink.answer(jsonrpc.answer(id_bytes, body))
         return True
 
-    def _wait_settled(self, *, patient: bool) -> bool:
-        """Whether something is still starting; whoever is patient waits for that."""
-        unsettled = [n for n, i in self._fleet.integrations.items() if not i.is_settled]
-        if unsettled and patient:
-            raise StartingError(unsettled)
-        return bool(unsettled)
+    def _wait_known(self, client: Client, method: str, *, patient: bool) -> bool:
+        """Whether something is still starting, so that a list may change soon.
+
+        Nobody waits for a server whose lists are known from its last run. For one that was never
+        seen only those wait who would not hear of the change, and not for long.
+
+        Raises:
+            StartingError: this client is to wait.
+        """
+        starting = [i for i in self._finder.seen(client.view).values() if not i.is_settled]
+        unknown = [i.settings.name for i in starting if i.session is None]
+        if unknown and patient:
+            self._fleet.start_unknown(unknown)
+            limit_s = self._fleet.list_wait_s
+            if limit_s is None:
+                limit_s = 0.0 if client.hears_of(method) else LIST_WAIT_S
+            if limit_s:
+                raise StartingError(unknown, limit_s)
+        return bool(starting)
 
     def _only_one(self, method: str, view: View | None) -> str:
         """Who gets a request that we do not know: the only integration, or nobody."""
@@ -295,7 +310,7 @@ class Router:
         sink: Sink,
         message: Message,
         id_bytes: bytes,
-        names: list[str],
+        starting: StartingError,
         *,
         headers: Mapping[str, str] | None,
     ) -> None:
@@ -304,12 +319,12 @@ class Router:
         own = sum(1 for other, _ in self._deferred if other is client)
         full = len(self._deferred) >= MAX_DEFERRED or own >= MAX_IN_FLIGHT
         if full or key in self._deferred:
-            self._fail_unavailable(sink, id_bytes, self._fleet.integrations[names[0]])
+            self._fail_unavailable(sink, id_bytes, self._fleet.integrations[starting.names[0]])
             count_unserved(self._fleet, message)
             return
 
         async def later() -> None:
-            await self._fleet.wait_settled(names, client)
+            await self._fleet.wait_settled(starting.names, client, starting.limit_s)
             self._deferred.pop(key, None)
             self._request(client, sink, message, id_bytes, headers, patient=False)
 
@@ -413,12 +428,12 @@ class Router:
     ) -> None:
         if "cursor" in params and bytes(params["cursor"]) != b"null":
             raise RequestError(jsonrpc.INVALID_PARAMS, "unknown cursor: this list has one page")
-        unsettled = self._wait_settled(patient=patient)
+        starting = self._wait_known(client, method, patient=patient)
         catalogue = self._finder.catalogue(client)
         if client.view is not None and client.view.search and method == "tools/list":
             catalogue = search_tools.CATALOGUE
         if modern:
-            body = catalogue.modern_page(method, 0 if unsettled else TTL_MS)
+            body = catalogue.modern_page(method, 0 if starting else TTL_MS)
         else:
             body = catalogue.legacy_page(method)
         sink.answer(jsonrpc.answer(id_bytes, body))

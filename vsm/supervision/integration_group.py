@@ -188,10 +188,8 @@ class IntegrationGroup:
                 self.attach(running)
 
     def _tell_known(self, name: str) -> None:
-        """What an integration offered that S1 need not start for its lists."""
-        fd = None
-        if self.integrations[name].start == "lazy":
-            fd = self.hooks.recall(self.integrations[name])
+        """What an integration offered when it last ran, so that no list waits for its server."""
+        fd = self.hooks.recall(self.integrations[name])
         if fd is not None:
             self.hooks.pins(name)
             self.hooks.tell_operations(Known(integration=name, fds=("surface",)), [fd])

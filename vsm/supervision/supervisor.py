@@ -250,6 +250,7 @@ class Supervisor:
             clients=self._clients,
             audit=self.config.gateway.audit,
             audit_rate=self.config.gateway.audit_rate,
+            list_wait_s=self.config.gateway.list_wait_s,
             integrations=self.integrations.rows(),
             snapshots=self.systems.snapshots,
             fds=tuple(fds),

@@ -1,4 +1,4 @@
-"""What a lazily started integration offered when it last ran: one file for each, S1's own words.
+"""What an integration offered when it last ran: one file for each, S1's own words.
 
 Runs in the supervisor, which keeps the bytes and never looks into them: S1 checks what it gets
 back. An entry of the configuration that was changed has nothing known of it.

@@ -83,7 +83,7 @@ class SystemHooks:
         ring: the output ring of a worker.
         consult: what vsm says of itself.
         offered: S1 says what a server offers that is not pinned; the fd stays ours.
-        learnt: S1 says what a lazily started integration offers; the fd stays ours.
+        learnt: S1 says what an integration offers; the fd stays ours.
         regulate: what a system decided, notes, or wishes of the supervisor.
     """
 

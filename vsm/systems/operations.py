@@ -106,7 +106,7 @@ class SupervisorReports:
         self._context.report(Wanted(integration=integration, count=count, release=why))
 
     def learnt(self, integration: str, content: bytes) -> None:
-        """What an integration that may be stopped offers."""
+        """What an integration offers, for its next start."""
         fd = to_memory(content)
         self._context.control.send(Learnt(integration=integration, fds=("surface",)), [fd])
         close_fds([fd])
@@ -159,6 +159,7 @@ class Operations:
         self._summarised: dict[str, dict[str, int]] = {}
         self._asked: dict[int, asyncio.Future[Body | None]] = {}
         self._asked_last = 0
+        self.gateway.fleet.list_wait_s = start.list_wait_s
         if start.introspection:
             self.gateway.fleet.offer(OwnTools(self._consult))
         for row in start.integrations:
