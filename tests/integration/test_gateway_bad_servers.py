@@ -203,14 +203,13 @@ def test_a_successor_resumes_a_running_server_in_the_middle_of_its_line() -> Non
             upstream = first.gateway.fleet.integrations["old"].upstream
             assert upstream is not None
             assert upstream._writer is not None
-            assert upstream._reader is not None
-            pipes = [
-                t.get_extra_info("pipe").fileno() for t in (upstream._writer, upstream._reader)
-            ]
+            reader = upstream.intake._transport
+            assert reader is not None
+            pipes = [t.get_extra_info("pipe").fileno() for t in (upstream._writer, reader)]
             # What the first gateway wrote and read last: half a line each way.
             kept = [os.dup(fd) for fd in pipes]
             os.write(kept[0], b'{"jsonrpc":"2.0","id":1,"method":"tools/ca')
-            upstream._reader.pause_reading()
+            reader.pause_reading()
             async with harness.running({}) as second:
                 second.gateway.add(Settings(name="old", prefix="old"))
                 second.gateway.fleet.attach("old-1", "old", (kept[0], kept[1]), record)

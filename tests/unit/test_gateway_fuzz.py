@@ -273,7 +273,7 @@ def test_no_stream_of_messages_breaks_the_gateway(
             except DecodeError:
                 continue
             router.receive(client, client, message)
-        upstream.received(b"".join(frame + b"\n" for frame in from_server))
+        upstream.intake.data_received(b"".join(frame + b"\n" for frame in from_server))
         await asyncio.sleep(0)
         # What the server asked may be answered now, and what the client wants told again.
         for frame in (*client.returns(), *from_client):

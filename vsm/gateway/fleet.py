@@ -570,6 +570,11 @@ class Fleet:
         """A server broke a rule, for the first time in this way."""
         self._reports.noticed(upstream.worker, text)
 
+    def calls_beside(self, upstream: Upstream) -> int:
+        """How many calls went to other integrations, ever."""
+        name = upstream.integration
+        return sum(i.totals["calls"] for n, i in self.integrations.items() if n != name)
+
     def upstream_idle(self, upstream: Upstream) -> None:
         """Nothing is in flight any more; a draining integration is drained."""
         integration = self.integrations.get(upstream.integration)

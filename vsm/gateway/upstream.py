@@ -17,9 +17,10 @@ from msgspec import UNSET, Raw
 
 from vsm.core.fair_queue import FairQueue
 from vsm.gateway.call import Call, Inquiry, Waiting
+from vsm.gateway.intake import Intake
 from vsm.gateway.resilience import Guard
 from vsm.protocol import frames, jsonrpc
-from vsm.protocol.framing import LineSplitter, OversizedFrame, salvage_id
+from vsm.protocol.framing import OversizedFrame, salvage_id
 from vsm.protocol.ids import InFlight, Stray
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
 from vsm.protocol.tables import SERVER_NOTIFICATIONS, SERVER_REQUESTS, Era
@@ -56,17 +57,11 @@ class UpstreamOwner(Protocol):
     def upstream_idle(self, upstream: "Upstream") -> None:
         """Nothing is in flight any more."""
 
+    def calls_beside(self, upstream: "Upstream") -> int:
+        """How many calls went to other integrations, ever."""
+
     def upstream_misbehaved(self, upstream: "Upstream", text: str) -> None:
         """The server broke a rule, for the first time in this way."""
-
-
-class _Reading(asyncio.Protocol):
-    def __init__(self, upstream: "Upstream") -> None:
-        self._upstream = upstream
-        self.data_received = upstream.received  # type: ignore[method-assign]
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._upstream.output_ended()
 
 
 class _Writing(asyncio.Protocol):
@@ -128,19 +123,19 @@ class Upstream:
         self._reserve = concurrency // RESERVE
         self._standing = 0
         self._max_frame_bytes = max_frame_bytes
-        self._splitter = LineSplitter(max_frame_bytes)
+        self.intake = Intake(self, max_frame_bytes)
         self._in_flight: InFlight[Waiting] = InFlight(epoch)
         self._queue: FairQueue[Hashable, Call] = FairQueue(
             guard.settings.max_waiting,
             MAX_WAITING_BYTES,
             lambda lane: guard.weigh(lane),  # noqa: PLW0108 - S2 puts another one there
         )
-        self._reader: asyncio.ReadTransport | None = None
         self._writer: asyncio.WriteTransport | None = None
         self._out: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._grace: asyncio.TimerHandle | None = None
+        self._others = 0
         self._noise = 0
         self._noise_since = 0.0
         self._noticed: set[str] = set()
@@ -155,12 +150,11 @@ class Upstream:
         """
         if resume:
             self._out.append(_EXPENDABLE + b"\n")
-        stdin, stdout = os.fdopen(stdin_fd, "wb", 0), os.fdopen(stdout_fd, "rb", 0)
+        stdin = os.fdopen(stdin_fd, "wb", 0)
         writer, _ = await self._loop.connect_write_pipe(lambda: _Writing(self), stdin)
         self._writer = writer
         writer.set_write_buffer_limits(HIGH_WATER_BYTES)
-        reader, _ = await self._loop.connect_read_pipe(lambda: _Reading(self), stdout)
-        self._reader = reader
+        await self.intake.open(stdout_fd)
         if self.closed:
             self._close_pipes()
         self._flush()
@@ -177,8 +171,7 @@ class Upstream:
         self._close_pipes()
 
     def _close_pipes(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
+        self.intake.close()
         if self._writer is not None and not self._writer.is_closing():
             self._writer.abort()
 
@@ -216,6 +209,7 @@ class Upstream:
             self.guard.server_lost(reason)
         if self._grace is None:
             self._grace = self._loop.call_later(GONE_GRACE_S, self._report_lost, reason)
+        self.intake.stop()
         self.writable = False
 
     def _report_lost(self, reason: str) -> None:
@@ -409,31 +403,25 @@ class Upstream:
 
     # ---- in --------------------------------------------------------------------------------
 
-    def received(self, data: bytes) -> None:
-        """Take bytes from the server's standard output."""
-        for frame in self._splitter.feed(data):
-            if type(frame) is not bytes:
-                self._oversized(cast("OversizedFrame", frame))
-                continue
-            try:
-                message = jsonrpc.decode(frame if b"\r" not in frame else jsonrpc.compact(frame))
-            except DecodeError as error:
-                self._broken(frame, error)
-                continue
-            if message.method is UNSET:
-                self._answered(message)
-            else:
-                self._spoke(message)
-        if self._queue:
-            self.pump()
-
-    def _answered(self, message: Message) -> None:
+    def take(self, frame: bytes | OversizedFrame) -> bool:
+        """Take a line of the server's; whether it answers what somebody waits for."""
+        if type(frame) is not bytes:
+            self._oversized(cast("OversizedFrame", frame))
+            return False
+        try:
+            message = jsonrpc.decode(frame if b"\r" not in frame else jsonrpc.compact(frame))
+        except DecodeError as error:
+            self._broken(frame, error)
+            return False
+        if message.method is not UNSET:
+            self._spoke(message)
+            return False
         waiting = self._in_flight.take(message.id)
         if type(waiting) is Stray:
             self.strays += 1
             self._make_noise()
             self._notice(waiting.name, f"{self.title} sent {waiting.value}.")
-            return
+            return False
         if type(waiting) is Inquiry and waiting.timeout_s is None:
             self._standing -= 1
             self._limit -= 1
@@ -443,6 +431,17 @@ class Upstream:
             waiting.answered(message)
         if len(self._in_flight.waiting) <= self._standing:
             self._rest()
+        return True
+
+    def turn_over(self) -> None:
+        """Answers made room: send what waits."""
+        if self._queue:
+            self.pump()
+
+    def is_alone(self) -> bool:
+        """Whether no other integration was called since this was asked last."""
+        before, self._others = self._others, self._owner.calls_beside(self)
+        return before == self._others
 
     def _unanswered(self, waiting: Waiting, message: Message) -> bool:
         """Whether a remote server's worker says that there was no answer; then it has failed."""
@@ -547,15 +546,10 @@ class Upstream:
         now = self._loop.time()
         left = self._noise_since + NOISE_WINDOW_S - now
         self._noise, self._noise_since = 0, now
-        if left > 0 and self._reader is not None and not self.closed:
-            self._reader.pause_reading()
+        if left > 0 and not self.closed:
+            self.intake.hold(left)
             rate = f"more than {NOISE_PER_WINDOW} messages a second that answer no call"
             self._notice("flood", f"{self.title} sends {rate}: it is read slowly.")
-            self._loop.call_later(left, self._resume_reading)
-
-    def _resume_reading(self) -> None:
-        if self._reader is not None and not self.closed and self._grace is None:
-            self._reader.resume_reading()
 
 
 def _size(call: Call) -> int:

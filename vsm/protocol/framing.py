@@ -30,6 +30,10 @@ class OversizedFrame:
         self.tail = tail
         self.size_bytes = size_bytes
 
+    def __len__(self) -> int:
+        """What of it is held: its bytes were skipped as they came."""
+        return len(self.head) + len(self.tail)
+
 
 def salvage_id(head: bytes, tail: bytes) -> int | None:
     """The integer id that a frame which cannot be decoded seems to answer.
@@ -45,9 +49,12 @@ class LineSplitter:
     """Splits a byte stream at newlines; holds at most one frame of `max_frame_bytes`.
 
     A carriage return before the newline is dropped, empty lines are skipped.
+
+    Args:
+        blanks: how many were skipped; whoever charges for them sets it back.
     """
 
-    __slots__ = ("_head", "_max", "_parts", "_size", "_tail", "skipping")
+    __slots__ = ("_head", "_max", "_parts", "_size", "_tail", "blanks", "skipping")
 
     def __init__(self, max_frame_bytes: int) -> None:
         self._max = max_frame_bytes
@@ -56,6 +63,7 @@ class LineSplitter:
         self._head = b""
         self._tail = b""
         self.skipping = False
+        self.blanks = 0
 
     @property
     def held_bytes(self) -> int:
@@ -66,16 +74,23 @@ class LineSplitter:
         """The frames that `data` completes, in order."""
         lines = data.split(b"\n")
         rest = lines.pop()
-        for line in lines:
-            frame: bytes | OversizedFrame = line
-            if self._size:
-                frame = self._finish(line)
-            elif len(line) > self._max:
-                frame = OversizedFrame(line[:HEAD_BYTES], line[-TAIL_BYTES:], len(line))
-            elif line.endswith(b"\r"):
-                frame = line[:-1]
+        if lines and self._size:
+            frame = self._finish(lines[0])
             if frame:
                 yield frame
+            lines[0] = b""
+        if b"" in lines:  # at the speed of C: a server may send nothing else
+            before, lines = len(lines), list(filter(None, lines))
+            self.blanks += before - len(lines)
+        for line in lines:
+            if len(line) > self._max:
+                yield OversizedFrame(line[:HEAD_BYTES], line[-TAIL_BYTES:], len(line))
+            elif not line.endswith(b"\r"):
+                yield line
+            elif line != b"\r":
+                yield line[:-1]
+            else:
+                self.blanks += 1
         if rest:
             self._hold(rest)
 
