@@ -98,7 +98,7 @@ class Bridge:
                 self._connected = False
                 owed = bool(self._session.in_flight)
                 told = self._session.lost()
-            if _write_lines(told):
+            if _gave_up(b"".join(line + b"\n" for line in told)):
                 return 0
             if self._client_done.is_set() and not owed:
                 return 0
@@ -122,15 +122,15 @@ class Bridge:
             except OSError:  # the gateway is gone: the receiving side sees it and says so
                 return
 
-    def _pass(self, lines: list[bytes]) -> None:
-        if not lines:
+    def _pass(self, block: bytes) -> None:
+        if not block:
             return
         with self._open:
             self._wait_joined()
-            frames = [frame for line in lines if (frame := self._session.sent(line)) is not None]
+            passed = self._session.sent_block(block)
             connection = self._connection
         try:
-            connection.sendall(b"".join(frame + b"\n" for frame in frames))
+            connection.sendall(passed)
         except OSError:  # likewise; what was a request is answered with an error
             return
 
@@ -150,28 +150,27 @@ class Bridge:
                 return False
             if not data:
                 return False
-            whole = lines.feed(data)
-            if whole and self._in_vain and self._hello and whole[0].startswith(_REFUSED):
-                said = str(json.loads(whole[0])["error"]["message"])
+            block = lines.feed(data)
+            if self._in_vain and self._hello and block.startswith(_REFUSED):
+                said = str(json.loads(block.split(b"\n")[0])["error"]["message"])
                 raise ConnectionLostError("vsm connect --client", said, "See vsm.toml.")
             self._in_vain = 0
-            if _write_lines(self._take(whole)):
+            if block and _gave_up(self._take(block)):
                 return True
 
-    def _take(self, lines: list[bytes]) -> list[bytes]:
-        told: list[bytes] = []
+    def _take(self, block: bytes) -> bytes:
         with self._open:
-            for line in lines:
-                try:
-                    passed = self._session.received(line)
-                except RejoinError as error:
-                    remedy = "Launch it again for a session with the new vsm."
-                    raise ConnectionLostError("vsm connect", str(error), remedy) from None
-                told += passed.to_client
-                if passed.to_gateway:
-                    self._connection.sendall(b"\n".join((*passed.to_gateway, b"")))
-            self._open.notify_all()
-        return told
+            waits = not self._session.joined
+            try:
+                to_client, to_gateway = self._session.received_block(block)
+            except RejoinError as error:
+                remedy = "Launch it again for a session with the new vsm."
+                raise ConnectionLostError("vsm connect", str(error), remedy) from None
+            if to_gateway:
+                self._connection.sendall(to_gateway)
+            if waits:
+                self._open.notify_all()
+        return to_client
 
     # ---- another gateway -------------------------------------------------------------------
 
@@ -199,23 +198,26 @@ class Bridge:
 
 
 class Lines:
-    """Splits a stream into lines, without their ends."""
+    """Splits a stream into blocks of whole lines, with their ends."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that are complete now."""
-        self._parts.append(data)
-        if b"\n" not in data:
-            return []
-        *lines, rest = b"".join(self._parts).split(b"\n")
-        self._parts = [rest] if rest else []
-        return lines
+    def feed(self, data: bytes) -> bytes:
+        """The lines that are complete now; nothing where none is."""
+        if data.endswith(b"\n") and not self._parts:
+            return data
+        end = data.rfind(b"\n") + 1
+        if not end:
+            self._parts.append(data)
+            return b""
+        block = b"".join((*self._parts, data[:end]))
+        self._parts = [data[end:]] if end < len(data) else []
+        return block
 
-    def rest(self) -> list[bytes]:
-        """What is left of a line that will not be completed."""
-        return [b"".join(self._parts)] if self._parts else []
+    def rest(self) -> bytes:
+        """What is left: a line that will not be completed, with an end."""
+        return b"".join((*self._parts, b"\n")) if self._parts else b""
 
 
 def _lost() -> ConnectionLostError:
@@ -246,10 +248,10 @@ def _connect(wait_s: float, while_open: int | None = None) -> socket.socket:
                 raise
 
 
-def _write_lines(lines: list[bytes]) -> bool:
+def _gave_up(data: bytes) -> bool:
     """Write to stdout; returns whether nobody reads it any more."""
     try:
-        _write_all(sys.stdout.fileno(), b"".join(line + b"\n" for line in lines))
+        _write_all(sys.stdout.fileno(), data)
     except BrokenPipeError:
         return True
     return False

@@ -74,9 +74,7 @@ def test_a_subscription_of_the_modern_era_is_told_when_the_server_is_there() -> 
         async with harness.running({"slow": harness.echo_legacy("x", "mute")}, ready=False) as it:
             client = await connect(it)
             wanted = {"toolsListChanged": True}
-            client.send(
-                **rpc("subscriptions/listen", "listen", notifications=wanted, _meta=META)
-            )
+            client.send(**rpc("subscriptions/listen", "listen", notifications=wanted, _meta=META))
             assert (await client.receive())["method"].endswith("acknowledged")
             listed = await client.request("list", "tools/list", _meta=META)
             assert names(listed) == set()
@@ -103,7 +101,7 @@ def test_who_does_not_hear_of_changes_waits_for_a_server_never_seen() -> None:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_a_list_waits_as_long_as_configured_for_every_client(legacy: bool) -> None:  # noqa: FBT001
+def test_a_list_waits_as_long_as_configured_for_every_client(legacy: bool) -> None:
     async def main() -> None:
         async with harness.running({"slow": harness.echo_legacy("x", "mute")}, ready=False) as it:
             it.gateway.fleet.list_wait_s = 0.2

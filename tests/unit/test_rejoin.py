@@ -29,7 +29,11 @@ def read(lines: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def session() -> Rejoin:
-    """One that stands."""
+    return begun()
+
+
+def begun() -> Rejoin:
+    """A session that stands."""
     rejoin = Rejoin()
     rejoin.sent(asked(0, "initialize", protocolVersion="v"))
     rejoin.received(greeting(0))
@@ -152,3 +156,69 @@ def test_every_request_is_answered_once_whatever_gateways_do(
             assert set(told) == open_ids
             open_ids.clear()
             rejoin.rejoin()
+
+
+def block(*lines: bytes) -> bytes:
+    return b"\n".join((*lines, b""))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"a"}}',
+        b'{"method":"tools/call","params":{"name":"a"},"jsonrpc":"2.0","id":5}',
+        b'{"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": {"name": "a"}}',
+        b'{"jsonrpc":"2.0","id":5,"method":"logging/setLevel","params":{"level":"error"}}',
+    ],
+)
+def test_a_request_in_a_block_is_known_to_wait_until_it_is_answered(
+    session: Rejoin, line: bytes
+) -> None:
+    answer = b'{"jsonrpc":"2.0","id":5,"result":{}}'
+    passed = block(line, line.replace(b"5", b"6"))
+    assert session.sent_block(passed) == passed
+    assert set(session.in_flight) == {5, 6}
+    assert session.received_block(block(answer)) == (block(answer), b"")
+    assert set(session.in_flight) == {6}
+    assert [told["id"] for told in read(session.lost())] == [6]
+
+
+def test_an_id_within_the_parameters_is_not_taken_for_the_requests_own(session: Rejoin) -> None:
+    inner = (
+        b'{"method":"tools/call","params":{"x":1,"jsonrpc":"2.0","id":5},"id":6,"jsonrpc":"2.0"}'
+    )
+    text = (
+        b'{"method":"tools/call","id":7,"jsonrpc":"2.0","params":'
+        b'{"x":",\\"jsonrpc\\":\\"2.0\\",\\"id\\":8}"}}'
+    )
+    note = b'{"method":"tools/call","params":{"a":{},"jsonrpc":"2.0","id":9}}'
+    session.sent_block(block(inner, text, note))
+    assert set(session.in_flight) == {6, 7}
+
+
+def test_blocks_pass_as_their_lines_would_one_by_one() -> None:
+    lines = [
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call"}',
+        b"no JSON",
+        b"",
+        b'{"jsonrpc":"2.0","id":"x","result":{}}',
+        b'{"jsonrpc":"2.0","id":2,"method":"resources/subscribe","params":{"uri":"a"}}',
+    ]
+    for generation in (0, 1):
+        whole, single = begun(), begun()
+        for session in (whole, single):
+            for _ in range(generation):
+                session.lost()
+                session.rejoin()
+                session.received(greeting(f"vsm-connect-{session.generation}"))
+        passed = [one for line in lines if (one := single.sent(line)) is not None]
+        assert whole.sent_block(block(*lines)) == block(*passed)
+        assert whole.in_flight.keys() == single.in_flight.keys()
+        told = [
+            b'{"jsonrpc":"2.0","id":1,"result":{}}',
+            b'{"jsonrpc":"2.0","id":"q","method":"ping"}',
+            b'{"jsonrpc":"2.0","method":"notifications/x"}',
+        ]
+        to_client = [one for line in told for one in single.received(line).to_client]
+        assert whole.received_block(block(*told)) == (block(*to_client), b"")
+        assert whole.in_flight.keys() == single.in_flight.keys()

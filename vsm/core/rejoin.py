@@ -5,8 +5,9 @@ what was in flight. When there is one again: the legacy client's handshake, log 
 subscriptions, before anything else. A question of the gateway gets an id that no later gateway
 uses, so that an answer to a dead one is not taken for an answer to its successor. Pure.
 
-Lines have no line end. The gateway's begin with `jsonrpc` and `id`, so that a large answer need
-not be decoded to be known.
+Lines have no line end; a block is whole lines with theirs. The gateway's begin with `jsonrpc` and
+`id`, so that a large answer need not be decoded to be known. Nor need a call of a tool that
+begins or ends like that be: nearly all lines are one, and a block of them passes as it is.
 """
 
 import json
@@ -21,6 +22,11 @@ LOST_TEXT: Final = (
 _ID: Final = rb'\{"jsonrpc":"2\.0","id":(-?\d+|"(?:[^"\\]|\\.)*"),"'
 _ANSWER: Final = re.compile(_ID + rb"(?:result|error)\":")
 _QUESTION: Final = re.compile(_ID + rb"method\":")
+_PLAIN_ANSWER: Final = re.compile(rb'\{"jsonrpc":"2\.0","id":(\d{1,15}),"(?:result|error)":')
+_PLAIN_HEAD: Final = re.compile(rb'\{"jsonrpc":"2\.0","id":(\d{1,15}),"method":"tools/call"')
+_PLAIN_TAIL: Final = re.compile(rb',"jsonrpc":"2\.0","id":(\d{1,15})\}$')
+_METHOD_FIRST: Final = b'{"method":"tools/call",'
+_TAIL_BYTES: Final = 48
 _WITHDRAWN: Final = b'{"jsonrpc":"2.0","method":"notifications/cancelled"'
 _CHANGES: Final = {
     "tools": "notifications/tools/list_changed",
@@ -30,6 +36,10 @@ _CHANGES: Final = {
 
 Key = int | str
 Frame = dict[str, Any]
+
+
+_PLAIN_REQUEST: Final[Frame] = {"method": "tools/call"}
+"""What is kept of a request of which nothing is needed but that it waits."""
 
 
 class RejoinError(Exception):
@@ -61,6 +71,45 @@ class Rejoin:
         self._questions: set[str] = set()
 
     # ---- while there is a gateway ----------------------------------------------------------
+
+    def sent_block(self, block: bytes) -> bytes:
+        """Lines of the client: as they go to the gateway."""
+        lines, in_flight = block.split(b"\n"), self.in_flight
+        kept: list[bytes] = []
+        changed = False
+        for line in lines[:-1]:
+            plain = _PLAIN_HEAD.match(line) or _plain_tail(line)
+            if plain is not None:
+                in_flight[int(plain[1])] = _PLAIN_REQUEST
+                kept.append(line)
+                continue
+            passed = self.sent(line)
+            changed |= passed is not line
+            if passed is not None:
+                kept.append(passed)
+        return _block(kept) if changed else block
+
+    def received_block(self, block: bytes) -> tuple[bytes, bytes]:
+        """Lines of the gateway: what goes to the client, and what back to the gateway.
+
+        Raises:
+            RejoinError: it does not take the session up again.
+        """
+        lines, in_flight = block.split(b"\n"), self.in_flight
+        to_client: list[bytes] = []
+        to_gateway: list[bytes] = []
+        changed = False
+        for line in lines[:-1]:
+            plain = _PLAIN_ANSWER.match(line)
+            if plain is not None and in_flight.get(key := int(plain[1])) is _PLAIN_REQUEST:
+                del in_flight[key]
+                to_client.append(line)
+                continue
+            passed = self.received(line)
+            changed |= passed.to_client != (line,)
+            to_client += passed.to_client
+            to_gateway += passed.to_gateway
+        return _block(to_client) if changed else block, _block(to_gateway)
 
     def sent(self, line: bytes) -> bytes | None:
         """A line of the client: as it goes to the gateway; None where it came too late."""
@@ -216,6 +265,17 @@ class Rejoin:
             if self._initialized and isinstance(offers, dict) and name in offers
         ]
         return Passed(tuple(changed), tuple(to_gateway))
+
+
+def _plain_tail(line: bytes) -> "re.Match[bytes] | None":
+    """The end of a plain request whose id comes last: before its outermost brace, so its own."""
+    if not line.startswith(_METHOD_FIRST):
+        return None
+    return _PLAIN_TAIL.search(line[-_TAIL_BYTES:])
+
+
+def _block(lines: list[bytes]) -> bytes:
+    return b"\n".join((*lines, b""))
 
 
 def _is_key(value: object) -> bool:

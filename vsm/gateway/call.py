@@ -4,8 +4,9 @@ Runs in S1. A call is answered exactly once: by the server, by a failure, or, wh
 cancelled it or left, not at all.
 """
 
+import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import UNSET, Raw
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from vsm.board.demand import DemandRow
     from vsm.gateway.client import Client
     from vsm.gateway.upstream import Upstream
+
+
+LARGE_BYTES: Final = 16 * 1024
 
 
 class Sink(Protocol):
@@ -120,14 +124,27 @@ class Call:
     def _deliver(self, result: bytes | Raw) -> None:
         frame = jsonrpc.answer(self.id_bytes, result)
         self.sink.answer(frame)
+        if len(frame) > LARGE_BYTES:
+            # Looking for the key takes as long as decoding did; the answer goes out before, at the
+            # end of this turn of the loop.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._count_late, frame, now_ns())
+        else:
+            self._count(frame)
+        upstream = self.upstream
+        if upstream is not None and upstream.guard.alert:
+            upstream.guard.answered(self)
+
+    def _count(self, frame: bytes) -> None:
         doubtful = TOOL_ERROR_KEY in frame and self.method == "tools/call"
         outcome = outcome_of(frame) if doubtful else OK
         self.row.count(self.label, outcome, self.began_ns)
         if self.log is not None:
             self.log.note(self, outcome, len(frame))
-        upstream = self.upstream
-        if upstream is not None and upstream.guard.alert:
-            upstream.guard.answered(self)
+
+    def _count_late(self, frame: bytes, answered_ns: int) -> None:
+        self.began_ns += now_ns() - answered_ns
+        self._count(frame)
 
     def _answered_with_error(self, message: Message) -> None:
         error = message.error

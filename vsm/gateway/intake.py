@@ -10,8 +10,10 @@ up is not read for a while, its pipe fills, and it waits.
 """
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Final, Protocol, cast
 
@@ -19,6 +21,8 @@ from vsm.core import pace
 from vsm.protocol.framing import LineSplitter, OversizedFrame
 
 FRAMES_PER_TURN: Final = 64
+PIPE_BYTES: Final = 256 * 1024
+"""What the loop reads at once: a server that writes more at once has to wait for us in between."""
 LARGE_BYTES: Final = 512 * 1024
 
 Frames = Iterator[bytes | OversizedFrame]
@@ -62,6 +66,8 @@ class Intake(asyncio.Protocol):
     async def open(self, fd: int) -> None:
         """Read from a pipe, which is ours from now on."""
         pipe = os.fdopen(fd, "rb", 0)
+        with suppress(OSError):  # its user may hold too many pages of pipes: then it stays as it is
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._transport, _ = await self._loop.connect_read_pipe(lambda: self, pipe)
         if self._closed:
             self._transport.close()
@@ -95,11 +101,10 @@ class Intake(asyncio.Protocol):
 
     def _take_turn(self, frames: Frames) -> None:
         take = self._reader.take
-        taken = useless = large_bytes = useless_bytes = 0
-        for frame in frames:
+        useless = large_bytes = useless_bytes = 0
+        for taken, frame in enumerate(frames, 1):
             if self._closed:
                 return
-            taken += 1
             if not take(frame):
                 useless += 1
                 useless_bytes += len(frame)

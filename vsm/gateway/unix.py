@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
+from vsm.gateway.call import LARGE_BYTES
 from vsm.gateway.client import Client
 from vsm.gateway.router import Router
 from vsm.protocol import jsonrpc
@@ -156,8 +157,11 @@ class UnixProtocol(asyncio.Protocol):
         if transport is None or transport.is_closing():
             out.clear()
             return
-        out.append(b"")
-        transport.write(b"\n".join(out))
+        if len(out) == 1 and len(out[0]) > LARGE_BYTES:
+            transport.writelines((out[0], b"\n"))  # without a copy
+        else:
+            out.append(b"")
+            transport.write(b"\n".join(out))
         out.clear()
         if transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             transport.abort()

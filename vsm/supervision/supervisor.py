@@ -240,8 +240,7 @@ class Supervisor:
         listeners = self.endpoint.listeners() if not self._shutdown.is_set() else {}
         fds = {name: sock.fileno() for name, sock in listeners.items()}
         calls = self.recorder.calls.fileno()
-        if calls is not None:
-            fds["calls"] = calls
+        fds |= {} if calls is None else {"calls": calls}
         message = Start(
             epoch=epoch,
             token=self.endpoint.token,
