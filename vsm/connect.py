@@ -111,7 +111,9 @@ class Bridge:
     def _send(self) -> None:
         """From stdin to the gateway; the end of stdin closes this direction only."""
         stdin, lines = sys.stdin.fileno(), Lines()
-        while data := os.read(stdin, CHUNK_BYTES):
+        buffer = bytearray(CHUNK_BYTES)  # a new one for every read would be mapped and unmapped
+        while size := os.readv(stdin, [buffer]):
+            data = bytes(memoryview(buffer)[:size])
             self._pass(lines.feed(data))
         self._pass(lines.rest())
         with self._open:
@@ -142,14 +144,15 @@ class Bridge:
 
     def _receive(self) -> bool:
         """From the gateway to stdout; returns whether it ended because nobody reads stdout."""
-        lines = Lines()
+        lines, buffer = Lines(), bytearray(CHUNK_BYTES)
         while True:
             try:
-                data = self._connection.recv(CHUNK_BYTES)
+                size = self._connection.recv_into(buffer)
             except ConnectionError:
                 return False
-            if not data:
+            if not size:
                 return False
+            data = bytes(memoryview(buffer)[:size])
             block = lines.feed(data)
             if self._in_vain and self._hello and block.startswith(_REFUSED):
                 said = str(json.loads(block.split(b"\n")[0])["error"]["message"])

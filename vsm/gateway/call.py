@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from msgspec import UNSET, Raw
 
 from vsm.core.demand import CANCELLED, OK, PROTOCOL_ERROR
-from vsm.gateway.accounting import TOOL_ERROR_KEY, now_ns, outcome_of, outcome_of_failure
+from vsm.gateway.accounting import now_ns, outcome_of, outcome_of_failure
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import Id, Message
 
@@ -136,8 +136,7 @@ class Call:
             upstream.guard.answered(self)
 
     def _count(self, frame: bytes) -> None:
-        doubtful = TOOL_ERROR_KEY in frame and self.method == "tools/call"
-        outcome = outcome_of(frame) if doubtful else OK
+        outcome = outcome_of(frame) if self.method == "tools/call" else OK
         self.row.count(self.label, outcome, self.began_ns)
         if self.log is not None:
             self.log.note(self, outcome, len(frame))

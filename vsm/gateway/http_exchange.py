@@ -14,6 +14,8 @@ from vsm.gateway.views import View
 from vsm.protocol import envelope, jsonrpc, parameter_headers
 
 MAX_UNREAD_BYTES: Final = 16 * 1024 * 1024
+MAX_NAMES: Final = 256
+MAX_NAME_CHARS: Final = 64
 PING: Final = b": ping\r\n\r\n"
 
 Header = tuple[bytes, bytes]
@@ -47,6 +49,10 @@ _OK: Final = 200
 _NO_CONTENT: Final = 204
 
 
+_names: dict[bytes, str] = {}
+"""Names of headers as they came, and as they are looked up: clients repeat theirs."""
+
+
 class RefusedError(Exception):
     """A request is refused at the HTTP level."""
 
@@ -74,7 +80,11 @@ class Request:
 
     def add(self, raw_name: bytes, raw_value: bytes) -> None:
         """Take one header."""
-        name = raw_name.decode("latin-1").lower()
+        name = _names.get(raw_name)
+        if name is None:
+            name = raw_name.decode("latin-1").lower()
+            if len(_names) < MAX_NAMES and len(name) <= MAX_NAME_CHARS:
+                _names[raw_name] = name
         if name in self.headers and name.startswith(_ROUTING_HEADERS):
             self.repeated = name
         self.headers[name] = raw_value.decode("latin-1").strip(" \t")

@@ -30,7 +30,7 @@ from vsm.gateway.client import (
 )
 from vsm.gateway.finder import Finder, RequestError, StartingError, check_offered
 from vsm.gateway.fleet import Fleet
-from vsm.gateway.integration import Integration
+from vsm.gateway.integration import CLOSED_STATES, Integration
 from vsm.gateway.own_tools import OWN
 from vsm.gateway.relay import Relay, level_index
 from vsm.gateway.resilience import Guard
@@ -87,8 +87,9 @@ class Router:
         """A client is gone: cancel what it asked, answer for it what it was asked."""
         self.clients.discard(client)
         client.end(reason)
-        for key in [key for key in self._deferred if key[0] is client]:
-            self._deferred.pop(key).cancel()
+        if self._deferred:
+            for key in [key for key in self._deferred if key[0] is client]:
+                self._deferred.pop(key).cancel()
         for question in client.asked.values():
             question.dropped("the client is gone")
         client.asked.clear()
@@ -132,7 +133,8 @@ class Router:
         elif message.id is UNSET:
             self._client_told(client, message)
         else:
-            id_bytes = id_json(cast("int | str", message.id))
+            number = message.id
+            id_bytes = b"%d" % number if type(number) is int else jsonrpc.encode(number)
             self._request(client, sink, message, id_bytes, headers)
 
     def _request(
@@ -186,13 +188,14 @@ class Router:
         *,
         patient: bool,
     ) -> None:
-        method = cast("str", message.method)
+        method: str = message.method  # type: ignore[assignment]  # a request has one; cast() costs
         params = jsonrpc.members(message.params)
         meta = jsonrpc.nested(params, "_meta") if "_meta" in params else {}
         modern = META_VERSION in meta or headers is not None
         if modern:
             envelope.check(method, params, meta, headers)
-        self._check_method(client, method, modern=modern)
+        if method != "tools/call" or not (modern or client.initialized):
+            self._check_method(client, method, modern=modern)
         if id_bytes in client.in_flight or id_bytes in client.listens:
             raise RequestError(jsonrpc.INVALID_REQUEST, "this id is in flight already")
         if method == "tools/call":
@@ -350,7 +353,7 @@ class Router:
     ) -> None:
         integration = self._fleet.integrations[name]
         upstream = integration.upstream
-        if upstream is None or not integration.takes_calls:
+        if upstream is None or integration.draining or integration.state in CLOSED_STATES:
             upstream = self._finder.instance_of(integration, client)
         integration.totals["calls"] += 1
         if len(client.in_flight) >= MAX_IN_FLIGHT:

@@ -120,7 +120,7 @@ class UnixProtocol(asyncio.Protocol):
             self.send(jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text))
             return
         try:
-            message = jsonrpc.decode(frame if b"\r" not in frame else jsonrpc.compact(frame))
+            message = jsonrpc.decode(frame if frame.find(b"\r") < 0 else jsonrpc.compact(frame))
         except DecodeError as error:
             self.send(jsonrpc.failure(b"null", error.code, error.message))
             return
@@ -163,7 +163,7 @@ class UnixProtocol(asyncio.Protocol):
             out.append(b"")
             transport.write(b"\n".join(out))
         out.clear()
-        if transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+        if not self.writable and transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             transport.abort()
 
     def pause_writing(self) -> None:

@@ -409,7 +409,7 @@ class Upstream:
             self._oversized(cast("OversizedFrame", frame))
             return False
         try:
-            message = jsonrpc.decode(frame if b"\r" not in frame else jsonrpc.compact(frame))
+            message = jsonrpc.decode(frame if frame.find(b"\r") < 0 else jsonrpc.compact(frame))
         except DecodeError as error:
             self._broken(frame, error)
             return False
@@ -417,7 +417,7 @@ class Upstream:
             self._spoke(message)
             return False
         waiting = self._in_flight.take(message.id)
-        if type(waiting) is Stray:
+        if isinstance(waiting, Stray):
             self.strays += 1
             self._make_noise()
             self._notice(waiting.name, f"{self.title} sent {waiting.value}.")
@@ -425,7 +425,6 @@ class Upstream:
         if type(waiting) is Inquiry and waiting.timeout_s is None:
             self._standing -= 1
             self._limit -= 1
-        waiting = cast("Waiting", waiting)
         # A remote server's worker, which is ours, may say that there is no answer.
         if not (self.remote and message.error is not UNSET and self._unanswered(waiting, message)):
             waiting.answered(message)

@@ -82,7 +82,15 @@ def decode(frame: bytes) -> Message:
         raise DecodeError(INVALID_REQUEST, f"not a JSON-RPC message: {error}") from None
     except msgspec.DecodeError as error:
         raise DecodeError(PARSE_ERROR, f"invalid JSON: {error}") from None
-    _check_shape(message)
+    number = message.id
+    if (
+        message.jsonrpc != "2.0"
+        or type(number) is not int
+        or not -MAX_ID <= number < MAX_ID
+        or (message.method is UNSET) is (message.result is UNSET)
+        or message.error is not UNSET
+    ):  # neither a plain request nor a plain result, as nearly all are
+        _check_shape(message)
     return message
 
 
@@ -115,7 +123,7 @@ def compact(body: bytes) -> bytes:
     Raises:
         DecodeError: it is not JSON.
     """
-    if b"\n" not in body and b"\r" not in body:
+    if body.find(b"\n") < 0 and body.find(b"\r") < 0:  # `in` makes an exception and drops it
         return body
     try:
         return msgspec.json.format(body, indent=-1)
