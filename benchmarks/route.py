@@ -204,7 +204,8 @@ def peer(
                 process.kill()
 
 
-def _lines(process: "subprocess.Popen[bytes]") -> Lines:
+def lines_of(process: "subprocess.Popen[bytes]") -> Lines:
+    """A client on its pipes."""
     assert process.stdin is not None
     assert process.stdout is not None
     return Lines(process.stdin.fileno(), process.stdout.fileno())
@@ -227,12 +228,12 @@ def drivers() -> Iterator[dict[str, tuple[Driver, int | None]]]:
         local.connect(f"{folder}/mcp.sock")
         http = stack.enter_context(contextlib.closing(Http(int(os.readlink(f"{folder}/port")))))
         yield {
-            "direct": (_lines(direct), None),
-            "bare relay": (_lines(relay), relay.pid),
+            "direct": (lines_of(direct), None),
+            "bare relay": (lines_of(relay), relay.pid),
             "vsm unix": (Lines(local.fileno(), local.fileno()), vsm.pid),
-            "vsm connect": (_lines(bridge), vsm.pid),
+            "vsm connect": (lines_of(bridge), vsm.pid),
             "vsm http": (http, vsm.pid),
-            "sdk proxy": (_lines(sdk), sdk.pid),
+            "sdk proxy": (lines_of(sdk), sdk.pid),
         }
 
 

@@ -2,8 +2,9 @@
 
 A thousand clients on the socket, each with one call in flight to one of a hundred servers chosen
 at random, closed loop. The servers are minimal processes; the gateway stands alone, without the
-processes around it. Also results of 100 kB, beside a direct connection, and the time from the
-gateway's start to its first tools/list while its servers have not even begun to answer.
+processes around it. Also results of 100 kB, beside a direct connection and a relay that copies
+bytes and looks at none (which no gateway in Python can be below), and the time from the gateway's
+start to its first tools/list while its servers have not even begun to answer.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from route import PEERS, Lines, peer
+from route import PEERS, Lines, lines_of, peer
 
 CLIENTS = 1000
 SERVERS = 100
@@ -120,18 +121,18 @@ def _closed_loop(clients: list[socket.socket], chance: random.Random) -> tuple[f
 
 
 def _large(rounds: int) -> list[dict[str, Any]]:
-    """Results of 100 kB, one at a time, directly and through the gateway."""
-    times: dict[str, list[float]] = {"direct": [], "vsm, socket": []}
+    """Results of 100 kB, one at a time: directly, through the gateway, through a bare relay."""
+    times: dict[str, list[float]] = {"direct": [], "bare relay": [], "vsm, socket": []}
     with (
         peer(*PEERS, "server", ready=False) as direct,
+        peer(*PEERS, "relay", ready=True) as relay,
         gateway(1) as (path, _),
         socket.socket(socket.AF_UNIX) as local,
     ):
         local.connect(path)
-        assert direct.stdin is not None
-        assert direct.stdout is not None
         ways = {
-            "direct": (Lines(direct.stdin.fileno(), direct.stdout.fileno()), b"echo"),
+            "direct": (lines_of(direct), b"echo"),
+            "bare relay": (lines_of(relay), b"echo"),
             "vsm, socket": (Lines(local.fileno(), local.fileno()), b"up0__echo"),
         }
         for _ in range(rounds):

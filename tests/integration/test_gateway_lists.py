@@ -224,7 +224,9 @@ def test_a_new_vsm_lists_at_once_what_the_servers_of_the_last_one_offered(tmp_pa
     with running(config, again=folder) as vsm:
         assert rows(vsm)["one"]["state"] == "starting"
         began = time.monotonic()
-        assert vsm.vsm("tools", "--json").stdout == offered
+        listed = vsm.vsm("tools", "--json")
+        assert listed.stdout == offered
+        assert "still starting" in listed.stderr
         assert time.monotonic() - began < 10, "half of what a list waits for an unknown server"
         assert rows(vsm)["one"]["state"] == "starting"
         assert vsm.stop() == 0

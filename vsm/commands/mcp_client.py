@@ -44,6 +44,7 @@ class Client:
         self._socket.settimeout(timeout_s)
         self._lines = self._socket.makefile("rb")
         self._next_id = 1
+        self.may_grow = False  # the last list was asked for while a server was starting
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +94,7 @@ class Client:
         cursor: str | None = None
         for _ in range(MOST_PAGES):
             result = self.request(method, {} if cursor is None else {"cursor": cursor})
+            self.may_grow = result.get("ttlMs") == 0
             yield from result.get(key, ())
             cursor = result.get("nextCursor")
             if not cursor:

@@ -1,6 +1,7 @@
 """`vsm tools`: every tool behind the endpoint, by the name that clients use."""
 
 import argparse
+import sys
 from typing import Any
 
 from vsm.commands.mcp_client import Client, tool_prefixes
@@ -27,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     """Print them."""
     with Client(ANSWER_TIMEOUT_S) as client:
         tools = list(client.items("tools/list", "tools"))
+        if client.may_grow:
+            print("Some integrations are still starting: see `vsm status`.", file=sys.stderr)
     if args.name:
         tools = _of(args.name, tools)
     if args.json:
