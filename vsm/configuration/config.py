@@ -1,7 +1,8 @@
 """vsm.toml: the gateway and its integrations, validated before anything starts.
 
 Runs in the command line and the supervisor. Whether a command exists is not decided here but when
-its worker starts, so that one missing server does not stop the others.
+its worker starts, so that one missing server does not stop the others. One file, a bit long: a key
+as it is written, checked and compiled stands together.
 """
 
 import ipaddress
