@@ -20,10 +20,12 @@ import pytest
 from gateway_harness import http_transport
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
+from remote_rig import Request, legacy, scripted
 from running import VSM, Running, running
 
 SERVER = str(Path(__file__).resolve().parents[1] / "servers/remote_sdk.py")
 BOUND_S = 30.0
+ECHO = str(Path(__file__).resolve().parents[1] / "servers/echo_legacy.py")
 SECRET = "a-secret-header-of-the-operator"
 ERAS = ("legacy", "modern")
 
@@ -315,3 +317,55 @@ def test_a_reload_adds_moves_and_removes_a_remote_server(start: Any, tmp_path: P
         assert json.loads(vsm.vsm("reload", "--json").stdout)["changes"][0]["name"] == "far"
         assert "no such integration" in call(vsm, "heard")
         assert vsm.stop() == 0
+
+
+def misbehave(request: Request) -> None:
+    """A tool for each way; whatever else it is asked, before the handshake too, is cut short."""
+    mode = request.message.get("params", {}).get("name")
+    if legacy(request):
+        return
+    if request.what == "tools/list":
+        names = ("endless", "huge", "html", "cut", "away", "broken")
+        request.result(tools=[{"name": n, "inputSchema": {"type": "object"}} for n in names])
+    elif mode == "huge":
+        request.reply(body=b'{"result":"' + b"x" * (12 << 20) + b'"}')
+    elif mode == "html":
+        request.reply(body=b"<p>sorry</p>", kind="text/html")
+    elif mode == "away":
+        request.reply(302, Location="https://evil.example/mcp")
+    else:
+        request.stream()
+        if mode == "broken":
+            request.event("{no json")
+            request.end_stream()
+        for _ in range(512 if mode == "endless" else 0):
+            request.chunk(b"x" * 65536)
+        request.cut()
+
+
+def test_a_hostile_server_fails_its_own_calls_and_nobody_elses(
+    test_leaves_nothing: None, tmp_path: Path
+) -> None:
+    del test_leaves_nothing
+
+    said = {
+        "endless": "a line of more than 8388608 bytes",
+        "huge": "larger than 8388608 bytes",
+        "html": "answered with text/html where JSON or events belong",
+        "cut": "ended within an answer; it may have run",
+        "away": "redirects to https://evil.example, which is not followed",
+        "broken": "ended before the answer; it may have run",
+    }
+    local = f'[integrations.near]\ncommand = ["/usr/bin/python3", "{ECHO}"]\n'
+    local += f'read = ["{Path(ECHO).parent}"]\nprofile = "python-server"\n'
+    with scripted(misbehave) as server:
+        more = "resilience.failures = 0\ntrust = 'off'"
+        with running(write(tmp_path, server.port, more, local)) as vsm:
+            wait_state(vsm, "ready")
+            pid = state_of(vsm)["pid"]
+            for tool, text in said.items():
+                assert text in call(vsm, tool)
+                near = vsm.vsm("call", "near", "echo", '{"text": "still here"}')
+                assert "still here" in near.stdout
+            assert state_of(vsm)["pid"] == pid  # it took no restart
+            assert vsm.stop() == 0

@@ -136,8 +136,7 @@ class Peer:
         try:
             await self._request(frame, message, method)
         except HttpError as error:
-            ran = "it may have run" if error.sent else "it did not run"
-            await self._fail(message, BROKEN if error.sent else NOT_REACHED, f"{error}; {ran}")
+            await self._fail(message, self._code(method, error), _in_full(error))
         except SessionLostError:
             await self._fail(message, NOT_REACHED, "it forgets sessions at once; it did not run")
         except HandshakeRefusedError as error:
@@ -320,7 +319,7 @@ class Peer:
             return
         if status in _ACCEPTED:
             raise HttpError(f"it took the request with HTTP {status} and gave no answer", sent=True)
-        if status in _FAULTS and message.method != "server/discover":
+        if status in _FAULTS:
             raise HttpError(f"it answered HTTP {status}", sent=True)
         raise RefusedError(f"it answered HTTP {status}")
 
@@ -567,10 +566,21 @@ class Peer:
                 if exchange.status not in _ACCEPTED:
                     raise RefusedError(f"it answered HTTP {exchange.status}")
 
+    def _code(self, method: str, error: HttpError) -> int:
+        """How the gateway is told; a nonsense answer to its first question may be of an old era."""
+        if not error.sent:
+            return NOT_REACHED
+        asked_first = method == "server/discover" and not self._modern
+        return jsonrpc.UNAVAILABLE if asked_first else BROKEN
+
     async def _fail(self, message: Message, code: int, text: str) -> None:
         id_bytes = jsonrpc.encode(message.id)
         text = f"{self._door.name} ({self._door.origin}): {text}."
         await self._common.emit(jsonrpc.failure(id_bytes, code, text))
+
+
+def _in_full(error: HttpError) -> str:
+    return f"{error}; it {'may have run' if error.sent else 'did not run'}"
 
 
 async def _events(exchange: Exchange, parser: EventParser) -> AsyncIterator[bytes]:
