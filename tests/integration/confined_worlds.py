@@ -91,12 +91,17 @@ def plan_for(who: str, tier: str, argv: list[str], **changes: Any) -> Any:
     return compile_plan(chosen, request, facts)
 
 
-def run_confined(who: str, tier: str, argv: list[str], **changes: Any) -> dict[str, Any]:
-    """Run to the end: output (both streams), status, signal, layers."""
+def run_confined(
+    who: str, tier: str, argv: list[str], *, without: Any = None, **changes: Any
+) -> dict[str, Any]:
+    """Run to the end, without a kind of step: output (both streams), status, signal, layers."""
     host(who)
 
     def work() -> dict[str, Any]:
         plan = plan_for(who, tier, argv, **changes)
+        if without is not None:
+            kept = tuple(step for step in plan.operations if not isinstance(step, without))
+            plan = plan._replace(operations=kept)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         spawned = spawn_confined(plan, null, writer, writer)

@@ -33,6 +33,7 @@ from confined_worlds import (
 from vsm.configuration.config import Config, Integration
 from vsm.confinement import scratch, uids
 from vsm.confinement.cgroup import CgroupFacts, Cgroups
+from vsm.confinement.operations import ShieldMiniInit
 from vsm.confinement.root_operations import open_parent
 from vsm.errors import ConfigurationError, ConfinementError
 from vsm.library.values import UnfitError, receive_value
@@ -68,6 +69,14 @@ def test_server_cannot_stop_or_kill_its_mini_init(who: str, tier: str, require: 
     expected = "sent" if tier == "namespaced" else "refused"
     assert answer["output"].split() == [expected] * 2
     assert (answer["status"], answer["cause"]) == (0, "server")
+
+
+@pytest.mark.parametrize("who", LANDLOCKED)
+def test_server_without_the_shield_kills_its_mini_init(who: str, require: Any) -> None:
+    require("signal scopes", host(who).landlock_abi >= SCOPE_ABI, "Landlock ABI below 6")
+    answer = run_confined(who, "landlocked", [*PYTHON, SIGNAL_PARENT], without=ShieldMiniInit)
+    assert "refused" not in answer["output"]
+    assert answer["cause"] == "mini-init"
 
 
 SIGNAL_OWN = """

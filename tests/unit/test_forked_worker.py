@@ -35,3 +35,18 @@ def test_two_kinds_of_listeners_are_told_apart(
         for fd, sent in ((found, listener), (refusals, filtered)):
             assert os.path.sameopenfile(fd, sent.fileno())
             os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"{", b"7", b"[]", b"[" * 60_000, b'{"event": 1}', b'{"event": "started"}', b"\xff"],
+)
+def test_status_line_of_any_shape_is_passed_over(line: bytes) -> None:
+    """A mini-init that a server had taken over could write what it likes."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    worker: Any = ForkedWorker.__new__(ForkedWorker)
+    worker.status_fd, worker._pending, worker.heard, worker.hung_up = reader, b"", [], False
+    os.write(writer, line + b'\n{"event": "exited"}\n')
+    os.close(writer)
+    assert worker.events() == [{"event": "exited"}]
+    os.close(reader)

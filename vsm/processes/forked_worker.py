@@ -256,6 +256,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     """A status line; the mini-init is ours, but it shares its uid with the server."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    if event["event"] == "started" and not isinstance(event.get("layers"), list):
+        return None
+    return event
