@@ -187,18 +187,22 @@ child = os.fork()
 if child == 0:
     signal.pause()
 sys.path.append(sys.argv[2])
-from vsm.confinement.cgroup_files import move_family
+from vsm.confinement.cgroup_files import give_back, move_family
 move_family(base, base / "leaf")
 names = ("cgroup.procs", "leaf/cgroup.procs")
 members = {name: (base / name).read_text().split() for name in names}
+give_back(base, base / "leaf")
+back = (base / "cgroup.procs").read_text().split()
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
+assert sorted(back) == sorted([sys.argv[3], str(os.getpid()), str(child)]), back
+assert not (base / "leaf").exists()
 assert members["cgroup.procs"] == [sys.argv[3]], members
 assert sorted(members["leaf/cgroup.procs"]) == sorted([str(os.getpid()), str(child)]), members
 """
 
 
-def test_a_family_moves_into_a_leaf_and_leaves_strangers_alone(
+def test_a_family_moves_into_a_leaf_and_back_and_leaves_strangers_alone(
     facts: CgroupFacts, require: Require
 ) -> None:
     require("a v2 mount", "unified" in facts.folders, facts.reason)

@@ -1,5 +1,6 @@
 """What is written into control groups for rates of io, and read back. No kernel is needed."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from vsm.confinement.cgroup_files import (
     CgroupLimits,
     block_devices,
     hand_out,
+    is_delegated,
     v1_rate,
     v1_writes,
     v2_rate,
@@ -90,3 +92,15 @@ def test_rates_move_in_a_group_that_takes_them(
 def test_a_rate_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="above 0"):
         compile_limits(msgspec.convert({"io_write": 0}, LimitsDocument), "test")
+
+
+@pytest.mark.parametrize(("mark", "expected"), [(b"1", True), (b"0", False), (None, False)])
+def test_a_delegated_group_is_known_by_the_mark_of_systemd(
+    tmp_path: Path, mark: bytes | None, expected: bool
+) -> None:
+    if mark is not None:
+        try:
+            os.setxattr(tmp_path, "user.delegate", mark)
+        except OSError as error:  # tmpfs before 6.6
+            pytest.skip(f"{tmp_path}: no attributes of users: {error.strerror}")
+    assert is_delegated(tmp_path) is expected

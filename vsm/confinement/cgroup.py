@@ -10,6 +10,7 @@ Sources: cgroups(7), Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -30,8 +31,10 @@ from vsm.confinement.cgroup_files import (
     CgroupLimits,
     block_devices,
     folder_name,
+    give_back,
     group_names,
     hand_out,
+    is_delegated,
     keyed_number,
     made_folder,
     mount_points,
@@ -102,8 +105,8 @@ def detect(*, claim: bool = False) -> CgroupFacts:
     """Find what works here, by making a group, limiting a trial child in it and removing it.
 
     Args:
-        claim: the supervisor's way under systemd: move the calling process into a leaf of its
-            own first, since a v2 group that holds processes cannot hand out controllers.
+        claim: move the calling process into a leaf of its own first, since a v2 group that holds
+            processes cannot hand out controllers; done unasked where systemd delegated the group.
     """
     reasons: list[str] = []
     for kind, find in (("v2", _v2_folders), ("v1", _v1_folders), ("kill-only", _bare_folders)):
@@ -126,17 +129,27 @@ def _v2_folders(claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT
         reasons.append(f"{base}: no memory, pids or cpu controller is delegated")
         return {}
     if not set(wanted) <= set(read_words(base / "cgroup.subtree_control")):
+        claimed = claim or is_delegated(base)
         try:
-            if claim:
+            if claimed:
                 move_family(base, made_folder(base / SUPERVISOR_LEAF))
+                atexit.register(_give_back, base, os.getpid())
             hand_out(base, wanted)
         except OSError as error:
+            if claimed:
+                give_back(base, base / SUPERVISOR_LEAF)
             reasons.append(
                 f"{base}: cannot hand out controllers ({error.strerror}); run vsm as a service "
                 "or by `systemd-run --user --scope -p Delegate=yes`"
             )
             return {}
     return {name: str(base) for name in ("unified", *wanted)}
+
+
+def _give_back(base: Path, pid: int) -> None:
+    """At the end of the process that claimed the group, not of its forks."""
+    if os.getpid() == pid:
+        give_back(base, base / SUPERVISOR_LEAF)
 
 
 def _v1_folders(_claim: bool, reasons: list[str]) -> dict[str, str]:  # noqa: FBT001

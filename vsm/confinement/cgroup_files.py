@@ -115,6 +115,30 @@ def move_family(base: Path, leaf: Path) -> None:
                 write_value(leaf / "cgroup.procs", pid)
 
 
+def is_delegated(base: Path) -> bool:
+    """Whether systemd gave this group away (Delegate=yes); it marks it so since version 251."""
+    for name in ("user.delegate", "trusted.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(base, name) == b"1":
+                return True
+    return False
+
+
+def give_back(base: Path, leaf: Path) -> None:
+    """Undo `move_family` and `hand_out`, as far as others allow.
+
+    A service manager cannot start another command of the unit in a group that hands out
+    controllers (EBUSY), such as its ExecStart= after a `vsm` in ExecStartPre=.
+    """
+    control = base / "cgroup.subtree_control"
+    with contextlib.suppress(OSError):
+        write_value(control, " ".join(f"-{name}" for name in read_words(control)))
+        for pid in read_words(leaf / "cgroup.procs"):
+            with contextlib.suppress(ProcessLookupError):
+                write_value(base / "cgroup.procs", pid)
+        leaf.rmdir()
+
+
 def places() -> list[str]:
     """Every folder in which this process may make groups: what is left of it when it is killed."""
     own = [own_folder("cgroup", name) for name in V1_CONTROLLERS]
