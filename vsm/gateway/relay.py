@@ -10,10 +10,11 @@ from msgspec import UNSET
 from vsm.gateway.bridge import QUESTION_TIMEOUT_S, Bridge, BridgedCall, check_offered
 from vsm.gateway.call import Call, id_json
 from vsm.gateway.client import MAX_ASKED, Client, Question
+from vsm.gateway.tasks import Tasks
 from vsm.gateway.upstream import Upstream
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
-from vsm.protocol.tables import LOG_LEVELS
+from vsm.protocol.tables import LOG_LEVELS, TASK_NOTIFICATIONS
 
 
 class Relay:
@@ -27,6 +28,7 @@ class Relay:
     def __init__(self, clients: set[Client], bridge: Bridge) -> None:
         self.clients = clients
         self._bridge = bridge
+        self.tasks = Tasks()
         self.dropped_messages = 0
         self._questions = 0
 
@@ -96,6 +98,10 @@ class Relay:
             self._logged(upstream, params)
         elif method == "notifications/cancelled":
             self._question_withdrawn(upstream, params)
+        elif method in TASK_NOTIFICATIONS:
+            owner = self.tasks.told(upstream, params)
+            if owner is not None and owner in self.clients:
+                owner.notify(jsonrpc.notification(method, jsonrpc.encode(params)))
         elif method != "notifications/subscriptions/acknowledged":
             # The end of an elicitation by URL, or one that we do not know.
             calls = upstream.calls()

@@ -35,6 +35,7 @@ from vsm.gateway.own_tools import OWN
 from vsm.gateway.relay import Relay, level_index
 from vsm.gateway.resilience import Guard
 from vsm.gateway.sessions import Sessions
+from vsm.gateway.tasks import TaskCall, concern
 from vsm.gateway.views import View, Views
 from vsm.protocol import envelope, jsonrpc, parameter_headers
 from vsm.protocol.envelope import EnvelopeError, unwrap_header
@@ -47,6 +48,7 @@ from vsm.protocol.tables import (
     META_LOG_LEVEL,
     META_VERSION,
     ROUTED,
+    TASK_REQUESTS,
     Era,
 )
 
@@ -72,6 +74,7 @@ class Router:
         self.relay = fleet.audience = Relay(self.clients, self._bridge)
         self._deferred: dict[tuple[Client, bytes], asyncio.Task[None]] = {}
         self._finder = Finder(fleet)
+        self._tasks = self.relay.tasks
         fleet.guards.resend = self._resend
         self._sessions = Sessions(fleet, self.clients, self._finder)
         self._modern = self._sessions.answers[Era.MODERN]
@@ -93,6 +96,7 @@ class Router:
         for question in client.asked.values():
             question.dropped("the client is gone")
         client.asked.clear()
+        self._tasks.left(client)
         if client.lasts:
             self._bridge.client_left(client)
         for name, uri in client.subscribed:
@@ -206,7 +210,10 @@ class Router:
             own = self._modern if modern else self._legacy
             own[method](client, sink, id_bytes, params)
         elif method not in ROUTED:
-            owner = self._only_one(method, client.view)
+            if method in TASK_REQUESTS:
+                owner = self._tasks.find(client, params).upstream.integration
+            else:
+                owner = self._only_one(method, client.view)
             self._route(client, sink, id_bytes, method, params, meta, owner, modern, OTHER)
         else:
             name = self._finder.route_of(method, params, client, modern=modern)
@@ -300,7 +307,8 @@ class Router:
 
     def _only_one(self, method: str, view: View | None) -> str:
         """Who gets a request that we do not know: the only integration, or nobody."""
-        if len(self._fleet.integrations) != 1 or not _PLAIN_METHOD.fullmatch(method):
+        unclear = len(self._fleet.integrations) != 1 or method == "tasks/list"
+        if unclear or not _PLAIN_METHOD.fullmatch(method):
             raise _unknown_method(method)
         (name,) = self._fleet.integrations
         if view is not None and not view.serves(name):
@@ -339,7 +347,7 @@ class Router:
         text, data = integration.unavailable, integration.availability
         sink.answer(jsonrpc.failure(id_bytes, jsonrpc.UNAVAILABLE, text, data))
 
-    def _route(  # noqa: PLR0917 - the hot path: keywords cost
+    def _route(  # noqa: C901, PLR0917 - the hot path: keywords and further calls cost
         self,
         client: Client,
         sink: Sink,
@@ -361,6 +369,8 @@ class Router:
             raise RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)
         if modern is (upstream.era is Era.MODERN):
             call = Call(client, sink, id_bytes, method, name, integration.demand, label)
+            if concern(params, meta):
+                call, upstream = self._tasks.take(call, params, upstream)
         elif method not in ROUTED:
             raise _unknown_method(method)
         else:
@@ -405,6 +415,8 @@ class Router:
         try:
             check_offered(integration, call)
             upstream = integration.upstream or self._finder.instance_of(integration, call.client)
+            if isinstance(call, TaskCall):
+                upstream = call.server(upstream)
             if self._admitted(call, gates):
                 upstream.call(call)
         except StartingError:

@@ -26,6 +26,7 @@ from vsm.protocol.tables import (
     LOG_LEVELS,
     META_SERVER,
     MODERN_VERSIONS,
+    TASK_EXTENSION,
     Era,
 )
 
@@ -80,6 +81,20 @@ class Sessions:
                 texts.append(f"[{name}, in its own words] {said}")
         return "\n\n".join(texts)
 
+    def _tasks_of(self, client: Client, era: Era) -> dict[str, Any]:
+        """What to say of tasks, where a server of the client's era is known to make any."""
+        for name, integration in self._fleet.integrations.items():
+            session = integration.session
+            if session is None or (client.view is not None and not client.view.serves(name)):
+                continue
+            if era is Era.LEGACY and not session.is_modern and session.offers("tasks"):
+                return {"tasks": {"cancel": {}, "requests": {"tools": {"call": {}}}}}
+            extensions = session.capabilities.get("extensions")
+            offered = isinstance(extensions, dict) and TASK_EXTENSION in extensions
+            if era is Era.MODERN and session.is_modern and offered:
+                return {"extensions": {TASK_EXTENSION: {}}}
+        return {}
+
     def _initialize(self, client: Client, sink: Sink, id_bytes: bytes, params: Object) -> None:
         wanted = jsonrpc.text(params, "protocolVersion")
         if wanted is None:
@@ -92,7 +107,7 @@ class Sessions:
         client.envelope = envelope.of_legacy_client(GATEWAY, client.capabilities, client.log_level)
         result: dict[str, Any] = {
             "protocolVersion": client.version,
-            "capabilities": {**CAPABILITIES, "logging": {}},
+            "capabilities": {**CAPABILITIES, "logging": {}, **self._tasks_of(client, Era.LEGACY)},
             "serverInfo": GATEWAY,
         }
         instructions = self._instructions(client.view)
@@ -104,7 +119,7 @@ class Sessions:
         result: dict[str, Any] = {
             "resultType": "complete",
             "supportedVersions": list(MODERN_VERSIONS),
-            "capabilities": CAPABILITIES,
+            "capabilities": {**CAPABILITIES, **self._tasks_of(client, Era.MODERN)},
             "ttlMs": 0,
             "cacheScope": "private",
             "_meta": {META_SERVER: GATEWAY},

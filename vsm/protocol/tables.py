@@ -26,6 +26,8 @@ META_CAPABILITIES: Final = META + "clientCapabilities"
 META_LOG_LEVEL: Final = META + "logLevel"
 META_SERVER: Final = META + "serverInfo"
 META_SUBSCRIPTION: Final = META + "subscriptionId"
+RELATED_TASK: Final = META + "related-task"
+TASK_EXTENSION: Final = META + "tasks"
 ENVELOPE_KEYS: Final = (META_VERSION, META_CLIENT, META_CAPABILITIES, META_LOG_LEVEL)
 
 # Client → server requests that the gateway routes to one integration, and the member of
@@ -36,6 +38,10 @@ ROUTED: Final = {
     "resources/read": "uri",
     "completion/complete": "ref",
 }
+# Requests about one task; they go to whoever made it. `tasks/list` is not among them: a server that
+# several clients share would list everybody's.
+TASK_REQUESTS: Final = frozenset({"tasks/get", "tasks/result", "tasks/cancel", "tasks/update"})
+TASK_NOTIFICATIONS: Final = frozenset({"notifications/tasks/status", "notifications/tasks"})
 # Client → server requests that the gateway answers from its merged catalogue, and the
 # member of the result that holds the list.
 LISTS: Final = {

@@ -1,0 +1,183 @@
+"""Tasks: what a server goes on with after it has answered, asked about later by an id.
+
+Two servers may use one id, and an id may be guessed. So a client never sees a server's own: it
+gets one of the gateway's, which nobody can guess, which says whose it is, and which is good for
+the client alone that got it (for clients without a session, for all that see what it sees). The
+legacy era nests a task in the result and asks `tasks/result` for the rest; in the modern one, where
+tasks are an extension, the result is the task. Runs in S1's event loop.
+"""
+
+import secrets
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from msgspec import Raw
+
+from vsm.core.demand import PROTOCOL_ERROR
+from vsm.gateway.call import Call
+from vsm.gateway.finder import RequestError
+from vsm.protocol import jsonrpc
+from vsm.protocol.jsonrpc import Object
+from vsm.protocol.tables import META_CAPABILITIES, RELATED_TASK, TASK_EXTENSION, TASK_REQUESTS
+
+if TYPE_CHECKING:
+    from vsm.gateway.client import Client
+    from vsm.gateway.upstream import Upstream
+
+MOST_TASKS: Final = 1024  # of one client; the oldest is forgotten
+MOST_ID_CHARS: Final = 1024
+_EXTENSION: Final = TASK_EXTENSION.encode()
+
+Owner: TypeAlias = "Client | str"
+
+
+class Task(NamedTuple):
+    """One task, as the server knows it."""
+
+    upstream: "Upstream"
+    own_id: str
+
+
+class TaskError(RequestError):
+    """What a client is told of an id that leads nowhere."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(jsonrpc.INVALID_PARAMS, text)
+
+
+class Tasks:
+    """Every client's tasks, by the ids that the client knows."""
+
+    def __init__(self) -> None:
+        self._of: dict[Owner, dict[str, Task]] = {}
+        self._names: dict[Task, tuple[Owner, str]] = {}
+
+    def name(self, client: "Client", task: Task) -> str | None:
+        """What the client calls a task; the same again for one that it has. None: not its own."""
+        owner, known = _owner(client), self._names.get(task)
+        if known is not None:
+            return known[1] if known[0] == owner else None
+        own = self._of.setdefault(owner, {})
+        if len(own) >= MOST_TASKS:
+            oldest = next(iter(own))
+            self._names.pop(own.pop(oldest), None)
+        name = secrets.token_urlsafe(24)
+        own[name], self._names[task] = task, (owner, name)
+        return name
+
+    def find(self, client: "Client", params: Object) -> Task:
+        """The task that a request is about.
+
+        Raises:
+            TaskError: this client has none of this id, or its server has ended.
+        """
+        name = jsonrpc.text(params, "taskId") or ""
+        task = self._of.get(_owner(client), {}).get(name)
+        if task is None:
+            raise TaskError("unknown task")
+        if task.upstream.lost:
+            self._forget(task)
+            raise TaskError(f"{task.upstream.integration}: its server ended, and the task with it")
+        return task
+
+    def take(self, call: Call, params: Object, picked: "Upstream") -> "tuple[TaskCall, Upstream]":
+        """Make of a call one that may be about tasks, and find its server; raises TaskError."""
+        row, label = call.row, call.label
+        of_call = call.client, call.sink, call.id_bytes, call.method, call.integration, row, label
+        taken = TaskCall(*of_call)
+        taken.tasks, taken.bound = self, None
+        if call.method in TASK_REQUESTS:
+            task = self.find(call.client, params)
+            params["taskId"] = jsonrpc.raw_of(task.own_id)
+            taken.bound = task.upstream
+        return taken, taken.server(picked)
+
+    def told(self, upstream: "Upstream", params: Object) -> "Client | None":
+        """Who hears of a server's task, under the client's own name of it from now on."""
+        task = Task(upstream, jsonrpc.text(params, "taskId") or "")
+        owner, name = self._names.get(task, ("", ""))
+        if isinstance(owner, str):
+            return None
+        params["taskId"] = jsonrpc.raw_of(name)
+        return owner
+
+    def left(self, client: "Client") -> None:
+        """A client's session ended."""
+        for task in self._of.pop(client, {}).values():
+            self._names.pop(task, None)
+
+    def _forget(self, task: Task) -> None:
+        owner, name = self._names.pop(task)
+        self._of[owner].pop(name, None)
+
+
+def _owner(client: "Client") -> Owner:
+    if client.lasts:
+        return client
+    return f"{client.identity} {'' if client.view is None else client.view.name}"
+
+
+def concern(params: Object, meta: Object) -> bool:
+    """Whether the answer to a request may name a task."""
+    if "task" in params or "taskId" in params:
+        return True
+    return META_CAPABILITIES in meta and _EXTENSION in bytes(meta[META_CAPABILITIES])
+
+
+class TaskCall(Call):
+    """A request whose answer may name tasks.
+
+    Attributes:
+        tasks: where they are known.
+        bound: the server that alone can answer, where the request is about one of its tasks.
+    """
+
+    __slots__ = ("bound", "tasks")
+    tasks: Tasks
+    bound: "Upstream | None"
+
+    def server(self, picked: "Upstream") -> "Upstream":
+        """Where it goes: to the one that made the task, else to what was picked; or TaskError."""
+        if self.bound is not None and self.bound.lost:
+            raise TaskError("the server of this task has ended")
+        return self.bound or picked
+
+    def _deliver(self, result: bytes | Raw) -> None:
+        try:
+            members = jsonrpc.members(result if isinstance(result, Raw) else Raw(result))
+            named = self._rename(members)
+        except (jsonrpc.DecodeError, TaskError):
+            text = f"{self.integration} answered with what is no task of this client's."
+            self.sink.answer(jsonrpc.failure(self.id_bytes, jsonrpc.INTERNAL_ERROR, text))
+            self.row.count(self.label, PROTOCOL_ERROR, self.began_ns)
+            return
+        super()._deliver(jsonrpc.raw_of(members) if named else result)
+
+    def _rename(self, members: Object) -> bool:
+        """Put the client's ids in place of the server's; whether there was any."""
+        named = self._rename_in(members)
+        for key, inner in (("task", "taskId"), ("_meta", RELATED_TASK)):
+            if key not in members or not bytes(members[key]).startswith(b"{"):
+                continue
+            nested = jsonrpc.nested(members, key)
+            if inner == "taskId":
+                found = self._rename_in(nested)
+            else:
+                related = jsonrpc.nested(nested, inner) if inner in nested else {}
+                found = self._rename_in(related)
+                if found:
+                    nested[inner] = jsonrpc.raw_of(related)
+            if found:
+                members[key], named = jsonrpc.raw_of(nested), True
+        return named
+
+    def _rename_in(self, holder: Object) -> bool:
+        own_id = jsonrpc.text(holder, "taskId") if "taskId" in holder else None
+        if own_id is None:
+            return False
+        if self.upstream is None or len(own_id) > MOST_ID_CHARS:
+            raise TaskError(own_id[:64])
+        name = self.tasks.name(self.client, Task(self.upstream, own_id))
+        if name is None:
+            raise TaskError("another client's")
+        holder["taskId"] = jsonrpc.raw_of(name)
+        return True
