@@ -360,6 +360,7 @@ class Fleet:
         server.starting = None
         server.upstream = startup.upstream
         server.session = startup.session
+        server.upstream.makes_tasks = startup.session.makes_tasks
         if server is integration or integration.state == "starting":
             integration.state, integration.reason = "ready", ""
         self._offer_of(integration, server, startup)

@@ -35,7 +35,7 @@ from vsm.gateway.own_tools import OWN
 from vsm.gateway.relay import Relay, level_index
 from vsm.gateway.resilience import Guard
 from vsm.gateway.sessions import Sessions
-from vsm.gateway.tasks import TaskCall, concern
+from vsm.gateway.tasks import TaskCall
 from vsm.gateway.views import View, Views
 from vsm.protocol import envelope, jsonrpc, parameter_headers
 from vsm.protocol.envelope import EnvelopeError, unwrap_header
@@ -369,7 +369,7 @@ class Router:
             raise RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)
         if modern is (upstream.era is Era.MODERN):
             call = Call(client, sink, id_bytes, method, name, integration.demand, label)
-            if concern(params, meta):
+            if upstream.makes_tasks or "task" in params or method in TASK_REQUESTS:
                 call, upstream = self._tasks.take(call, params, upstream)
         elif method not in ROUTED:
             raise _unknown_method(method)

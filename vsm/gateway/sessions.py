@@ -89,9 +89,7 @@ class Sessions:
                 continue
             if era is Era.LEGACY and not session.is_modern and session.offers("tasks"):
                 return {"tasks": {"cancel": {}, "requests": {"tools": {"call": {}}}}}
-            extensions = session.capabilities.get("extensions")
-            offered = isinstance(extensions, dict) and TASK_EXTENSION in extensions
-            if era is Era.MODERN and session.is_modern and offered:
+            if era is Era.MODERN and session.makes_tasks:
                 return {"extensions": {TASK_EXTENSION: {}}}
         return {}
 

@@ -17,7 +17,7 @@ from vsm.gateway.call import Call
 from vsm.gateway.finder import RequestError
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import Object
-from vsm.protocol.tables import META_CAPABILITIES, RELATED_TASK, TASK_EXTENSION, TASK_REQUESTS
+from vsm.protocol.tables import RELATED_TASK, TASK_REQUESTS
 
 if TYPE_CHECKING:
     from vsm.gateway.client import Client
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 MOST_TASKS: Final = 1024  # of one client; the oldest is forgotten
 MOST_ID_CHARS: Final = 1024
-_EXTENSION: Final = TASK_EXTENSION.encode()
 
 Owner: TypeAlias = "Client | str"
 
@@ -116,13 +115,6 @@ def _owner(client: "Client") -> Owner:
     return f"{client.identity} {'' if client.view is None else client.view.name}"
 
 
-def concern(params: Object, meta: Object) -> bool:
-    """Whether the answer to a request may name a task."""
-    if "task" in params or "taskId" in params:
-        return True
-    return META_CAPABILITIES in meta and _EXTENSION in bytes(meta[META_CAPABILITIES])
-
-
 class TaskCall(Call):
     """A request whose answer may name tasks.
 
@@ -154,7 +146,8 @@ class TaskCall(Call):
 
     def _rename(self, members: Object) -> bool:
         """Put the client's ids in place of the server's; whether there was any."""
-        named = self._rename_in(members)
+        whole = self.method in TASK_REQUESTS or jsonrpc.text(members, "resultType") == "task"
+        named = whole and self._rename_in(members)
         for key, inner in (("task", "taskId"), ("_meta", RELATED_TASK)):
             if key not in members or not bytes(members[key]).startswith(b"{"):
                 continue

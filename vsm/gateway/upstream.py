@@ -114,6 +114,7 @@ class Upstream:
         self.era = Era.LEGACY
         self.writable = True
         self.closed = False
+        self.makes_tasks = False  # unasked: what it answers may name one
         self.strays = 0
         self.broken_frames = 0
         self._loop = asyncio.get_running_loop()

@@ -26,6 +26,7 @@ from vsm.protocol.tables import (
     META_SERVER,
     META_VERSION,
     MODERN_VERSION,
+    TASK_EXTENSION,
     Era,
 )
 
@@ -54,6 +55,12 @@ class PeerSession(msgspec.Struct, frozen=True):
     def is_modern(self) -> bool:
         """Whether requests carry an envelope."""
         return self.era == Era.MODERN.value
+
+    @property
+    def makes_tasks(self) -> bool:
+        """Whether it offers to make tasks unasked: the extension of the modern era."""
+        extensions = self.capabilities.get("extensions")
+        return self.is_modern and isinstance(extensions, dict) and TASK_EXTENSION in extensions
 
     def offers(self, capability: str, feature: str | None = None) -> bool:
         """Whether the server declared `capability` (and `feature` within it)."""
