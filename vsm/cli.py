@@ -130,7 +130,8 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "`vsm COMMAND --help` says more. Exit codes: docs/cli.md.",
+            "`vsm COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 wrong usage or",
+            "configuration, 3 a required layer cannot be applied, 4 no vsm runs, 5 no such thing.",
         ]
     )
 

@@ -43,6 +43,15 @@ def test_package_runners_become_installs(
     assert entry.name == "my-server"
 
 
+def test_paths_that_a_server_does_not_see_are_said() -> None:
+    env = {"STORE": "/data/m.json", "API_KEY": "/not/said", "ZONE": "UTC"}
+    entry = one(command="npx", args=["-y", "fs@1.0.0", "/home/me", "--db=~/x"], env=env)
+    said = [line.partition(" is not visible")[0] for line in describe(entry) if "visible" in line]
+    assert said == ["/home/me", "~/x", "/data/m.json"]
+    script = one(command="python3", args=["/srv/server.py", "/home/me"])
+    assert [line for line in script.remarks if "/srv/server.py" in line] == []
+
+
 def test_other_programs_stay_as_they_are() -> None:
     entry = one(command="/opt/x/bin/python", args=["-m", "x"], disabled=True, autoApprove=["y"])
     assert (entry.package, entry.argv) == (None, ("/opt/x/bin/python", "-m", "x"))

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         for entry in entries:
             _print(entry, list(describe(entry)), added=entry.name in added)
-        _print_rest(config, added=added, wrote=args.write)
+        staying = [entry.client_name for entry in entries if entry.refused]
+        _print_rest(config, staying, added=added, wrote=args.write)
     return 1 if any(entry.refused for entry in entries) else 0
 
 
@@ -70,16 +71,20 @@ def _print(entry: Entry, steps: list[str], *, added: bool) -> None:
         print(f"    command = {clean(json.dumps(list(entry.argv)))}")
 
 
-def _print_rest(config: Path, *, added: list[str], wrote: bool) -> None:
+def _print_rest(config: Path, staying: list[str], *, added: list[str], wrote: bool) -> None:
     if not wrote:
         print("\nNothing was changed. `--write` does it.")
         return
     if added:
         command = shutil.which("vsm") or sys.argv[0]
         entry = {"mcpServers": {"vsm": {"command": command, "args": ["connect"]}}}
-        print(f"\n{config} has them now. The client's file needs this instead of its entries:\n")
+        print(f"\n{config} has them now: {', '.join(map(clean, added))}.")
+        print(f"`vsm up --config {config}` runs them, `vsm reload` adds them to a vsm that does.")
+        print("\nThe client's file was not touched. In place of their entries it needs this one:\n")
         print(json.dumps(entry, indent=2))
-        print("\nThe client's own file was not touched: remove the secrets that moved from it.")
+        print("\nRemove the secrets that moved from it.")
+        if staying:
+            print(f"Its other entries stay as they are: {', '.join(map(clean, staying))}.")
 
 
 def _say(line: str) -> None:

@@ -136,6 +136,8 @@ def _translate(client_name: str, name: str, entry: Any) -> Entry:  # noqa: ANN40
         for option in options
         if is_secret(option.strip("-").replace("-", "_"))
     ]
+    given = argv if package else argv[2:]  # a program and its script are found without being told
+    remarks += _unseen([*given, *env.values()])
     return Entry(
         client_name,
         name,
@@ -147,6 +149,15 @@ def _translate(client_name: str, name: str, entry: Any) -> Entry:  # noqa: ANN40
         enabled=not entry.get("disabled", False),
         remarks=tuple(remarks),
     )
+
+
+def _unseen(words: list[str]) -> list[str]:
+    """What is to be said of paths that a server is told of and does not see."""
+    paths = [word.rpartition("=")[2] for word in words]
+    found = dict.fromkeys(path for path in paths if path.startswith(("/", "~/")))
+    return [
+        f"{path[:80]} is not visible to it: add it to read or write in its entry" for path in found
+    ]
 
 
 def _remote(client_name: str, name: str, entry: dict[str, Any], url: Any) -> Entry:  # noqa: ANN401 - JSON

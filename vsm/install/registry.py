@@ -120,7 +120,7 @@ def _registry(
     hosts = {one.host: one.port for one in locations if one.host}
     paths = [one.path for one in locations if one.path] + files
     return Registry(
-        label=" ".join(without_password(text) for text in sources),
+        label=", ".join(without_password(text) for text in sources),
         hosts=hosts,
         allow=tuple(entry for host, port in hosts.items() for entry in _allow(host, port)),
         read=tuple(dict.fromkeys(_existing(path) for path in paths if Path(path).exists())),

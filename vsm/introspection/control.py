@@ -243,7 +243,8 @@ class ControlServer:
         ring = self._supervisor.rings.get(name)
         if ring is None:
             known = ", ".join(sorted(self._supervisor.rings)) or "none"
-            raise NotFoundError("logs", f"no worker {name!r}", f"Known: {known}.")
+            what = f"{name!r} has written nothing, or is no worker"
+            raise NotFoundError("logs", what, f"These have: {known}. `vsm status` shows all.")
         lines = arguments.get("lines", 100)
         count = max(0, min(lines, KEPT_LINES)) if type(lines) is int else 100
         kept = list(ring.lines)[-count:] if count else []
