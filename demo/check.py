@@ -182,6 +182,7 @@ def main() -> int:
     before = leaks.snapshot(scratch)
     try:
         with running(ROOT / "demo/vsm.toml", *arguments) as vsm:
+            vsm.wait_serving()
             use_everything(vsm, integrations, report)
     except Exception as error:  # noqa: BLE001 - the boundary: whatever failed, look for remains
         traceback.print_exc()

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ NODE_SERVERS = ("filesystem", "everything", "memory")
 VSM = str(Path(sys.executable).with_name("vsm"))
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
+SERVE_TIMEOUT_S = 60.0
 
 
 def missing_servers() -> list[str]:
@@ -78,6 +80,13 @@ class Running:
         assert done.returncode == 0, done.stderr
         status: dict[str, Any] = json.loads(done.stdout)
         return status
+
+    def wait_serving(self) -> None:
+        """Until every integration is ready."""
+        deadline_s = time.monotonic() + SERVE_TIMEOUT_S
+        while waiting := [row for row in self.status()["workers"] if row["state"] != "ready"]:
+            assert time.monotonic() < deadline_s, waiting
+            time.sleep(0.1)  # each look is a command of its own
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """End it and return its exit code."""

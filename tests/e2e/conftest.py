@@ -22,6 +22,7 @@ def demo(demo_arguments: list[str], session_leaves_nothing: None) -> Iterator[Ru
     """The demo, shared by the tests of a module that do not break it."""
     del session_leaves_nothing
     with running(ROOT / "demo/vsm.toml", *demo_arguments) as vsm:
+        vsm.wait_serving()
         yield vsm
         assert vsm.stop() == 0
 
