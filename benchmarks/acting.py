@@ -2,8 +2,8 @@
 
 Two real vsm run side by side with the same confined server. The quiet one has neither budget nor
 rates nor rules; in the other S1 checks a rate and a rule for each call, S3 measures and divides a
-budget five times a second and audits once a second, S2 watches, S4 forecasts every second, S5 has
-rules and a budget of calls to count. `scripts/bench acting`.
+budget five times a second and audits once a second (a sibling inside the worker, its lists asked
+for), S2 watches, S4 forecasts every second. `scripts/bench acting`.
 
 The machine is noisier than what is asked about, so turns are short (tens of milliseconds) and come
 in pairs, one of each vsm right after the other, in an order drawn by lot; noise that is longer than
@@ -48,8 +48,9 @@ step_s = 1.0
 per_second = 1000000
 burst = 1000000
 [[policy.rules]]
-name = "everything"
-action = "allow"
+name = "no-refusals"
+action = "deny"
+tool = "refuse*"
 """
 PROFILE = 'extends = "python-server"\n[limits]\ncpu = "unlimited"\n'
 CALLS, BURST, IN_FLIGHT = 60, 400, 32

@@ -5,7 +5,6 @@ first stands when S3 wants to take from "far".
 """
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from running import Running, running
 from supervised import ask, pause
+from wire_client import Client
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
 BOUND_S = 60.0
@@ -47,47 +47,6 @@ range = {{ memory = ["64M", "512M"] }}
 """
 
 
-class Client:
-    """Asks as fast as it is told to, on the unix socket."""
-
-    def __init__(self, folder: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(BOUND_S)
-        self._socket.connect(str(folder / "run/mcp.sock"))
-        self._lines = self._socket.makefile("rb")
-        self._id = 0
-        information = {"name": "test", "version": "1"}
-        self._wait(
-            self._begin(
-                "initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=information
-            )
-        )
-        self._send({"method": "notifications/initialized"})
-
-    def _send(self, message: dict[str, Any]) -> None:
-        self._socket.sendall(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
-
-    def _begin(self, method: str, **params: Any) -> int:
-        self._id += 1
-        self._send({"id": self._id, "method": method, "params": params})
-        return self._id
-
-    def _wait(self, request: int) -> dict[str, Any]:
-        while True:
-            answer: dict[str, Any] = json.loads(self._lines.readline())
-            if answer.get("id") == request:
-                return answer
-
-    def call(self, tool: str, times: int = 1, **arguments: Any) -> None:
-        """All at once; returns when the last is answered."""
-        asked = [self._begin("tools/call", name=tool, arguments=arguments) for _ in range(times)]
-        self._wait(asked[-1])
-
-    def close(self) -> None:
-        self._lines.close()
-        self._socket.close()
-
-
 @contextmanager
 def demand(folder: Path) -> Iterator[Callable[[int], None]]:
     """Calls of "far" at an even pace, so many in a step; how many is told to what this gives."""
@@ -96,7 +55,7 @@ def demand(folder: Path) -> Iterator[Callable[[int], None]]:
     def run() -> None:
         next_s = time.monotonic()
         while not stop.is_set():
-            client.call("far__hold", pace[0], mib=1)
+            client.call_many("far__hold", pace[0], mib=1)
             next_s = max(next_s + STEP_S, time.monotonic())
             stop.wait(next_s - time.monotonic())
 
@@ -166,15 +125,15 @@ def conflicting(tmp_path: Path, *, weight: float, lost: int) -> Iterator[Running
             pytest.skip("no control group holds memory here")
         wait(vsm, "system3", lambda s: held(s) == {"near": 100.0, "far": 300.0})
         client = Client(vsm.folder)
-        client.call("near__hold", mib=30)
+        client.call_many("near__hold", mib=30)
         with demand(vsm.folder) as pace:
             began = state(vsm, "system4")["steps"]
             wait(vsm, "system4", lambda s: s["steps"] >= began + QUIET_STEPS)
             if lost:  # what "near" leaves unanswered is what S3 has to gain
-                client.call("near__fail", lost)
+                client.call_many("near__fail", lost)
             pace(BURST)
             wait(vsm, "system3", lambda s: "far" in (s["outlook"] or {}).get("rising", ()))
-            client.call("near__hold", mib=88)
+            client.call_many("near__hold", mib=88)
             end = time.monotonic() + BOUND_S
             while not conflict(vsm):
                 assert time.monotonic() < end, f"{state(vsm, 'system3')}\n{vsm.log()}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import running
+from wire_client import Client
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
 BOUND_S = 40.0
@@ -62,54 +63,6 @@ command = ["/bin/false"]
 enabled = false
 restart = {{ intensity = 0 }}
 """
-
-
-class Client:
-    """A legacy client on the unix socket."""
-
-    def __init__(self, folder: Path) -> None:
-        import socket
-
-        self._id = 0
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(BOUND_S)
-        self._socket.connect(str(folder / "run/mcp.sock"))
-        self._lines = self._socket.makefile("rb")
-        information = {"name": "claude-test", "version": "1"}
-        self.ask(
-            "initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=information
-        )
-        self._send({"method": "notifications/initialized"})
-
-    def _send(self, message: dict[str, Any]) -> None:
-        self._socket.sendall(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
-
-    def begin(self, method: str, **params: Any) -> int:
-        self._id += 1
-        self._send({"id": self._id, "method": method, "params": params})
-        return self._id
-
-    def tell(self, method: str, **params: Any) -> None:
-        self._send({"method": method, "params": params})
-
-    def end(self, request: int) -> dict[str, Any]:
-        while True:
-            answer: dict[str, Any] = json.loads(self._lines.readline())
-            if answer.get("id") == request:
-                return answer
-
-    def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        return self.end(self.begin(method, **params))
-
-    def begin_call(self, tool: str, **arguments: Any) -> int:
-        return self.begin("tools/call", name=f"it__{tool}", arguments=arguments)
-
-    def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        return self.end(self.begin_call(tool, **arguments))
-
-    def close(self) -> None:
-        self._lines.close()
-        self._socket.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A legacy MCP server on stdio, standard library only, that uses what it is told to.
 
-`hold` keeps so many MiB until the next `hold`, `spin` uses a processor for so many seconds, `fail`
-is an error of the tool.
+`hold` keeps so many MiB until the next `hold`, `spin` uses a processor for so many seconds, `rest`
+sleeps so long, `fail` is an error of the tool.
 """
 
 import json
@@ -9,9 +9,8 @@ import sys
 import time
 from typing import Any
 
-TOOLS = [
-    {"name": name, "inputSchema": {"type": "object"}} for name in ("hold", "spin", "fail", "die")
-]
+NAMES = ("hold", "spin", "rest", "fail", "die")
+TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in NAMES]
 MOST_MIB, MOST_S = 512, 5.0
 held: list[bytearray] = []
 
@@ -25,6 +24,8 @@ def call(name: str, arguments: dict[str, Any]) -> str:
         end = time.process_time() + min(MOST_S, float(arguments["seconds"]))
         while time.process_time() < end:
             pass
+    elif name == "rest":
+        time.sleep(min(MOST_S, float(arguments["seconds"])))
     elif name == "die":
         sys.exit(3)
     return name
