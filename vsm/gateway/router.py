@@ -54,8 +54,7 @@ from vsm.protocol.tables import (
 
 TTL_MS: Final = 1000
 MAX_DEFERRED: Final = 1024
-# A Python server that imports the SDK takes 0.6 to 1.0 s to its lists where nothing else runs.
-LIST_WAIT_S: Final = 3.0
+LIST_WAIT_S: Final = 10.0  # as long as a call waits for its server
 OTHER: Final = "other requests"
 _PLAIN_METHOD: Final = re.compile(r"[A-Za-z0-9_./$-]{1,128}")  # goes into frames as it is
 _KNOWN_REQUESTS: Final = CLIENT_REQUESTS[Era.LEGACY] | CLIENT_REQUESTS[Era.MODERN]
