@@ -281,7 +281,16 @@ def _profiles(config: Config) -> dict[str, Profile]:
     """That of each integration; a wrong one is an error although nobody may use it now."""
     for name in msgspec.structs.astuple(config.systems):
         load_profile(name)
-    return {name: provision.profile_of(one) for name, one in config.integrations.items()}
+    read: dict[str, Profile] = {}  # many share one, which takes milliseconds to read
+    found = {}
+    for name, one in config.integrations.items():
+        if one.remote is not None:
+            found[name] = provision.profile_of(one)
+            continue
+        if one.profile not in read:
+            read[one.profile] = provision.profile_of(one)
+        found[name] = read[one.profile]
+    return found
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
