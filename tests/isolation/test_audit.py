@@ -1,8 +1,10 @@
 """`vsm sandbox audit` sees what is open: a layer taken away shows, whichever it is."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -321,6 +323,21 @@ def test_command_compares_with_what_was_accepted(
     assert done.returncode == 1, done.stderr
     assert "run_a_program_of_its_own is open" in done.stdout
     assert "blocked  read_a_file_outside: root_filesystem, landlock" in done.stdout
+
+
+def test_audit_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vsm", "sandbox", "audit", "--profile", "integration"]
+    with subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.iterdir()):
+            assert process.poll() is None, "it ended before it made anything"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

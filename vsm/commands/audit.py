@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vsm.commands.interrupt import end_in_order_on_sigterm
 from vsm.commands.terminal import clean, print_json
 from vsm.errors import ConfigurationError, ConfinementError
 
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Audit, print, compare."""
     if args.accept and not args.accepted:
         raise ConfigurationError("--accept", "no file to write", "Add --accepted FILE.")
+    end_in_order_on_sigterm()  # the attempts' worlds are not left
     results, refused = [], {}
     for result in _results(args):
         if isinstance(result, tuple):

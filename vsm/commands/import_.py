@@ -8,12 +8,10 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
+from vsm.commands.interrupt import end_in_order_on_sigterm
 from vsm.commands.terminal import clean, print_json
 from vsm.core.client_entries import Entry
 
@@ -31,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Say it, or do it."""
     from vsm.install.import_clients import apply, describe, read_client_file
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_in_order_on_sigterm()  # nothing half-made is left
     entries = read_client_file(args.file)
     added: list[str] = []
     config = args.config or Path(os.environ.get("VSM_CONFIG") or "vsm.toml")
@@ -46,10 +44,6 @@ def run(args: argparse.Namespace) -> int:
         staying = [entry.client_name for entry in entries if entry.refused]
         _print_rest(config, staying, added=added, wrote=args.write)
     return 1 if any(entry.refused for entry in entries) else 0
-
-
-def _interrupt(_signo: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _row(entry: Entry, steps: list[str], added: bool) -> dict[str, object]:  # noqa: FBT001 - a row

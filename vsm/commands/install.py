@@ -6,11 +6,9 @@ is stripped of control characters.
 
 import argparse
 import json
-import signal
 import sys
-from types import FrameType
-from typing import NoReturn
 
+from vsm.commands.interrupt import end_in_order_on_sigterm
 from vsm.commands.terminal import clean, print_json, print_table
 
 SUMMARIES = {
@@ -39,16 +37,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen command."""
-    signal.signal(signal.SIGTERM, _interrupt)  # so that nothing half-made is left
+    end_in_order_on_sigterm()  # nothing half-made is left
     if args.command == "uninstall":
         return _uninstall(args)
     if args.command == "outdated":
         return _outdated(args)
     return _install(args) if args.package else _list(args)
-
-
-def _interrupt(_signo: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _install(args: argparse.Namespace) -> int:
