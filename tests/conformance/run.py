@@ -2,8 +2,9 @@
 
 The same server stands on the other side each time: over the SDK's own HTTP for "direct", in a
 confined worker behind a real `vsm up` for "vsm", over the SDK's HTTP behind a real `vsm up` for
-"remote". SUITE is the folder that scripts/conformance installed into. Exits with 1 where vsm fails
-a required scenario.
+"remote". For "client" the suite is the server, and judges what vsm sends to it (`client.py`).
+SUITE is the folder that scripts/conformance installed into. Exits with 1 where vsm fails a required
+scenario.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ SERVER = [sys.executable, str(HERE / "everything.py")]
 START_TIMEOUT_S = 30.0
 SUITE_TIMEOUT_S = 300.0
 SCENARIO_TIMEOUT_MS = 15_000
+CLIENT_TIMEOUT_MS = 120_000  # it starts a vsm of its own
 
 
 def node_of(suite: Path) -> str:
@@ -41,11 +43,11 @@ def node_of(suite: Path) -> str:
     return str(found)
 
 
-def required(suite: Path, revision: str) -> list[str]:
-    """The server scenarios that a revision requires, from the suite's own list."""
+def required(suite: Path, revision: str, side: str = "server") -> list[str]:
+    """The scenarios of one side that a revision requires, from the suite's own list."""
     folder = suite / "node_modules/@modelcontextprotocol/conformance/requirements"
     text = (folder / f"{revision}.yaml").read_text(encoding="utf-8")
-    section = text.partition("\nserver:\n")[2].partition("\n\n")[0]
+    section = text.partition(f"\n{side}:\n")[2].partition("\n\n")[0]
     return [line.removeprefix("  - ") for line in section.splitlines() if line.startswith("  - ")]
 
 
@@ -71,6 +73,29 @@ def run_suite(suite: Path, url: str, revision: str) -> dict[str, list[str]]:
             folders = sorted(Path(reports).glob(f"server-{scenario}-????-??-??T*"))
             found[scenario] = failed_checks(folders[-1]) if folders else ["it did not run"]
         return found
+
+
+def run_client(suite: Path, revision: str) -> dict[str, list[str]]:
+    """What failed of each client scenario that applies.
+
+    Logging in does not: the scenarios of `auth/` want one client that finds by itself that it has
+    to, and vsm waits for a person (`vsm login`).
+    """
+    script = suite / "node_modules/@modelcontextprotocol/conformance/dist/index.js"
+    client = f"{sys.executable} {HERE / 'client.py'}"
+    scenarios = [name for name in required(suite, revision, "client") if "/" not in name]
+    found: dict[str, list[str]] = {}
+    for scenario in scenarios:
+        with tempfile.TemporaryDirectory() as reports:
+            words = [node_of(suite), str(script), "client", "--command", client]
+            words += ["--scenario", scenario, "--spec-version", revision]
+            words += ["--output-dir", reports, "--timeout", str(CLIENT_TIMEOUT_MS)]
+            done = subprocess.run(words, capture_output=True, timeout=SUITE_TIMEOUT_S, check=False)
+            folders = sorted(Path(reports).glob(f"{scenario}-????-??-??T*"))
+            found[scenario] = failed_checks(folders[-1]) if folders else ["it did not run"]
+            if done.returncode and not found[scenario]:
+                found[scenario] = [done.stdout.decode(errors="replace")[-500:]]
+    return found
 
 
 @contextlib.contextmanager
@@ -136,7 +161,7 @@ def main(suite: Path) -> int:
     """Print the table and what fails through vsm."""
     lost: list[str] = []
     titles = "".join(f" {way:>8}" for way in WAYS)
-    sys.stdout.write(f"{'revision':12} {'required':>8}{titles}\n")
+    sys.stdout.write(f"{'revision':12} {'required':>8}{titles} {'client':>8}\n")
     for revision in REVISIONS:
         passed = {}
         for name, server in WAYS.items():
@@ -148,11 +173,14 @@ def main(suite: Path) -> int:
                 for scenario, failures in found.items()
                 for failure in failures
             ]
+        asked = run_client(suite, revision)
+        lost += [f"client {revision} {name}: {why}" for name, all_ in asked.items() for why in all_]
         counts = "".join(f" {passed[way]:8}" for way in WAYS)
-        sys.stdout.write(f"{revision:12} {len(found):8}{counts}\n")
+        good = f"{sum(not failures for failures in asked.values())} of {len(asked)}"
+        sys.stdout.write(f"{revision:12} {len(found):8}{counts} {good:>8}\n")
         sys.stdout.flush()
     sys.stdout.writelines(f"{line}\n" for line in lost)
-    return any(line.startswith(("vsm ", "remote ")) for line in lost)
+    return any(line.startswith(("vsm ", "remote ", "client ")) for line in lost)
 
 
 if __name__ == "__main__":

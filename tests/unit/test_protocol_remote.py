@@ -11,7 +11,7 @@ from mcp.shared.inbound import decode_header_value
 from vsm.protocol import jsonrpc
 from vsm.protocol.envelope import check_headers, unwrap_header
 from vsm.protocol.frames import tagged, untagged
-from vsm.protocol.mirror import Mirror, wrap
+from vsm.protocol.mirror import Mirror, without, wrap
 from vsm.protocol.tables import META_VERSION, MODERN_VERSION
 
 
@@ -61,6 +61,31 @@ def test_a_tool_that_no_longer_wants_headers_gets_none() -> None:
         message = jsonrpc.decode(jsonrpc.request(1, "tools/call", jsonrpc.encode(call)))
         found = mirror.headers(message, jsonrpc.members(message.params), MODERN_VERSION)
         assert found.get("mcp-param-region") == expected
+
+
+BROKEN = {
+    "empty": {"a": {"type": "string", "x-mcp-header": ""}},
+    "object": {"a": {"type": "object", "x-mcp-header": "A"}},
+    "number": {"a": {"type": "number", "x-mcp-header": "A"}},
+    "space": {"a": {"type": "string", "x-mcp-header": "A B"}},
+    "twice": {
+        "a": {"type": "string", "x-mcp-header": "Same"},
+        "b": {"type": "string", "x-mcp-header": "SAME"},
+    },
+}
+
+
+def test_tools_whose_headers_are_against_the_rules_are_left_out_and_no_other() -> None:
+    sound = {"a": {"type": "string", "x-mcp-header": "Region"}}
+    tools = [
+        {"name": name, "inputSchema": {"type": "object", "properties": properties}, "more": [1.50]}
+        for name, properties in {**BROKEN, "sound": sound, "plain": {}}.items()
+    ]
+    page = msgspec.Raw(json.dumps({"tools": tools, "nextCursor": "n", "x": {"y": 1}}).encode())
+    unfit = Mirror().listed(page)
+    assert [tools[place]["name"] for place in unfit] == list(BROKEN)
+    kept = json.loads(without(page, unfit))
+    assert kept == {"tools": tools[len(BROKEN) :], "nextCursor": "n", "x": {"y": 1}}
 
 
 def test_a_list_that_is_none_changes_nothing() -> None:

@@ -6,6 +6,7 @@ which judge them. Runs in the worker of a remote server.
 
 import base64
 import re
+from collections.abc import Container
 from typing import Final
 
 import msgspec
@@ -14,7 +15,7 @@ from msgspec import UNSET, Raw, UnsetType
 from vsm.protocol import jsonrpc, parameter_headers
 from vsm.protocol.envelope import NAMED_BY
 from vsm.protocol.jsonrpc import Message, Object
-from vsm.protocol.parameter_headers import HeaderRule
+from vsm.protocol.parameter_headers import HeaderRule, InvalidRuleError
 from vsm.protocol.tables import META_VERSION
 
 _PLAIN: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
@@ -40,19 +41,30 @@ class Mirror:
     def __init__(self) -> None:
         self._rules: dict[str, tuple[HeaderRule, ...]] = {}
 
-    def listed(self, result: Raw | UnsetType) -> None:
-        """Take note of a page of tools."""
+    def listed(self, result: Raw | UnsetType) -> dict[int, str]:
+        """Take note of a page of tools.
+
+        Returns:
+            What a client has to leave out, since its schema breaks the rules for headers: the
+            place in the page, and the tool's name and why.
+        """
         try:
             page = msgspec.json.decode(b"{}" if result is UNSET else result, type=_Page)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return
-        for tool in page.tools:
+            return {}
+        unfit = {}
+        for place, tool in enumerate(page.tools):
             schema = None if tool.inputSchema is UNSET else tool.inputSchema
-            rules = parameter_headers.rules_of(schema)
+            try:
+                rules = parameter_headers.valid_rules(schema)
+            except InvalidRuleError as error:
+                unfit[place] = f"{tool.name[:100]!r}: {error}"
+                rules = ()
             if rules and len(self._rules) < MOST_TOOLS:
                 self._rules[tool.name] = rules
             elif not rules:
                 self._rules.pop(tool.name, None)
+        return unfit
 
     def headers(self, message: Message, params: Object, version: str) -> dict[str, str]:
         """What goes with a request of the modern era."""
@@ -70,6 +82,14 @@ class Mirror:
     def _of_arguments(rules: tuple[HeaderRule, ...], params: Object) -> dict[str, str]:
         shown = parameter_headers.shown(rules, params)
         return {header: wrap(value) for header, value in shown.items()}
+
+
+def without(result: Raw, places: Container[int]) -> bytes:
+    """A page of tools, less those at these places; all else stays as it came."""
+    page = jsonrpc.members(result)
+    tools = msgspec.json.decode(page["tools"], type=list[Raw])
+    kept = [tool for place, tool in enumerate(tools) if place not in places]
+    return jsonrpc.encode({**page, "tools": kept})
 
 
 class _Tool(msgspec.Struct):

@@ -33,21 +33,33 @@ class HeaderRule:
     kind: str
 
 
+class InvalidRuleError(Exception):
+    """A schema breaks the rules for these headers; the text says how."""
+
+
 def rules_of(schema: Raw | None) -> tuple[HeaderRule, ...]:
     """The rules in a tool's input schema; none where any of them is invalid."""
+    try:
+        return valid_rules(schema)
+    except InvalidRuleError:
+        return ()
+
+
+def valid_rules(schema: Raw | None) -> tuple[HeaderRule, ...]:
+    """The rules in a tool's input schema.
+
+    Raises:
+        InvalidRuleError: one of them is invalid.
+    """
     if schema is None or KEY.encode() not in memoryview(schema).tobytes():
         return ()
     try:
-        parsed = msgspec.json.decode(schema)
-        rules = tuple(_found(parsed, (), 0))
-    except (msgspec.DecodeError, RecursionError, _InvalidRuleError):
-        return ()
-    headers = {rule.header for rule in rules}
-    return rules if len(headers) == len(rules) else ()
-
-
-class _InvalidRuleError(Exception):
-    pass
+        rules = tuple(_found(msgspec.json.decode(schema), (), 0))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRuleError("the schema cannot be read") from error
+    if len({rule.header for rule in rules}) < len(rules):
+        raise InvalidRuleError(f"two arguments have the same {KEY}")
+    return rules
 
 
 def _found(schema: object, path: tuple[str, ...], depth: int) -> Iterator[HeaderRule]:
@@ -65,7 +77,9 @@ def _rule(schema: dict[str, Any], path: tuple[str, ...]) -> HeaderRule:
     token, kind = schema[KEY], schema.get("type")
     fits = isinstance(token, str) and _TOKEN.fullmatch(token) is not None
     if not path or not fits or not isinstance(kind, str) or kind not in _TYPES:
-        raise _InvalidRuleError
+        raise InvalidRuleError(
+            f"{KEY} of {'.'.join(path)[:200]!r} is no name, or of no plain value"
+        )
     return HeaderRule(path, PREFIX + str(token).lower(), kind)
 
 

@@ -21,7 +21,7 @@ from vsm.protocol import jsonrpc
 from vsm.protocol.events import EventParser, TooLargeError
 from vsm.protocol.frames import BROKEN, NOT_REACHED
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
-from vsm.protocol.mirror import Mirror, modern_version
+from vsm.protocol.mirror import Mirror, modern_version, without
 from vsm.protocol.tables import LISTEN_FILTERS
 from vsm.remote.door import Door, HandshakeRefusedError, RefusedError
 from vsm.remote.http_client import Exchange, HttpError
@@ -202,7 +202,9 @@ class Peer:
             if method == "subscriptions/listen":
                 await self._listen(frame, message, headers, params)
             else:
-                await self._converse(frame, message, headers, self._on_answer_to(method))
+                tools = method == "tools/list"
+                on_answer = self._emit_tools if tools else self._emit_answer
+                await self._converse(frame, message, headers, on_answer)
         elif method == "initialize":
             self._modern = ""
             self._common.initialize = frame
@@ -243,10 +245,10 @@ class Peer:
             await self._join()
         generation = self._generation
         try:
-            await self._converse(frame, message, {}, self._on_answer_to(method))
+            await self._converse(frame, message, {})
         except SessionLostError:
             await self._renew(generation)
-            await self._converse(frame, message, {}, self._on_answer_to(method))
+            await self._converse(frame, message, {})
         self._note_wish(frame, method, params)
 
     def _note_wish(self, frame: bytes, method: str, params: Object) -> None:
@@ -390,11 +392,14 @@ class Peer:
     async def _emit_answer(self, line: bytes, _: Message) -> None:
         await self._common.emit(line)
 
-    def _on_answer_to(self, method: str) -> OnAnswer:
-        return self._emit_tools if method == "tools/list" else self._emit_answer
-
     async def _emit_tools(self, line: bytes, message: Message) -> None:
-        self._common.mirror.listed(message.result)
+        """As it came, less what the modern era has clients leave out."""
+        unfit = self._common.mirror.listed(message.result)
+        if unfit and message.result is not UNSET:
+            for what in unfit.values():
+                say(f"left out the tool {what}")
+            page = without(message.result, unfit)
+            line = jsonrpc.answer(jsonrpc.raw_of(message.id), page)
         await self._common.emit(line)
 
     async def _asked(self, message: Message) -> None:
