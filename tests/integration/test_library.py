@@ -722,48 +722,6 @@ def test_a_hundred_runs_leave_nothing_and_grow_nothing() -> None:
     assert runner.memory_info().rss < before[2] + (2 << 20)
 
 
-COUNTING_RUNNER = """
-import ctypes, gc, json, sys
-sys.path += json.loads(sys.argv[1])
-from vsm.library import runner
-class Held(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena a b c hblkhd e f uordblks g h".split()]
-mallinfo2 = ctypes.CDLL(None).mallinfo2
-mallinfo2.restype = Held
-out = open(OUT, "w", buffering=1)
-bury = runner.Runner._bury
-def counted(self, run):
-    bury(self, run)
-    gc.collect()
-    held = mallinfo2()
-    out.write(f"{{sys.getallocatedblocks()}} {{held.uordblks + held.hblkhd}}\\n")
-runner.Runner._bury = counted
-runner.main({}, {})
-"""
-
-
-def test_the_runner_keeps_no_memory_of_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not one block or byte a run: the least it held in the first and in the last of many."""
-    text = COUNTING_RUNNER.replace("OUT", repr(str(tmp_path / "held")))
-    monkeypatch.setattr(runner_link, "_START", text)
-    runner_link.close()
-    try:
-        for n in range(400):
-            assert vsm.run(scaled, n).value == n * 3
-    finally:
-        runner_link.close()
-    rows = [line.split() for line in (tmp_path / "held").read_text().splitlines()]
-    first, last = rows[100:150], rows[-50:]
-    assert len(rows) >= 400
-    blocks, held = (
-        min(int(row[n]) for row in last) - min(int(row[n]) for row in first) for n in (0, 1)
-    )
-    assert blocks < 150, rows
-    assert held < 4096, rows
-
-
 def test_a_secret_is_in_no_other_process_no_argv_and_no_error() -> None:
     secret = "s3cr3t-" + os.urandom(8).hex()
 
