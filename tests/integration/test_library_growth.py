@@ -49,4 +49,4 @@ def test_the_runner_keeps_no_memory_of_a_run(
         min(int(row[n]) for row in last) - min(int(row[n]) for row in first) for n in (0, 1)
     )
     assert blocks < 150, rows
-    assert held < 4096, rows
+    assert held < 300 * 30, rows  # no allocation is smaller than 32 bytes
