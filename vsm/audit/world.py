@@ -19,7 +19,7 @@ from vsm.attempts.base import last_error, libc
 
 EVERYBODY = 0o777  # nothing but the sandbox is in an attacker's way
 LEAKED_FD = 77
-ASKED_SIGNAL = signal.SIGRTMIN + 3
+ASKED_SIGNALS = tuple(range(signal.SIGRTMIN + 3, signal.SIGRTMAX))
 SECRET_VARIABLE = "VSM_TEST_SECRET"  # noqa: S105  # a name
 
 
@@ -71,7 +71,7 @@ class World:
             **self.ipc(),
             **self.limits,
             "victim": victim,
-            "asked_signal": ASKED_SIGNAL,
+            "asked_signals": ASKED_SIGNALS,
             "starter": os.getpid() if self.uid == os.geteuid() else victim,
             "network_namespace": network,
             "cgroup_procs": next(map(str, Path("/sys/fs/cgroup").glob("**/cgroup.procs")), ""),
@@ -198,7 +198,7 @@ class World:
         """A process of the user's, in sleep."""
         uid = self.uid
         other = uid if uid != os.geteuid() else None
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {ASKED_SIGNAL})  # stays pending: seen
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_SIGNALS)  # stay pending: seen
         try:
             process = subprocess.Popen(["/bin/sleep", "3600"], user=other, group=other, cwd="/")
         finally:
