@@ -20,7 +20,7 @@ from typing import Any
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 NODE_SERVERS = ("filesystem", "everything", "memory")
 VSM = str(Path(sys.executable).with_name("vsm"))
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = float(os.environ.get("VSM_TEST_START_S", "30"))  # longer where all is emulated
 STOP_TIMEOUT_S = 60.0
 SERVE_TIMEOUT_S = 60.0
 
