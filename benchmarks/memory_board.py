@@ -1,14 +1,16 @@
 """How large the variety state is: bytes of rows by number of integrations, with the linear fit.
 
-Counts what is kept: rows and segments' headers on the demand board, and the rows of channels on
-the heartbeat boards. Pages that the kernel gives for them are reported beside. The last step takes
-every integration away again.
+Counts what is kept: rows and segments' headers on the demand board, the resource board, and the
+rows of channels on the heartbeat boards. Pages that the kernel gives for them are reported beside.
+The last step takes every integration away again.
 """
 
+import os
 from typing import Any
 
 import numpy as np
 
+from vsm.board import resources
 from vsm.board.demand import DemandBoard
 from vsm.board.heartbeat import CHANNEL_BYTES
 from vsm.core.channels import CHANNELS
@@ -41,12 +43,15 @@ def _bytes(size: int) -> tuple[int, int]:
         for label in range(LABELS):
             row.count(f"tool{label}", 0, 0)
     fixed = CHANNEL_BYTES * len(CHANNELS)
-    found = fixed + board.row_bytes, fixed + board.page_bytes
+    used = resources.size_bytes(size)
+    page = os.sysconf("SC_PAGE_SIZE")
+    pages = -(-used // page) * page
+    found = fixed + used + board.row_bytes, fixed + pages + board.page_bytes
     board.close()
     return found
 
 
-def _left(size: int) -> tuple[int, int]:
+def _left(size: int) -> tuple[int, int]:  # resource boards are made for those that there are
     board = DemandBoard(1)
     before = board.row_bytes, board.page_bytes
     names = [f"integration{index}" for index in range(size)]

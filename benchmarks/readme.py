@@ -1,18 +1,22 @@
-"""Writes the README's table of measurements from the rows that `scripts/bench all --json` wrote.
+"""Writes the README's two tables of measurements from the rows that `scripts/bench --json` wrote.
 
-No benchmark: `python benchmarks/readme.py ROWS.json` replaces what stands between the two
-markers of README.md. A row that was not measured is left out of the table, never invented.
+No benchmark: `python benchmarks/readme.py ROWS.json...` replaces what stands between the two
+pairs of markers of README.md. A row that was not measured is left out of the first table, and
+said to be missing in the second (claims.py); none is invented.
 """
 
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import claims
+
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- measured -->\n", "<!-- /measured -->"
 SYSTEMS = tuple(f"system{number}" for number in range(1, 6))
 
 RESIDENT = "gateway's memory (RSS)"
@@ -34,7 +38,7 @@ def _lines(get: Lookup) -> list[tuple[str, Callable[[], str], str]]:
         return f"{1 / get(benchmark, variant, metric)['ratio']:.0f}"
 
     def percent(benchmark: str, variant: str, metric: str) -> str:
-        return f"{100 * (get(benchmark, variant, metric)['ratio'] - 1):+.1f} %"
+        return f"{round(100 * (get(benchmark, variant, metric)['ratio'] - 1), 1) or 0:+.1f} %"
 
     def value_of(benchmark: str, variant: str) -> float:
         return float(get(benchmark, variant, "calls/s, 32 in flight")["value"])
@@ -195,33 +199,40 @@ def _lines(get: Lookup) -> list[tuple[str, Callable[[], str], str]]:
     ]
 
 
-def table(rows: list[Row]) -> str:
-    """The table in Markdown."""
+def lookup(rows: list[Row]) -> Lookup:
+    """Find a row by benchmark, variant and metric."""
     found = {(row["benchmark"], row["variant"], row["metric"]): row for row in rows}
+    return lambda benchmark, variant, metric: found[benchmark, variant, metric]
 
-    def get(benchmark: str, variant: str, metric: str) -> Row:
-        return found[benchmark, variant, metric]
 
-    lines = ["| what | measured | `scripts/bench` |", "|---|---|---|"]
+def table(get: Lookup) -> Iterator[str]:
+    """The lines of the first table in Markdown."""
+    yield "| what | measured | `scripts/bench` |"
+    yield "|---|---|---|"
     for what, figure, benchmark in _lines(get):
         try:
-            lines.append(f"| {what} | {figure()} | `{benchmark}` |")
+            yield f"| {what} | {figure()} | `{benchmark}` |"
         except KeyError as missing:
             print(f"not measured: {what} {missing}", file=sys.stderr)
-    return "\n".join(lines) + "\n"
+
+
+def replaced(text: str, name: str, lines: Iterable[str]) -> str:
+    """The text with these lines between the markers of that name."""
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        sys.exit(f"README.md: expected the markers {start.strip()} and {end}")
+    body = "\n".join(lines)
+    return pattern.sub(lambda _: f"{start}\n{body}\n\n{end}", text)
 
 
 def main() -> int:
-    """Replace the table."""
-    rows = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    readme = ROOT / "README.md"
+    """Replace the tables."""
+    rows = [row for name in sys.argv[1:] for row in json.loads(Path(name).read_text("utf-8"))]
+    get, readme = lookup(rows), ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    pattern = re.compile(re.escape(START) + ".*?" + re.escape(END), re.DOTALL)
-    if not pattern.search(text):
-        sys.exit(f"README.md: expected the markers {START.strip()} and {END}")
-    readme.write_text(
-        pattern.sub(lambda _: START + "\n" + table(rows) + "\n" + END, text), encoding="utf-8"
-    )
+    text = replaced(text, "measured", table(get))
+    readme.write_text(replaced(text, "claims", claims.table(get)), encoding="utf-8")
     return 0
 
 

@@ -18,7 +18,7 @@ from running import Running, running
 COUNT = 50
 BOUND_S = 120.0
 SERVER = Path(__file__).resolve().parents[1] / "tests/servers/echo_legacy.py"
-VARIANTS = ("nothing changed", "50 time-outs changed", "50 limits moved", "1 of 50 restarted")
+VARIANTS = ("nothing changed", "50 time-outs changed", "50 limits moved", "1 of 50 replaced")
 
 
 def run(rounds: int) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def _round(folder: Path, control: "_Control", number: int, times: dict[str, list
     times["50 limits moved"].append(control.reload(changes=COUNT))
     terms = {"timeout_s": 61 + number, "memory": f"{201 + number}M", "changed": number + 1}
     _write(folder, **terms)
-    times["1 of 50 restarted"].append(control.reload(changes=1))
+    times["1 of 50 replaced"].append(control.reload(changes=1))
 
 
 def _write(folder: Path, *, timeout_s: int, memory: str, changed: int) -> None:
@@ -91,11 +91,11 @@ class _Control:
         return answer["result"]
 
     def reload(self, *, changes: int) -> float:
-        """Seconds until the answer, with every server that was started again ready."""
+        """Seconds until the answer, with every server that was replaced ready."""
         began = time.perf_counter()
         answer = self.ask("reload")
         took_s = time.perf_counter() - began
-        good = [row for row in answer["changes"] if row["outcome"] in {"changed", "ready"}]
+        good = [row for row in answer["changes"] if row["outcome"] in {"changed", "replaced"}]
         if len(good) != changes or len(answer["changes"]) != changes:
             raise RuntimeError(f"expected {changes} changes: {answer}")
         return took_s

@@ -81,6 +81,8 @@ class _Reports:
 
     def breaker(self, integration: str, phase: str, detail: str) -> None: ...
 
+    def retried(self, integration: str, answered: int, failed: int) -> None: ...
+
     def dead_letter(self, integration: str, letter: dict[str, Any]) -> None: ...
 
     def wanted(self, integration: str, count: int, release: dict[str, str]) -> None: ...
@@ -90,7 +92,7 @@ class _Reports:
     def unfit(self, worker: str, reason: str) -> None:
         sys.exit(f"{worker}: {reason}")
 
-    def idle(self, integration: str) -> None:
+    def idle(self, integration: str, worker: str | None = None) -> None:
         pass
 
     def offered(self, integration: str, document: bytes) -> None: ...

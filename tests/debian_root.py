@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".venv/bin/python"
 PYTHONS = {"trixie": "3.13", "bookworm": "3.11"}
 STEP_S = 360.0
+MAKING_S = 1800.0  # some hundred packages over a network, beside whatever else the machine does
 MONTH_S = 30 * 86400
 
 
@@ -28,11 +29,14 @@ class FailedError(Exception):
     """A step did not show what it has to show."""
 
 
-def run(*command: str, **more: object) -> str:
+def run(*command: str, timeout_s: float = STEP_S, **more: object) -> str:
     """Run it and return what it printed; its words are the error's."""
-    done = subprocess.run(  # type: ignore[call-overload]
-        command, capture_output=True, text=True, check=False, timeout=STEP_S, **more
-    )
+    try:
+        done = subprocess.run(  # type: ignore[call-overload]
+            command, capture_output=True, text=True, check=False, timeout=timeout_s, **more
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FailedError(f"{' '.join(command)}: not done within {timeout_s:g} s") from error
     if done.returncode:
         said = f"{done.stdout}{done.stderr}".strip()
         raise FailedError(f"{' '.join(command)}: exit status {done.returncode}\n{said}")
@@ -74,8 +78,9 @@ def base_root(
     with ThreadPoolExecutor() as beside, tempfile.TemporaryDirectory(prefix="vsm-wheels-") as got:
         downloading = beside.submit(_download, Path(got), built, PYTHONS[suite], also)
         run(
-            "mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", suite, str(fresh)
-        )
+            "mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", suite,
+            str(fresh), timeout_s=MAKING_S,
+        )  # fmt: skip
         downloading.result()
         shutil.copytree(got, fresh / "opt/wheels")
     run("chroot", str(fresh), "python3", "-m", "venv", "/opt/vsm")

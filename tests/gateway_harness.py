@@ -47,6 +47,7 @@ class Reported:
         self.notices: list[tuple[str, str]] = []
         self.breakers: list[tuple[str, str, str]] = []
         self.offers: list[tuple[str, bytes]] = []
+        self.retries: list[tuple[str, int, int]] = []
         self.letters: list[tuple[str, dict[str, Any]]] = []
         self.counts: dict[str, int] = {}
         self.releases: dict[str, dict[str, str]] = {}
@@ -63,13 +64,18 @@ class Reported:
 
     def noticed(self, worker: str, text: str) -> None:
         self.notices.append((worker, text))
+        self.changed.set()
 
-    def idle(self, integration: str) -> None:
-        self.idle_names.append(integration)
+    def idle(self, integration: str, worker: str | None = None) -> None:
+        self.idle_names.append(worker or integration)
         self.changed.set()
 
     def breaker(self, integration: str, phase: str, detail: str) -> None:
         self.breakers.append((integration, phase, detail))
+        self.changed.set()
+
+    def retried(self, integration: str, answered: int, failed: int) -> None:
+        self.retries.append((integration, answered, failed))
         self.changed.set()
 
     def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
@@ -94,6 +100,12 @@ class Reported:
                 self.changed.clear()
                 await self.changed.wait()
         return self.unfit_reasons[worker]
+
+    async def wait_notice(self) -> None:
+        async with asyncio.timeout(20):
+            while not self.notices:
+                self.changed.clear()
+                await self.changed.wait()
 
     async def wait_idle(self, name: str) -> None:
         async with asyncio.timeout(20):
@@ -134,7 +146,7 @@ class Harness:
         return worker
 
     async def ready(self) -> None:
-        await self.gateway.fleet.wait_settled()
+        await self.gateway.fleet.settling.wait()
 
     def kill(self, worker: str) -> None:
         server = self.servers[worker]

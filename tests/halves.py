@@ -17,7 +17,7 @@ from pathlib import Path
 
 import leaks
 
-HALVES = (("tests/integration",), ("tests/e2e", "tests/isolation", "tests/unit"))
+HALVES = (("tests/integration", "tests/unit"), ("tests/e2e", "tests/isolation"))
 CLOSING = re.compile(r"^=+ (.*) in [0-9.]+s(?: \([0-9:]+\))? =+$")
 COUNTED = re.compile(r"(\d+) (\w+)")
 FAILED = ("failed", "error", "errors")

@@ -3,7 +3,8 @@
 Attribution is by kinship, so that other work on the machine is never blamed: the test process
 is a subreaper, hence whatever a test starts stays its descendant however often it forks, and
 TMPDIR is a directory of the session's own. What has no kin (segments, control groups of a dead
-owner, mounts and files elsewhere) is compared by name, and only while no other session runs.
+owner, mounts and files elsewhere) is compared by name, and only while no other session runs:
+whoever makes such things beside others has a folder in /tmp that is named like a session's.
 """
 
 import ctypes
@@ -189,8 +190,8 @@ def leaks_since(before: Traces, scratch: Path) -> list[str]:
     """What is still there after a bounded wait, one line each; empty when all is clean."""
     deadline = time.monotonic() + SETTLE_TIMEOUT_S
     while True:
-        gc.collect()
         lines = _difference(before, snapshot(scratch, skip=before.processes))
         if not lines or time.monotonic() > deadline:
             return lines
+        gc.collect()  # what only a cycle still holds is no leak; it costs more than all the rest
         time.sleep(0.02)

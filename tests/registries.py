@@ -23,8 +23,19 @@ def write_wheel(
     content: str = "",
     requires: tuple[str, ...] = (),
     scripts: tuple[str, ...] = (),
+    more: dict[str, str] | None = None,
 ) -> Path:
-    """A pure wheel with one module, whose `main` is each script."""
+    """A pure wheel with one module, whose `main` is each script.
+
+    Args:
+        folder: where to put it.
+        name: of the project and the module.
+        version: as the file's name has it.
+        content: of the module.
+        requires: what METADATA says.
+        scripts: console scripts.
+        more: further files of the archive.
+    """
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     files = {
@@ -34,11 +45,12 @@ def write_wheel(
         f"{info}/entry_points.txt": "[console_scripts]\n"
         + "".join(f"{script} = {name}:main\n" for script in scripts),
     }
+    files |= more or {}
     files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in files) + f"{info}/RECORD,,\n"
     path = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for inner, text in files.items():
-            archive.writestr(zipfile.ZipInfo(inner), text)
+            archive.writestr(zipfile.ZipInfo(inner), text, zipfile.ZIP_DEFLATED)
     return path
 
 

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -41,11 +42,15 @@ class Running:
 
     Args:
         environment: finds this vsm: pass it to `vsm status` and the like.
+        prefix: words before those of every vsm command, which they begin.
+        notified: where it tells a service manager how it is.
     """
 
     process: "subprocess.Popen[bytes]"
     folder: Path
     environment: dict[str, str]
+    notified: socket.socket
+    prefix: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -65,7 +70,7 @@ class Running:
     def vsm(self, *words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         """Run another vsm command against it."""
         return subprocess.run(
-            [VSM, *words],
+            [*self.prefix, VSM, *words],
             env=self.environment,
             input=stdin,
             capture_output=True,
@@ -95,17 +100,25 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(config: Path | None, *arguments: str, again: Path | None = None) -> Iterator[Running]:
+def running(
+    config: Path | None,
+    *arguments: str,
+    again: Path | None = None,
+    prefix: tuple[str, ...] = (),
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Running]:
     """Run `vsm up` until the block ends; a supervisor that still runs then is killed.
 
     Args:
         again: the folder of an earlier one, to start where it ended.
+        prefix: words that begin vsm's commands, and become them by exec.
+        settings: more of its environment.
 
     Raises:
         DidNotStartError: it was not ready in time.
     """
     folder = again or Path(tempfile.mkdtemp(prefix="vsm-r-"))
-    words = [VSM, "up", "--http", "127.0.0.1:0", *arguments]
+    words = [*prefix, VSM, "up", "--http", "127.0.0.1:0", *arguments]
     words += ["--config", str(config)] if config else []
     environment = _environment(folder)
     with (
@@ -116,13 +129,19 @@ def running(config: Path | None, *arguments: str, again: Path | None = None) -> 
         notified.bind(str(folder / "notify"))
         process = subprocess.Popen(
             words,
-            env={**environment, "NOTIFY_SOCKET": str(folder / "notify")},
+            env={**environment, **settings, "NOTIFY_SOCKET": str(folder / "notify")},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd="/",
         )
-        vsm = Running(process=process, folder=folder, environment=environment)
+        vsm = Running(
+            process=process,
+            folder=folder,
+            environment=environment,
+            notified=notified,
+            prefix=prefix,
+        )
         try:
             _wait_ready(vsm, notified)
             yield vsm

@@ -7,8 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from gateway_harness import Raw
-from running import Running
-from supervised import BOUND_S, Row, ask, rows
+from supervised import BOUND_S, Row, Vsm, ask, rows
 
 Scenario = Callable[["Sessions"], Coroutine[Any, Any, None]]
 
@@ -16,7 +15,7 @@ Scenario = Callable[["Sessions"], Coroutine[Any, Any, None]]
 class Sessions:
     """Clients on the socket, closed at the end."""
 
-    def __init__(self, vsm: Running, stack: AsyncExitStack) -> None:
+    def __init__(self, vsm: Vsm, stack: AsyncExitStack) -> None:
         self.vsm = vsm
         self._stack = stack
         self._calls = 0
@@ -65,7 +64,7 @@ def _is_of(name: str, row: Row) -> bool:
     return row["kind"] == "instance" and row["integration"] == name
 
 
-def play(vsm: Running, scenario: Scenario) -> None:
+def play(vsm: Vsm, scenario: Scenario) -> None:
     async def run() -> None:
         async with AsyncExitStack() as stack:
             await scenario(Sessions(vsm, stack))

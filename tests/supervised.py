@@ -1,6 +1,7 @@
 """A real `vsm up` with misbehaving servers: start it, ask it, kill it, look at what is left."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -17,14 +18,28 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-from running import VSM, Running
+from running import START_TIMEOUT_S, VSM, Running
 
 import vsm as vsm_package
 
 SERVER = Path(__file__).resolve().parent / "servers/misbehaving.py"
 SYSTEMS = ("system1", "system2", "system3", "system4", "system5")
 STAGES = ["worker=template", "worker=launcher", "worker=good", "system3", "vsm: ready"]
-BOUND_S = 20.0
+# Run as an ordinary user: the last user namespace that it can make, with itself in it.
+NO_NAMESPACES = """
+import ctypes, os, sys
+uid, gid = os.getuid(), os.getgid()
+if ctypes.CDLL(None, use_errno=True).unshare(0x10000000):
+    raise OSError(ctypes.get_errno(), "unshare")
+for name, text in (
+    ("self/setgroups", "deny"), ("self/uid_map", f"{uid} {uid} 1"),
+    ("self/gid_map", f"{gid} {gid} 1"), ("sys/user/max_user_namespaces", "0"),
+):
+    with open(f"/proc/{name}", "w") as file:
+        file.write(text)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+BOUND_S = START_TIMEOUT_S
 NOBODY = 65534
 
 Row = dict[str, Any]
@@ -259,6 +274,12 @@ def ordinary_user(folder: Path, require: Callable[[str, bool, str], None]) -> Wh
                 return who
     require(f"a {own} that an ordinary user may run", False, "none was found")
     raise AssertionError
+
+
+def without_namespaces(who: Who) -> Who:
+    """The same user on a host without user namespaces: the limit of one of its own is 0."""
+    python = sys.executable if who.uid is None else who.command[0]
+    return dataclasses.replace(who, command=(python, "-c", NO_NAMESPACES, *who.command))
 
 
 def _user_environment(folder: Path, *roots: Path) -> dict[str, str]:

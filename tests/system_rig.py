@@ -1,13 +1,16 @@
 """One of the five systems without its process: links whose other ends are here."""
 
+import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vsm.board.heartbeat import BoardWriter
 from vsm.core import channels
 from vsm.link import Link, channel_pair, socketpair
-from vsm.messages import CHANNEL_PARSERS, parse_from_system, parse_to_system
-from vsm.systems.base import SystemContext
+from vsm.messages import CHANNEL_PARSERS, Message, parse_from_system, parse_to_system
+from vsm.systems.base import SystemContext, SystemMain, run_system
 
 
 class Rig:
@@ -40,6 +43,24 @@ class Rig:
         for link in [*links, *self.heard.values()]:
             link.close()
         self.writer.close()
+
+
+@contextmanager
+def ran(name: str, main: SystemMain, *told: Message) -> Iterator[Rig]:
+    """A system that was told this, after it has ended; what ended it is raised here."""
+    rigs: list[Rig] = []
+
+    def make() -> SystemContext:
+        rigs.append(Rig(name))
+        for message in told:
+            rigs[0].supervisor.send(message)
+        return rigs[0].context
+
+    try:
+        asyncio.run(asyncio.wait_for(run_system(make, main), 30))
+        yield rigs[0]
+    finally:
+        rigs[0].close()
 
 
 def of(kind: type, messages: list[Any]) -> list[Any]:

@@ -8,8 +8,8 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import NoReturn, Protocol, cast
 
 from vsm import __version__
 from vsm.errors import ConfigurationError, VsmError, from_os_error
@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calls": ("vsm.commands.calls", "show who called what, and how it ended"),
     "reflect": ("vsm.commands.reflect", "show what works, what is unusual, what was learned"),
     "doctor": ("vsm.commands.doctor", "check this host and this installation"),
+    "docs": ("vsm.commands.docs", "read the documentation of this vsm"),
     "profile": ("vsm.commands.profile", "list, show, check or explain sandbox profiles"),
     "reload": ("vsm.commands.reload", "apply an edited vsm.toml to the running vsm"),
     "limit": ("vsm.commands.limit", "move the limits of a running integration"),
@@ -76,45 +77,82 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code (docs/cli.md lists them)."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(words)
-        sys.stdout.flush()
-    except VsmError as error:
-        print(f"vsm: {_one_line(str(error))}", file=sys.stderr)
-        return error.exit_code
+        return _told(words) if words else _usage()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader has gone; keep the interpreter from failing again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_BROKEN_PIPE
+
+
+def _told(words: list[str]) -> int:
+    """Run it; an error becomes a line for people and, where --json was typed, a document."""
+    as_json = "--json" in words
+    try:
+        if words[0] in _ABOUT:
+            print(_ABOUT[words[0]]())
+            return 0
+        command, args = _parse(words)
+        as_json = getattr(args, "json", False)
+        code = command.run(args)
+        sys.stdout.flush()
+    except VsmError as error:
+        return _fail(error, as_json=as_json)
     except OSError as error:
         told = from_os_error(error, words[0])
         if told is None:
             raise
-        print(f"vsm: {_one_line(str(told))}", file=sys.stderr)
-        return told.exit_code
+        return _fail(told, as_json=as_json)
     return code
 
 
-def _run(words: list[str]) -> int:
-    name = words[0] if words else ""
-    if name in {"-h", "--help", "help"}:
-        print(_overview())
-        return 0
-    if name in {"-V", "--version"}:
-        print(f"vsm {__version__}")
-        return 0
-    if not name:
-        print(_overview(), file=sys.stderr)
-        return EXIT_USAGE
+def _fail(error: VsmError, *, as_json: bool) -> int:
+    print(f"vsm: {_one_line(str(error))}", file=sys.stderr, flush=True)
+    if as_json:
+        import json
+
+        told = {name: getattr(error, name) for name in ("where", "what", "remedy", "exit_code")}
+        print(json.dumps({"error": told}), flush=True)
+    return error.exit_code
+
+
+def _usage() -> int:
+    print(_overview(), file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
+    name = words[0]
     if name not in COMMANDS:
         raise _unknown(name)
     command = cast("Command", importlib.import_module(COMMANDS[name][0]))
-    return command.run(_parser_of(command).parse_args(words))
+    try:
+        return command, _parser_of(command).parse_args(words)
+    except _UsageError as error:
+        where = f"vsm {name}" if error.parser == "vsm" else error.parser
+        raise ConfigurationError(where, error.what, f"`{where} --help` says more.") from None
+
+
+class _UsageError(Exception):
+    """What was typed is not what the parser of that name takes."""
+
+    def __init__(self, parser: str, what: str) -> None:
+        super().__init__(what)
+        self.parser = parser
+        self.what = what
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are vsm's."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise _UsageError(self.prog, message)
 
 
 def _parser_of(command: Command) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vsm", allow_abbrev=False)
+    parser: argparse.ArgumentParser = _Parser(prog="vsm", allow_abbrev=False)
     command.add_parser(parser.add_subparsers(dest="command", required=True, metavar="COMMAND"))
     return parser
 
@@ -130,10 +168,17 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "`vsm COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 wrong usage or",
-            "configuration, 3 a required layer cannot be applied, 4 no vsm runs, 5 no such thing.",
+            "`vsm COMMAND --help` says more, `vsm docs` all. Exit codes:",
+            "0 done, 1 failed, 2 wrong usage or configuration, 3 a required layer cannot be",
+            "applied, 4 no vsm runs, 5 no such thing.",
         ]
     )
+
+
+_ABOUT: dict[str, Callable[[], str]] = {
+    **dict.fromkeys(("-h", "--help", "help"), _overview),
+    **dict.fromkeys(("-V", "--version"), lambda: f"vsm {__version__}"),
+}
 
 
 def _unknown(name: str) -> ConfigurationError:

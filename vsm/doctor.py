@@ -9,11 +9,10 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from vsm.commands.control_client import NotRunningError, connect
 from vsm.commands.status import WEAKNESS
@@ -21,11 +20,16 @@ from vsm.configuration.config import Config, Integration, load_config
 from vsm.errors import VsmError
 from vsm.paths import CONTROL_SOCKET, LOCK, MCP_SOCKET, runtime_dir, shipped_profiles, state_dir
 
+if TYPE_CHECKING:
+    from vsm.confinement.execution import Plan
+    from vsm.confinement.probe import HostFacts
+
 Result = Literal["ok", "warn", "fail"]
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 OLDEST_NODE = 18
 PRIVATE_TO_OWNER = 0o022
+_SELDOM_NEEDED: Final = {"io"}  # by profiles with limits.io_read or io_write alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +46,15 @@ def examine(config_path: Path | None) -> Iterator[Finding]:
     """Run every check, one after the other, and yield each finding as it is made."""
     yield _python()
     yield _packages()
-    yield from _layers()
+    from vsm.confinement.probe import probe_host
+
+    facts = probe_host()
+    yield from _layers(facts)
     yield _profiles()
     yield from _directories()
     yield from _sockets()
     yield _node()
-    yield from _configuration(config_path)
+    yield from _configuration(config_path, facts)
 
 
 def _python() -> Finding:
@@ -88,19 +95,22 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def _layers() -> Iterator[Finding]:
-    """What confinement this host gives, each layer by a trial."""
-    from vsm.confinement.probe import layer_table, probe_host
+def _layers(facts: "HostFacts") -> Iterator[Finding]:
+    """What confinement this host gives, each layer by a trial.
+
+    Whether an integration's profile can do without one that is absent, its own finding says.
+    """
+    from vsm.confinement.probe import layer_table
 
     results: dict[str, Result] = {"works": "ok", "weaker": "warn", "absent": "fail"}
-    facts = probe_host()
     detail = f"{facts.tier} for uid {facts.uid}, kernel {facts.kernel}, {facts.architecture}"
     tier_result: Result = "ok" if facts.tier == "namespaced" else "warn"
     yield Finding(check="tier", result=tier_result, detail=detail)
     for row in layer_table(facts):
+        bearable = row.state == "absent" and row.layer in _SELDOM_NEEDED
         yield Finding(
             check=f"layer {row.layer}",
-            result=results[row.state],
+            result="warn" if bearable else results[row.state],
             detail=row.detail,
             remedy=row.remedy,
         )
@@ -194,7 +204,7 @@ def _node_version(path: str) -> str:
     return done.stdout.strip()
 
 
-def _configuration(path: Path | None) -> Iterator[Finding]:
+def _configuration(path: Path | None, facts: "HostFacts") -> Iterator[Finding]:
     if path is None:
         yield Finding(check="configuration", result="ok", detail="none given: no integrations")
         return
@@ -205,37 +215,65 @@ def _configuration(path: Path | None) -> Iterator[Finding]:
         return
     detail = f"{path}: {len(config.integrations)} integrations"
     yield Finding(check="configuration", result="ok", detail=detail)
-    yield from _integrations(config)
+    yield from _integrations(config, facts)
 
 
-def _integrations(config: Config) -> Iterator[Finding]:
+def _integrations(config: Config, facts: "HostFacts") -> Iterator[Finding]:
+    from vsm.confinement import cgroup
+    from vsm.supervision.provision import Host, check, integration_uids, visible, written_paths
+
+    host = Host(facts, cgroup.Cgroups(facts.cgroup), written=written_paths(config))
+    if facts.root:
+        host.uids = integration_uids(config)
     for name, integration in config.integrations.items():
-        yield _attempt(f"integration {name}", partial(_examined, integration))
+        try:
+            plan = check(host, integration, host.uids.get(name))
+        except VsmError as error:
+            yield _from_error(f"integration {name}", error)
+        else:
+            yield _confined(integration, plan)
+            yield from _unseen(integration, visible(host, integration))
+        yield from _own_folders(integration)
         if integration.zygote:
             remedy = "Leave zygote out, and set spares, where sessions must not trust each other."
             yield Finding(check=f"zygote {name}", result="warn", detail=WEAKNESS, remedy=remedy)
 
 
-def _attempt(check: str, action: Callable[[], str]) -> Finding:
-    try:
-        return Finding(check=check, result="ok", detail=action())
-    except VsmError as error:
-        return _from_error(check, error)
+def _own_folders(integration: Integration) -> Iterator[Finding]:
+    """What it is granted and vsm's own folders lie in: it sees what file permissions leave open."""
+    for path in (*integration.read, *integration.write):
+        real = os.path.realpath(path)
+        for own in (state_dir(), runtime_dir()):
+            if os.path.commonpath([real, os.path.realpath(own)]) == real:
+                what = f"{path} includes {own}: secrets of other integrations, tokens, records"
+                remedy = "Name the folders that it needs, or move vsm's: $VSM_STATE_DIR."
+                check = f"grants {integration.name}"
+                yield Finding(check=check, result="warn", detail=what, remedy=remedy)
 
 
-def _examined(integration: Integration) -> str:
-    """Look for the command and the profile as a start would; nothing is started."""
-    from vsm.confinement.closure import closure
-    from vsm.processes.zygote import zygote_argv
-    from vsm.supervision.provision import profile_of
+def _confined(integration: Integration, plan: "Plan") -> Finding:
+    """By which profile it would be confined here, and how well; nothing is started or made."""
+    from vsm.confinement.execution import ABSENT
 
-    profile = profile_of(integration)
-    environment = {**profile.environment, **integration.env}
-    found = closure(integration.command, env=environment, cwd=integration.cwd)
-    if integration.zygote:
-        argv = (found.executable, *integration.command[1:])
-        zygote_argv(argv, where=f"integrations.{integration.name}.command")
-    return f"{found.executable}, profile {profile.name}"
+    lacks = ", ".join(layer["name"] for layer in plan.layers if layer["state"] == ABSENT)
+    detail = f"{plan.argv[0]}, profile {integration.profile}, {plan.tier}, "
+    detail += f"lacks {lacks or 'nothing'}"
+    return Finding(check=f"integration {integration.name}", result="ok", detail=detail)
+
+
+def _unseen(integration: Integration, seen: tuple[str, ...]) -> Iterator[Finding]:
+    """Host paths in its command and variables that it would not find: most servers then end."""
+    words = [word.rpartition("=")[2] for word in integration.command[1:]]
+    for path in dict.fromkeys((*words, *integration.env.values())):
+        there = path if os.path.exists(path) else os.path.dirname(path)  # of what it would make
+        if not path.startswith("/") or there == "/" or not os.path.exists(there):
+            continue
+        real = os.path.realpath(path)
+        if not any(os.path.commonpath([one, name]) == one for one in seen for name in (path, real)):
+            what = f"{path} is in its command or env, and not visible to it"
+            remedy = f"Add {there} to read or write of [integrations.{integration.name}]."
+            check = f"paths {integration.name}"
+            yield Finding(check=check, result="warn", detail=what, remedy=remedy)
 
 
 def _from_error(check: str, error: VsmError) -> Finding:

@@ -44,6 +44,12 @@ class ConfigurationError(VsmError):
     exit_code = 2
 
 
+class NotFoundError(VsmError):
+    """There is no integration, worker, tool, approval or installed server of that name."""
+
+    exit_code = 5
+
+
 class ConfinementError(VsmError):
     """A layer that a profile requires cannot be applied here; the worker does not start.
 

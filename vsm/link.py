@@ -13,11 +13,13 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 MAX_MESSAGE_BYTES = 128 * 1024
 MAX_FDS = 16
 MAX_QUEUED = 64
+MAX_URGENT = 64  # beyond those
+POLLRDHUP = 0x2000  # linux/eventpoll.h; the select module has it on most builds only
 _READS_PER_WAKEUP = 32  # one noisy peer must not hold the loop
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
@@ -29,6 +31,9 @@ class Wire(Protocol):
     def fds(self) -> tuple[str, ...]:
         """One name for each descriptor, in order."""
 
+    is_urgent: ClassVar[bool]
+    """Whether it overtakes what waits, and has room where that has none."""
+
     def to_wire(self) -> bytes:
         """The message as one JSON object."""
 
@@ -38,18 +43,23 @@ MessageT = TypeVar("MessageT", bound=Wire)
 
 @dataclass(frozen=True)
 class LinkStatistics:
-    """What one end of a link has seen; `queued` is messages, the rest are totals."""
+    """What one end of a link has seen; `queued` is messages, the rest are totals.
+
+    `sent_bytes` are those of the messages of `sent`, without descriptors.
+    """
 
     sent: int
     dropped: int
     received: int
     invalid: int
     queued: int
+    sent_bytes: int = 0
 
 
 @dataclass
 class _Counts:
     sent: int = 0
+    sent_bytes: int = 0
     dropped: int = 0
     received: int = 0
     invalid: int = 0
@@ -61,6 +71,7 @@ class _Outgoing:
 
     payload: bytes
     fds: list[int] = field(default_factory=list)
+    is_urgent: bool = False
 
 
 def close_fds(fds: Sequence[int]) -> None:
@@ -113,6 +124,7 @@ class Link(Generic[MessageT]):
         self._parse = parse
         self._counts = _Counts()
         self._queue: deque[_Outgoing] = deque()
+        self._urgent = 0  # how many of those, at the head
         self._loop: asyncio.AbstractEventLoop | None = None
         self._writing = False
         self._on_message: Callable[[MessageT, list[int]], None] | None = None
@@ -127,7 +139,12 @@ class Link(Generic[MessageT]):
         """Totals so far, frozen."""
         counts = self._counts
         return LinkStatistics(
-            counts.sent, counts.dropped, counts.received, counts.invalid, len(self._queue)
+            counts.sent,
+            counts.dropped,
+            counts.received,
+            counts.invalid,
+            len(self._queue),
+            counts.sent_bytes,
         )
 
     def send(self, message: Wire, fds: Sequence[int] = ()) -> bool:
@@ -145,13 +162,17 @@ class Link(Generic[MessageT]):
             return False
         if not self._queue and self._try_send(payload, fds):
             return True
-        return self._enqueue(payload, fds)
+        return self._enqueue(payload, fds, is_urgent=message.is_urgent)
 
-    def _enqueue(self, payload: bytes, fds: Sequence[int]) -> bool:
-        if self.closed or len(self._queue) >= MAX_QUEUED:
+    def _enqueue(self, payload: bytes, fds: Sequence[int], *, is_urgent: bool) -> bool:
+        others = len(self._queue) - self._urgent
+        is_full = self._urgent >= MAX_URGENT if is_urgent else others >= MAX_QUEUED
+        if self.closed or is_full:
             self._counts.dropped += 1
             return False
-        self._queue.append(_Outgoing(payload, duplicate(fds)))
+        outgoing = _Outgoing(payload, duplicate(fds), is_urgent)
+        self._queue.insert(self._urgent if is_urgent else len(self._queue), outgoing)
+        self._urgent += is_urgent
         self._want_write()
         return True
 
@@ -165,12 +186,15 @@ class Link(Generic[MessageT]):
             self._counts.dropped += 1
             return True
         self._counts.sent += 1
+        self._counts.sent_bytes += len(payload)
         return True
 
     def flush(self) -> None:
         """Send what is queued, as far as the peer takes it."""
         while self._queue and self._try_send(self._queue[0].payload, self._queue[0].fds):
-            close_fds(self._queue.popleft().fds)
+            sent = self._queue.popleft()
+            self._urgent -= sent.is_urgent
+            close_fds(sent.fds)
         self._want_write()
 
     def _want_write(self) -> None:
@@ -215,11 +239,17 @@ class Link(Generic[MessageT]):
             self.close()
             return None
         fds = _received_fds(ancillary)
-        if not payload:
+        if not payload and self._has_ended():
             close_fds(fds)
             self.close()
             return None
         return self._validated(payload, fds, flags)
+
+    def _has_ended(self) -> bool:
+        """An empty message looks like the end of file, and would deafen us to all successors."""
+        poll = select.poll()
+        poll.register(self._sock, POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _validated(
         self, payload: bytes, fds: list[int], flags: int
@@ -270,6 +300,7 @@ class Link(Generic[MessageT]):
         for outgoing in self._queue:
             close_fds(outgoing.fds)
         self._queue.clear()
+        self._urgent = 0
         if self._on_close is not None:
             self._on_close()
 

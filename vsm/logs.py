@@ -21,7 +21,7 @@ def configure(style: Style = "auto") -> None:
     Args:
         style: "auto" is JSON under a journal, else the console's form.
     """
-    as_json = style == "json" or (style == "auto" and "JOURNAL_STREAM" in os.environ)
+    as_json = style == "json" or (style == "auto" and is_journal())
     colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     renderer: Any = (
         structlog.processors.JSONRenderer()
@@ -42,6 +42,15 @@ def configure(style: Style = "auto") -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def is_journal() -> bool:
+    """Whether stderr is the journal's; shells inherit the variable alone: systemd.exec(5)."""
+    try:
+        stderr = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
 
 
 def level() -> str:

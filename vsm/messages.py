@@ -6,23 +6,68 @@ holds a link (the launcher has its own, smaller framing). No field is a path tha
 code that is run. It is one file so that what may be said can be read in one place.
 """
 
+import json
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationInfo,
+    model_serializer,
+)
+
+from vsm.core.channels import NOTES, REPORTS, RULES
 
 Name: TypeAlias = Annotated[str, Field(max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Text: TypeAlias = Annotated[str, Field(max_length=4096)]
-Body: TypeAlias = dict[str, JsonValue]
+MOST_NUMBER: Final = 2.0**64
+MAX_RECORD_BYTES: Final = 96 * 1024  # of a session, as compact JSON
+
+
+def _with_plain_numbers(body: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """From a wire no number comes that a receiver cannot add up: no nan, none without bound."""
+    waiting: list[Any] = [body] if info.mode == "json" else []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, int | float) and not -MOST_NUMBER <= value <= MOST_NUMBER:
+            raise ValueError("a number that is none, or beyond 2^64")
+    return body
+
+
+def _small(record: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """What is kept of a session goes to a successor in one message, with room for the rest."""
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    if info.mode == "json" and len(text.encode()) > MAX_RECORD_BYTES:
+        raise ValueError(f"a record of more than {MAX_RECORD_BYTES} bytes")
+    return record
+
+
+Amount: TypeAlias = Annotated[int | float, Field(ge=0, le=MOST_NUMBER)]
+Body: TypeAlias = Annotated[dict[str, JsonValue], AfterValidator(_with_plain_numbers)]
 Availability: TypeAlias = Literal[
     "starting", "ready", "restarting", "backing_off", "quarantined", "stopped"
 ]
 
 
+_STRICT: Final = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
 class Message(BaseModel):
     """What all messages share: strict types, no unknown field, the names of descriptors."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = _STRICT
+
+    is_urgent: ClassVar[bool] = False
 
     fds: tuple[str, ...] = Field(default=(), max_length=16)
 
@@ -34,10 +79,23 @@ class Message(BaseModel):
 # ---- supervisor → system -------------------------------------------------------------------
 
 
-class ResilienceRow(BaseModel):
-    """[integrations.NAME.resilience]; see vsm.configuration.resilience."""
+class Row(BaseModel):
+    """A part of messages of which there may be hundreds: what is as by default is not written."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = _STRICT
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, written = type(self).model_fields, write(self)
+        return {
+            name: value
+            for name, value in written.items()
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        }
+
+
+class ResilienceRow(Row):
+    """[integrations.NAME.resilience]; see vsm.configuration.resilience."""
 
     failures: int = 5
     successes: int = 3
@@ -50,10 +108,8 @@ class ResilienceRow(BaseModel):
     keep_arguments: bool = False
 
 
-class InstanceTerms(BaseModel):
+class InstanceTerms(Row):
     """How many servers an integration has, and who gets one: see vsm.core.instance_demand."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     kind: Literal["pool", "session"]
     least: int = Field(default=0, ge=0)
@@ -64,10 +120,8 @@ class InstanceTerms(BaseModel):
     resident: bool = False
 
 
-class IntegrationRow(BaseModel):
+class IntegrationRow(Row):
     """What S1 must know of an integration to route to it."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     name: Name
     prefix: str | None = None  # None: the name; "": bare
@@ -81,19 +135,18 @@ class IntegrationRow(BaseModel):
     most_argument_bytes: int = 0
     most_argument_depth: int = 0
     strict_arguments: bool = False
+    audit_contents_bytes: int = Field(default=0, ge=0)
     remote: bool = False
     credentials: tuple[str, ...] = ()  # clients that the remote server knows by their own
     instances: InstanceTerms | None = None  # None: one, which the supervisor starts
 
 
-class Grant(BaseModel):
+class Grant(Row):
     """What a person approved beforehand, for a while: one tool of one rule to one client.
 
     Args:
-        rule: the digest of the rule; an edited rule is another one. until_s: wall clock.
+        rule: the digest of the rule; an edited rule is another one. until_s: CLOCK_BOOTTIME.
     """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     rule: str = Field(max_length=64)
     client: str = Field(max_length=64)
@@ -103,10 +156,8 @@ class Grant(BaseModel):
     until_s: float = Field(ge=0)
 
 
-class ClientRow(BaseModel):
+class ClientRow(Row):
     """What one configured client sees; see vsm.gateway.views."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     name: Name
     integrations: tuple[str, ...] | None = None
@@ -128,7 +179,6 @@ class Start(Message):
     audit_rate: int = Field(default=1000, ge=1)
     list_wait_s: float | None = Field(default=None, ge=0)  # S1
     introspection: bool = False  # S1 offers vsm's own tools
-    snapshots: dict[Name, Body] = Field(default_factory=dict)
     limits: Body = Field(default_factory=dict)  # integration → what its profile allows (S3)
     policy: Body = Field(default_factory=dict)  # S5: the operator's rules
     rules: str = Field(default="", max_length=64)  # S1: which rules S5 is going to publish
@@ -142,6 +192,8 @@ class Attach(Message):
 
     Args:
         instance: its number, where the integration has several; else 0.
+        beside: it is to take the place of one that serves: by these terms, and not before `switch`.
+        outdated: of several, one that is to be replaced.
     """
 
     kind: Literal["attach"] = "attach"
@@ -149,6 +201,16 @@ class Attach(Message):
     integration: Name
     record: Body | None = None
     instance: int = Field(default=0, ge=0)
+    beside: IntegrationRow | None = None
+    outdated: bool = False
+
+
+class Switch(Message):
+    """The worker, attached beside and ready, serves from now on; what was there finishes."""
+
+    kind: Literal["switch"] = "switch"
+    worker: Name
+    integration: Name
 
 
 class Pins(Message):
@@ -204,10 +266,15 @@ class Query(Message):
 
 
 class Drain(Message):
-    """Finish what is in flight to the integration, take nothing new, then report `idle`."""
+    """Finish what is in flight to the integration, take nothing new, then report `idle`.
+
+    Args:
+        worker: this server of it alone, which another one has replaced.
+    """
 
     kind: Literal["drain"] = "drain"
     integration: Name
+    worker: Name | None = None
 
 
 class Configure(Message):
@@ -246,17 +313,16 @@ class Told(Message):
     body: Body | None = None
 
 
-class ResourceRow(BaseModel):
+class ResourceRow(Row):
     """What one integration may use and does use; None where nothing measures or limits it.
 
     Args:
         floor, ceiling: between which the supervisor moves a limit; a resource that is in neither
-            stays as it is. `limit` is what holds now.
+            stays as it is. `limit` is what holds now. That of "instances" is how many a pool may
+            have; of its use S1 tells.
         pressure: how often the limit was hit since the worker started.
         out_of_memory: how often that killed it since vsm started.
     """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     priority: int = Field(default=1, ge=1, le=100)
     floor: dict[str, float] = Field(default_factory=dict, max_length=8)
@@ -323,8 +389,18 @@ class Contract(Message):
     integration: Name
 
 
+class Bound(Message):
+    """To S1: how many instances a pool may have from now on."""
+
+    kind: Literal["bound"] = "bound"
+    integration: Name
+    most: int = Field(ge=1)
+
+
 class Hurt(Message):
     """To S5: what the supervisor itself feels, such as a quarantine; recorded already."""
+
+    is_urgent: ClassVar[bool] = True
 
     kind: Literal["hurt"] = "hurt"
     severity: Literal["pain", "relief"]
@@ -358,6 +434,7 @@ class Stop(Message):
 ToSystem: TypeAlias = (
     Start
     | Attach
+    | Switch
     | Pins
     | Detach
     | Known
@@ -373,6 +450,7 @@ ToSystem: TypeAlias = (
     | Happened
     | Audited
     | Contract
+    | Bound
     | Hurt
     | Verdict
     | Grants
@@ -382,10 +460,8 @@ ToSystem: TypeAlias = (
 # ---- system → supervisor -------------------------------------------------------------------
 
 
-class LayerReport(BaseModel):
+class LayerReport(Row):
     """One layer of a process's confinement, as it really came out."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     name: str = Field(max_length=64)
     state: Literal["in force", "absent", "not required"]
@@ -404,7 +480,7 @@ class Session(Message):
 
     kind: Literal["session"] = "session"
     worker: Name
-    record: Body
+    record: Annotated[Body, AfterValidator(_small)]
 
 
 class Unfit(Message):
@@ -442,10 +518,11 @@ class Learnt(Message):
 
 
 class Idle(Message):
-    """S1: the integration is drained."""
+    """S1: the integration is drained, or one server of it that was replaced."""
 
     kind: Literal["idle"] = "idle"
     integration: Name
+    worker: Name | None = None
 
 
 class SnapshotOut(Message):
@@ -525,8 +602,10 @@ class Spent(Message):
 class Felt(Message):
     """S5: a signal of `sender` for the operator; `repeats` were like it and held back."""
 
+    is_urgent: ClassVar[bool] = True
+
     kind: Literal["felt"] = "felt"
-    sender: Name
+    sender: Literal["system1", "system2", "system3", "system4"]
     severity: Literal["pain", "relief"]
     subject: str = Field(max_length=128)
     cause: str = Field(default="", max_length=64)
@@ -677,7 +756,7 @@ class Summary(Message):
 
     kind: Literal["summary"] = "summary"
     interval_s: float = Field(ge=0)
-    integrations: dict[Name, dict[str, int | float]] = Field(default_factory=dict)
+    integrations: dict[Name, dict[str, Amount]] = Field(default_factory=dict)
 
 
 class Rates(Message):
@@ -755,6 +834,8 @@ class Algedonic(Message):
             cause, and relief ends the pain of its subject and cause.
     """
 
+    is_urgent: ClassVar[bool] = True
+
     kind: Literal["algedonic"] = "algedonic"
     severity: Literal["pain", "relief"]
     subject: str = Field(max_length=128)
@@ -773,6 +854,24 @@ _BY_KIND = Field(discriminator="kind")
 
 parse_to_system: Callable[[bytes], ToSystem] = _parser(Annotated[ToSystem, _BY_KIND])
 parse_from_system: Callable[[bytes], FromSystem] = _parser(Annotated[FromSystem, _BY_KIND])
+
+
+def reports_of(system: str) -> Callable[[bytes], FromSystem]:
+    """The parser of what one system sends to the supervisor: what it may not say is invalid."""
+
+    def parse(payload: bytes) -> FromSystem:
+        message = parse_from_system(payload)
+        if system not in REPORTS[message.kind]:
+            raise ValueError(f"{system} may not send {message.kind!r}")
+        if isinstance(message, Noted) and not message.event.startswith(NOTES[system]):
+            raise ValueError(f"{system} may not note {message.event!r}")
+        if isinstance(message, Decided) and not message.rule.startswith(RULES[system]):
+            raise ValueError(f"{system} may not decide by {message.rule!r}")
+        return message
+
+    return parse
+
+
 parse_to_template: Callable[[bytes], ToTemplate] = _parser(Annotated[ToTemplate, _BY_KIND])
 parse_from_template: Callable[[bytes], FromTemplate] = _parser(Annotated[FromTemplate, _BY_KIND])
 

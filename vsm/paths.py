@@ -62,10 +62,20 @@ def profile_search_path() -> tuple[Path, ...]:
 
 
 def shipped_profiles() -> Path:
-    """The profiles that came with vsm: inside the wheel, or beside the package in a checkout."""
+    """The profiles that came with vsm."""
+    return _shipped("sandbox_profiles")
+
+
+def shipped_docs() -> Path:
+    """The documentation that came with vsm."""
+    return _shipped("docs")
+
+
+def _shipped(name: str) -> Path:
+    """Inside the wheel, or beside the package in a checkout."""
     package = Path(__file__).resolve().parent
-    installed = package / "sandbox_profiles"
-    return installed if installed.is_dir() else package.parent / "sandbox_profiles"
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
 
 
 def _fallback_runtime_dir() -> Path:

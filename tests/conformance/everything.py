@@ -40,6 +40,7 @@ from mcp.types import (
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import Field
+from tasks import Tasks
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGOoBwAAgQCA05RTSgAAAABJRU5ErkJggg=="
@@ -47,7 +48,7 @@ PIXEL = (
 SILENCE = "UklGRiYAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQIAAACAgA=="
 STEP_S = 0.05
 
-server = MCPServer(name="everything", version="1")
+server = MCPServer(name="everything", version="1", extensions=[Tasks()])
 
 
 # ---- content -------------------------------------------------------------------------------

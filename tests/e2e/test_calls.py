@@ -1,5 +1,6 @@
 """Who called what: every call is in the record once, over deaths of those who write it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gateway_harness import Raw
 from running import Running, running
 
 SERVER = Path(__file__).resolve().parents[1] / "servers/echo_legacy.py"
@@ -50,10 +52,10 @@ def call(vsm: Running, tool: str) -> None:
     vsm.vsm("call", "a", tool, json.dumps({"text": MEANT}))
 
 
-def wait_calls(vsm: Running, least: int) -> list[dict[str, Any]]:
+def wait_calls(vsm: Running, least: int, *words: str) -> list[dict[str, Any]]:
     end = time.monotonic() + BOUND_S
-    while len(found := calls(vsm)) < least:
-        assert time.monotonic() < end, found
+    while len(found := calls(vsm, *words)) < least:
+        assert time.monotonic() < end, found[-3:]
         time.sleep(0.05)
     return found
 
@@ -95,8 +97,36 @@ def test_every_call_is_recorded_once_whoever_dies(write: Callable[..., Path]) ->
         assert len(shown.splitlines()) == 4
         assert "a/echo" in shown
         assert calls(vsm, "--client", "http:nobody") == []
+        exported = vsm.vsm("audit", "--since", "1h").stdout
+        assert [json.loads(line) for line in exported.splitlines()] == rows
+        assert len(vsm.vsm("audit", "--since", "1h", "a").stdout.splitlines()) == 4
+        assert vsm.vsm("audit", "--since", "2099-01-01T00:00").stdout == ""
+        assert "--since WHEN" in vsm.vsm("audit").stderr
         assert vsm.stop() == 0
         assert len(calls(vsm)) == 5  # without a running vsm, too
+
+
+def test_all_is_every_call_of_many_at_once(write: Callable[..., Path]) -> None:
+    made = 3000
+
+    async def flood(vsm: Running) -> None:
+        client = await Raw.connect(str(vsm.folder / "run/mcp.sock"))
+        await client.initialize()
+        for first in range(0, made, 200):
+            for number in range(first, first + 200):
+                params = {"name": "a__echo", "arguments": {"n": number}}
+                client.send(id=number, method="tools/call", params=params)
+            for _ in range(200):
+                assert "result" in await client.receive()
+        await client.close()
+
+    with running(write("all", rate=1)) as vsm:
+        vsm.wait_serving()
+        asyncio.run(flood(vsm))
+        wait_calls(vsm, made, "-n", "5000")
+        exported = vsm.vsm("audit", "--since", "1h", "a").stdout.splitlines()
+        assert Counter(json.loads(line)["kind"] for line in exported) == {"call.ok": made}
+        assert vsm.stop() == 0
 
 
 def test_beyond_the_rate_calls_are_counted(write: Callable[..., Path]) -> None:

@@ -1,10 +1,12 @@
 """Every command against a running vsm with real servers."""
 
 import json
+from pathlib import Path
 
 import pytest
 from running import Running
 
+CONFIG = Path(__file__).resolve().parents[2] / "demo/vsm.toml"
 WORKER_KEYS = {
     "name", "kind", "integration", "state", "pid", "restarts", "uptime_s", "tier", "layers",
     "memory_bytes", "cpu_s", "detail",
@@ -77,6 +79,14 @@ def test_call_takes_the_public_name_and_arguments_from_stdin(demo: Running) -> N
         (("tools", "nobody"), 5, "no such integration"),
         (("logs", "nobody"), 5, "no worker"),
         (("restart", "nobody"), 5, "no integration"),
+        (("limit", "nobody"), 5, "no integration"),
+        (("audit", "nobody"), 5, "no integration"),
+        (("trust", "diff", "nobody"), 5, "no integration"),
+        (("approve", "nothing"), 5, "nothing of that id waits"),
+        (("deny", "nothing"), 5, "nothing of that id waits"),
+        (("dead-letters", "show", "999999"), 5, "there is none"),
+        (("limit", "time", "memory"), 2, "no KEY=VALUE"),
+        (("log-level", "loud"), 2, "no level 'loud'"),
         (("stop",), 2, "names or --all"),
     ],
 )
@@ -111,3 +121,49 @@ def test_doctor_is_content_while_it_runs(demo: Running) -> None:
     findings = {f["check"]: f for f in json.loads(demo.vsm("doctor", "--json").stdout)}
     assert findings["control.sock"]["detail"] == "a vsm is running and answers"
     assert findings["runtime directory"]["result"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),
+        ("status", "time"),
+        ("tools",),
+        ("logs", "time"),
+        ("variety",),
+        ("board", "dump"),
+        ("events",),
+        ("decisions",),
+        ("calls",),
+        ("rules", "--config", str(CONFIG)),
+        ("rules", "time", "get_current_time", "{}", "--config", str(CONFIG)),
+        ("approvals",),
+        ("dead-letters",),
+        ("reflect",),
+        ("doctor", "--config", str(CONFIG)),
+        ("docs",),
+        ("docs", "cli"),
+        ("profile", "list"),
+        ("profile", "show", "integration"),
+        ("profile", "check"),
+        ("profile", "explain", "integration"),
+        ("profile", "diff", "integration", "integration"),
+        ("reload",),
+        ("log-level", "info"),
+        ("limit", "time"),
+        ("audit", "time"),
+        ("trust",),
+        ("trust", "diff", "time"),
+        ("service", "apparmor", "--dry-run"),
+        ("install",),
+        ("outdated",),
+        ("sandbox", "probe"),
+        ("restart", "time"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_listed_is_one_document(demo: Running, words: tuple[str, ...]) -> None:
+    done = demo.vsm(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) is not None
+    assert done.stdout.isascii()

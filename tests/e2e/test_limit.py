@@ -78,6 +78,7 @@ def test_limits_move_now_or_from_the_next_start_and_survive_a_restart(config: Pa
     ("arguments", "code", "says"),
     [
         (("a", "memorie=1M"), 2, "Known: memory"),
+        (("a", "instances=2"), 2, "it is no pool"),
         (("a", "memory=much"), 2, "memory"),
         (("a", "cpu=-1"), 2, "cpu"),
         (("a", "memory"), 2, "KEY=VALUE"),

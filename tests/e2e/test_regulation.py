@@ -101,7 +101,8 @@ def test_budget_is_kept_then_an_idle_system_moves_nothing_and_says_why(vsm: Runn
     measures_memory(vsm)
     wait(vsm, "system3", lambda s: s["reason"].endswith("wide enough for what is used"))
     before = state(vsm, "system3")["moves"]
-    assert [move["integration"] for move in before] == ["rich"]  # from 512 MiB into the budget
+    # From 512 MiB into the budget; in two moves where the other one served later.
+    assert {move["integration"] for move in before} == {"rich"}
     assert held(vsm, "rich") + held(vsm, "hungry") <= 448
     samples = state(vsm, "system3")["samples"]
     seen = wait(vsm, "system3", lambda s: s["samples"] > samples + 3)
@@ -122,6 +123,11 @@ def test_limit_too_tight_is_raised_within_its_ceiling_and_the_calls_succeed(vsm:
     assert first["inputs"]["need"] > first["inputs"]["held"]
     assert first["choice"].startswith("memory ")
     assert first["outcome"]["state"] == "in force"
+    learned = json.loads(vsm.vsm("reflect", "--json").stdout)["learned"]
+    told = next(row for row in learned if row["choice"] == "memory of hungry")
+    assert told["rule"].startswith("budget.raise")
+    assert told["outcomes_known"] >= 1
+    assert told["before_after"]["moves"] >= 1
     row = next(one for one in vsm.status()["workers"] if one["name"] == "hungry")
     detail = next(one["detail"] for one in row["layers"] if one["name"] == "memory")
     assert detail.endswith("set by system 3")

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from gateway_harness import http_transport
-from mcp import Client, StdioServerParameters
+from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from remote_rig import Request, legacy, scripted
 from running import VSM, Running, running
@@ -184,6 +184,7 @@ def test_a_server_that_was_away_is_found_again_and_calls_say_whether_they_ran(
     back_off = "restart.backoff_initial_s = 0.1\nrestart.backoff_max_s = 0.5"
     breaker = "resilience.failures = 2\nresilience.open_s = 30"
     more = f'ca_file = "cert.pem"\n{back_off}\n{breaker}\nresilience.health_interval_s = 0'
+    more += '\nreplace = "stop-first"'  # else the one that was there stays
     with running(write(tmp_path, far.port, more, scheme="https")) as vsm:
         wait_state(vsm, "ready")
         assert json.loads(call(vsm, "heard"))["host"].startswith("127.0.0.1")
@@ -228,6 +229,29 @@ def test_a_certificate_that_nobody_vouches_for_is_not_taken(start: Any, tmp_path
         assert vsm.stop() == 0
 
 
+def log_in(vsm: Running, config: Path, *words: str) -> tuple[str, str]:
+    """Agree as a person with a browser would; returns what the command printed."""
+    login = subprocess.Popen(
+        [VSM, "login", "far", *words, "--config", str(config)],
+        env=vsm.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with login:
+        assert login.stderr is not None
+        address = ""
+        while not (found := re.search(r"http://\S+/authorize\S+", address)):
+            line = login.stderr.readline()
+            assert line, "it ended without an address"
+            address += line
+        with urllib.request.urlopen(found[0], timeout=BOUND_S) as page:
+            assert "Done." in page.read().decode()
+        out, error = login.communicate(timeout=BOUND_S)
+    assert login.returncode == 0, error
+    return out, error
+
+
 def test_a_login_gives_tokens_that_are_renewed_and_seen_by_nobody(
     start: Any, tmp_path: Path
 ) -> None:
@@ -236,24 +260,7 @@ def test_a_login_gives_tokens_that_are_renewed_and_seen_by_nobody(
     with running(config) as vsm:
         wait_state(vsm, "quarantined")
         assert "vsm login far" in vsm.vsm("logs", "far").stdout
-        login = subprocess.Popen(
-            [VSM, "login", "far", "--config", str(config)],
-            env=vsm.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        with login:
-            assert login.stderr is not None
-            address = ""
-            while not (found := re.search(r"http://\S+/authorize\S+", address)):
-                line = login.stderr.readline()
-                assert line, "it ended without an address"
-                address += line
-            with urllib.request.urlopen(found[0], timeout=BOUND_S) as page:
-                assert "Done." in page.read().decode()
-            out, error = login.communicate(timeout=BOUND_S)
-        assert login.returncode == 0, error
+        out, error = log_in(vsm, config)
         wait_state(vsm, "ready")
         first = json.loads(call(vsm, "heard"))["authorization"]
         assert re.fullmatch(r"Bearer access-[0-9a-f]{32}", first)
@@ -271,6 +278,105 @@ def test_a_login_gives_tokens_that_are_renewed_and_seen_by_nobody(
         for path in (vsm.folder / "state").rglob("*"):
             if path.is_file() and path.name != "oauth.json":
                 assert not tokens.search(path.read_bytes().decode("latin-1")), path
+
+
+def test_a_login_says_at_once_why_the_server_does_not_serve_with_it(
+    start: Any, tmp_path: Path
+) -> None:
+    far = start("oauth", "broken")
+    config = write(tmp_path, far.port, "oauth = {}")
+    with running(config) as vsm:
+        wait_state(vsm, "quarantined")
+        _, error = log_in(vsm, config)
+        assert "far: does not serve: backing_off: " in error
+        assert "it answered HTTP 500" in error
+        assert "`vsm start far` tries at once" in error
+        again = vsm.vsm("start", "far")
+        assert "far: backing_off: " in again.stdout
+        assert "it answered HTTP 500" in again.stdout
+        assert vsm.stop() == 0
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_login_that_allows_too_little_says_what_to_log_in_for(
+    test_leaves_nothing: None, tmp_path: Path, status: int
+) -> None:
+    del test_leaves_nothing
+
+    def play(request: Request) -> None:
+        challenge = 'Bearer error="insufficient_scope", scope="notes:read notes:write"'
+        request.reply(status, WWW_Authenticate=challenge)
+
+    with (
+        scripted(play) as server,
+        running(write(tmp_path, server.port, "oauth = {}")) as vsm,
+    ):
+        wait_state(vsm, "quarantined")
+        command = "vsm login far --scope 'notes:read notes:write'"
+        assert command in state_of(vsm)["detail"]
+        assert command in vsm.vsm("status").stdout
+        refused = call(vsm, "heard")
+        assert command in refused
+        assert vsm.stop() == 0
+
+
+def test_each_client_is_known_by_its_own_login(start: Any, tmp_path: Path) -> None:
+    far = start("oauth")
+    more = "oauth = {}\nclients.alice.oauth = {}\nclients.bob.oauth = {}"
+    config = write(tmp_path, far.port, more, "[clients.alice]\n[clients.bob]\n[clients.carol]\n")
+    issued: dict[str, str] = {}
+
+    def whose(authorization: str) -> str:
+        """The client that the server registered for the login that a token came from."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                said = far.told.get(timeout=0.5)
+                if "issued" in said:
+                    issued[said["issued"]] = said["to"]
+        return issued[authorization.removeprefix("Bearer ")]
+
+    async def heard(vsm: Running, name: str) -> str:
+        parameters = StdioServerParameters(
+            command=VSM, args=["connect", "--client", name], env=dict(vsm.environment)
+        )
+        async with Client(stdio_client(parameters, errlog=sys.stderr)) as client:
+            try:
+                said = await client.call_tool("far__heard", {})
+            except MCPError as error:
+                return str(error)
+            return str(json.loads(said.content[0].text)["authorization"])
+
+    def ask(vsm: Running, name: str) -> str:
+        return asyncio.run(heard(vsm, name))
+
+    with running(config) as vsm:
+        wait_state(vsm, "quarantined")
+        log_in(vsm, config)
+        wait_state(vsm, "ready")
+        log_in(vsm, config, "--client", "alice")
+        wait_state(vsm, "ready")
+        users = {name: whose(ask(vsm, name)) for name in ("alice", "carol")}
+        assert users["alice"] != users["carol"]
+        assert "vsm login far --client bob" in ask(vsm, "bob")  # never by another's
+        log_in(vsm, config, "--client", "bob")
+        wait_state(vsm, "ready")
+        users["bob"] = whose(ask(vsm, "bob"))
+        assert len(set(users.values())) == 3
+        select.select([], [], [], 2.5)  # longer than a token lives
+        assert {name: whose(ask(vsm, name)) for name in users} == users
+        assert (
+            vsm.vsm(
+                "login", "far", "--client", "alice", "--forget", "--config", str(config)
+            ).returncode
+            == 0
+        )
+        assert vsm.vsm("restart", "far").returncode == 0
+        wait_state(vsm, "ready")
+        assert "replacement begun" not in vsm.log()  # two would take each other's tokens
+        assert "vsm login far --client alice" in ask(vsm, "alice")
+        assert whose(ask(vsm, "bob")) == users["bob"]
+        assert vsm.stop() == 0
+        assert not re.search(r"(access|refresh)-[0-9a-f]{32}", vsm.log())
 
 
 @pytest.mark.parametrize("era", ERAS)

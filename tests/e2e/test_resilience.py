@@ -1,5 +1,6 @@
 """Failures on real processes: the breaker, dead letters and their replay, from the command line."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -178,6 +179,7 @@ def test_a_letter_without_arguments_or_of_another_kind_is_not_replayed(vsm: Runn
     assert (absent.returncode, "there is none" in absent.stderr) == (5, True)
     other = str(wait_for(lambda: events(vsm, "vsm.started"))[0]["id"])
     assert vsm.vsm("dead-letters", "show", other).returncode == 5
-    with sqlite3.connect(vsm.folder / "state/journal.db", timeout=BOUND_S) as journal:
+    path = vsm.folder / "state/journal.db"
+    with contextlib.closing(sqlite3.connect(path, timeout=BOUND_S)) as journal:
         found = journal.execute("SELECT count(*) FROM events WHERE kind = 'call.replayed'")
         assert found.fetchone()[0] <= 1

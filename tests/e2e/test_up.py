@@ -32,10 +32,10 @@ def test_signal_ends_it_in_order_and_removes_its_files(signal_number: int) -> No
         assert _left(vsm) <= {"lock"}
 
 
-def test_stop_all_ends_it(time_config: Path) -> None:
+def test_stop_all_ends_it_and_returns_when_it_has_ended(time_config: Path) -> None:
     with running(time_config) as vsm:
         assert vsm.vsm("stop", "--all").returncode == 0
-        assert vsm.process.wait(60) == 0
+        assert vsm.process.poll() == 0
         assert vsm.vsm("status").returncode == 4
 
 
@@ -62,7 +62,9 @@ def test_panic_stops_integrations_and_refuses_calls_until_resumed(time_config: P
         assert vsm.vsm("panic").returncode == 0
         assert vsm.status()["panic"] is True
         assert "PANIC" in vsm.vsm("status").stdout
-        assert vsm.vsm(*CALL).returncode != 0
+        refused = vsm.vsm(*CALL)
+        assert refused.returncode != 0
+        assert "time is stopped by `vsm panic`. `vsm resume` starts it" in refused.stderr
         assert vsm.vsm("start", "time").returncode == 1
         assert vsm.vsm("resume").returncode == 0
         assert vsm.vsm(*CALL).returncode == 0
@@ -129,6 +131,16 @@ async def _tools(entry: dict[str, object]) -> set[str]:
         return {tool.name for tool in (await client.list_tools()).tools}
 
 
+def _typed(vsm: Running) -> "subprocess.CompletedProcess[str]":
+    """The first announced command, in a shell whose PATH has no vsm."""
+    (line,) = [ln for ln in vsm.log().splitlines() if ln.strip().startswith("from a shell")]
+    return subprocess.run(
+        ["/bin/sh", "-c", line.split("from a shell")[1]],
+        env=vsm.environment | {"PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
 def test_announced_entry_for_a_desktop_client_works_as_printed(time_config: Path) -> None:
     with running(time_config) as vsm:
         printed = re.search(r"^    \{\n.*?^    \}\n", vsm.log(), re.MULTILINE | re.DOTALL)
@@ -137,6 +149,7 @@ def test_announced_entry_for_a_desktop_client_works_as_printed(time_config: Path
         assert "time__get_current_time" in asyncio.run(_tools(entry))
         assert vsm.url in vsm.log()
         assert vsm.token not in vsm.log()
+        assert "system1" in _typed(vsm).stdout
         assert vsm.stop() == 0
 
 

@@ -14,6 +14,8 @@ import running
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
 CONFIG = f"""
+[control]
+interval_s = 0.5
 [integrations.it]
 command = ["/usr/bin/python3", "-SI", "{SERVERS}/outcomes.py"]
 read = ["{SERVERS}"]
@@ -177,10 +179,31 @@ def test_board_dump_shows_every_count(vsm: running.Running) -> None:
     demand = dump["demand"]["integrations"]["it"]
     assert demand["classes"]["refuses"] == [0, 0, 3, 0, 0, 0]
     assert sum(demand["latency"]) == demand["events"]
-    assert dump["demand"]["bytes"] + dump["channel_bytes"] <= 5000 + 2300
+    sizes = dump["demand"]["bytes"] + dump["resources"]["bytes"] + dump["channel_bytes"]
+    assert sizes <= 5000 + 2300
     assert set(dump["heartbeats"]) == {f"system{n}" for n in range(1, 6)}
     assert all(row["sufficient"] for row in dump["channels"])
     assert "refuses" in vsm.vsm("board", "dump").stdout
+
+
+def test_board_shows_what_an_integration_uses_without_any_budget(vsm: running.Running) -> None:
+    """And with the supervisor's own word beside it: the kernel counts in the same group."""
+    (worker,) = [w for w in vsm.status()["workers"] if w["kind"] == "integration"]
+    states = {layer["name"]: layer["state"] for layer in worker["layers"]}
+    if states.get("memory") != "in force":
+        pytest.skip("no control group holds memory here")
+    end = time.monotonic() + 60
+    while True:
+        found = json.loads(vsm.vsm("board", "dump", "--json").stdout)["resources"]
+        if "it" in found["integrations"]:
+            break
+        assert time.monotonic() < end, vsm.log()
+        time.sleep(0.1)
+    sample = found["integrations"]["it"]
+    assert found["sampled_s_ago"] < 60
+    assert 1 << 20 < sample["memory_bytes"] < 1 << 29
+    assert sample["processes"] is None or 1 <= sample["processes"] < 50
+    assert "TASKS" in vsm.vsm("board", "dump").stdout
 
 
 @pytest.mark.parametrize("name", ["system1", "system4"])

@@ -26,6 +26,7 @@ WORLDS = [
     for tier in ("namespaced", "landlocked")
 ]
 BOUND_S = 30.0
+WHOLE_LANDLOCK = 6  # the ABI from which on it can stand alone
 
 
 @functools.cache
@@ -86,6 +87,9 @@ def read_all(fd: int) -> bytes:
 def plan_for(who: str, tier: str, argv: list[str], **changes: Any) -> Any:
     facts = host(who)
     chosen = changes.pop("profile", None) or profile()
+    if tier == "landlocked" and 0 < facts.landlock_abi < WHOLE_LANDLOCK:
+        lacks = chosen.may_lack | {"landlock"}  # what there is of it
+        chosen = msgspec.structs.replace(chosen, may_lack=lacks)
     fields = {"name": "test", "uid": WORKER_UID if facts.root else None, **changes}
     request = WorkerRequest(argv=tuple(argv), tier=tier, **fields)  # type: ignore[arg-type]
     return compile_plan(chosen, request, facts)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vsm.confinement.cgroup import CgroupFacts, CgroupLimits, Cgroups, Group, detect
+from vsm.linux.pidfd import kill_members
 from vsm.processes.remains import GROUPS, Remains
 
 Require = Callable[[str, bool, str], None]
@@ -177,6 +178,49 @@ def test_groups_of_a_killed_run_are_swept_and_those_of_a_living_one_are_not(
     assert not left.parent.exists()
     os.waitpid(sleeper, 0)  # ours to reap: the tests are a subreaper
     assert all(Path(path).exists() for path in group.paths)
+
+
+def test_a_group_of_another_user_with_the_name_of_a_dead_run_is_left_alone(
+    facts: CgroupFacts, require: Require
+) -> None:
+    """Whoever has a delegated subtree may make one; it is none of root's business."""
+    require("root", os.geteuid() == 0, "only root can give a group to another user")
+    require("control groups", facts.kind in {"v1", "v2"}, facts.reason)
+    ended = subprocess.Popen(["/bin/true"])
+    ended.wait()
+    namespace = os.stat("/proc/self/ns/pid").st_ino
+    run = f"vsm-{ended.pid}-1-{namespace}"
+    group = Group(facts, f"{run}/theirs")
+    group.make()
+    folders = [path for own in map(Path, group.paths) for path in (own, own.parent)]
+    with inside(group, "print('up', flush=True); import signal; signal.pause()") as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "up\n"
+            for folder in folders:
+                os.chown(folder, 65534, 65534)
+            assert run not in Cgroups(facts).sweep()
+            assert process.poll() is None
+            for folder in folders:
+                os.chown(folder, 0, 0)
+            assert run in Cgroups(facts).sweep()
+            assert process.wait(30) == -signal.SIGKILL
+        finally:
+            process.kill()
+            process.wait(30)
+            group.remove()
+            for folder in folders:
+                if folder.exists():
+                    folder.rmdir()
+
+
+def test_a_number_that_is_no_members_any_more_is_not_killed() -> None:
+    for is_member, signo in ((False, signal.SIGTERM), (True, signal.SIGKILL)):
+        with subprocess.Popen(["/bin/sleep", "600"]) as process:
+            members = {process.pid} if is_member else set()
+            kill_members({process.pid, 1 << 30}, members.copy)
+            process.terminate()  # after a SIGKILL it would be too late for this one
+            assert process.wait(30) == -signo
 
 
 FAMILY = """

@@ -165,6 +165,25 @@ def test_doctor_finds_a_wrong_configuration(scratch: Path) -> None:
     assert findings["python"]["result"] == "ok"
 
 
+def test_doctor_warns_of_grants_that_include_vsms_own_folders(
+    runtime_dir: Path, scratch: Path
+) -> None:
+    narrow = scratch / "papers"
+    narrow.mkdir()
+    config = scratch / "vsm.toml"
+    config.write_text(
+        f'[integrations.wide]\ncommand = ["/bin/true"]\nread = ["{runtime_dir.parent}"]\n'
+        f'[integrations.narrow]\ncommand = ["/bin/true"]\nread = ["{narrow}"]\n'
+    )
+    done = _vsm("doctor", "--config", str(config), "--json")
+    config.unlink()
+    narrow.rmdir()
+    grants = [item for item in json.loads(done.stdout) if item["check"].startswith("grants")]
+    assert {(item["check"], item["result"]) for item in grants} == {("grants wide", "warn")}
+    assert len(grants) == 2  # the runtime directory and the state directory
+    assert all(str(runtime_dir.parent) in item["detail"] for item in grants)
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [

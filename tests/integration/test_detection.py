@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,3 +69,24 @@ def test_a_tree_is_its_descendants() -> None:
         assert 0 < seen.memory_bytes < 64 << 20
         subprocess.run(["/usr/bin/pkill", "-P", str(shell.pid)], check=True)
     assert measure(shell.pid).tasks == 0
+
+
+BURNS = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\n"
+
+
+def test_the_processor_time_of_a_tree_is_that_of_the_living_and_of_the_reaped() -> None:
+    """And its memory that of all, however little the first of them has."""
+    burn = f'{sys.executable} -c "{BURNS}"'
+    keep = f'{sys.executable} -c "x = bytearray(40 << 20); {"print(1, flush=True)"}; input()"'
+    with subprocess.Popen(
+        ["/bin/sh", "-c", f"{burn}; {keep}; exit 0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as shell:
+        assert shell.stdout is not None
+        assert shell.stdin is not None
+        assert shell.stdout.readline() == b"done\n"
+        assert shell.stdout.readline() == b"1\n"
+        seen = measure(shell.pid)
+        assert seen.cpu_s >= 0.3
+        assert seen.memory_bytes >= 40 << 20
+        shell.stdin.write(b"\n")
+        shell.stdin.close()

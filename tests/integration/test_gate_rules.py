@@ -203,9 +203,9 @@ def test_a_grant_lets_pass_until_it_ends() -> None:
         async with guarded() as (h, gate, outlet):
             client = await h.raw()
             key = (RULES.rules[1].digest, ME, "it", "tool", "echo")
-            gate.grant({key: time.time() + 3600})
+            gate.grant({key: time.clock_gettime(time.CLOCK_BOOTTIME) + 3600})
             assert "result" in await client.call(1, "it__echo", text="x")
-            gate.grant({key: time.time() - 1})
+            gate.grant({key: time.clock_gettime(time.CLOCK_BOOTTIME) - 1})
             outlet.answers = False
             answer = await client.call(2, "it__echo", text="x")
             assert answer["error"]["data"]["reason"] == "nobody can be asked now"
@@ -267,5 +267,26 @@ def test_many_may_not_wait_and_denials_beyond_a_rate_hurt() -> None:
                 assert answer["error"]["data"]["reason"] == "too many calls wait for approval"
             assert outlet.pains == [("pain", ME, "denials")], "once"
             assert len(outlet.denials) == 1, "the like of it is counted"
+
+    asyncio.run(scenario())
+
+
+def test_budget_that_is_used_up_hurts_once_until_calls_pass_again() -> None:
+    row = {"name": "few", "action": "allow", "kind": "tool", "what": "echo"}
+    few = compile_rules({"rules": [{**row, "calls": 1, "period_s": 2}]})
+
+    async def scenario() -> None:
+        quiet = {"denials_per_minute": 1_000_000}
+        async with guarded(few.digest, take=False, **quiet) as (h, gate, outlet):
+            assert gate.take(to_body(few))
+            client = await h.raw()
+            denied, number = 0, 0
+            end = time.monotonic() + 60
+            while ("relief", "few", "budget") not in outlet.pains:
+                assert time.monotonic() < end
+                number += 1
+                denied += "error" in await client.call(number, "it__echo", text="x")
+            assert outlet.pains == [("pain", "few", "budget"), ("relief", "few", "budget")]
+            assert denied >= 1
 
     asyncio.run(scenario())

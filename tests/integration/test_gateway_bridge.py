@@ -6,11 +6,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import gateway_harness as harness
+import httpx2
 import pytest
 import uvloop
 from mcp_types import ElicitResult
 
 from vsm.gateway import bridge
+from vsm.gateway.views import View
 
 META = "io.modelcontextprotocol/"
 ENVELOPE = {
@@ -163,6 +165,116 @@ def test_what_is_left_unanswered_is_asked_again() -> None:
         assert said(await client.call("old__ask", ASK, **replies(second))) == ANSWER
 
     with_modern(main)
+
+
+def test_a_state_is_good_for_nobody_but_the_client_that_got_it() -> None:
+    async def main(client: Modern) -> None:
+        result = await client.asked()
+        thief = Modern(await harness.Raw.connect(client.gateway.socket_path), client.gateway)
+        client.gateway.raws.append(thief.raw)
+        stolen = await thief.call("old__ask", ASK, **replies(result, {"action": "decline"}))
+        assert "belongs to another client" in stolen["error"]["message"]
+        assert stolen["error"]["code"] == -32602
+        assert said(await client.call("old__ask", ASK, **replies(result))) == ANSWER
+
+    with_modern(main)
+
+
+def test_what_a_client_is_asked_does_not_tell_how_often_others_were_asked() -> None:
+    async def main(client: Modern) -> None:
+        gateway = client.gateway
+        for _ in range(2):
+            result = await client.asked()
+            assert list(result["inputRequests"]) == ["vsm-1"]
+            assert said(await client.call("old__ask", ASK, **replies(result))) == ANSWER
+        await gateway.start("new", harness.echo_modern("new"))
+        await gateway.ready()
+        for tool, arguments in (("old__ask", ASK), ("new__question", {})) * 2:
+            raw = await gateway.raw(elicitation={"form": {}})
+            raw.send(id=1, method="tools/call", params={"name": tool, "arguments": arguments})
+            while "id" not in (question := await raw.receive()):
+                pass
+            assert (question["method"], question["id"]) == ("elicitation/create", "vsm-1")
+            raw.send(id=question["id"], result=ANSWER)
+            assert "result" in await raw.answer(1)
+
+    with_modern(main)
+
+
+def test_over_http_a_state_is_good_for_the_view_that_got_it() -> None:
+    async def main() -> None:
+        token = "narrow-token-with-no-meaning"
+        views = (View("narrow", frozenset({"old"}), token=token),)
+        servers = {"old": harness.echo_legacy("old")}
+        async with (
+            harness.running(servers, views=views) as gateway,
+            httpx2.AsyncClient(timeout=60) as http,
+        ):
+
+            async def call(shown: str, **members: Any) -> dict[str, Any]:
+                params = {"name": "old__ask", "arguments": ASK, "_meta": ENVELOPE, **members}
+                headers = {
+                    "authorization": f"Bearer {shown}",
+                    "accept": "application/json, text/event-stream",
+                    "mcp-protocol-version": "2026-07-28",
+                    "mcp-method": "tools/call",
+                    "mcp-name": "old__ask",
+                }
+                body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+                answer = await http.post(gateway.url, json=body, headers=headers)
+                return dict(answer.json())
+
+            result = (await call(token))["result"]
+            stolen = await call(harness.TOKEN, **replies(result))
+            assert "belongs to another client" in stolen["error"]["message"]
+            assert said(await call(token, **replies(result))) == ANSWER
+
+    uvloop.run(main())
+
+
+def test_a_state_of_another_integration_tool_gateway_or_spelling_is_refused() -> None:
+    async def main() -> None:
+        servers = {name: harness.echo_legacy(name) for name in ("old", "other")}
+        async with harness.running(servers) as gateway, harness.running(servers) as successor:
+            raw = await harness.Raw.connect(gateway.socket_path)
+            gateway.raws.append(raw)
+            client = Modern(raw, gateway)
+            result = await client.asked()
+            token = result["requestState"]
+            for tool, arguments in (
+                ("other__ask", ASK),
+                ("old__echo", ASK),
+                ("old__ask", {**ASK, "more": 1}),
+            ):
+                refused = await client.call(tool, arguments, **replies(result))
+                assert "belongs to another request" in refused["error"]["message"]
+            later = Modern(await harness.Raw.connect(successor.socket_path), successor)
+            successor.raws.append(later.raw)
+            refused = await later.call("old__ask", ASK, **replies(result))
+            assert "before the gateway was started again" in refused["error"]["message"]
+            last = token.rstrip("=")
+            spellings = [
+                token[:-1],
+                token + "=",
+                token[:40] + token[41:],
+                token.lower(),
+                "",
+                "vsm1.",
+            ]
+            spellings += [
+                last[:-1] + chr(ord(last[-1]) ^ 1) + token[len(last) :],
+                token * 20,
+                5,
+                None,
+            ]
+            for spelling in spellings:
+                members = {**replies(result), "requestState": spelling}
+                assert (await client.call("old__ask", ASK, **members))["error"]["code"] == -32602
+            assert said(await client.call("old__ask", ASK, **replies(result))) == ANSWER
+            again = await client.call("old__ask", ASK, **replies(result))
+            assert "was used before" in again["error"]["message"]
+
+    uvloop.run(main())
 
 
 def test_a_state_ends_in_time_and_the_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

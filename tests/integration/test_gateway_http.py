@@ -169,7 +169,7 @@ def test_a_legacy_session_lives_from_initialize_to_delete() -> None:
             note = {"jsonrpc": "2.0", "method": "notifications/initialized"}
             assert (await client.post(url, headers=session, json=note)).status_code == 202
             answer = await client.post(url, headers=session, json=rpc("tools/list"))
-            assert len(answer.json()["result"]["tools"]) == 22
+            assert "old__echo" in {tool["name"] for tool in answer.json()["result"]["tools"]}
             strange = {**session, "mcp-protocol-version": "1999-01-01"}
             answer = await client.post(url, headers=strange, json=rpc("ping"))
             assert answer.status_code == 400

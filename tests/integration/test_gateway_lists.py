@@ -143,6 +143,91 @@ def test_what_a_server_offered_when_it_last_ran_is_listed_before_it_runs_again()
     uvloop.run(main())
 
 
+@pytest.mark.parametrize("how", ["error", "no list"])
+def test_a_list_that_does_not_come_stays_as_it_was_and_is_asked_for_again(how: str) -> None:
+    async def main() -> None:
+        async with harness.running({"echo": harness.echo_legacy()}) as gateway:
+            client = await gateway.raw()
+            before = names(await client.request(1, "tools/list"))
+            await client.call(2, "echo__unlist", how=[how])
+            status = gateway.gateway.fleet.status
+            await gateway.reported.wait_notice()
+            assert status()["integrations"]["echo"]["lists_behind"] == ["tools/list"]
+            assert names(await client.request(3, "tools/list")) == before
+            (worker, notice), *others = gateway.reported.notices
+            assert (worker, others) == ("echo-1", [])
+            assert "echo: tools/list" in notice
+            assert "if anything, still counts" in notice
+            await wait_changed(client)
+            assert names(await client.request(4, "tools/list")) == before | {"echo__extra0"}
+            assert status()["integrations"]["echo"]["lists_behind"] == []
+
+    uvloop.run(main())
+
+
+def test_status_names_the_lists_that_did_not_come(tmp_path: Path) -> None:
+    script = shutil.copy(harness.SERVERS / "echo_legacy.py", tmp_path)
+    command = json.dumps(["/usr/bin/python3", script])
+    config = tmp_path / "vsm.toml"
+    config.write_text(f"[integrations.echo]\ncommand = {command}\n", encoding="utf-8")
+    with running(config) as vsm:
+        wait_until(vsm, lambda seen: seen["echo"]["state"] == "ready")
+        offered = vsm.vsm("tools", "--json").stdout
+        assert rows(vsm)["echo"]["lists_behind"] == []
+        spoil = json.dumps({"how": ["error"] * 9})
+        assert vsm.vsm("call", "echo", "unlist", spoil).returncode == 0
+        wait_until(vsm, lambda seen: seen["echo"]["lists_behind"] == ["tools/list"])
+        told = "echo: behind: tools/list did not come when asked for again"
+        assert told in vsm.vsm("status").stdout
+        assert told in vsm.vsm("status", "echo").stdout
+        assert vsm.vsm("tools", "--json").stdout == offered
+        assert vsm.stop() == 0
+
+
+def test_a_server_that_ends_while_it_lists_loses_no_list() -> None:
+    async def main() -> None:
+        async with harness.running({"echo": harness.echo_legacy()}) as gateway:
+            client = await gateway.raw()
+            before = names(await client.request(1, "tools/list"))
+            await client.call(2, "echo__unlist", how=["exit"])
+            await gateway.reported.wait_unfit("echo-1")
+            assert names(await client.request(3, "tools/list")) == before
+
+    uvloop.run(main())
+
+
+def test_a_successor_whose_list_does_not_come_is_shown_with_that_of_its_like() -> None:
+    async def main() -> None:
+        async with harness.running({"echo": harness.echo_legacy()}) as gateway:
+            client = await gateway.raw()
+            before = names(await client.request(1, "tools/list"))
+            gateway.kill("echo-1")
+            await gateway.reported.wait_unfit("echo-1")
+            await gateway.attach("echo", harness.echo_legacy(mode="unlisted"))
+            await gateway.ready()
+            assert (await client.call(2, "echo__echo"))["result"]
+            assert names(await client.request(3, "tools/list")) == before
+            gateway.kill("echo-2")
+            await gateway.reported.wait_unfit("echo-2")
+            await gateway.attach("echo", harness.echo_legacy("other", mode="unlisted"))
+            await gateway.ready()
+            await client.request(4, "ping")
+            assert names(await client.request(5, "tools/list")) == set()
+
+    uvloop.run(main())
+
+
+def test_a_list_that_a_server_no_longer_has_is_gone() -> None:
+    async def main() -> None:
+        async with harness.running({"echo": harness.echo_legacy()}) as gateway:
+            client = await gateway.raw()
+            await client.call(2, "echo__unlist", how=["none"])
+            await wait_changed(client)
+            assert names(await client.request(3, "tools/list")) == set()
+
+    uvloop.run(main())
+
+
 def test_what_a_server_changes_while_it_runs_is_kept_too() -> None:
     async def main() -> None:
         async with harness.running({"echo": harness.echo_legacy()}) as it:
@@ -229,4 +314,69 @@ def test_a_new_vsm_lists_at_once_what_the_servers_of_the_last_one_offered(tmp_pa
         assert "still starting" in listed.stderr
         assert time.monotonic() - began < 10, "half of what a list waits for an unknown server"
         assert rows(vsm)["one"]["state"] == "starting"
+        assert vsm.stop() == 0
+
+
+def test_an_unknown_tool_is_refused_at_once_whoever_else_starts() -> None:
+    async def main() -> None:
+        servers = {"one": harness.echo_legacy("one"), "mute": harness.echo_legacy("x", "mute")}
+        async with harness.running(servers, ready=False) as it:
+            client = await it.raw()
+            assert "result" in await client.call(1, "one__echo")  # it waited, and serves
+            unknown = (await client.call(2, "one__nothing"))["error"]
+            assert unknown == {"code": -32602, "message": "Unknown tool: one__nothing"}
+            assert not it.gateway.fleet.integrations["mute"].is_settled
+            client.send(**rpc("tools/call", "waits", name="mute__echo"))
+            client.send(**rpc("resources/read", "read", uri="none://of/them"))
+            assert (await client.request("ping", "ping"))["result"] == {}
+            answers = [message for message in client.early if "id" in message]
+            assert answers == [], "what the mute one may have is waited for"
+            it.gateway.fleet.availability("mute", "quarantined", "by a test")
+            it.gateway.fleet.detach("mute-2", "by a test")
+            assert "quarantined" in (await client.answer("waits"))["error"]["message"]
+
+    uvloop.run(main())
+
+
+def test_a_tool_that_no_known_list_has_is_refused_while_its_server_starts() -> None:
+    async def main() -> None:
+        async with harness.running({"echo": harness.echo_legacy()}) as first:
+            kept = first.reported.surfaces["echo"]
+        async with harness.running({"echo": harness.echo_legacy("x", "mute")}, ready=False) as it:
+            it.gateway.fleet.know("echo", kept)
+            client = await it.raw()
+            unknown = (await client.call(1, "echo__nothing"))["error"]
+            assert unknown["message"] == "Unknown tool: echo__nothing"
+            client.send(**rpc("tools/call", "waits", name="echo__echo"))
+            await it.attach("echo", harness.echo_legacy())
+            assert "result" in await client.answer("waits")
+
+    uvloop.run(main())
+
+
+def test_a_call_says_for_whom_it_waits_and_an_unknown_tool_waits_for_nobody(tmp_path: Path) -> None:
+    config, script = tmp_path / "vsm.toml", tmp_path / "slow.py"
+    script.write_text("import time\ntime.sleep(600)\n", encoding="utf-8")
+    tmp_path.chmod(0o755)
+    script.chmod(0o644)
+    commands = {"one": harness.SERVERS / "echo_legacy.py", "slow": script}
+    entry = '[integrations.{}]\ncommand = {}\nprofile = "python-server"\nread = [{}]\n'
+    config.write_text(
+        "".join(
+            entry.format(
+                name, json.dumps(["/usr/bin/python3", str(path)]), json.dumps(str(path.parent))
+            )
+            for name, path in commands.items()
+        ),
+        encoding="utf-8",
+    )
+    with running(config) as vsm:
+        wait_until(vsm, lambda seen: seen["one"]["state"] == "ready")
+        unknown = vsm.vsm("call", "one", "nothing")
+        assert "no tool 'nothing'" in unknown.stderr
+        assert "waiting" not in unknown.stderr
+        assert unknown.returncode == 5
+        waits = vsm.vsm("call", "slow", "nothing")
+        assert "vsm: waiting for slow, which is starting\n" in waits.stderr
+        assert "slow is still starting" in waits.stderr
         assert vsm.stop() == 0

@@ -158,6 +158,35 @@ def test_a_call_that_was_not_sent_goes_to_the_next_server_and_one_in_flight_fail
             await gateway.attach("x", harness.echo_legacy("x"))
             assert "result" in await client.answer("waits")
             assert gateway.gateway.fleet.integrations["x"].guard.retries == 1
+            async with asyncio.timeout(60):
+                while not gateway.reported.retries:
+                    await gateway.reported.changed.wait()
+                    gateway.reported.changed.clear()
+            assert gateway.reported.retries == [("x", 1, 0)]
+
+    uvloop.run(main())
+
+
+def test_what_a_server_answered_and_what_not_is_counted_of_the_calls_that_it_got() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            worker = await started(gateway, Resilience(retry_tools=("late",)), concurrency=4)
+            upstream = gateway.gateway.fleet.integrations["x"].upstream
+            assert upstream is not None
+            client = await gateway.raw()
+            assert upstream.tally == (0, 0)  # the gateway's own questions are no calls
+            for number in range(3):
+                await client.call(number, "x__echo")
+            client.send(id="again", method="tools/call", params={"name": "x__late"})
+            slow(client, "fails")
+            slow(client, "cancelled")
+            await wait_in_flight(gateway, 3)
+            client.send(method="notifications/cancelled", params={"requestId": "cancelled"})
+            await wait_in_flight(gateway, 2)
+            assert upstream.tally == (3, 0)
+            gateway.kill(worker)
+            assert "error" in await client.answer("fails")
+            assert upstream.tally == (3, 2)  # what is sent again, it did not answer either
 
     uvloop.run(main())
 
@@ -179,6 +208,11 @@ def test_a_call_in_flight_is_sent_again_only_where_the_operator_named_the_tool()
                 gateway.kill(worker)
             answer = await client.answer("named")
             assert answer["error"]["data"]["sent"] is True
+            async with asyncio.timeout(60):
+                while not gateway.reported.retries:
+                    await gateway.reported.changed.wait()
+                    gateway.reported.changed.clear()
+            assert gateway.reported.retries == [("x", 0, 1)]
 
     uvloop.run(main())
 
@@ -257,9 +291,11 @@ def test_a_flood_of_one_client_does_not_keep_another_waiting() -> None:
         async with harness.running({}) as gateway:
             await started(gateway, Resilience(), concurrency=1)
             flooding, quiet = await gateway.raw(), await gateway.raw()
+            slow(flooding, "first")  # none ends before all are there
             for number in range(200):
                 slow(flooding, number, 0.01)
-            await wait_in_flight(gateway, 200)
+            await wait_in_flight(gateway, 201)
+            flooding.send(method="notifications/cancelled", params={"requestId": "first"})
             for number in range(3):
                 assert "result" in await quiet.call(number, "x__echo")
             left = gateway.gateway.fleet.status()["integrations"]["x"]["in_flight"]

@@ -1,7 +1,9 @@
 """Tasks of real SDK servers through the gateway: whose they are, and who is asked about them."""
 
 import asyncio
+import gc
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +85,13 @@ def test_ids_that_two_servers_share_lead_each_to_its_own(era: str) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("era", ["legacy", "modern"])
-@pytest.mark.parametrize("method", ["tasks/get", "tasks/cancel", "tasks/result", "tasks/update"])
+@pytest.mark.parametrize(
+    ("era", "method"),
+    [
+        *(("legacy", f"tasks/{name}") for name in ("get", "cancel", "result")),
+        *(("modern", f"tasks/{name}") for name in ("get", "cancel", "update")),
+    ],
+)
 def test_nobody_reaches_a_task_of_another_client(era: str, method: str) -> None:
     async def scenario() -> None:
         async with running({"one": server("one", era)}) as harness:
@@ -95,6 +102,37 @@ def test_nobody_reaches_a_task_of_another_client(era: str, method: str) -> None:
             assert (await owner.ask(method, taskId="task-1"))["error"] == UNKNOWN
             assert "error" in await other.ask("tasks/list")
             assert await owner.outcome(task["taskId"]) == "one did task-1"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("era", "method"),
+    [("legacy", "tasks/update"), ("modern", "tasks/result"), ("modern", "tasks/list")],
+)
+def test_method_of_the_other_era_is_unknown_even_for_an_own_task(era: str, method: str) -> None:
+    async def scenario() -> None:
+        async with running({"one": server("one", era)}) as harness:
+            client = await asker(harness, era)
+            task = await client.begin("one__work")
+            for task_id in (task["taskId"], "no-task"):
+                assert (await client.ask(method, taskId=task_id))["error"]["code"] == -32601
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("method", ["tasks/get", "tasks/cancel", "tasks/update"])
+def test_who_does_not_declare_the_extension_is_told_what_is_missing(method: str) -> None:
+    async def scenario() -> None:
+        async with running({"one": server("one", "modern")}) as harness:
+            client = await asker(harness, "modern")
+            task = await client.begin("one__work")
+            bare = {**META, "io.modelcontextprotocol/clientCapabilities": {}}
+            for task_id in (task["taskId"], "no-task"):
+                answer = await client.raw.request(99, method, taskId=task_id, _meta=bare)
+                assert answer["error"]["code"] == -32021
+                needed = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
+                assert answer["error"]["data"] == needed
 
     asyncio.run(scenario())
 
@@ -130,6 +168,34 @@ def test_task_ends_with_its_server_and_its_client() -> None:
             error = (await client.ask("tasks/get", taskId=task["taskId"]))["error"]
             assert "its server ended" in error["message"]
             assert await client.outcome(fresh["taskId"]) == "one did task-1"
+
+    asyncio.run(scenario())
+
+
+def test_of_a_server_that_ended_its_tasks_keep_nothing_but_its_name() -> None:
+    async def scenario() -> None:
+        async with running({"one": server("one", "legacy")}) as harness:
+            client = await asker(harness, "legacy")
+            tasks = [(await client.begin("one__work"))["taskId"] for _ in range(3)]
+            upstream = weakref.ref(harness.gateway.fleet.integrations["one"].upstream)
+            (owner,) = harness.gateway.router.clients
+            known = harness.gateway.router.relay.tasks._of[owner]
+            assert [known[task].own_id for task in tasks] == ["task-1", "task-2", "task-3"]
+            (worker,) = harness.servers
+            harness.gateway.fleet.detach(worker, "it was killed")
+            harness.kill(worker)
+            async with asyncio.timeout(60):
+                while upstream() is not None:  # its pipes are closed in a later turn of the loop
+                    await asyncio.sleep(0)
+                    gc.collect()
+            assert [(known[task].own_id, known[task].maker.tasks) for task in tasks] == [
+                ("", {})
+            ] * 3
+            for task in tasks:
+                error = (await client.ask("tasks/get", taskId=task))["error"]
+                assert error["message"] == "one: its server ended, and the task with it"
+                assert (await client.ask("tasks/get", taskId=task))["error"] == UNKNOWN
+            assert known == {}
 
     asyncio.run(scenario())
 

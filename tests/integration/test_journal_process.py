@@ -195,6 +195,20 @@ def test_garbage_is_recorded_and_stops_nothing(tmp_path: Path) -> None:
     ]
 
 
+def test_empty_messages_and_numbers_beyond_all_bounds_stop_nothing(tmp_path: Path) -> None:
+    """The calls' journal hears a gateway that has parsed foreign bytes."""
+    with Raw(tmp_path / "j.db") as it:
+        it.hello(acknowledged=2**63 - 1)
+        it.sock.send(b"")
+        it.send(2**63 - 1, 2)
+        it.expect(records.Committed)  # that it was invalid
+        it.hello("another")
+        it.sock.send(b"")
+        it.send(1)
+        assert it.expect(records.Committed).sequence == 1
+        assert it.process.poll() is None
+
+
 def test_a_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     with Raw(path) as first:

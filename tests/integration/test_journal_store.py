@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from vsm.journal import schema as journal_schema
 from vsm.journal import store as journal_store
-from vsm.journal.reader import Filter, JournalError, JournalReader, follow, parse_since, where
+from vsm.journal.reader import (
+    Filter,
+    JournalError,
+    JournalReader,
+    Now,
+    Within,
+    follow,
+    parse_since,
+    where,
+)
 from vsm.journal.records import DAY_NS, Decision, Event, Outcome, Retention
 from vsm.journal.store import JournalRefusedError, JournalStore, open_store
 
@@ -67,6 +76,13 @@ def test_records_are_there_after_append(opened: Open, path: Path) -> None:
     assert (chosen["outcome"], chosen["outcome_at_ns"]) == ({"ok": True}, 9)
     assert store.last_sequence("me") == 3
     assert store.last_sequence("another") == 0
+
+
+def test_a_commit_waits_for_the_disk(opened: Open) -> None:
+    """What no kill of a process can show: by these SQLite syncs the -wal file at each commit."""
+    ask = opened()._connection.execute
+    assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert ask("PRAGMA synchronous").fetchone() == (2,), "FULL"
 
 
 def test_an_outcome_without_its_decision_is_said(opened: Open, path: Path) -> None:
@@ -282,6 +298,7 @@ def test_no_journal_is_an_error_that_says_what_to_do(path: Path) -> None:
         JournalReader(path)
 
 
+YEAR_S = 365 * 86_400
 KINDS = ("worker.exited", "worker.ready", "worker", "vsm.started", "x%_'; DROP TABLE events")
 NAMES = (None, "a", "b", "a' OR 1=1 --")
 
@@ -307,9 +324,16 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+NOWS = st.builds(
+    Now,
+    st.integers(0, 1500),
+    st.integers(0, 1500),
+    st.integers(0, 50),
+    st.sampled_from(["boot", "other", ""]),
+)
 FILTERS = st.builds(
     Filter,
-    since_ns=st.none() | st.integers(0, 1000),
+    since=st.none() | st.integers(0, 1000) | st.builds(Within, st.integers(0, 1000), NOWS),
     kind=st.none() | st.sampled_from([*KINDS, "worker.*", "*", "x%*", "none"]),
     worker=st.none() | st.sampled_from([n for n in NAMES if n] + ["none"]),
     severity=st.none() | st.integers(0, 5),
@@ -320,8 +344,13 @@ FILTERS = st.builds(
 def _matches(row: dict[str, object], chosen: Filter) -> bool:
     """What the documentation says a filter means, in Python."""
     kind, severities = str(row["kind"]), ("debug", "info", "notice", "warning", "error", "critical")
+    since = chosen.since
     return (
-        (chosen.since_ns is None or int(str(row["at_ns"])) >= chosen.since_ns)
+        (
+            since.now.age_ns(row) <= since.age_ns
+            if isinstance(since, Within)
+            else since is None or int(str(row["at_ns"])) >= since
+        )
         and (
             chosen.kind is None
             or kind == chosen.kind
@@ -353,6 +382,37 @@ def test_nothing_of_a_filter_is_in_the_statement(chosen: Filter) -> None:
 @given(st.integers(0, 10**6), st.sampled_from("smhdw"))
 def test_since_counts_back_from_now(count: int, unit: str) -> None:
     seconds = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[unit]
-    now_ns = 10**19 // 2
-    expected = max(0, now_ns - count * seconds * 10**9)
-    assert parse_since(f"{count}{unit}", now_ns) == expected
+    now = Now.read()
+    assert parse_since(f"{count}{unit}", now) == Within(count * seconds * 10**9, now)
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "steady_s", "asleep_s", "boot", "age_s"),
+    [
+        (1060, 160, 0, "boot", 60),
+        (1060 + YEAR_S, 160, 0, "boot", 60),  # the wall clock was set
+        (1060 - YEAR_S, 160, 0, "boot", 60),
+        (1960, 160, 900, "boot", 960),  # asleep for a quarter of an hour
+        (1060, 160, 900, "boot", 60),  # asleep before the record
+        (1060 + YEAR_S, 160, 900, "boot", 960),
+        (1060, 50, 0, "other", 60),
+        (1060 - YEAR_S, 50, 0, "other", 50),  # no later than this boot
+    ],
+)
+def test_age_is_what_has_passed_whatever_the_wall_clock_says(
+    wall_s: int, steady_s: int, asleep_s: int, boot: str, age_s: int
+) -> None:
+    row = {"at_ns": 1000 * 10**9, "monotonic_ns": 100 * 10**9, "boot_id": "boot"}
+    now = Now(wall_s * 10**9, steady_s * 10**9, asleep_s * 10**9, boot)
+    assert now.age_ns(row) == age_s * 10**9
+
+
+def test_senders_of_long_ago_are_forgotten(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gateway and each vsm is a sender of its own, for months."""
+    store, now_ns = opened(), time.time_ns()
+    with monkeypatch.context() as then:
+        then.setattr(time, "time_ns", lambda: now_ns - 8 * DAY_NS)
+        store.append("old", 3, [event(now_ns)])
+    store.append("new", 5, [event(now_ns)])
+    store.trim(now_ns, 100)
+    assert (store.last_sequence("old"), store.last_sequence("new")) == (0, 5)

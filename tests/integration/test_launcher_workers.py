@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from confined_worlds import IS_ROOT, WORLDS, ChildFailedError, host, run_confined
+
+from vsm.configuration.profile import load_profile
 
 pytestmark = pytest.mark.isolation
 every_world = pytest.mark.parametrize(("who", "tier"), WORLDS, ids=lambda value: value)
@@ -182,3 +185,24 @@ def test_no_set_id_program_can_be_planted_on_the_host(who: str, tier: str) -> No
         assert target.stat().st_mode & 0o4000  # the control: unconfined it works
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize(("who", "tier"), WORLDS[:1], ids=lambda value: value)
+def test_a_program_finds_the_libraries_beside_it_without_proc(
+    who: str, tier: str, tmp_path: Path
+) -> None:
+    # As interpreters do that may be moved: the linker asks /proc/self/exe what $ORIGIN is.
+    place = tmp_path / "place"
+    (place / "bin").mkdir(parents=True)
+    (place / "one.c").write_text("int one(void) { return 7; }\n")
+    (place / "main.c").write_text("int one(void);\nint main(void) { return one(); }\n")
+    library, program = place / "libone.so", place / "bin/program"
+    words = ["-Wl,-rpath,$ORIGIN/..", f"-L{place}", "-lone"]
+    subprocess.run(["cc", "-shared", "-o", library, place / "one.c"], check=True)
+    subprocess.run(["cc", "-o", program, place / "main.c", *words], check=True)
+    path = tmp_path / "bare.toml"
+    path.write_text('extends = "integration"\n[files]\nproc = false\n')
+    bare = load_profile(str(path))
+    ended = run_confined(who, tier, [str(program)], profile=bare, read=(str(place),))
+    assert (ended["status"], ended["output"]) == (7, "")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vsm.audit.learn import MOST_PATHS, OTHERS
 from vsm.confinement.probe import HostFacts, probe_host
 
 Require = Callable[[str, bool, str], None]
@@ -130,6 +131,19 @@ def test_hosts_are_learnt_and_none_is_reached_that_the_profile_does_not_allow(
     assert tomllib.loads(text)["network"]["allow"] == ["-unasked.invalid:443"]
     assert re.search(r"(?m)^# +1 +0 +1  other\.invalid:443$", text)
     assert vsm("profile", "check", str(output)).returncode == 0
+
+
+def test_of_paths_without_end_no_more_are_kept_than_a_bound(
+    tmp_path: Path, require: Require, facts: HostFacts
+) -> None:
+    """The command chooses them, and the observer is not confined."""
+    require("user notification", facts.seccomp_notification, "not in this kernel")
+    code = f"import os\nfor n in range({MOST_PATHS}):\n"
+    code += "    try: os.open(f'/nowhere/{n}', 0)\n    except OSError: pass\n"
+    done = learn(facts.tier, tmp_path / "out.toml", PYTHON, "-ISc", code)
+    assert done.returncode == 0, done.stderr
+    assert f"{MOST_PATHS + 1} paths" in done.stderr  # the bound, and one row for the others
+    assert OTHERS in (tmp_path / "out.toml").read_text()
 
 
 def test_status_of_the_command_is_the_answer(

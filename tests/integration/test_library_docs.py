@@ -78,6 +78,7 @@ def _check_board(running: Running) -> None:
         (array,) = board.arrays()
         assert b"words" in array["name"]
         assert not array.flags.writeable
+        assert set(board.resources()) <= {"words"}  # sampled, where ten seconds have passed
         before = board.changes()
         asyncio.run(asyncio.wait_for(_count(running.url, running.token), 60))
         assert board.changes() > before

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from remote_rig import ENVELOPE, LEGACY, MODERN, Request, legacy, scripted, worker
 
 from vsm.protocol.frames import BROKEN, NOT_REACHED
 from vsm.protocol.jsonrpc import UNAVAILABLE
+from vsm.remote.tokens import Tokens
 
 CREDENTIALS = 78
 
@@ -142,6 +144,35 @@ def test_refused_credentials_of_one_call_fail_that_call() -> None:
     with scripted(play) as server, worker(server) as far:
         far.handshake()
         assert error_of(far.call())[0] == UNAVAILABLE
+        assert far.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("challenge", "remedy"),
+    [
+        (
+            'Bearer error="insufficient_scope", scope="files:read files:write", realm="x"',
+            "Run `vsm login far --scope 'files:read files:write'`.",
+        ),
+        ('Bearer scope="files:read"', "Run `vsm login far`."),
+        ('Bearer error="insufficient_scope", scope="a\'; reboot; \'"', "Run `vsm login far`."),
+        ('Bearer error="insufficient_scope", scope="$(reboot)"', "Run `vsm login far`."),
+        (f'Bearer error="insufficient_scope", scope="{"a" * 129}"', "Run `vsm login far`."),
+    ],
+)
+def test_call_that_its_login_does_not_allow_says_what_to_log_in_for(
+    tmp_path: Path, challenge: str, remedy: str
+) -> None:
+    def play(request: Request) -> None:
+        if not legacy(request):
+            request.reply(403, WWW_Authenticate=challenge)
+
+    tokens = Tokens(access_token="t", token_endpoint="https://x.example/", client_id="me")
+    (tmp_path / "oauth.json").write_bytes(msgspec.json.encode(tokens))
+    own = {"tokens": str(tmp_path / "oauth.json")}
+    with scripted(play) as server, worker(server, own=own) as far:
+        far.handshake()
+        assert error_of(far.call())[1].endswith(remedy)
         assert far.end() == 0
 
 

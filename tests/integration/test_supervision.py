@@ -65,6 +65,17 @@ def test_systems_answer_for_themselves_and_their_layers(vsm: Running) -> None:
         assert "CapEff:\t0000000000000000" in seccomp
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's systems have the user's uid")
+def test_systems_of_two_vsm_of_roots_have_uids_of_their_own(vsm: Running) -> None:
+    def uids_of(one: Running) -> set[int]:
+        return {os.stat(f"/proc/{rows(one)[name]['pid']}").st_uid for name in SYSTEMS}
+
+    with running(None) as other:
+        wait_until(other, all_ready)
+        assert len(uids_of(vsm) | uids_of(other)) == 2 * len(SYSTEMS)
+        assert other.stop() == 0
+
+
 def sockets_of(pid: int) -> set[str]:
     folder = Path(f"/proc/{pid}/fd")
     return {
@@ -72,6 +83,7 @@ def sockets_of(pid: int) -> set[str]:
     }
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what a system holds")
 def test_intelligence_holds_no_socket_that_operations_holds(vsm: Running) -> None:
     seen = rows(vsm)
     held = {name: sockets_of(seen[name]["pid"]) for name in SYSTEMS}

@@ -28,8 +28,8 @@ from vsm.processes.launch import LauncherLink
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
 SPINNING = """
 import sys
-from vsm.systems import entry
-entry.ENTRY = "spinning_systems:enter"
+from vsm.systems import preload
+preload.ENTRY = "spinning_systems:enter"
 from vsm.cli import main
 sys.exit(main())
 """

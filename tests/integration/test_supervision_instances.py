@@ -368,12 +368,12 @@ def test_commands_act_on_all_instances(vsm: Running) -> None:
         clients = [await it.open() for _ in range(2)]
         for client in clients:
             await it.note(client, "own", "x")
-        before = set(it.instances("own"))
+        await it.wait_spare("own")
+        before = {one["name"] for one in it.catalogue("own") if one["state"] == "spare"}
         await asyncio.to_thread(ask, it.vsm, "restart", name="own")
-        assert not before & set(it.instances("own"))  # no number is used again
-        for client in clients:
-            assert "its state with it" in (await it.call(client, "own__note"))["error"]["message"]
-            await it.note(client, "own", "x")
+        await it.wait(lambda: not before & set(it.instances("own")))
+        for client in clients:  # what is a session's own stays
+            assert (await it.note(client, "own", "y"))["notes"] == ["x", "y"]
         await asyncio.to_thread(ask, it.vsm, "stop", name="own")
         assert it.instances("own") == {}
         error = (await it.call(clients[0], "own__note"))["error"]
@@ -390,22 +390,51 @@ def test_reload_changes_whose_servers_there_are(vsm: Running, folder: Path) -> N
     async def scenario(it: Sessions) -> None:
         client = await it.open()
         assert (await it.note(client, "plain", "x"))["notes"] == ["x"]
-        more = KINDS["own"].replace("spares = 1", "spares = 2")
-        for terms, count in ((KINDS["own"], 1), (more, 1), (KINDS["pool"], 1), ("", 0)):
+        for terms, count in ((KINDS["own"], 1), (KINDS["pool"], 1), ("", 0)):
             before = {row["pid"] for row in rows(it.vsm).values()}
             slow = asyncio.create_task(it.call(client, "plain__slow", text="y", seconds=0.3))
             await it.wait(lambda: bool(in_flight(it.vsm, "plain")))
             write_config(folder, plain=terms)
             await asyncio.to_thread(ask, it.vsm, "reload", wait=True)
             assert "result" in await slow
-            if terms is more:
-                told = await it.call(client, "plain__note")
-                assert "its state with it" in told["error"]["message"]
             assert (await it.note(client, "plain", "x"))["notes"] == ["x"]
             assert len(it.instances("plain")) >= count
             row = rows(it.vsm)["plain"]
             assert (row["pid"] is None) is bool(count)
             now = {row["pid"] for row in it.instances("plain").values()} | {row["pid"]}
             assert not now & before - {None}
+
+    play(vsm, scenario)
+
+
+def test_reload_changes_how_many_there_may_be_and_ends_none_that_is_used(
+    vsm: Running, folder: Path
+) -> None:
+    async def scenario(it: Sessions) -> None:
+        one, other = await it.open(), await it.open()
+        await it.note(one, "few", "one")
+        await it.note(other, "few", "other")
+        refused = await it.call(await it.open(), "few__note", text="third")
+        assert "all 2 instances belong to other sessions" in refused["error"]["message"]
+        pool = {row["pid"] for row in it.instances("pool").values()}
+        slow = asyncio.create_task(it.call(one, "few__slow", text="y", seconds=0.3))
+        await it.wait(lambda: bool(in_flight(it.vsm, "few")))
+        write_config(
+            folder,
+            few=KINDS["few"].replace("2", "4\nspares = 1"),
+            pool='instances = "pool"\npool_min = 2\npool_max = 5',
+        )
+        changes = (await asyncio.to_thread(ask, it.vsm, "reload", wait=True))["changes"]
+        assert {c["name"]: c["outcome"] for c in changes} == {"few": "changed", "pool": "changed"}
+        assert "result" in await slow
+        assert (await it.note(one, "few", "on"))["notes"] == ["one", "y", "on"]
+        assert (await it.note(other, "few", "on"))["notes"] == ["other", "on"]
+        assert (await it.note(await it.open(), "few", "third"))["notes"] == ["third"]
+        await it.wait(lambda: len(it.instances("few")) == 4)
+        await it.wait(lambda: len(it.instances("pool")) >= 2)
+        assert pool <= {row["pid"] for row in it.instances("pool").values()}
+        write_config(folder)
+        await asyncio.to_thread(ask, it.vsm, "reload", wait=True)
+        assert (await it.note(one, "few", "still"))["notes"][-1] == "still"
 
     play(vsm, scenario)

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from supervised import (
     BOUND_S,
     NOBODY,
@@ -29,6 +30,15 @@ def echoed(one: Started, integration: str, text: str) -> str:
     return printed.decode()
 
 
+def assert_counted_whole(one: Started, name: str) -> None:
+    """The server's use counts, not its mini-init's alone."""
+    server = psutil.Process(rows(one)[name]["pid"]).children()[0]
+    used, times = server.memory_full_info(), server.cpu_times()
+    row = rows(one)[name]
+    assert row["memory_bytes"] > used.uss / 2
+    assert row["cpu_s"] >= times.user + times.system
+
+
 def test_vsm_serves_an_ordinary_user(
     scratch: Path, require: Callable[[str, bool, str], None]
 ) -> None:
@@ -46,6 +56,7 @@ def test_vsm_serves_an_ordinary_user(
             for layer in ("root_filesystem", "namespaces", "network", "seccomp"):
                 assert layers[layer] == "in force"
             assert "hello" in echoed(one, name, "hello")
+            assert_counted_whole(one, name)
         kill(before["system1"]["pid"])
         wait_until(
             one,

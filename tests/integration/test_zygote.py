@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,19 @@ import pytest
 from gateway_harness import Raw
 from running import DEMO, Running, running
 from sessions import Sessions, play
-from supervised import descendants, left_of, pause, rows, wait_until
+from supervised import (
+    NOBODY,
+    Started,
+    Vsm,
+    descendants,
+    folder_of,
+    left_of,
+    ordinary_user,
+    pause,
+    rows,
+    wait_until,
+    without_namespaces,
+)
 
 SERVER = Path(__file__).resolve().parents[1] / "servers/forked_sessions.py"
 FIT = ("plain", "loop")
@@ -50,7 +62,7 @@ async def told(it: Sessions, client: Raw, name: str, tool: str = "note", **more:
     return json.loads(answer["result"]["content"][0]["text"])
 
 
-def below(vsm: Running, name: str) -> set[int]:
+def below(vsm: Vsm, name: str) -> set[int]:
     """Every process of an integration."""
     pid = rows(vsm)[name]["pid"]
     return descendants(pid) if pid else set()
@@ -151,6 +163,62 @@ def test_stop_and_start_leave_nothing(vsm: Running) -> None:
     assert not any(os.path.exists(f"/proc/{pid}") for pid in before)
     assert vsm.vsm("start", "loop").returncode == 0
     wait_until(vsm, lambda seen: seen["loop"]["state"] == "ready")
+
+
+@pytest.mark.parametrize("tier", ["namespaced", "landlocked"])
+def test_an_ordinary_user_has_zygotes_in_either_tier(
+    scratch: Path, tier: str, require: Callable[[str, bool, str], None]
+) -> None:
+    uid = NOBODY if os.geteuid() == 0 else os.geteuid()
+
+    async def scenario(it: Sessions) -> None:
+        keeper, client = await it.open(), await it.open()
+        for name in FIT:
+            kept = await told(it, keeper, name, text="kept")
+            seen = await told(it, client, name, "child")
+            assert kept["served"] == seen["served"], "they were one process before"
+            assert kept["pid"] != seen["pid"]
+            assert kept["random"] != seen["random"]
+        forks = {row["pid"] for name in FIT for row in it.instances(name).values()}
+        owners = {os.stat(f"/proc/{pid}").st_uid for pid in forks}
+        assert owners == {uid}
+        left = {pid for name in FIT for pid in below(it.vsm, name)}
+        await client.close()
+        await it.wait(lambda: sum(os.path.exists(f"/proc/{pid}") for pid in left) <= len(left) - 4)
+        for name in FIT:
+            assert (await told(it, keeper, name, text="on"))["notes"] == ["kept", "on"]
+
+    with folder_of(uid, scratch) as folder:
+        who = ordinary_user(folder, require)
+        if tier == "landlocked":
+            who = without_namespaces(who)
+        server = shutil.copy(SERVER, folder)
+        config = folder / "vsm.toml"
+        config.write_text(
+            "\n".join(
+                f"[integrations.{mode}]\n"
+                f"command = {json.dumps(['/usr/bin/python3', str(server), mode])}\n{TERMS}\n"
+                for mode in (*FIT, "thread")
+            ),
+            encoding="utf-8",
+        )
+        one = Started(folder, config, who=who)
+        one.wait_log("vsm: ready")
+        seen = wait_until(one, lambda rows: all(rows[mode]["state"] == "ready" for mode in FIT))
+        require("the namespaced tier", seen["plain"]["tier"] == tier, "this user has the other")
+        play(one, scenario)
+        seen = wait_until(one, lambda found: found["thread"]["state"] == "quarantined")
+        assert UNFIT["thread"] in seen["thread"]["detail"]
+        zygote = rows(one)["plain"]["pid"]
+        before = below(one, "plain")
+        os.kill(zygote, signal.SIGKILL)
+        wait_until(
+            one,
+            lambda found: found["plain"]["state"] == "ready" and found["plain"]["pid"] != zygote,
+        )
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in before)
+        assert one.end() == 0, one.log()
+        assert left_of(one) == []
 
 
 SDK_SERVERS = {

@@ -91,7 +91,7 @@ def _system(spec: dict[str, Any], out: int, _err: int) -> dict[str, Any]:
     from vsm.confinement.probe import HostFacts
 
     host = msgspec.convert(spec["facts"], HostFacts)
-    uid = uids.system_uid(spec["system"]) if host.root else None
+    uid = uids.system_uids()[spec["system"]] if host.root else None
     request = WorkerRequest(name=spec["system"], argv=(), uid=uid)
     plan = compile_plan(load_profile(spec["system"]), request, host)
     world, names = json.loads(spec["argv"][5]), spec["argv"][6:]

@@ -14,6 +14,14 @@ import pytest
 from vsm.attempts import ATTEMPTS
 
 pytestmark = pytest.mark.isolation
+# What succeeds where Landlock stands alone and is older than this ABI, and the profile may lack it.
+SINCE_ABI = {
+    "truncate_a_file_outside": 3,
+    "signal_a_process_outside": 6,
+    "signal_the_process_that_started_us": 6,
+    "signal_a_process_outside_by_a_descriptor": 6,
+    "queue_a_signal_for_a_process_outside": 6,
+}
 KERNEL_FILES = {"open_sysrq_for_writing"}
 TIERS = ("namespaced", "landlocked")
 GROUPS = {
@@ -61,6 +69,9 @@ def _why_possible(arena: Any, tier: str, name: str, layers: dict[str, str]) -> s
     weaker = attempt.weaker.get(tier) or attempt.weaker.get(f"{tier}/{arena.user}")
     if weaker:
         return str(weaker)
+    since = SINCE_ABI.get(name, 0)
+    if layers["landlock"] == "absent" and arena.host["landlock_abi"] < since:
+        return f"Landlock has it since ABI {since}"
     counted = {"memory", "processes", "cpu"} & set(attempt.guards)
     if any(layers[layer] == "absent" for layer in counted):
         return f"{attempt.guards[0]} is reported as absent"

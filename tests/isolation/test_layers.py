@@ -76,6 +76,16 @@ def test_landlocked_tier_without_landlock_is_refused_whatever_the_profile_says(a
     assert answer.get("layer") == "landlock", answer
 
 
+@pytest.mark.parametrize("abi", [2, 5])
+def test_landlock_that_is_too_old_to_stand_alone_is_refused(arena: Any, abi: int) -> None:
+    abi = min(abi, arena.host["landlock_abi"])
+    host = {"landlock_abi": abi}
+    needs = 3 if arena.user == "root" else 6
+    answer = arena.run(TRUE, tier="landlocked", host=host)
+    assert answer.get("layer") == ("landlock" if abi < needs else None), answer
+    assert arena.run(TRUE, tier="namespaced", host=host).get("exit") == 0
+
+
 def test_landlocked_tier_without_seccomp_has_no_network_layer(arena: Any) -> None:
     profile = arena.profile('may_lack = ["seccomp"]\n', "lacks-seccomp-only")
     answer = arena.run(TRUE, profile=profile, tier="landlocked", host={"seccomp": False})

@@ -70,6 +70,38 @@ def test_environment_has_what_was_given_and_nothing_else() -> None:
     assert not any(line.startswith(("SECRET=", "PYTEST")) for line in lines)
 
 
+@pytest.mark.parametrize("by", ["its #! line", "its pyvenv.cfg"])
+def test_a_program_gets_no_file_of_the_host_by_naming_it_in_its_own_files(
+    tmp_path: Path, by: str
+) -> None:
+    local = tmp_path / "local"  # as ~/.local is: packages of pip's, and everything else
+    key = local / "share" / "key"
+    (local / "lib" / "python3.11").mkdir(parents=True)
+    (local / "bin").mkdir()
+    key.parent.mkdir()
+    key.write_text("a private key")
+    key.chmod(0o600)
+    steal = f"print(open({str(key)!r}).read())\n"
+    if by == "its #! line":
+        server = tmp_path / "package" / "server"
+        server.parent.mkdir()
+        # The kernel makes one argument of it, a value of -W, which Python ignores.
+        server.write_text(f"#!/usr/bin/python3 -Wi {key}\n{steal}")
+        server.chmod(0o755)
+        argv = [str(server)]
+    else:
+        python = tmp_path / "env" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.symlink_to("/usr/bin/python3")
+        (tmp_path / "env" / "pyvenv.cfg").write_text(f"home = {local}/bin\n")
+        argv = [str(python), "-ISc", steal]
+    unconfined = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert unconfined.stdout == "a private key\n"
+    done = run("--tier", "namespaced", "--", *argv)
+    assert "FileNotFoundError" in done.stderr, done
+    assert done.stdout == ""
+
+
 def test_read_paths_are_readable_and_write_paths_keep_what_is_written(tmp_path: Path) -> None:
     folder = tmp_path
     (folder / "out").mkdir()

@@ -218,7 +218,28 @@ def test_uids_of_workers_are_known_and_people_are_not_among_them() -> None:
         assert uids.may_be_workers(os.geteuid())
         return
     assert uids.may_be_workers(uids.integration_uids(["echo"])["echo"])
-    assert not any(uids.may_be_workers(uid) for uid in (0, 1000, NOBODY, 0x7FFF_FFFF))
+    assert not any(uids.may_be_workers(uid) for uid in (0, 1000, NOBODY, 0x8000_0000))
+
+
+def test_two_vsm_share_no_uid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of one uid count against one RLIMIT_NPROC, and ownership keeps none apart."""
+    command = ("/bin/true",)
+    config = Config(
+        integrations={name: Integration(name=name, command=command) for name in ("x", "y")}
+    )
+    found = []
+    for place in ("one", "two"):
+        monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / place))
+        found.append(provision.integration_uids(config))
+        found.append(provision.system_uids(found[-1]))
+    every = [uid for numbers in found for uid in numbers.values()]
+    assert len(set(every)) == len(every) == 2 * (2 + 6)
+    if not IS_ROOT:
+        return
+    own = tmp_path / "two" / "integrations" / "x"  # it has files of an earlier uid
+    own.mkdir(parents=True)
+    os.chown(own, found[0]["x"], found[0]["x"])
+    assert provision.integration_uids(config) == {"x": found[0]["x"], "y": found[2]["y"]}
 
 
 # -- grants that somebody else decides -------------------------------------------------------------

@@ -14,13 +14,17 @@ from typing import Any
 NAME = sys.argv[1] if len(sys.argv) > 1 else "echo"
 MODE = sys.argv[2] if len(sys.argv) > 2 else ""
 TOOLS = ["echo", "slow", "progress", "ask", "log", "die", "change", "big", "touch"]
-TOOLS += ["late", "deaf", "same_id", "novel", "busy"]
+TOOLS += ["late", "deaf", "same_id", "novel", "busy", "unlist", "claim"]
+TOOLS += ["afterwards", "said"]
 TOOLS += ["bad_utf8", "garbage", "endless", "deep", "unknown_id", "duplicate", "silence", "flood"]
 lock = threading.Lock()
 answers: dict[str, Any] = {}
 answered = threading.Condition()
 cancelled: set[Any] = set()
 extra: list[str] = []
+claimed = ["mem://shared"]
+said: list[Any] = []  # to what was asked outside calls
+spoilt: list[str] = []  # how the next lists of tools are answered
 deaf = False
 
 
@@ -80,9 +84,28 @@ def misbehave(tool: str, request_id: Any) -> bool:  # noqa: C901 - one branch pe
     return True
 
 
+def outside(tool: str, request_id: Any, arguments: dict[str, Any]) -> bool:
+    """Ask when the call is answered, and write down what was said to that; or tell it."""
+    if tool == "afterwards":
+        send(id=request_id, result=text("soon"))
+        answer = ask(arguments["method"], arguments.get("params", {}))
+        whole = arguments["file"] + ".part"
+        with open(whole, "w", encoding="utf-8") as file:
+            json.dump(answer, file)
+        os.replace(whole, arguments["file"])
+    elif tool == "said":
+        deadline = time.monotonic() + 60
+        while len(said) < arguments["least"] and time.monotonic() < deadline:
+            time.sleep(0.005)
+        send(id=request_id, result=text(json.dumps(said)))
+    return tool in ("afterwards", "said")
+
+
 def call(request_id: Any, params: dict[str, Any]) -> None:  # noqa: C901, PLR0912 - one branch per tool
     tool, arguments = params["name"], params.get("arguments") or {}
     token = (params.get("_meta") or {}).get("progressToken")
+    if outside(tool, request_id, arguments):
+        return
     result = text(json.dumps({"server": NAME, "arguments": arguments, "pid": os.getpid()}))
     if tool == "slow":
         deadline = time.monotonic() + arguments.get("seconds", 0.2)
@@ -102,9 +125,13 @@ def call(request_id: Any, params: dict[str, Any]) -> None:  # noqa: C901, PLR091
         send(method="notifications/message", params={"level": "error", "data": "logged"})
     elif tool == "die":
         os._exit(1)
-    elif tool == "change":
+    elif tool in ("change", "unlist"):
         extra.append(f"extra{len(extra)}")
+        spoilt.extend(arguments.get("how", ()))
         send(method="notifications/tools/list_changed")
+    elif tool == "claim":
+        claimed[:] = arguments["uris"]
+        send(method="notifications/resources/list_changed")
     elif tool == "big":
         result = text("x" * arguments["bytes"])
     elif tool == "late":
@@ -130,6 +157,17 @@ def call(request_id: Any, params: dict[str, Any]) -> None:  # noqa: C901, PLR091
     elif not misbehave(tool, request_id):
         return
     send(id=request_id, result=result)
+
+
+def spoil(how: str, request_id: Any) -> None:
+    """Answer a list as it must not be; `none` says that there is no such list."""
+    if how == "exit":
+        os._exit(1)
+    if how == "no list":
+        send(id=request_id, result={"tools": "all of them"})
+    else:
+        code = -32601 if how == "none" else -32000
+        send(id=request_id, error={"code": code, "message": "the database is away"})
 
 
 def tools(cursor: str | None) -> dict[str, Any]:
@@ -165,10 +203,10 @@ def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:  # noqa: C901,
         return tools(params.get("cursor"))
     if method == "resources/list":
         resources = [{"uri": f"mem://{NAME}/one", "name": "one"}]
-        return {"resources": [*resources, {"uri": "mem://shared", "name": "shared"}]}
+        return {"resources": [*resources, *({"uri": u, "name": "shared"} for u in claimed)]}
     if method == "resources/templates/list":
-        template = {"uriTemplate": f"mem://{NAME}/{{path}}", "name": "any"}
-        return {"resourceTemplates": [template]}
+        patterns = [f"mem://{NAME}/{{path}}", *(["any://{path}"] if MODE == "twin" else [])]
+        return {"resourceTemplates": [{"uriTemplate": p, "name": "any"} for p in patterns]}
     if method == "resources/read":
         return {"contents": [{"uri": params["uri"], "text": f"{NAME}: {params['uri']}"}]}
     if method == "prompts/list":
@@ -189,6 +227,8 @@ def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:  # noqa: C901,
 def main() -> None:  # noqa: C901, PLR0912 - the whole loop in one place
     if MODE == "exit":
         sys.exit(3)
+    if MODE == "unlisted":
+        spoilt.extend(["error"] * 9)
     for line in sys.stdin.buffer:
         while deaf:
             time.sleep(3600)
@@ -205,6 +245,8 @@ def main() -> None:  # noqa: C901, PLR0912 - the whole loop in one place
         elif "id" not in message:
             if message["method"] == "notifications/cancelled":
                 cancelled.add(message["params"]["requestId"])
+            elif message["method"] == "notifications/roots/list_changed" and MODE == "roots":
+                threading.Thread(target=lambda: said.append(ask("roots/list", {}))).start()
         elif message["method"] == "tools/call":
             tool = message["params"]["name"]
             if tool == "echo":
@@ -212,6 +254,8 @@ def main() -> None:  # noqa: C901, PLR0912 - the whole loop in one place
             else:
                 args = (message["id"], message["params"])
                 threading.Thread(target=call, args=args, daemon=True).start()
+        elif message["method"] == "tools/list" and spoilt:
+            spoil(spoilt.pop(0), message["id"])
         else:
             try:
                 send(id=message["id"], result=serve(message["method"], message.get("params") or {}))

@@ -1,7 +1,8 @@
-"""A real remote server, the SDK's: `remote_sdk.py PORT [oauth] [cert FILE KEY]`.
+"""A real remote server, the SDK's: `remote_sdk.py PORT [oauth [broken]] [cert FILE KEY]`.
 
 With `oauth` it is its own authorisation server, which lets everybody in who registered; access
-tokens live for two seconds. What it hears of requests goes to stdout, one JSON object a line.
+tokens live for two seconds. With `broken`, who has one is answered HTTP 500. What it hears of
+requests goes to stdout, one JSON object a line.
 """
 
 import asyncio
@@ -89,7 +90,7 @@ class Everybody(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken
             token=access, client_id=name, scopes=scopes, expires_at=expires
         )
         self.refresh[refresh] = RefreshToken(token=refresh, client_id=name, scopes=scopes)
-        tell(issued=access, refresh=refresh)
+        tell(issued=access, to=name)
         return OAuthToken(
             access_token=access, refresh_token=refresh, expires_in=LIFE_S, scope=" ".join(scopes)
         )
@@ -193,5 +194,16 @@ if "cert" in sys.argv:
     at = sys.argv.index("cert")
     options = {"ssl_certfile": sys.argv[at + 1], "ssl_keyfile": sys.argv[at + 2]}
 app = server.streamable_http_app()
-config = uvicorn.Config(app, port=PORT, log_level="error", timeout_graceful_shutdown=1, **options)
+
+
+async def broken(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http" or b"authorization" not in dict(scope["headers"]):
+        await app(scope, receive, send)
+        return
+    await send({"type": "http.response.start", "status": 500, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+asked = broken if "broken" in sys.argv else app
+config = uvicorn.Config(asked, port=PORT, log_level="error", timeout_graceful_shutdown=1, **options)
 Announcing(config).run()

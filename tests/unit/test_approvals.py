@@ -88,3 +88,14 @@ def test_what_a_person_denies_is_not_granted() -> None:
     assert (done.verdict, state.grants) == ("denied", {})
     with pytest.raises(UnknownError):
         step(state, approvals.Decided("a", True, "by root"), 2.0)
+
+
+def test_no_more_than_so_many_are_granted_beforehand_the_call_itself_passes() -> None:
+    state = State()
+    for number in range(approvals.MOST_GRANTS + 5):
+        key = KEY._replace(name=f"x{number}")
+        state, _ = step(state, approvals.Asked(Pending("a", 1, number, key, 60.0)), 0.0)
+        state, (done,) = step(state, approvals.Decided("a", True, "by root", 3600.0), 1.0)
+        assert done.verdict == "approved"
+        assert (done.grant_until_s is not None) == (number < approvals.MOST_GRANTS)
+    assert len(state.grants) == approvals.MOST_GRANTS

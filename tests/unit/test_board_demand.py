@@ -4,23 +4,29 @@ import itertools
 import mmap
 import os
 import signal
+import struct
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+from operations import lines_run
 
 from vsm.board.demand import (
     HEADER_BYTES,
     LABELS_BYTES,
     MASK,
+    MAX_ROWS,
     MAX_SEGMENTS,
     ROW_BYTES,
+    USED,
     DemandBoard,
+    Segment,
     row_dtype,
 )
 from vsm.board.memory import BoardError
-from vsm.board.reader import Demand, DemandReader, Row, as_array
+from vsm.board.reader import Demand, DemandReader, Row, SegmentReader, as_array
 from vsm.core.demand import (
     CLASSES,
     LATENCY_BUCKETS,
@@ -324,9 +330,121 @@ def test_without_the_protocol_rows_would_be_torn() -> None:
     board.close()
 
 
+def test_reader_that_was_overtaken_while_it_copied_reads_again(
+    board: DemandBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer is in the middle of the slot that the reader took: its first word is still old."""
+    count(board, "git", "log")
+    place = board.rows["git"].place
+    taken = place.heads[1]
+    count(board, "git", "log")
+    half = len(place.slots[0]) // 2
+    reader = SegmentReader(board.filenos()[0])
+    truth = SegmentReader._heads
+    looks = itertools.count()
+
+    def heads(self: SegmentReader, start: int) -> tuple[int, int]:
+        if next(looks):
+            return truth(self, start)
+        place.heads[0] = taken + 2  # between this look and the next
+        place.slots[taken & 1][half:] = b"\xff" * (len(place.slots[0]) - half)
+        return taken, taken
+
+    monkeypatch.setattr(SegmentReader, "_heads", heads)
+    index = next(i for i in range(reader.rows) if reader._name(_start(i)) == "git")
+    looks = itertools.count()
+    row = reader.read_row(index)
+    assert row is not None
+    assert (row.seq, row.events, sum(row.counts)) == (taken + 1, 2, 2)
+    reader.close()
+
+
+def _start(index: int) -> int:
+    return HEADER_BYTES + index * ROW_BYTES
+
+
+class Recorded:
+    """Memory that remembers in which order its parts were written."""
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        self._name, self._order = name, order
+
+    def __setitem__(self, key: object, value: object) -> None:
+        del value
+        self._order.append(f"{self._name}[{key}]" if isinstance(key, int) else self._name)
+
+
+def test_row_is_claimed_then_copied_then_shown() -> None:
+    board = DemandBoard(7, ["git"])
+    place: Any = board.rows["git"].place
+    heads, slots = place.heads, place.slots
+    order: list[str] = []
+    place.heads = Recorded("heads", order)
+    place.slots = (Recorded("slot", order), Recorded("slot", order))
+    count(board, "git", "log")
+    assert order == ["heads[0]", "slot", "heads[1]"]
+    place.heads, place.slots = heads, slots
+    board.close()
+
+
 def test_counting_after_the_end_disturbs_nobody() -> None:
     board = DemandBoard(7, ["git"])
     board.close()
     count(board, "git", "log")
     board.nobody.count("x", UNSERVED, time.perf_counter_ns())
     assert board.filenos() == []
+
+
+def test_rows_that_are_torn_on_purpose_hold_no_reader_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its readers are the supervisor and S4, which have to beat: looks are few whatever it does."""
+    board = DemandBoard(7, [f"i{number}" for number in range(400)])
+    count(board, "i399", "log")
+    for name, row in board.rows.items():
+        if name != "i399":
+            row.place.heads[0] = row.place.heads[1] + 9  # for ever in the middle of the slot
+    looks, truth = itertools.count(1), SegmentReader._attempt
+
+    def counted(self: SegmentReader, start: int, name: str) -> Row | None:
+        next(looks)
+        return truth(self, start, name)
+
+    monkeypatch.setattr(SegmentReader, "_attempt", counted)
+    assert [row.name for row in SegmentReader(board.filenos()[0]).read()] == ["i399"]
+    assert next(looks) < 1000
+    board.close()
+
+
+@pytest.mark.parametrize("sizes", [[MAX_ROWS + 1], [MAX_ROWS, 1], [1] * (MAX_SEGMENTS + 1)])
+def test_board_that_is_larger_than_any_real_one_is_refused(sizes: list[int]) -> None:
+    segments = [Segment(7, rows) for rows in sizes]
+    try:
+        fds = [os.dup(segment.fd) for segment in segments]
+        with pytest.raises(BoardError):
+            DemandReader(fds, epoch=7, pid=os.getpid())
+        for fd in fds:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+    finally:
+        for segment in segments:
+            segment.close()
+
+
+def test_row_that_says_it_has_more_classes_than_fit_costs_no_more(board: DemandBoard) -> None:
+    count(board, "git", "log")
+    place = board.rows["git"].place
+    slot = place.slots[place.heads[1] & 1].cast("I")
+    slot[USED] = MASK
+    reader = SegmentReader(board.filenos()[0])
+    rows: list[Row] = []
+    assert lines_run(lambda: rows.extend(reader.read())) < 5000
+    row = next(row for row in rows if row.name == "git")
+    assert len(row.labels) == CLASSES
+    assert row.counts[len(OUTCOMES)] == 1
+
+
+def test_board_whose_header_speaks_of_other_rows_than_there_are_is_refused() -> None:
+    segment = Segment(7, 2)
+    struct.pack_into("<I", segment._map, 24, 5)
+    with pytest.raises(BoardError, match="5 rows"):
+        SegmentReader(segment.fd)
+    segment.close()

@@ -129,3 +129,11 @@ def test_limits_above_the_budget_come_down_although_nobody_is_short() -> None:
     found = plan(300, [Claim("a", 10, 500, 400, 20), Claim("b", 10, 500, 400, 20)])
     assert sum(change.after for change in found.changes) <= 300
     assert {change.rule for change in found.changes} == {"lower.budget"}
+
+
+def test_raise_that_others_make_too_little_room_for_does_not_come() -> None:
+    """Three of a hundred are not worth a move, so they are not there to be given."""
+    a, b = Claim("a", 1, 500, 100, 97), Claim("b", 1, 500, 60, 150)
+    found = plan(200, [a, b])
+    assert found.changes == ()
+    assert set(found.short) == {"b"}

@@ -10,6 +10,7 @@ from vsm.core.demand import UNSERVED
 from vsm.gateway import call_log
 from vsm.gateway.call_log import CAPACITY_RECORDS, CallLog
 from vsm.gateway.client import MAX_NAME_CHARS
+from vsm.journal.records import Committed, Ready, answer_message
 
 
 class Asker:
@@ -43,6 +44,40 @@ def test_a_call_waits_before_its_record_would_find_no_room(
                 log._flush()
                 assert written < CAPACITY_RECORDS
             assert log._queue.dropped == 0
+        finally:
+            log.close()
+            theirs.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_record_wakes_nobody_while_no_call_is_on_its_way_to_the_journal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(call_log, "FLUSH_S", 0.001)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setblocking(False)
+        log = CallLog(ours, sender="test", mode="all", rate=1)
+
+        async def heard() -> bytes:
+            return await asyncio.wait_for(loop.sock_recv(theirs, 1 << 20), 30)
+
+        try:
+            hello = await heard()
+            assert log._flusher is None
+            assert log._second is None
+            theirs.send(answer_message(Ready(0, 1)))
+            log.refused(cast("Any", Asker()), "tools/call", "echo", UNSERVED)
+            assert await heard() != hello
+            assert log._flusher is not None  # it may have to be sent again
+            theirs.send(answer_message(Committed(1)))
+            async with asyncio.timeout(30):
+                while log._flusher is not None:  # noqa: ASYNC110 - what ends it tells nobody
+                    await asyncio.sleep(0)
+            assert not len(log._queue)
         finally:
             log.close()
             theirs.close()

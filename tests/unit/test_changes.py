@@ -6,6 +6,7 @@ import pytest
 from vsm.configuration.changes import Change, compare, differing, with_profile
 from vsm.configuration.config import Config, Gateway, Integration, RestartPolicy, Systems
 from vsm.configuration.profile import load_profile
+from vsm.supervision.instance_set import terms_of
 
 
 def integration(name: str = "a", **more: Any) -> Integration:
@@ -28,6 +29,7 @@ def test_nothing_changed_is_no_change() -> None:
         ({"env": {"A": "1"}}, "restart"),
         ({"prefix": "other"}, "restart"),
         ({"concurrency": 2, "call_timeout_s": 5.0}, "restart"),
+        ({"pool_max": 8}, "restart"),  # of no account where one server stays
         ({"enabled": False}, "stop"),
         ({"enabled": False, "env": {"A": "1"}}, "stop"),
     ],
@@ -35,6 +37,31 @@ def test_nothing_changed_is_no_change() -> None:
 def test_each_key_has_its_own_cost(after: dict[str, Any], action: str) -> None:
     (change,) = compare(config(integration()), config(integration(**after)))
     assert (change.action, set(change.keys)) == (action, set(after))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "action"),
+    [
+        ({"instances": "pool"}, {"pool_min": 2, "pool_max": 8}, "update"),
+        ({"instances": "session"}, {"max_instances": 2, "spares": 1}, "update"),
+        ({"instances": "session", "zygote": True}, {"max_instances": 2}, "update"),
+        ({"start": "lazy"}, {"idle_stop_s": 9.0}, "update"),
+        ({"idle_stop_s": 1.0}, {"idle_stop_s": 9.0}, "update"),
+        ({"idle_stop_s": 1.0}, {"idle_stop_s": 0.0}, "restart"),
+        ({}, {"idle_stop_s": 9.0}, "restart"),
+        ({"instances": "pool"}, {"instances": "session"}, "restart"),
+        ({"instances": "pool"}, {"pool_max": 8, "env": {"A": "1"}}, "restart"),
+    ],
+)
+def test_how_many_there_may_be_moves_where_there_are_instances(
+    before: dict[str, Any], after: dict[str, Any], action: str
+) -> None:
+    old, new = integration(**before), integration(**(before | after))
+    (change,) = compare(config(old), config(new))
+    assert (change.action, set(change.keys)) == (action, set(after))
+    if action == "update":
+        kinds = {terms.kind for one in (old, new) if (terms := terms_of(one)) is not None}
+        assert len(kinds) == 1, "both have instances, of one kind"
 
 
 def test_every_key_of_an_integration_is_compared() -> None:

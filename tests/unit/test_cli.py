@@ -1,4 +1,5 @@
 import argparse
+import ast
 import errno
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vsm import __version__, cli
+from vsm.commands import docs
 from vsm.errors import ConfinementError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,11 +49,21 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "vsm: no command 'statsu'. Did you mean `vsm status`?\n"
 
 
-def test_unknown_option_is_a_usage_error(command: types.ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--nothing"], "unrecognized arguments: --nothing"),
+        (["--n", "x"], "argument --n: invalid int value: 'x'"),
+    ],
+)
+def test_wrong_usage_is_an_error_like_any_other(
+    command: types.ModuleType, capsys: pytest.CaptureFixture[str], words: list[str], what: str
+) -> None:
     command.run = lambda _: 0  # type: ignore[attr-defined]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["odd", "--nothing"])
-    assert stopped.value.code == 2
+    assert cli.main(["odd", *words]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"vsm: vsm odd: {what}. `vsm odd --help` says more.\n"
+    assert said.out == ""
 
 
 def test_error_is_one_clean_line_with_its_exit_code(
@@ -128,3 +140,39 @@ def test_documentation_covers_every_command_and_exit_code() -> None:
     assert [name for name in cli.COMMANDS if f"`vsm {name}" not in text] == []
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     assert {0, 1, 2, 3, 4, 5, 130, 141} <= documented
+
+
+def test_pages_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["docs"]) == 0
+    listed = capsys.readouterr().out
+    assert "configuration" in listed
+    assert "decisions/" not in listed
+    assert cli.main(["docs", "docs/profiles.md"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (ROOT / "docs/profiles.md").read_text(encoding="utf-8")
+    assert cli.main(["docs", "decisions"]) == 0
+    assert "decisions/packages" in capsys.readouterr().out
+    assert cli.main(["docs", "profles"]) == 2
+    assert "Did you mean `vsm docs profiles`?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", ["../README", "/etc/hosts", "..", ""])
+def test_a_page_is_no_path(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["docs", page]) == 2
+    assert "no page" in capsys.readouterr().err
+
+
+def test_messages_name_the_command_that_shows_a_page_and_pages_that_exist() -> None:
+    """A wheel has no docs/ beside it."""
+    shown = set()
+    for path in (ROOT / "vsm").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                shown.update(re.findall(r"`vsm docs ([\w/-]+)`", node.value))
+                assert id(node) in bare or not re.search(r"docs/\w", node.value), (
+                    f"{path}: {node.value}"
+                )
+    assert len(shown) > 4
+    assert shown <= docs.pages().keys() | {"decisions"}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsm.configuration import config as configuration
-from vsm.configuration.config import Config, load_config
+from vsm.configuration.config import MOST_INTEGRATIONS, Config, load_config
 from vsm.configuration.secrets import SecretSource, read_secret
 from vsm.errors import ConfigurationError
 
@@ -131,6 +131,14 @@ def test_bare_prefixes_may_repeat(write: Write) -> None:
     assert [item.prefix for item in config.integrations.values()] == ["", ""]
 
 
+def test_more_integrations_than_a_message_tells_of_are_refused(write: Write) -> None:
+    every = [one(name=f"i{number}") for number in range(MOST_INTEGRATIONS + 1)]
+    assert len(load_config(write("".join(every[1:]))).integrations) == MOST_INTEGRATIONS
+    error = refusal(write("".join(every)))
+    assert error.where.endswith("vsm.toml: integrations")
+    assert "201 integrations; one vsm has 200 at most" in error.what
+
+
 def test_a_misspelt_key_is_answered_with_the_nearest(write: Write) -> None:
     assert "'command'" in refusal(write('[integrations.time]\ncomand = ["x"]')).remedy
 
@@ -197,3 +205,12 @@ def test_any_table_is_a_configuration_or_a_configuration_error(table: dict[str, 
         patch.setattr(configuration, "check_trust", lambda _: None)
         with contextlib.suppress(ConfigurationError):
             assert isinstance(load_config(Path(folder) / "vsm.toml"), Config)
+
+
+def test_contents_of_calls_are_recorded_where_calls_are_and_within_a_bound(write: Write) -> None:
+    kept = load_config(write(one('audit_contents = "4K"') + one(name="bare")))
+    bounds = {name: each.audit_contents_bytes for name, each in kept.integrations.items()}
+    assert bounds == {"time": 4096, "bare": 0}
+    off = refusal(write(one('audit_contents = "4K"') + '[gateway]\naudit = "off"\n'))
+    assert "integrations.time.audit_contents" in str(off)
+    assert "at most 8K" in str(refusal(write(one('audit_contents = "9K"'))))

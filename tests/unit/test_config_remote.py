@@ -66,7 +66,9 @@ def test_secrets_stay_sources_and_are_in_no_setting(tmp_path: Path) -> None:
         ('url = "http://10.0.0.5/mcp"\naddresses = ["10.0.0.5"]', "url", "expected https"),
         ('url = "http://127.0.0.1:1/mcp"', "url", "addresses ="),
         ('url = "https://169.254.169.254/"', "url", "metadata"),
-        ('url = "https://localhost/mcp"', "url", "localhost"),
+        ('url = "https://localhost/mcp"', "url", 'write addresses = ["127.0.0.1"]'),
+        ('url = "http://localhost/mcp"\naddresses = ["10.0.0.5"]', "url", "localhost"),
+        ('url = "http://x.localhost/mcp"\naddresses = ["127.0.0.1"]', "url", "localhost"),
         ('url = "https://2130706433/mcp"', "url", "spelling"),
         ('url = "https://me:pw@x.example/"', "url", "name and password"),
         ('url = "https://x.example/a b"', "url", "ASCII"),
@@ -97,6 +99,20 @@ def test_what_is_wrong_is_refused_with_its_key(
         load(tmp_path, text)
     assert key in refused.value.where
     assert what in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_localhost_keeps_its_name_and_leads_to_the_loopback_address_that_is_allowed(
+    tmp_path: Path, address: str
+) -> None:
+    far = load(
+        tmp_path, f'url = "http://localhost:81/mcp"\naddresses = ["{address}"]\noauth = {{}}'
+    )
+    assert settings_of(far)["host"] == "localhost"
+    assert far.remote is not None
+    there = f"[{address}]:81" if ":" in address else f"{address}:81"
+    assert far.remote.hosts == (there,)
+    assert oauth_store.endpoint_host(far, "http://localhost:81/token") == there
 
 
 def test_a_profile_that_lets_it_reach_more_is_refused(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from system_rig import Rig, of
 
 from vsm.core import audit_schedule
 from vsm.messages import (
     Audited,
+    Configure,
     Decided,
+    IntegrationRow,
     Move,
     Moved,
     Outlook,
@@ -21,7 +24,8 @@ from vsm.messages import (
     Settled,
     Start,
 )
-from vsm.systems.control import NO_BUDGET, NO_SAMPLE, Control
+from vsm.systems.control import MOST_MOVES, NO_BUDGET, NO_SAMPLE, Control
+from vsm.systems.verdicts import MOST, STANDING_S
 
 MIB = 2.0**20
 
@@ -87,13 +91,46 @@ def test_limit_that_was_met_is_raised_within_the_ceiling_explained_and_settled()
         sample(control, 3, a=row(120, 140, met=7, ceiling=140))
         (settled,) = of(Settled, rig.said())
         assert settled.key == decided.key
-        assert settled.outcome == {"state": "in force", "pressure_since": 0.0, "relieved": True}
+        assert settled.outcome == {
+            "state": "in force",
+            "pressure_before": 7.0,
+            "pressure_since": 0.0,
+            "relieved": True,
+        }
         sample(control, 4, a=row(139, 140, met=9, ceiling=140))
         assert of(Move, rig.said()) == []
         (proposal,) = rig.said("system3>system5:proposal")
         assert (proposal.subject, proposal.change) == ("a", "memory ceiling")
 
     run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_budget_that_is_used_up_while_somebody_is_short_hurts_until_there_is_enough() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        def felt(at_s: int, used: float, met: float) -> list[tuple[str, str]]:
+            full = {"b": row(97, 100, met=met), "c": row(97, 100, met=met)}
+            sample(control, float(at_s), a=row(used, 100, met=met), **full)
+            assert of(Move, rig.said()) == []
+            heard = rig.said("system3>system5:algedonic")
+            for one in heard:
+                assert (one.subject, one.cause) == ("memory budget", "budget")
+            return [(one.severity, one.detail) for one in heard]
+
+        assert felt(1, 97, 1) == []
+        assert [felt(2, 97, 2), felt(3, 97, 3)] == [[], []], "a peak"
+        assert felt(4, 97, 3) == [], "enough for everybody in between"
+        assert [felt(5, 97, 4), felt(6, 97, 5)] == [[], []]
+        ((severity, detail),) = felt(7, 97, 6)
+        assert severity == "pain"
+        assert "of 300 MiB is used up" in detail
+        assert "a 50 MiB" in detail
+        assert felt(8, 97, 7) == [], "told once"
+        assert [one[0] for one in felt(2000, 97, 8)] == ["pain"], "and again while it lasts"
+        assert [felt(2001 + n, 20, 8) for n in range(2)] == [[], []]
+        assert [one[0] for one in felt(2003, 20, 8)] == ["relief"]
+        assert felt(2004, 20, 8) == []
+
+    run(scenario, budget={"memory": 300 * MIB})
 
 
 def test_out_of_memory_counts_although_the_new_worker_uses_little() -> None:
@@ -299,3 +336,124 @@ def test_what_s5_refused_revoked_or_had_no_room_for_is_not_carried_out() -> None
         assert of(Move, rig.said()) == []
 
     run(scenario, budget={"memory": 200 * MIB})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"variety": 5, "rising": 5},
+        {"variety": {"gap_by_class": 5, "environmental_bits": "much"}, "rising": {"a": 1}},
+        {"variety": {"gap_by_class": ["x", {"integration": "a"}], "environmental_bits": 1.0}},
+        {"variety": {"gap_by_class": [{"integration": "a", "bits": -9}], "environmental_bits": 1}},
+    ],
+)
+def test_outlook_that_makes_no_sense_changes_no_weight_and_stops_nothing(body: Any) -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        control.on_outlook(Outlook(body=body), [])
+        sample(control, 1, a=row(99, 100), b=row(30, 400))
+        assert [claim.weight for claim in control.claims["memory"]] == [1.0, 1.0]
+        assert of(Move, rig.said())
+
+    run(scenario, budget={"memory": 500 * MIB})
+
+
+def test_move_whose_answer_is_lost_is_not_waited_for_for_ever() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        sample(control, 1, a=row(99, 100))
+        (move,) = of(Move, rig.said())
+        sample(control, 2, a=row(99, 100))
+        assert "on its way" in control.claims["memory"][0].fixed
+        sample(control, 1 + STANDING_S, a=row(99, 100))
+        said = rig.said()
+        (settled,) = of(Settled, said)
+        assert settled.outcome == {"state": "not answered"}
+        assert [one.integration for one in of(Move, said)] == ["a"], "it is asked for again"
+        control.on_moved(Moved(id=move.id, state="in force"), [])  # late: of no interest
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_so_many_limits_move_at_once_and_no_more() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        rows = {f"i{number}": row(99, 100) for number in range(3 * MOST_MOVES)}
+        sample(control, 1, **rows)
+        assert len(of(Move, rig.said())) == MOST_MOVES
+
+    run(scenario, budget={"memory": 100_000 * MIB})
+
+
+def test_move_that_could_not_be_sent_is_no_decision_and_is_asked_for_again() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        report, sent = control.context.report, []
+        control.context.report = lambda one: sent.append(one) or False  # type: ignore[method-assign, func-returns-value]
+        sample(control, 1, a=row(99, 100))
+        control.context.report = report  # type: ignore[method-assign]
+        assert of(Decided, sent) == []
+        sample(control, 2, a=row(99, 100))
+        assert [move.integration for move in of(Move, rig.said())] == ["a"]
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_new_system_4_hears_of_the_limits_that_it_cannot_know() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        for at_s in (1, 2):
+            sample(control, at_s, a=row(20, 100))
+        assert len(rig.said("system3>system4:budgets")) == 1
+        control.on_outlook(Outlook(body={}), [])
+        sample(control, 3, a=row(20, 100))
+        (told,) = rig.said("system3>system4:budgets")
+        assert told.body["held"] == {"a": {"memory": 100 * MIB}}
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_verdict_about_an_earlier_wish_takes_no_later_one_back() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        sample(control, 1, a=row(20, 100))
+        foresaw(control, 8, "approved", 180)
+        foresaw(control, 7, "revoked", 180)
+        sample(control, 2, a=row(20, 100))
+        assert [move.limits for move in of(Move, rig.said())] == [{"memory": 180 * MIB}]
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_what_s5_says_without_end_fills_no_memory() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        del rig
+        for number in range(5 * MOST):
+            for sender in ("system3", "system4"):
+                for verdict in ("refused", "approved"):
+                    said = answer(
+                        number, verdict, sender=sender, subject=f"i{number}", to_value=1.0
+                    )
+                    control.on_policy(said, [])
+            control.verdicts.refuse((f"i{number}", "cpu"), "no", number * 1.0)
+            control.verdicts.asked((f"i{number}", "cpu"), number, 1.0)
+            control.verdicts.asked_for_ceiling((f"i{number}", "cpu"), number)
+        tables = [value for value in vars(control.verdicts).values() if hasattr(value, "__len__")]
+        assert max(map(len, tables)) <= MOST
+
+    run(scenario)
+
+
+def test_who_is_no_more_is_forgotten() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        del rig
+        for number in range(50):
+            name = f"i{number}"
+            control.reconfigure(Configure(integrations=(IntegrationRow(name=name),)), [])
+            control.audits.ask()
+            sample(control, number * 1000.0, **{name: row(139, 140, met=9, ceiling=140)})
+        for table in (control._killed, control._proposed, control.audits._last_s, control._used):
+            assert len(table) <= 2
+
+    run(scenario, budget={"memory": 1024 * MIB})
+
+
+def test_audits_come_when_nobody_expects_them_with_the_configured_mean() -> None:
+    pauses = [audit_schedule.pause_s(100.0, (n + 0.5) / 1000) for n in range(1000)]
+    assert 85 < sum(pauses) / 1000 < 115
+    assert sum(pause < 30 for pause in pauses) > 150, "often soon after another"
+    assert sum(pause > 200 for pause in pauses) > 80, "and sometimes not for long"

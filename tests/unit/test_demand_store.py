@@ -249,3 +249,21 @@ def test_without_a_manager_nothing_is_kept(
 
 def test_the_unit_has_room_for_two_boards() -> None:
     assert service.MAX_STORED >= 2 * MAX_SEGMENTS
+
+
+def test_counting_did_not_begin_in_the_future(manager: Manager, board: DemandBoard) -> None:
+    """S4 dates what it finds by it, and an age below nothing is no message."""
+    ahead_ns = time.monotonic_ns() + 10**15
+    assert notify.store(f"demand-{EPOCH}-{ahead_ns}-{time.monotonic_ns()}", board.filenos())
+    after = manager.restart()
+    assert after.age_s >= 0
+    assert after.message()[0].age_s >= 0
+    after.close()
+
+
+def test_board_of_another_process_than_the_s1_that_runs_is_refused(board: DemandBoard) -> None:
+    relay = DemandRelay()
+    fds = [os.dup(fd) for fd in board.filenos()]
+    assert not relay.announced(fds, epoch=EPOCH, pid=os.getpid() + 1)
+    assert (relay.refused, events(relay)) == (1, 0)
+    relay.close()

@@ -194,6 +194,16 @@ def test_connect_is_a_tunnel() -> None:
     assert request.tunnel
 
 
+@pytest.mark.parametrize(
+    "line", ["GET http://user:s3cret@a.example/", "CONNECT user:s3cret@a.example:443"]
+)
+def test_a_password_in_an_address_is_not_said_again(line: str) -> None:
+    """The reason of a refusal goes into status, log and journal."""
+    with pytest.raises(ValueError, match="user or password") as caught:
+        parse_proxy_request(f"{line} HTTP/1.1\r\n\r\n".encode())
+    assert "s3cret" not in str(caught.value)
+
+
 def test_an_absolute_url_becomes_the_origin_servers_request() -> None:
     head = b"GET http://a.example.com/p?q=1#f HTTP/1.1\r\nHost: evil.com\r\nX: y\r\n"
     request = parse_proxy_request(head + b"Proxy-Connection: keep-alive\r\n\r\n")

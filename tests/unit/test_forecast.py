@@ -3,10 +3,13 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from operations import lines_run
 
+from vsm.core.anomaly import RARE
 from vsm.core.demand import OK, OUTCOMES, UNSERVED
 from vsm.core.demand_series import DemandSeries, recorded
 from vsm.core.demand_window import Key
@@ -67,6 +70,27 @@ def test_forecast_stays_within_what_came_and_scores_add_up(counts: list[int], se
     assert twice.forecasts == 2 * series.score.forecasts
 
 
+@given(st.lists(st.integers(0, 6), min_size=20, max_size=80))
+def test_scores_are_what_their_definitions_give(counts: list[int]) -> None:
+    series, told = Series(7), []
+    for index, count in enumerate(counts):
+        if (found := series.forecast()) is not None:
+            told.append((found, count, counts[index - 1]))
+        series.add(count)
+    report = series.score.report()
+    assert report is not None
+    errors = [one.expected - count for one, count, _ in told]
+    naive = sum(abs(count - last) for _, count, last in told)
+    assert report["forecasts"] == len(told)
+    brier = np.mean([(one.probability - (count > 0)) ** 2 for one, count, _ in told])
+    assert report["brier"] == pytest.approx(brier)
+    assert report["coverage"] == np.mean([one.low <= c <= one.high for one, c, _ in told])
+    assert report["bias"] == pytest.approx(np.mean(errors), abs=1e-9)
+    assert report["mean_absolute_error"] == pytest.approx(np.mean(np.abs(errors)))
+    relative = sum(map(abs, errors)) / naive if naive else None
+    assert report["relative_to_naive"] == pytest.approx(relative)
+
+
 def row(ok: int = 0, unserved: int = 0) -> list[int]:
     counts = [0] * len(OUTCOMES)
     counts[OK], counts[UNSERVED] = ok, unserved
@@ -99,6 +123,18 @@ def test_surge_is_warned_of_when_even_the_low_end_is_unusual() -> None:
         series.look({("git", "log"): row(total)}, float(number))
     kinds = [(one.kind, one.key) for one in series.warnings()]
     assert kinds == [("surge", ("git", "log"))]
+
+
+def test_wide_interval_that_only_might_hold_a_surge_warns_nobody() -> None:
+    series, chance = DemandSeries(step_s=1.0, season=100, now_s=0.0), random.Random(4)
+    total = 0
+    for number in range(80):
+        total += chance.choice((0, 5, 30))
+        series.look({("git", "log"): row(total)}, float(number))
+    forecast = series.forecasts()["git", "log"]
+    usual = total / 80
+    assert forecast.high > 2 * usual > forecast.low
+    assert series.warnings() == []
 
 
 def test_class_that_rests_for_a_season_is_forgotten_but_not_its_score() -> None:
@@ -210,3 +246,43 @@ def test_what_was_before_a_long_absence_is_not_learned_from() -> None:
     kept = recorded([{"ago_s": 1.0, "step_s": 60.0, "counts": [["git", "log", 3, 1]]}], 60.0)
     assert kept == [(1.0, {("git", "log"): (3, 1)})]
     assert recorded([{"ago_s": 1.0, "step_s": 60.0, "counts": []}], 30.0) == []
+
+
+def surprises(counts: list[int]) -> list[int]:
+    """After which of them."""
+    series, found = Series(60), []
+    for index, count in enumerate(counts):
+        series.add(count)
+        if series.surprise is not None:
+            assert 0 <= series.surprise < 0.001
+            found.append(index)
+    return found
+
+
+def test_sudden_flood_and_sudden_silence_surprise_and_ordinary_bursts_do_not() -> None:
+    chance = random.Random(3)
+    steady = [chance.choice((18, 19, 20, 21, 22)) for _ in range(60)]
+    assert surprises([*steady, 90, *steady[:5]]) == [60]
+    assert surprises([*steady, 0]) == [60]
+    assert surprises([*steady[:20], 90]) == [], "too little is known"
+    bursts = [40 if index % 5 == 0 else chance.choice((0, 1, 2)) for index in range(200)]
+    assert surprises(bursts) == [], "it comes in bursts, and is known to"
+    assert surprises([*[1, 0] * 40, 4]) == [], "so many come by chance"
+
+
+@pytest.mark.parametrize("mean", [0.5, 3.0, 40.0])
+def test_chance_alone_hardly_ever_surprises(mean: float) -> None:
+    counts = np.random.default_rng(1).poisson(mean, (20, 300)).tolist()
+    assert sum(len(surprises(row)) for row in counts) <= 20 * 300 * RARE
+
+
+def test_long_absence_costs_no_more_than_a_few_steps() -> None:
+    """A machine that slept for a year: 500,000 steps in which nothing came."""
+    series = DemandSeries(step_s=60.0, season=60, now_s=0.0)
+    key: Key = ("git", "log")
+    counts = [0] * len(OUTCOMES)
+    for step in range(1, 20):
+        counts = [counts[OK] + 3, *counts[1:]]
+        series.look({key: counts}, step * 60.0)
+    assert lines_run(lambda: series.look({key: counts}, 500_000 * 60.0)) < 20_000
+    assert series.closed == 500_000

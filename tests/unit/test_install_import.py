@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsm.cli import main
 from vsm.configuration.config import load_config
 from vsm.core.client_entries import Entry, Wanted, is_secret, parse_entries
-from vsm.errors import ConfigurationError
+from vsm.errors import ConfigurationError, VsmError
+from vsm.install import import_clients
 from vsm.install.import_clients import apply, describe, read_client_file
 
 
@@ -56,9 +58,19 @@ def test_other_programs_stay_as_they_are() -> None:
     entry = one(command="/opt/x/bin/python", args=["-m", "x"], disabled=True, autoApprove=["y"])
     assert (entry.package, entry.argv) == (None, ("/opt/x/bin/python", "-m", "x"))
     assert not entry.enabled
-    assert list(describe(entry)) == ["autoApprove is not taken over"]
-    keyed = one(command="/bin/x", args=["--api-key", "s3cret", "--verbose"])
-    assert [line.partition(" ")[0] for line in describe(keyed)] == ["--api-key"]
+    assert list(describe(entry)) == [
+        "autoApprove is not taken over",
+        "goes into vsm.toml:",
+        "  [integrations.my-server]",
+        '  command = ["/opt/x/bin/python", "-m", "x"]',
+        '  profile = "integration"',
+        "  enabled = false",
+    ]
+    keyed = one(command="/bin/x", args=["--api-key", "s3cret", "--token=s3cret", "--verbose"])
+    said = list(describe(keyed))
+    assert said[0].startswith("--api-key looks like a secret")
+    assert "s3cret" not in "".join(said)
+    assert '"--api-key", "(as it is)", "--token=(as it is)", "--verbose"' in "".join(said)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +213,8 @@ def test_an_import_adds_entries_and_keeps_secrets_out(
     assert "s3cret" not in shown
     apply(entries, config, print)
     text = config.read_text()
+    foreseen = shown.partition("goes into vsm.toml:\n")[2].partition("\ncannot")[0]
+    assert "\n".join(line[2:] for line in foreseen.splitlines()) in text
     assert text.startswith("# mine\n")
     assert "s3cret" not in text
     loaded = load_config(config).integrations
@@ -210,19 +224,82 @@ def test_an_import_adds_entries_and_keeps_secrets_out(
     kept = Path(str(loaded["x"].secrets["API_KEY"].file))
     assert kept.read_text() == "s3cret"
     assert kept.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(ConfigurationError, match="already"):
-        apply(entries, config, print)
-    assert config.read_text() == text
+    entries.append(one(command="/bin/true"))
+    taken, failed = apply(entries, config, print)  # what is there already keeps no other back
+    assert [entry.entry.name for entry in taken] == ["my-server"]
+    assert "already" in str(failed.pop("x"))
+    assert failed == {}
+    assert config.read_text().startswith(text)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.json", "state", "vsm.toml"]
+
+
+def test_what_cannot_be_installed_is_left_out_and_keeps_no_other_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(import_clients, "newest", no_such_package)
+    client, config = tmp_path / "c.json", tmp_path / "vsm.toml"
+    gone = {"command": "npx", "args": ["gone"], "env": {"API_KEY": "s3cret"}}
+    servers = {"x": gone, "y": {"command": "/bin/cat", "args": ["/etc/motd"]}}
+    client.write_text(json.dumps({"mcpServers": servers}))
+    said: list[str] = []
+    taken, failed = apply(read_client_file(client), config, said.append)
+    assert [entry.entry.name for entry in taken] == ["y"]
+    assert list(failed) == ["x"]
+    assert said == ["x is left out: npm:gone: there is no such package. Correct its name."]
+    assert set(load_config(config).integrations) == {"y"}
+    assert not (tmp_path / "state/secrets").exists()
+    assert main(["import", str(client), "--write", "--config", str(tmp_path / "w.toml")]) == 1
+    assert capsys.readouterr().err == f"vsm: {said[0]}\n"
+
+
+def no_such_package(kind: str, name: str) -> str:
+    raise VsmError(f"{kind}:{name}", "there is no such package", "Correct its name.")
+
+
+def test_paths_that_it_does_not_see_are_in_its_entry_to_be_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
+    config = tmp_path / "vsm.toml"
+    apply([one(command="/bin/cat", args=["-n", "x", "/etc/motd", "--to=~/x"])], config, print)
+    text = config.read_text()
+    assert '# read = ["/etc/motd", "~/x"]   # or write' in text
+    assert load_config(config).integrations["my-server"].read == ()
+    config.write_text(text.replace("# read", "read"))
+    home = str(Path("~/x").expanduser())
+    assert load_config(config).integrations["my-server"].read == ("/etc/motd", home)
 
 
 def test_an_import_that_fails_leaves_no_copy_of_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
-    client, config = tmp_path / "c.json", tmp_path / "gone" / "vsm.toml"  # which cannot be written
-    servers = {"x": {"command": "/bin/cat", "env": {"API_KEY": "s3cret"}}}
-    client.write_text(json.dumps({"mcpServers": servers}))
-    with pytest.raises(FileNotFoundError):
+    client, config = tmp_path / "c.json", tmp_path / "vsm.toml"
+    server = {"command": "/bin/cat", "env": {"API_KEY": "s3cret"}}
+    client.write_text(json.dumps({"mcpServers": {"x": server, "y": server}}))
+    in_the_way = tmp_path / "state/secrets/.y.API_KEY"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
         apply(read_client_file(client), config, print)
-    assert list((tmp_path / "state/secrets").iterdir()) == []
+    assert list((tmp_path / "state/secrets").iterdir()) == [in_the_way]
+    assert not config.exists()
+
+
+@pytest.mark.parametrize("place", ["missing", "everybody's"])
+def test_an_import_into_a_place_that_cannot_be_is_refused_before_anything_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
+    client, folder = tmp_path / "c.json", tmp_path / place
+    if place != "missing":
+        folder.mkdir()
+        folder.chmod(0o777)
+    servers = {"x": {"command": "npx", "args": ["-y", "tiny"]}}
+    client.write_text(json.dumps({"mcpServers": servers}))
+    said: list[str] = []
+    with pytest.raises(ConfigurationError, match=place):
+        apply(read_client_file(client), folder / "vsm.toml", said.append)
+    assert said == []
+    assert not (tmp_path / "state").exists()
+    assert not folder.exists() or not list(folder.iterdir())

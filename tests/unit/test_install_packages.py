@@ -1,5 +1,9 @@
 """Names, locks and what registries print: parsed strictly, whatever they say."""
 
+import socket
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +11,7 @@ from hypothesis import strategies as st
 from vsm.core.packages import (
     Location,
     Package,
+    Sources,
     choose_command,
     is_server_name,
     parse_bins,
@@ -21,7 +26,9 @@ from vsm.core.packages import (
     server_name,
     without_password,
 )
+from vsm.install.registry import _allow
 
+REGISTRY = Sources(("r", 443), {"@own": ("own", 443)}, lambda *place: place == ("more", 443))
 HASH = "sha512-" + "A" * 86 + "=="
 
 
@@ -41,20 +48,16 @@ def test_an_exact_version_is_a_package(text: str, package: tuple[str, ...], serv
     assert is_server_name(server)
 
 
+@pytest.mark.parametrize("kind", ["pypi", "npm"])
+def test_a_package_may_be_named_without_a_version(kind: str) -> None:
+    assert parse_package(f"{kind}:left-pad") == (kind, "left-pad", "")
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        *(
-            "",
-            "x",
-            "pypi:",
-            "pypi:a",
-            "pypi:a>=1",
-            "pypi:a==1.*",
-            "pypi:a==",
-            "pypi:-r==1",
-            "npm:a",
-        ),
+        *("", "x", "pypi:", "pypi:a>=1", "pypi:a==1.*", "pypi:a==", "pypi:-r==1", "pypi:-r"),
+        *("npm:", "npm:a@", "npm:-g", "npm:-g@1.0.0", "npm:../a", "npm:@a/b/c", "npm:a b"),
         *("npm:a@latest", "npm:a@^1.0.0", "npm:a@1", "npm:../a@1.0.0", "npm:@a/b/c@1.0.0"),
         *("npm:a@1.0.0 --flag", "pypi:a==1\n--flag", "pypi:a==1;b", "docker:a@1.0.0"),
         *("pypi:a @ file:///x==1", "npm:a@npm:b@1.0.0", "npm:-g@1.0.0x y", "pypi:a[x]==1"),
@@ -109,10 +112,30 @@ def lock(**entry: object) -> dict[str, object]:
 
 
 def test_a_lock_gives_every_package_with_its_hash() -> None:
-    found = list(parse_npm_lock(lock(hasInstallScript=True), {"r": 443}))
+    found = list(parse_npm_lock(lock(hasInstallScript=True), REGISTRY))
     assert [(one.name, one.version, one.integrity, one.script) for one in found] == [
         ("a", "1.0.0", HASH, True)
     ]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": "@own/a", "resolved": "https://own/a.tgz"},
+        {"name": "@other/a"},
+        {"resolved": "https://more/a.tgz"},
+        {"name": "@own/a", "resolved": "https://more/a.tgz"},
+    ],
+)
+def test_a_package_comes_from_its_scopes_registry_or_where_it_is_allowed_to(
+    entry: dict[str, object],
+) -> None:
+    assert list(parse_npm_lock(lock(**entry), REGISTRY))
+
+
+def test_an_alias_is_known_by_the_name_of_what_it_is() -> None:
+    """Else a package could leave a wrong hash behind for any other."""
+    assert [one.name for one in parse_npm_lock(lock(name="b"), REGISTRY)] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -121,8 +144,13 @@ def test_a_lock_gives_every_package_with_its_hash() -> None:
         ({"integrity": None}, "no hash"),
         ({"integrity": "sha1-xxxx"}, "no hash"),
         ({"integrity": "sha512-\n"}, "no hash"),
+        ({"integrity": ""}, "no hash"),
+        ({"integrity": f"{HASH} sha512-{'B' * 86}=="}, "or several"),
+        ({"integrity": f"{HASH}?option"}, "no hash"),
         ({"resolved": "https://evil/a.tgz"}, "not the registry"),
         ({"resolved": "https://r:444/a.tgz"}, "not the registry"),
+        ({"name": "@own/a"}, "not the registry"),
+        ({"resolved": "https://own/a.tgz"}, "not the registry"),
         ({"resolved": "git+ssh://git@r/a"}, "expected"),
         ({"resolved": "file:../x"}, "not the registry"),
         ({"link": True}, "not a package"),
@@ -130,13 +158,13 @@ def test_a_lock_gives_every_package_with_its_hash() -> None:
 )
 def test_an_unsafe_lock_is_refused(entry: dict[str, object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        list(parse_npm_lock(lock(**entry), {"r": 443}))
+        list(parse_npm_lock(lock(**entry), REGISTRY))
 
 
 @pytest.mark.parametrize("text", [None, [], {}, {"packages": []}, {"packages": {"a/../b": {}}}])
 def test_what_is_no_lock_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match=r"packages|package of"):
-        list(parse_npm_lock(text, {}))
+        list(parse_npm_lock(text, REGISTRY))
 
 
 def test_commands_are_found_and_the_servers_own_is_chosen() -> None:
@@ -174,3 +202,17 @@ def test_why_a_page_was_not_got_is_told_from_pips_words(reason: str, trouble: st
     assert trouble in found
     assert bool(found) == bool(trouble)
     assert parse_fetch_trouble("x (2.0)\nAvailable versions: 2.0") == ""
+
+
+def test_a_registrys_name_that_leads_to_metadata_is_not_let_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [(2, 1, 6, "", (address, 80)) for address in ("169.254.169.254", "10.0.0.5")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
+    assert list(_allow("registry.example", 80)) == ["registry.example:80", "10.0.0.5:80"]
+
+
+def test_what_a_registry_prints_is_not_searched_for_long() -> None:
+    """A pattern that is given a megabyte can take hours, in which nothing interrupts it."""
+    code = "from vsm.core.packages import *; assert not parse_fetch_trouble('\\n' * (1 << 20))"
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)

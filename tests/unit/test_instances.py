@@ -40,7 +40,11 @@ terms = st.builds(
     resident=st.booleans(),
 )
 loads = st.builds(
-    Load, counts, counts, counts, counts, counts, needed=st.booleans(), called=st.booleans()
+    Load,
+    *(counts, counts, counts, counts, counts),
+    needed=st.booleans(),
+    called=st.booleans(),
+    outdated=st.sampled_from([0, 0, 1, 3]),
 )
 
 
@@ -50,11 +54,11 @@ loads = st.builds(
 @given(terms, loads)
 def test_wanted_is_within_the_bounds_and_enough_for_every_session(one: Terms, load: Load) -> None:
     count = wanted(one, load)
-    assert 0 <= count <= one.most
+    assert 0 <= count <= one.most + (one.kind == "pool" and load.outdated > 0)
     if one.kind == "session":
         assert count >= min(one.most, load.claimed + load.waiting)
     else:
-        assert count >= min(one.most, load.live)
+        assert count >= min(one.most, load.live - min(load.outdated, load.starting))
     if load.needed:
         assert count >= 1
 
@@ -64,6 +68,15 @@ def test_pool_grows_by_one_when_all_are_busy_and_none_is_starting() -> None:
     assert wanted(POOL, Load(live=2, busy=2, called=True)) == 3
     assert wanted(POOL, Load(live=3, busy=2, starting=1, called=True)) == 3
     assert wanted(POOL, Load(live=4, busy=4, called=True)) == 4
+
+
+def test_pool_that_is_replaced_has_one_more_for_a_moment_and_ends_as_large_as_it_was() -> None:
+    assert wanted(POOL, Load(live=3, outdated=3)) == 4
+    assert wanted(POOL, Load(live=4, outdated=3, starting=1)) == 4
+    assert wanted(POOL, Load(live=3, outdated=2)) == 4
+    assert wanted(POOL, Load(live=4, outdated=1, starting=1)) == 4
+    assert wanted(POOL, Load(live=3)) == 3
+    assert wanted(POOL, Load(live=4, outdated=4)) == 5
 
 
 def test_every_session_has_one_and_spares_wait_beside_them() -> None:
@@ -98,7 +111,9 @@ def test_only_what_is_unused_for_long_enough_goes_and_never_below_the_floor(
     gone = to_stop(one, live, claimed + busy * private, unused, now)
     assert len(gone) == len(set(gone))
     by_name = {each.worker: each for each in unused}
-    for worker in gone:
+    surplus = 0 if private else max(0, live - one.most)  # the bound was lowered
+    assert len(gone) >= min(surplus, len(unused))
+    for worker in gone[surplus:]:
         age_s = now - by_name[worker].since_s
         assert age_s >= (one.idle_stop_s or (SESSION_IDLE_S if by_name[worker].claimed else 60))
     if not private:
@@ -123,17 +138,19 @@ def test_spares_stay_and_what_is_beyond_them_goes() -> None:
 # ---- when they are started -----------------------------------------------------------------
 
 
-@given(terms, counts, counts, counts, counts)
-def test_starts_never_exceed_what_is_wanted_or_may_exist(
-    one: Terms, count: int, live: int, starting: int, ending: int
+@given(terms, counts, counts, counts, counts, st.booleans())
+def test_starts_never_exceed_what_is_wanted_or_may_exist(  # noqa: PLR0917 - drawn
+    one: Terms, count: int, live: int, starting: int, ending: int, replacing: bool
 ) -> None:
     starting, alive = min(starting, live), live + ending
     asked = starts.Starts(wanted=count)
-    new = starts.due(asked, one, live=live, starting=starting, alive=alive, now=1.0)
+    new = starts.due(
+        asked, one, live=live, starting=starting, alive=alive, now=1.0, replacing=replacing
+    )
     assert new >= 0
     if new:
         assert live + new <= count
-        assert alive + new <= one.most
+        assert alive + new <= one.most + replacing
         assert starting + new <= starts.STARTING_AT_ONCE
 
 

@@ -42,7 +42,10 @@ DECISIONS = st.builds(
 OUTCOMES = st.builds(Outcome, at_ns=NUMBERS, key=NAMES, outcome=JSON.map(records.json_text))
 
 
-@given(st.lists(EVENTS | DECISIONS | OUTCOMES, max_size=5), NUMBERS)
+@given(
+    st.lists(EVENTS | DECISIONS | OUTCOMES, max_size=5),
+    st.integers(0, records.MAX_INTEGER - 5),
+)
 def test_records_survive_the_link(kept: list[records.Record], first: int) -> None:
     payload = records.records_message(first, map(records.encode, kept))
     assert records.parse_to_journal(payload) == Records(first, kept)

@@ -1,9 +1,11 @@
 """Links and channels: bounds, ownership of descriptors, one direction, nothing invalid obeyed."""
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -99,6 +101,30 @@ def test_full_queue_drops_and_counts_and_never_blocks(ends: Ends) -> None:
     assert received == sent.count(True)
 
 
+def _pain(number: int) -> messages.Hurt:
+    return messages.Hurt(severity="pain", subject=f"it {number}", cause="x", detail="it hurts")
+
+
+def test_what_is_urgent_overtakes_a_full_queue_in_order_and_is_bounded_too(ends: Ends) -> None:
+    big = messages.Start(epoch=1, token="x" * 100_000)
+    while ends[0].send(big):
+        pass
+    sent = [ends[0].send(_pain(number)) for number in range(link.MAX_URGENT + 1)]
+    assert sent == [True] * link.MAX_URGENT + [False]
+    kinds: list[str] = []
+    while (received := ends[1].receive(0)) is not None:
+        message = received[0]
+        kinds.append(message.subject if isinstance(message, messages.Hurt) else message.kind)
+        ends[0].flush()
+    first = kinds.index("it 0")
+    assert kinds[first : first + link.MAX_URGENT] == [f"it {n}" for n in range(link.MAX_URGENT)]
+    assert kinds[:first] == ["start"] * first, "what the kernel had taken already"
+    assert kinds[first + link.MAX_URGENT :] == ["start"] * link.MAX_QUEUED
+    while ends[0].send(big):  # there is room for both again
+        pass
+    assert ends[0].send(_pain(0))
+
+
 def test_message_over_the_bound_is_dropped(ends: Ends) -> None:
     assert not ends[0].send(messages.Start(epoch=1, token="x" * link.MAX_MESSAGE_BYTES))
 
@@ -127,6 +153,29 @@ def test_last_words_of_a_peer_that_left_ours_unread_are_heard(ends: Ends) -> Non
     assert received[0].kind == "ready"
     assert ends[0].receive(1) is None
     assert ends[0].closed
+
+
+def test_empty_message_is_invalid_and_no_end_of_file(ends: Ends) -> None:
+    """Else a sender that was taken over would deafen its receiver to every successor of its own."""
+    ends[0]._sock.send(b"")
+    ends[0].send(messages.Stop())
+    received = ends[1].receive(1)
+    assert received is not None
+    assert received[0].kind == "stop"
+    assert (ends[1].closed, ends[1].statistics().invalid) == (False, 1)
+
+
+def test_empty_message_among_others_keeps_the_loop_reading(ends: Ends) -> None:
+    async def scenario() -> None:
+        heard = asyncio.Event()
+        ends[1].start(lambda _message, _fds: heard.set(), lambda: None)
+        for _ in range(3):
+            ends[0]._sock.send(b"")
+        ends[0].send(messages.Stop())
+        await asyncio.wait_for(heard.wait(), 20)
+
+    asyncio.run(scenario())
+    assert not ends[1].closed
 
 
 def test_end_of_file_closes_and_is_reported_once(ends: Ends) -> None:
@@ -179,6 +228,143 @@ def test_a_channel_refuses_every_kind_but_its_own(channel: channels.Channel) -> 
         for kind in messages.CHANNEL_PARSERS
         if _accepts(parse, b'{"kind":"%s","body":{}}' % kind.encode())
     ] in ([channel.carries], [])
+
+
+KINDS = {
+    model.model_fields["kind"].default: model for model in get_args(messages.FromSystem)
+}  # fmt: skip
+# Enough of each kind to be valid.
+FIELDS: dict[str, dict[str, object]] = {
+    "ready": {},
+    "session": {"worker": "a-1", "record": {}},
+    "unfit": {"worker": "a-1", "reason": "r"},
+    "wanted": {"integration": "a", "count": 1},
+    "idle": {"integration": "a"},
+    "offered": {"integration": "a"},
+    "learnt": {"integration": "a"},
+    "snapshot": {"body": {}},
+    "answer": {"id": 1, "body": {}},
+    "segments": {},
+    "ask": {"id": 1, "what": "status"},
+    "withdrawn": {"id": 1},
+    "spent": {"calls": {}},
+    "damp": {"integration": "a", "factor": 2.0},
+    "asking": {
+        "id": 1, "rule": "r", "rule_digest": "d", "client": "c", "integration": "a", "asks": "a",
+        "name": "n", "size_bytes": 1, "digest": "d", "timeout_s": 1.0,
+    },
+    "felt": {"sender": "system1", "severity": "pain", "subject": "s", "detail": "d"},
+    "noted": {"event": "e"},  # and see the tables below
+    "decided": {"key": "k", "subject": "s", "rule": "r", "choice": "c"},
+    "settled": {"key": "k", "outcome": {}},
+    "move": {"id": 1, "integration": "a", "limits": {}},
+    "audit": {"id": 1, "integration": "a"},
+    "contracted": {"id": 1, "checked": 1},
+}  # fmt: skip
+
+
+def test_what_a_system_may_say_to_the_supervisor_is_a_table_of_all_kinds() -> None:
+    assert set(channels.REPORTS) == set(KINDS) == set(FIELDS)
+    assert channels.REPORTS["snapshot"] == {"system2", "system3", "system5"}
+    assert {kind for kind, who in channels.REPORTS.items() if "system4" in who} == {
+        "ready", "answer", "noted", "decided", "settled"
+    }  # fmt: skip
+    limited = {kind: who for kind, who in channels.REPORTS.items() if len(who) == 1}
+    assert limited["move"] == limited["audit"] == {"system3"}
+    assert limited["damp"] == {"system2"}
+    assert limited["felt"] == {"system5"}
+    assert limited["contracted"] == limited["asking"] == limited["session"] == {"system1"}
+
+
+@pytest.mark.parametrize("kind", FIELDS.keys() - {"noted", "decided"})
+def test_what_a_system_may_not_say_is_invalid(kind: str) -> None:
+    payload = KINDS[kind](**FIELDS[kind]).to_wire()
+    for system in channels.SYSTEMS:
+        assert _accepts(messages.reports_of(system), payload) == (system in channels.REPORTS[kind])
+
+
+@pytest.mark.parametrize(
+    ("who", "event"),
+    [
+        ({"system1"}, "breaker.open"),
+        ({"system1"}, "call.failed"),
+        ({"system1"}, "calls.routed"),
+        ({"system2"}, "coordination.released"),
+        ({"system3"}, "audit.passed"),
+        ({"system4"}, "intelligence.step"),
+        (set(), "algedonic.pain"),
+        (set(), "approval.wanted"),
+        (set(), "vsm.started"),
+        (set(), "trust.approved"),
+        (set(), "call.replayed"),
+        (set(), "worker.exited"),
+    ],
+)
+def test_system_notes_in_the_record_only_what_it_can_know(who: set[str], event: str) -> None:
+    payload = messages.Noted(event=event).to_wire()
+    accepted = {one for one in channels.SYSTEMS if _accepts(messages.reports_of(one), payload)}
+    assert accepted == who
+
+
+@pytest.mark.parametrize(
+    ("who", "rule"),
+    [
+        ({"system1"}, "policy.rule"),
+        ({"system1"}, "policy.default"),
+        ({"system2"}, "coordination.oscillation"),
+        ({"system3"}, "budget.raise.need"),
+        ({"system5"}, "closure.conflict"),
+        (set(), "policy.ask"),
+        (set(), "restart.intensity"),
+    ],
+)
+def test_system_decides_only_by_rules_of_its_own(who: set[str], rule: str) -> None:
+    payload = messages.Decided(key="k", subject="s", rule=rule, choice="c").to_wire()
+    accepted = {one for one in channels.SYSTEMS if _accepts(messages.reports_of(one), payload)}
+    assert accepted == who
+
+
+def test_system_5_speaks_for_no_other_than_a_system_below_it() -> None:
+    """In the record of pain its word stands under the name of who felt it."""
+    for sender in ("supervisor", "system5", "journal", "system1"):
+        fields = {"severity": "relief", "subject": "a", "detail": "d", "sender": sender}
+        payload = json.dumps({"kind": "felt", **fields}).encode()
+        assert _accepts(messages.reports_of("system5"), payload) == (sender == "system1")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "-1e999", "9" * 400, "1e30"])
+def test_number_that_nobody_can_add_up_is_invalid(number: str) -> None:
+    body = f'{{"a":[1,{{"b":[{number}]}}]}}'
+    for payload in (
+        f'{{"kind":"noted","event":"intelligence.step","detail":{body}}}',
+        f'{{"kind":"answer","id":1,"body":{body}}}',
+    ):
+        assert not _accepts(messages.reports_of("system4"), payload.encode())
+    summary = f'{{"kind":"summary","interval_s":1,"integrations":{{"a":{{"ok":{number}}}}}}}'
+    assert not _accepts(messages.CHANNEL_PARSERS["summary"], summary.encode())
+    for parse, fields in (("outlook", f'"body":{body}'), ("budgets", f'"body":{body}')):
+        wire = f'{{"kind":"{parse}",{fields}}}'.encode()
+        assert not _accepts(messages.CHANNEL_PARSERS[parse], wire)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_limit_that_is_no_number_is_invalid(number: str) -> None:
+    wire = f'{{"kind":"move","id":1,"integration":"a","limits":{{"cpu":{number}}}}}'
+    assert not _accepts(messages.reports_of("system3"), wire.encode())
+
+
+def test_record_of_a_session_that_no_successor_could_be_told_of_is_invalid() -> None:
+    for size, fits in ((60_000, True), (100_000, False)):
+        session = messages.Session(worker="a-1", record={"x": "y" * size})
+        assert _accepts(messages.reports_of("system1"), session.to_wire()) == fits
+        if fits:
+            attach = messages.Attach(worker="a-1", integration="a", record=session.record)
+            assert len(attach.to_wire()) < link.MAX_MESSAGE_BYTES
+
+
+def test_summary_counts_no_less_than_nothing() -> None:
+    wire = b'{"kind":"summary","interval_s":1,"integrations":{"a":{"ok":-1}}}'
+    assert not _accepts(messages.CHANNEL_PARSERS["summary"], wire)
 
 
 def _accepts(parse: object, payload: bytes) -> bool:

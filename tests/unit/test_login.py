@@ -1,13 +1,18 @@
 """What a login may be led to by what foreign servers say of themselves."""
 
 import asyncio
+import gzip
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import httpx2
 import pytest
+from mcp.client.auth import OAuthClientProvider, OAuthFlowError
+from mcp.shared.auth import OAuthMetadata
+from pydantic import AnyHttpUrl
 
 from vsm.configuration.config import Integration, load_config
 from vsm.errors import VsmError
@@ -37,8 +42,9 @@ def get(url: str, *allowed: str) -> str:
 def test_an_address_inside_is_not_connected_to(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     listener.setblocking(False)
-    for host in ("127.0.0.1", "localhost"):
-        assert "loopback" in get(f"https://{host}:{port}/.well-known/x")
+    assert "loopback" in get(f"https://127.0.0.1:{port}/.well-known/x")
+    assert "localhost is this machine" in get(f"https://localhost:{port}/.well-known/x")
+    assert "localhost is this machine" in get(f"https://localhost:{port}/.well-known/x", "10.0.0.5")
     assert "metadata" in get("https://169.254.169.254/latest")
     with pytest.raises(BlockingIOError):  # nobody came
         listener.accept()
@@ -48,7 +54,8 @@ def test_what_is_not_encrypted_is_not_asked(listener: socket.socket) -> None:
     assert "is not https" in get(f"http://example.com:{listener.getsockname()[1]}/")
 
 
-def test_an_address_that_the_operator_allowed_is_asked(listener: socket.socket) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_an_address_that_the_operator_allowed_is_asked(listener: socket.socket, host: str) -> None:
     def answer() -> None:
         connection, _ = listener.accept()
         with connection:
@@ -57,7 +64,7 @@ def test_an_address_that_the_operator_allowed_is_asked(listener: socket.socket) 
 
     thread = threading.Thread(target=answer)
     thread.start()
-    assert get(f"http://127.0.0.1:{listener.getsockname()[1]}/", "127.0.0.1") == ""
+    assert get(f"http://{host}:{listener.getsockname()[1]}/", "127.0.0.1") == ""
     thread.join()
 
 
@@ -66,14 +73,17 @@ def flow(tmp_path: Path) -> tuple[Integration, _Flow]:
     text = '[integrations.far]\nurl = "https://x.example/"\noauth = {}\n'
     (tmp_path / "vsm.toml").write_text(text)
     integration = load_config(tmp_path / "vsm.toml").integrations["far"]
-    return integration, _Flow(integration, "", "", lambda _: None)
+    return integration, _Flow(integration, "", "", lambda _: None, "")
 
 
 @pytest.mark.parametrize(
     ("head", "status", "answered"),
     [
         ("GET /callback?code=c&state=s HTTP/1.1\r\n\r\n", "200 OK", True),
-        ("GET /callback?error=access_denied HTTP/1.1\r\n\r\n", "200 OK", True),
+        ("GET /callback?error=access_denied&state=s HTTP/1.1\r\n\r\n", "200 OK", True),
+        ("GET /callback?code=c&state=t HTTP/1.1\r\n\r\n", "400 Bad Request", False),
+        ("GET /callback?code=c&state=%C3%A9 HTTP/1.1\r\n\r\n", "400 Bad Request", False),
+        ("GET /callback?error=access_denied HTTP/1.1\r\n\r\n", "400 Bad Request", False),
         ("GET /callback?state=s HTTP/1.1\r\n\r\n", "400 Bad Request", False),
         ("GET /other?code=c HTTP/1.1\r\n\r\n", "404 Not Found", False),
         ("POST /callback?code=c HTTP/1.1\r\n\r\n", "404 Not Found", False),
@@ -86,6 +96,7 @@ def test_only_the_redirect_of_the_login_is_an_answer(
     async def run() -> None:
         _, one = flow(tmp_path)
         one._answer = asyncio.get_running_loop().create_future()
+        await one._show_address("https://y.example/authorize?state=theirs&state=s")
         assert one._judge(head)[0] == status
         assert one._answer.done() is answered
         if answered:
@@ -95,7 +106,104 @@ def test_only_the_redirect_of_the_login_is_an_answer(
     asyncio.run(run())
 
 
+def test_nothing_is_an_answer_before_there_is_a_question(tmp_path: Path) -> None:
+    async def run() -> None:
+        _, one = flow(tmp_path)
+        one._answer = asyncio.get_running_loop().create_future()
+        assert one._judge("GET /callback?code=c&state= HTTP/1.1\r\n\r\n")[0] == "400 Bad Request"
+        with pytest.raises(OAuthFlowError, match="fragment"):
+            await one._show_address("https://y.example/#?state=s")
+        assert not one._answer.done()
+
+    asyncio.run(run())
+
+
+def test_what_a_server_packed_is_not_unpacked(listener: socket.socket) -> None:
+    packed = gzip.compress(b" " * (4 << 20))
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(head.encode() + packed)
+
+    async def run() -> bytes:
+        transport = _Transport(("127.0.0.1",), "")
+        async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
+            return (await client.get(f"http://127.0.0.1:{listener.getsockname()[1]}/")).content
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert asyncio.run(run()) == packed
+    thread.join()
+
+
 def test_a_login_that_nobody_configured_is_refused(tmp_path: Path) -> None:
     integration, _ = flow(tmp_path)
     with pytest.raises(VsmError, match=r"clients\.bob"):
         log_in(integration, "bob", lambda _: None)
+
+
+def provider_of(tmp_path: Path, oauth: str, scope: str = "") -> OAuthClientProvider:
+    """The SDK's flow as the configuration and the command line have it."""
+    (tmp_path / "secret").write_text("s3cret")
+    (tmp_path / "secret").chmod(0o600)
+    tmp_path.chmod(0o755)
+    text = f'[integrations.far]\nurl = "https://x.example/"\noauth = {{ {oauth} }}\n'
+    (tmp_path / "vsm.toml").write_text(text)
+    integration = load_config(tmp_path / "vsm.toml").integrations["far"]
+    assert integration.remote is not None
+    wanted = " ".join(filter(None, (integration.remote.oauth[""].scope, scope)))
+    secret = "s3cret" if "client_secret" in oauth else ""
+    one = _Flow(integration, "", secret, lambda _: None, wanted)
+    return one._provider("http://127.0.0.1:1/callback")
+
+
+@pytest.mark.parametrize(
+    ("oauth", "more", "asked"),
+    [
+        ("", "", "proposed"),
+        ('scope = "read"', "", "read"),
+        ("", "write", "write"),
+        ('scope = "read"', "write", "read write"),
+    ],
+)
+def test_scope_that_somebody_asked_for_goes_before_what_the_server_proposes(
+    tmp_path: Path, oauth: str, more: str, asked: str
+) -> None:
+    provider = provider_of(tmp_path, oauth, more)
+    provider.context.client_metadata.scope = "proposed"  # as the flow does it
+    assert provider.context.client_metadata.scope == asked
+
+
+@pytest.mark.parametrize(
+    ("taken", "shown"),
+    [
+        (None, "client_secret_basic"),  # RFC 8414, section 2
+        (["client_secret_basic", "client_secret_post"], "client_secret_basic"),
+        (["client_secret_post"], "client_secret_post"),
+    ],
+)
+def test_secret_is_shown_in_the_way_that_the_server_takes(
+    tmp_path: Path, taken: list[str] | None, shown: str
+) -> None:
+    oauth = f'client_id = "me", client_secret = {{ file = "{tmp_path}/secret" }}'
+    provider = provider_of(tmp_path, oauth)
+    known = asyncio.run(provider.context.storage.get_client_info())
+    metadata = OAuthMetadata(
+        issuer=AnyHttpUrl("https://y.example"),
+        authorization_endpoint=AnyHttpUrl("https://y.example/authorize"),
+        token_endpoint=AnyHttpUrl("https://y.example/token"),
+        token_endpoint_auth_methods_supported=taken,
+    )
+    provider.context.client_info, provider.context.oauth_metadata = known, metadata
+
+    async def agreed() -> tuple[str, str]:
+        return "code", "verifier"
+
+    provider._perform_authorization_code_grant = agreed
+    request = asyncio.run(provider._perform_authorization())
+    body = parse_qs(request.content.decode())
+    assert ("authorization" in request.headers) is (shown == "client_secret_basic")
+    assert ("client_secret" in body) is (shown == "client_secret_post")

@@ -77,9 +77,42 @@ def test_uids_are_stable_distinct_and_outside_the_systems_range() -> None:
     given_uids = uids.integration_uids(names)
     assert given_uids == uids.integration_uids(list(reversed(names)))
     assert len(set(given_uids.values())) == len(names)
-    systems = {uids.system_uid(f"system{n}") for n in range(1, 6)}
+    systems = set(uids.system_uids().values())
+    assert len(systems) == 6
     assert systems.isdisjoint(given_uids.values())
     assert all(uids.BASE < uid < uids.BASE + 2**27 for uid in given_uids.values())
+
+
+def test_uids_of_two_vsm_differ_and_what_has_files_keeps_its_uid() -> None:
+    names = [f"integration-{number}" for number in range(50)]
+    usual, other = uids.integration_uids(names), uids.integration_uids(names, place="/srv/two/")
+    assert not set(usual.values()) & set(other.values())
+    assert uids.instance_uid("a", 1, ()) != uids.instance_uid("a", 1, (), place="/srv/two/")
+    old = {names[0]: usual[names[0]], names[1]: usual[names[0]], names[2]: 0, "gone": 5}
+    kept = uids.integration_uids(names, place="/srv/two/", kept=old)
+    assert kept[names[0]] == usual[names[0]]
+    assert kept[names[1]] == other[names[1]]  # two cannot keep the same
+    assert kept[names[2]] == other[names[2]]  # root's is none
+    assert kept.keys() == other.keys()
+
+
+def test_systems_of_two_vsm_have_uids_of_their_own_and_leave_those_of_integrations() -> None:
+    usual = uids.system_uids()
+    one, two = uids.system_uids(place="/srv/one/"), uids.system_uids(place="/srv/two/")
+    assert usual.keys() == one.keys() == two.keys()
+    assert len({*usual.values(), *one.values(), *two.values()}) == 18
+    assert one == uids.system_uids(place="/srv/one/"), "the same after each start"
+    moved = uids.system_uids(place="/srv/one/", taken=[one["system3"], one["egress"]])
+    assert moved["system3"] == one["system3"] + 1
+    assert {*moved.values()}.isdisjoint({one["system3"], one["egress"]})
+    integrations = uids.integration_uids(["system1", "egress"], place="/srv/one/")
+    assert {*integrations.values()}.isdisjoint(one.values())
+
+
+def test_runs_of_one_process_and_their_way_out_have_uids_of_their_own() -> None:
+    found = {uids.run_uid(slot) for slot in range(uids.RUN_SLOTS)}
+    assert len({*found, uids.run_uid(uids.EGRESS_SLOT)}) == uids.RUN_SLOTS + 1
+    assert max(found) < uids.run_uid(uids.EGRESS_SLOT) < 2**31
 
 
 def test_uid_outside_the_namespace_is_refused_with_a_remedy(tmp_path: Path) -> None:

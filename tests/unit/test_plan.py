@@ -167,6 +167,36 @@ def test_a_missing_required_layer_is_refused_by_name(
     assert refusal.value.remedy
 
 
+TRUNCATES, SIGNALS = "any file can be truncated", "other processes can be signalled"
+
+
+@pytest.mark.parametrize(
+    ("host", "abi", "open_"),
+    [
+        (ROOT, 2, (TRUNCATES,)),
+        (USER, 2, (TRUNCATES, SIGNALS)),
+        (ROOT, 3, ()),
+        (USER, 5, (SIGNALS,)),
+        (USER, 6, ()),
+    ],
+)
+def test_a_landlock_too_old_to_stand_alone_is_refused_unless_the_profile_may_lack_it(
+    profile: Profile, host: HostFacts, abi: int, open_: tuple[str, ...]
+) -> None:
+    old = msgspec.structs.replace(host, landlock_abi=abi)
+    alone, beneath = (request_for(old, tier=tier) for tier in ("landlocked", "namespaced"))
+    assert states(compile_plan(profile, beneath, old))["landlock"] == "in force"
+    if open_:
+        with pytest.raises(ConfinementError) as refusal:
+            compile_plan(profile, alone, old)
+        assert refusal.value.layer == "landlock"
+        assert all(text in str(refusal.value) for text in (*open_, "6.12", "may_lack"))
+    lax = msgspec.structs.replace(profile, may_lack=profile.may_lack | {"landlock"})
+    plan = compile_plan(lax, alone, old)
+    assert states(plan)["landlock"] == ("absent" if open_ else "in force")
+    assert "Restrict" in steps(plan)  # what there is of it
+
+
 @pytest.mark.parametrize("layer", ["memory", "cpu"])
 def test_a_limit_without_a_cgroup_is_refused_unless_the_profile_may_lack_it(
     profile: Profile, layer: str
@@ -302,6 +332,24 @@ def test_the_profile_and_the_request_make_the_environment(profile: Profile) -> N
     assert plan.env["A"] == "profile"
     assert plan.env["B"] == "request"
     assert not set(plan.env) & (set(os.environ) - {"PATH", "HOME", "LANG", "TMPDIR", "A", "B"})
+
+
+def test_without_proc_a_program_is_told_where_it_lies(profile: Profile, tmp_path: Path) -> None:
+    (tmp_path / "program").symlink_to("/bin/true")
+    request = request_for(ROOT, argv=(str(tmp_path / "program"),))
+    bare = msgspec.structs.replace(
+        profile, files=msgspec.structs.replace(profile.files, proc=False)
+    )
+    assert "LD_ORIGIN_PATH" not in compile_plan(profile, request, ROOT).env
+    assert compile_plan(bare, request, ROOT).env["LD_ORIGIN_PATH"] == os.path.realpath("/bin")
+
+
+def test_folders_of_the_closure_come_before_the_workers_own_path(profile: Profile) -> None:
+    own = profile.environment["PATH"]
+    plan = compile_plan(profile, request_for(ROOT, path=("/opt/node/bin", "/usr/bin")), ROOT)
+    assert plan.env["PATH"] == f"/opt/node/bin:{own}"
+    plan = compile_plan(profile, request_for(ROOT, env={"PATH": "/a"}, path=("/a",)), ROOT)
+    assert plan.env["PATH"] == "/a"
 
 
 def test_a_system_confines_itself_without_namespaces() -> None:

@@ -16,13 +16,24 @@ from vsm.configuration.policy import MOST_BYTES, Policy, RuleDocument
 from vsm.core import approvals
 from vsm.core.policy_rules import compile_rules, to_body
 from vsm.core.restart import Changed
-from vsm.errors import VsmError
-from vsm.governance.approvals import RULE, NothingWaitsError
-from vsm.governance.policing import Policing
+from vsm.errors import NotFoundError, VsmError
+from vsm.governance.approvals import RULE, steady_s
+from vsm.governance.policing import FORGOTTEN_S, MOST_PAINS, Policing
+from vsm.journal.reader import Now
 from vsm.journal.records import Decision, Outcome, Retention
 from vsm.journal.store import open_store
 from vsm.link import MAX_MESSAGE_BYTES
-from vsm.messages import Asking, Felt, Grants, Hurt, IntegrationRow, Start, Verdict, Withdrawn
+from vsm.messages import (
+    Asking,
+    Felt,
+    Grants,
+    Hurt,
+    IntegrationRow,
+    SnapshotIn,
+    Start,
+    Verdict,
+    Withdrawn,
+)
 
 RULES = Policy(rules=(RuleDocument(action="ask", tool="x"),), attempts_per_minute=10)
 
@@ -146,6 +157,33 @@ def test_quarantine_hurts_until_it_serves() -> None:
     run(scenario)
 
 
+def test_no_system_pushes_what_the_supervisor_feels_out_of_the_status() -> None:
+    async def scenario(world: World) -> None:
+        world.policing.changed(Changed("it", 1, "quarantined", "failed too often"))
+        for number in range(3 * MOST_PAINS):
+            felt = Felt(sender="system1", severity="pain", subject=f"no. {number}", detail="d")
+            world.policing.on_message("system5", felt)
+        rows = world.policing.overview()
+        assert [row["subject"] for row in rows if row["sender"] == "supervisor"] == ["it"]
+        assert len(rows) == MOST_PAINS + 1
+        world.policing.changed(Changed("it", 1, "ready", ""))
+        assert world.journal.events[-1][0] == "algedonic.relief"
+
+    run(scenario)
+
+
+def test_pain_that_a_system_does_not_repeat_for_an_hour_is_over() -> None:
+    async def scenario(world: World) -> None:
+        world.policing.changed(Changed("it", 1, "quarantined", "failed too often"))
+        felt = Felt(sender="system1", severity="pain", subject="a", detail="d")
+        world.policing.on_message("system5", felt)
+        for key, (since_s, detail) in world.policing.pains.items():
+            world.policing.pains[key] = (since_s - FORGOTTEN_S - 1, detail)
+        assert [row["sender"] for row in world.policing.overview()] == ["supervisor"]
+
+    run(scenario)
+
+
 def test_broken_pins_hurt_until_somebody_approves() -> None:
     async def scenario(world: World) -> None:
         world.policing.trust("trust.pinned", "it", {})
@@ -195,7 +233,7 @@ def test_a_person_decides_once_and_s1_hears() -> None:
         assert kinds == [Grants, Verdict], "the grant comes first"
         assert world.told("system1", Verdict)[0].approved
         assert world.journal.outcomes["1"]["by"] == "by ann"
-        with pytest.raises(NothingWaitsError):
+        with pytest.raises(NotFoundError):
             await world.policing.deny({"id": pending["id"]})
         (grant,) = world.policing.start_of_operations()["grants"]
         assert (grant.rule, grant.client, grant.name) == ("d", "unix:0", "x")
@@ -258,11 +296,11 @@ def test_the_most_rules_and_grants_fit_into_one_message() -> None:
         start = Start(
             epoch=1,
             integrations=rows,
-            snapshots={"system5": body},
             **world.policing.start_of_operations(),
         )
         assert len(json.dumps(world.policing.table)) > MOST_BYTES * 0.9
         assert len(start.to_wire()) < MAX_MESSAGE_BYTES
+        assert len(SnapshotIn(sender="system5", body=body).to_wire()) < MAX_MESSAGE_BYTES
 
     run(scenario, Policy(rules=many))
 
@@ -294,5 +332,41 @@ def test_only_the_supervisors_own_record_grants_anything(tmp_path: Path) -> None
         world.policing.desk.restore(path)
         assert [grant.rule for grant in world.policing.desk.grants()] == ["d"]
         assert world.journal.outcomes["5"]["verdict"] == "abandoned"
+
+    run(scenario)
+
+
+def test_a_grant_ends_by_time_that_passes_and_is_forgotten_where_nobody_knows_it(
+    tmp_path: Path,
+) -> None:
+    now, wall_s, here_s = Now.read(), time.time(), steady_s()
+    year_s = 365 * 86_400
+    key = ["", "unix:0", "it", "tool", "x"]
+    granted = [
+        # boot, decided at, until by the wall clock, by the steady one
+        ("here, set ahead since", now.boot_id, wall_s - year_s, wall_s - year_s, here_s + 60),
+        ("here, over, set back since", now.boot_id, wall_s, wall_s + year_s, here_s - 1),
+        ("before", "another", wall_s - 60, wall_s + 60, 1e9),
+        ("before, over", "another", wall_s - 60, wall_s - 1, 1e9),
+        ("before, set back since", "another", wall_s + 60, wall_s + 120, 1e9),
+    ]
+    path = tmp_path / "journal.db"
+    for number, (rule, boot, at_s, until_s, until_steady_s) in enumerate(granted):
+        store, _ = open_store(path, boot, Retention())
+        made_of = (RULE, json.dumps({"key": [rule, *key[1:]]}), "[]", "ask a person")
+        outcome = {"granted_until_s": until_s, "granted_until_steady_s": until_steady_s}
+        at_ns = int(at_s * 1e9)
+        records = [
+            Decision(at_ns, 0, "supervisor", str(number), "it: x", *made_of),
+            Outcome(at_ns, str(number), json.dumps(outcome)),
+        ]
+        store.append("", 1, records)
+        store.close()
+
+    async def scenario(world: World) -> None:
+        world.policing.desk.restore(path)
+        found = {grant.rule: grant.until_s for grant in world.policing.desk.grants()}
+        assert found.keys() == {"here, set ahead since", "before"}
+        assert found["before"] == pytest.approx(here_s + 60, abs=10)
 
     run(scenario)

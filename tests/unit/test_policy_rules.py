@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -30,7 +30,7 @@ from vsm.core.policy_rules import (
     to_body,
 )
 from vsm.errors import ConfigurationError
-from vsm.gateway.rule_arguments import Arguments
+from vsm.gateway.rule_arguments import Arguments, _found, _parsed
 
 WORDS = st.sampled_from(["read", "write", "it", "other", "unix:0", "http"])
 PATTERNS = st.sampled_from(["*", "read", "w*", "*t*", "unix:*", "it", "nothing"])
@@ -61,9 +61,20 @@ def named(rule: Rule, number: int) -> dict[str, Any]:
     return {**row, "name": f"rule {number}"}
 
 
+class Passing(NamedTuple):
+    """Arguments with these values under any path."""
+
+    size_bytes: int
+    values: tuple[str, ...]
+
+    def find(self, path: str, /) -> Found:
+        del path
+        return Found(self.values)
+
+
 ASKED = st.builds(Asked, WORDS, WORDS, WORDS, st.sampled_from(["tool", "resource", "other"]), WORDS)
 CALLS = st.builds(
-    lambda size, minute, day, values: Circumstances(size, minute, day, lambda _: Found(values)),
+    lambda size, minute, day, values: Circumstances(Passing(size, values), minute, day),
     st.integers(0, 20),
     st.integers(0, 1439),
     st.integers(0, 6),
@@ -158,7 +169,7 @@ def test_a_path_is_no_way_around_a_rule(written: str, means: str) -> None:
     assert means in spellings(written)
     folder = means.removesuffix("passwd") + "*"
     tmp = "file:///tmp/*" if means.startswith("file") else "/tmp/*"
-    call = Circumstances(0, 0, 0, lambda _: Found((written,)))
+    call = Circumstances(Passing(0, (written,)), 0, 0)
     assert applies(Rule("", "deny", argument=(("path", folder),)), call)
     assert applies(Rule("", "ask", argument=(("path", folder),)), call)
     assert not applies(Rule("", "allow", argument=(("path", tmp),)), call)
@@ -192,8 +203,7 @@ def test_an_argument_is_found_wherever_it_is(text: str, path: str, found: tuple[
     ids=["twice", "list", "deep", "large", "number"],
 )  # fmt: skip
 def test_what_cannot_be_looked_at_is_denied_and_never_allowed(text: str) -> None:
-    found = arguments(text).find
-    call = Circumstances(0, 0, 0, found)
+    call = Circumstances(arguments(text), 0, 0)
     assert applies(Rule("", "deny", argument=(("path", "/etc/*"),)), call)
     assert not applies(Rule("", "allow", argument=(("path", "*"),)), call)
 
@@ -279,3 +289,98 @@ def test_a_rule_that_contradicts_itself_is_named(tmp_path: Path, rule: str, says
     with pytest.raises(ConfigurationError, match=says) as caught:
         configured(tmp_path, f"[[policy.rules]]\n{rule}\n")
     assert "policy.rules" in str(caught.value)
+
+
+# ---- quick, and no less strict -------------------------------------------------------------
+
+NAMES = st.sampled_from(["path", "a", "a.b", "b", "é", 'x":', ""])
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8) | st.sampled_from(["http://a:1/b", '"a":', "a:b", "\\u0061"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+MEMBERS = st.lists(st.tuples(NAMES, JSON_VALUES), max_size=4)
+PATHS = st.sampled_from(["path", "a", "a.b", "a.b.path", "b", "é", "*", "", "missing", 'x":'])
+STYLES = st.sampled_from([(",", ":"), (", ", ": "), (" , ", " :\t")])
+
+
+def written(members: list[tuple[str, Any]], style: tuple[str, str], *, escaped: bool) -> str:
+    """An object with these members, twins included."""
+    comma, colon = style
+    found = []
+    for name, value in members:
+        key = json.dumps(name)
+        if escaped and name:
+            key = '"' + "".join(f"\\u{ord(one):04x}" for one in name) + '"'
+        found.append(f"{key}{colon}{json.dumps(value, separators=style, ensure_ascii=escaped)}")
+    return "{" + comma.join(found) + "}"
+
+
+def whole(text: str, path: str) -> Found:
+    """What a look at all of it finds."""
+    return _found(_parsed(Raw(text.encode())), path)
+
+
+@given(MEMBERS, PATHS, STYLES, st.booleans())
+def test_a_quick_look_finds_what_a_look_at_all_of_it_finds(
+    members: list[tuple[str, Any]], path: str, style: tuple[str, str], escaped: bool
+) -> None:
+    text = written(members, style, escaped=escaped)
+    quick, slow = arguments(text).find(path), whole(text, path)
+    names = [name for name, _ in members]
+    if len(names) == len(set(names)):
+        assert (sorted(quick.values), quick.complete) == (sorted(slow.values), slow.complete)
+    else:
+        assert not quick.complete, "a twin"
+        assert not slow.complete
+
+
+@given(MEMBERS.filter(bool), st.tuples(st.integers(0, 3), JSON_VALUES), PATHS, STYLES)
+def test_no_twin_is_ever_overlooked(
+    members: list[tuple[str, Any]], twin: tuple[int, Any], path: str, style: tuple[str, str]
+) -> None:
+    which, value = twin
+    name, _ = members[which % len(members)]
+    for escaped in (True, False):
+        first = written(members, style, escaped=False)
+        second = written([(name, value)], style, escaped=escaped)
+        text = f"{first[:-1]}{style[0]}{second[1:]}"
+        assert not arguments(text).find(path).complete
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":1,"path" :"/tmp/x","path":"/etc/x"}',  # a colon that no count of names sees
+        '{"path":"/tmp/x","path"\n:"/etc/x","a":"\\":"}',
+        '{"path":"/tmp/x","p\\u0061th":"/etc/x"}',
+        '{ "path":"","path":"/etc/x"}',
+    ],
+)
+def test_a_twin_is_noticed_however_it_is_written(text: str) -> None:
+    assert not arguments(text).find("path").complete
+    assert not arguments(text).find("*").complete
+
+
+@pytest.mark.parametrize("inner", ['{"b":"/tmp","b":"/etc/x"}', '[{"b":"/tmp","b":"/etc/x"}]'])
+def test_a_twin_on_the_way_of_a_path_is_noticed(inner: str) -> None:
+    text = f'{{"a":{inner},"c":"d"}}'
+    assert not arguments(text).find("a.b").complete
+    assert not arguments(text).find("a").complete
+    assert not arguments(text).find("*").complete
+    assert arguments(text).find("c") == Found(("d",)), "nothing that leads there has a twin"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b'{"path":"/etc/\xff"}', b'{"pa\xffth":"/etc/x"}', b'{"path":"/tmp/a","x":"\xff"}'],
+)
+def test_what_is_no_text_is_not_looked_at(raw: bytes) -> None:
+    assert not Arguments({"arguments": Raw(raw)}).find("path").complete
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '["\\ud800"]'])
+def test_half_a_surrogate_pair_is_a_text_all_the_same(text: str) -> None:
+    assert arguments(f'{{"path":{text}}}').find("path") == Found(("\ud800",))

@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from system_rig import Rig
+
 from vsm.configuration.policy import Policy as PolicyTable
 from vsm.configuration.policy import compile_policy
+from vsm.core.goals import Goal
 from vsm.core.policy_rules import compile_rules
 from vsm.messages import (
     Algedonic,
@@ -19,7 +22,7 @@ from vsm.messages import (
     Start,
 )
 from vsm.systems import policy
-from vsm.systems.policy import PolicySystem
+from vsm.systems.policy import FORGOTTEN_S, MOST_DECISIONS, MOST_PAINS, PolicySystem
 
 
 class Context:
@@ -81,7 +84,36 @@ def pain(subject: str = "it", cause: str = "breaker", **more: Any) -> Algedonic:
 
 
 RELIEF = Algedonic(severity="relief", subject="it", cause="breaker", detail="over")
+PAPERS = Goal("answered_well", "it", 0.9)
 FROM_S1, FROM_S4 = "system1>system5:algedonic", "system4>system5:algedonic"
+
+
+def test_pain_overtakes_a_flood_of_decisions() -> None:
+    """Real links: system 4 proposes without end, and nobody reads what system 5 says of it."""
+
+    async def main() -> None:
+        rig = Rig("system5")
+        system = PolicySystem(rig.context)
+        try:
+            seen = rig.context.control.statistics
+            number = 0
+            while not seen().dropped:
+                number += 1
+                system.decide(proposal("system4", number, 200.0, 0.1))
+            waited = seen().queued
+            system.feel("system1", pain())
+            said = []
+            while (received := rig.supervisor.receive(0)) is not None:
+                said.append(received[0])
+                rig.context.control.flush()
+            kinds = [type(one) for one in said]
+            assert kinds.count(Felt) == 1, "it was not dropped"
+            assert len(kinds) - kinds.index(Felt) - 1 == waited, "all that waited comes after it"
+        finally:
+            system.close()
+            rig.close()
+
+    asyncio.run(main())
 
 
 def test_rules_are_published_with_the_digest_that_the_supervisor_names() -> None:
@@ -116,6 +148,22 @@ def test_pain_is_passed_on_in_the_same_turn_and_the_like_of_it_is_counted() -> N
     with_system(scenario)
 
 
+def test_missed_goal_of_an_integration_keeps_s4_from_prevailing_there() -> None:
+    verdicts = []
+    missed = [pain(PAPERS.subject, PAPERS.cause)]
+
+    async def scenario(_system: PolicySystem, context: Context) -> None:
+        while missed:
+            context.take(FROM_S4, missed.pop())
+        context.take(FROM["system3"], proposal("system3", 1, 50.0, 0.2))
+        context.take(FROM["system4"], proposal("system4", 1, 200.0, 2.0))
+        verdicts.append((context.of(Decided)[-1].rule, context.of(Decided)[-1].choice))
+
+    with_system(scenario)
+    with_system(scenario)  # the same without pain
+    assert verdicts == [("closure.pain", "refused"), ("closure.conflict", "approved")]
+
+
 def test_the_last_of_what_was_held_back_is_told_in_the_end(monkeypatch: Any) -> None:
     monkeypatch.setattr(policy, "REPEAT_INTERVAL_S", 0.05)
     monkeypatch.setattr(policy, "FLUSH_S", 0.02)
@@ -127,6 +175,49 @@ def test_the_last_of_what_was_held_back_is_told_in_the_end(monkeypatch: Any) -> 
         assert [one.repeats for one in context.of(Felt)] == [0, 2], (
             "one told, two counted, one told"
         )
+
+    with_system(scenario)
+
+
+def test_no_system_pushes_the_pain_of_another_out() -> None:
+    async def scenario(system: PolicySystem, context: Context) -> None:
+        context.take(FROM_S4, pain(PAPERS.subject, PAPERS.cause))
+        for number in range(3 * MOST_PAINS):
+            context.take(FROM_S1, pain(f"no. {number}"))
+        assert ("system4", PAPERS.subject, PAPERS.cause) in system.pains
+        assert len(system.pains) == MOST_PAINS + 1
+        assert PAPERS.subject in system.weighing.hurting
+        assert len(system.weighing.hurting) == MOST_PAINS + 1
+
+    with_system(scenario)
+
+
+def test_pain_that_nobody_repeats_weighs_no_longer_than_it_is_said_to_last() -> None:
+    async def scenario(system: PolicySystem, context: Context) -> None:
+        context.take(FROM_S1, pain())
+        (key,) = system.pains
+        began_s, detail = system.pains[key]
+        system.pains[key] = (began_s - FORGOTTEN_S - 1, detail)
+        context.take(FROM["system3"], proposal("system3", 1, 50.0, 0.2))
+        context.take(FROM["system4"], proposal("system4", 1, 200.0, 2.0))
+        assert context.of(Decided)[-1].rule == "closure.conflict"
+        assert not system.pains
+
+    with_system(scenario)
+
+
+def test_of_more_kinds_than_are_told_apart_every_signal_is_counted(monkeypatch: Any) -> None:
+    monkeypatch.setattr(policy, "REPEAT_INTERVAL_S", 0.05)
+    monkeypatch.setattr(policy, "FLUSH_S", 0.02)
+
+    async def scenario(system: PolicySystem, context: Context) -> None:
+        for number in range(200):
+            context.take(FROM_S1, pain(f"no. {number}"))
+        told = context.of(Felt)
+        assert 60 < len(told) < 70
+        await asyncio.wait_for(context.told(Felt, len(told) + 1), 20)
+        assert sum(1 + one.repeats for one in context.of(Felt)) == 200
+        assert system._held == {}
 
     with_system(scenario)
 
@@ -195,5 +286,14 @@ def test_pain_turns_a_decision_and_nobody_speaks_for_another() -> None:
         before = len(context.of(Decided))
         context.take(FROM["system4"], proposal("system3", 7, 300.0, 9.0))
         assert len(context.of(Decided)) == before, "the channel says who it is"
+
+    with_system(scenario)
+
+
+def test_decisions_whose_outcome_never_comes_fill_no_memory() -> None:
+    async def scenario(system: PolicySystem, context: Context) -> None:
+        for number in range(MOST_DECISIONS + 50):
+            context.take(FROM["system4"], proposal("system4", number, 200.0, 2.0))
+        assert len(system._keys) == MOST_DECISIONS
 
     with_system(scenario)

@@ -132,3 +132,12 @@ def test_nothing_that_stands_contradicts_anything_that_stands(offers: list[Offer
         about = [(s.offer.subject, s.offer.change) for s in state.standing]
         assert len(about) == len(set(about))
         assert len(state.standing) <= MOST_STANDING
+
+
+def test_no_more_than_so_many_stand_and_the_newest_do() -> None:
+    state = State()
+    for number in range(MOST_STANDING + 20):
+        one = offer(number=number, subject=f"i{number}")
+        state, _ = weigh(state, one, WEIGHTS, 0.0)
+    assert len(state.standing) == MOST_STANDING
+    assert state.standing[-1].offer.id == MOST_STANDING + 19

@@ -67,17 +67,56 @@ def test_a_modern_page_says_how_long_it_may_be_kept() -> None:
     assert page == {"prompts": [], **expected}
 
 
-def test_a_contested_resource_is_served_by_none() -> None:
-    def surface(*uris: str) -> Surface:
-        listed = items(*({"uri": uri, "name": uri} for uri in uris))
-        return Surface("", {"resources/list": listed}, serves_resources=True)
+def resources(*uris: str) -> Surface:
+    listed = items(*({"uri": uri, "name": uri} for uri in uris))
+    return Surface("", {"resources/list": listed}, serves_resources=True)
 
-    merged = merge({"a": surface("x://1", "x://2"), "b": surface("x://2")})
+
+def uris_of(merged: catalogue.Catalogue) -> list[str]:
+    listed = json.loads(merged.legacy_page("resources/list"))["resources"]
+    return [one["uri"] for one in listed]
+
+
+def seen_by(merged: catalogue.Catalogue, *integrations: str) -> catalogue.Catalogue:
+    return merged.restricted(lambda name: name in integrations, lambda _: True)
+
+
+def test_a_contested_resource_is_served_by_none() -> None:
+    merged = merge({"a": resources("x://1", "x://2"), "b": resources("x://2")})
     assert merged.resource_owner("x://1") == "a"
     assert merged.resource_owner("x://2") == ("a", "b")
     assert merged.resource_owner("x://3") == ()
-    listed = json.loads(merged.legacy_page("resources/list"))["resources"]
-    assert [one["uri"] for one in listed] == ["x://1"]
+    assert uris_of(merged) == ["x://1"]
+
+
+def test_a_contested_resource_is_served_and_listed_where_one_claimant_is_seen() -> None:
+    surfaces = {"a": resources("x://1", "x://2"), "b": resources("x://2"), "c": resources("x://2")}
+    merged = merge(surfaces)
+    for one, uris in (("a", ["x://1", "x://2"]), ("b", ["x://2"]), ("c", ["x://2"])):
+        seen = seen_by(merged, one)
+        assert seen.resource_owner("x://2") == one
+        assert uris_of(seen) == uris
+        assert not seen.contested
+    both = seen_by(merged, "a", "c")
+    assert both.resource_owner("x://2") == ("a", "c")
+    assert uris_of(both) == ["x://1"]
+    assert [set(who) for who in both.contested.values()] == [{"a", "c"}]
+    nobody = seen_by(merged)
+    assert (nobody.resource_owner("x://2"), uris_of(nobody)) == ((), [])
+
+
+def test_a_template_itself_belongs_to_whoever_listed_it() -> None:
+    def surface(pattern: str) -> Surface:
+        listed = items({"uriTemplate": pattern, "name": "t"})
+        return Surface("", {"resources/templates/list": listed}, serves_resources=True)
+
+    merged = merge(
+        {"a": surface("db://{x}"), "b": surface("db://{x}{y}"), "c": surface("db://{x}")}
+    )
+    assert merged.resource_owner("db://{x}{y}") == "b"
+    assert merged.resource_owner("db://{x}") == ("a", "c")
+    assert seen_by(merged, "b", "c").resource_owner("db://{x}") == "c"
+    assert merged.resource_owner("db://rows") == ("a", "b", "c")
 
 
 def test_the_most_specific_template_decides() -> None:

@@ -49,13 +49,23 @@ def test_an_error_or_silence_means_legacy() -> None:
         assert done.announce == "notifications/initialized"
 
 
-def test_a_late_discovery_still_means_modern() -> None:
+def test_a_late_discovery_means_modern_once_initialize_is_refused() -> None:
     handshake = begun()
     handshake.probe_timed_out()
     assert isinstance(handshake.answered("server/discover", error(-32601)), Nothing)
-    late = handshake.answered("server/discover", result(DISCOVERED))
+    assert isinstance(handshake.answered("server/discover", result(DISCOVERED)), Nothing)
+    late = handshake.answered("initialize", error(-32601))
     assert isinstance(late, Established)
     assert late.session.is_modern
+
+
+def test_a_slow_server_of_both_eras_that_takes_initialize_is_spoken_to_in_that_era() -> None:
+    handshake = begun()
+    handshake.probe_timed_out()
+    assert isinstance(handshake.answered("server/discover", result(DISCOVERED)), Nothing)
+    taken = handshake.answered("initialize", result(INITIALIZED))
+    assert isinstance(taken, Established)
+    assert not taken.session.is_modern
 
 
 def test_a_slow_modern_server_that_refuses_initialize_is_asked_again_once() -> None:
@@ -65,6 +75,8 @@ def test_a_slow_modern_server_that_refuses_initialize_is_asked_again_once() -> N
     again = handshake.answered("initialize", refusal)
     assert isinstance(again, Ask)
     assert again.method == "server/discover"
+    late = handshake.answered("server/discover", result(DISCOVERED))
+    assert isinstance(late, Established)
     assert isinstance(handshake.answered("initialize", refusal), Refused)
 
 
@@ -79,7 +91,7 @@ def test_versions_that_nobody_knows_are_refused() -> None:
 
 @given(st.sampled_from(["server/discover", "initialize"]), st.binary(max_size=40))
 def test_no_answer_breaks_the_handshake(method: str, body: bytes) -> None:
-    for message in (Message(result=Raw(body)), Message(error=Raw(body))):
+    for message in (Message("2.0", result=Raw(body)), Message("2.0", error=Raw(body))):
         begun().answered(method, message)
 
 

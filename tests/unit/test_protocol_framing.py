@@ -28,6 +28,14 @@ def test_frames_do_not_depend_on_how_the_stream_is_cut(sent: list[bytes], cuts: 
     assert shape(parts) == whole
 
 
+@given(st.lists(st.binary(max_size=40).map(lambda line: line * 400), max_size=12))
+def test_large_reads_are_cut_at_the_same_places_as_small_ones(sent: list[bytes]) -> None:
+    stream = b"".join(line + b"\n" for line in sent)
+    large, small = LineSplitter(1 << 20), LineSplitter(1 << 20)
+    pieces = [stream[at : at + 1000] for at in range(0, len(stream), 1000)]
+    assert list(large.feed(stream)) == [one for piece in pieces for one in small.feed(piece)]
+
+
 @given(lines)
 def test_short_lines_arrive_and_long_ones_are_reported_once(sent: list[bytes]) -> None:
     data = b"".join(line + b"\n" for line in sent)

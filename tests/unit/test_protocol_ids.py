@@ -16,7 +16,8 @@ def test_every_request_is_answered_once(epoch: int, order: list[bool]) -> None:
         elif waiting:
             request_id, item = waiting.pop(number % len(waiting))
             assert flights.take(request_id) == item
-            assert flights.take(request_id) is Stray.LATE
+            assert flights.take(request_id) is None
+            assert flights.stray(request_id) is Stray.LATE
     assert [item for _, item in waiting] == list(flights.drain())
 
 
@@ -25,7 +26,8 @@ def test_no_foreign_id_is_taken_for_ours(foreign: object) -> None:
     flights: InFlight[str] = InFlight(3)
     mine = flights.add("mine")
     if foreign != mine or isinstance(foreign, (bool, float)):
-        assert isinstance(flights.take(foreign), Stray)
+        assert flights.take(foreign) is None
+        assert isinstance(flights.stray(foreign), Stray)
 
 
 def test_an_answer_to_a_dead_predecessor_is_recognised() -> None:
@@ -33,6 +35,7 @@ def test_an_answer_to_a_dead_predecessor_is_recognised() -> None:
     now: InFlight[str] = InFlight(5)
     old_id = earlier.add("old")
     now.add("new")
-    assert now.take(old_id) is Stray.PREDECESSOR
-    assert now.take((5 << COUNTER_BITS) | 99) is Stray.UNKNOWN
-    assert now.take(-1) is Stray.UNKNOWN
+    assert now.take(old_id) is None
+    assert now.stray(old_id) is Stray.PREDECESSOR
+    assert now.stray((5 << COUNTER_BITS) | 99) is Stray.UNKNOWN
+    assert now.stray(-1) is Stray.UNKNOWN

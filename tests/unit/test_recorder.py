@@ -154,3 +154,19 @@ def test_links_are_told_by_what_they_lost_since_the_last_look(
     found = events(recorder)
     assert [row["detail"]["count"] for row in found] == [3, 2]
     assert {row["kind"] for row in found} == {"link.dropped"}
+
+
+def test_links_that_are_no_more_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start of a system is a new link, and vsm runs for months."""
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path))
+    epochs = iter(range(100))
+
+    def links() -> Iterator[tuple[str, int, LinkStatistics]]:
+        yield "system1", next(epochs), LinkStatistics(9, 0, 9, 0, 0)
+
+    recorder = Recorder(logger(), Journal(), links)
+    for _ in range(100):
+        recorder._look_at_links()
+    assert len(recorder._seen) == 2

@@ -14,8 +14,8 @@ from vsm.configuration.regulation import Control
 from vsm.confinement.cgroup import CgroupLimits
 from vsm.core import restart
 from vsm.errors import VsmError
-from vsm.governance.regulation import Regulator
-from vsm.messages import Damp, Decided, Happened, Move, Moved, Noted, Settled
+from vsm.governance.regulation import _MOST_OPEN_DECISIONS, Regulator
+from vsm.messages import Damp, Decided, Happened, Move, Moved, Noted, ResourceRow, Settled
 
 MIB = 2**20
 BUDGET = {"memory": 700.0 * MIB, "cpu": 2.0}
@@ -64,6 +64,7 @@ class World:
             running={},
             limits={},
             granted={},
+            sets={},
             slow_down=lambda *words: self.slowed.append(words),
             integrations={
                 name: SimpleNamespace(priority=1, range=range_) for name, range_ in ranges.items()
@@ -95,7 +96,8 @@ class World:
 
     def move(self, name: str, system: str = "system3", **limits: float) -> Moved | None:
         self.told.clear()
-        self.regulator.on_message(system, Move(id=7, integration=name, limits=limits))
+        wish = Move.model_construct(id=7, integration=name, limits=limits)  # judged once more
+        self.regulator.on_message(system, wish)
         answers = [message for message in self.told if isinstance(message, Moved)]
         return answers[0] if answers else None
 
@@ -224,6 +226,54 @@ def test_outcome_finds_the_decision_of_the_same_system() -> None:
     run(scenario)
 
 
+def test_decisions_of_one_system_push_none_of_another_out() -> None:
+    """The gateway decides once for each call that a rule denies, and nothing comes of those."""
+
+    def scenario(world: World) -> None:
+        def decide(system: str, key: str) -> None:
+            message = Decided(key=key, subject="a", rule="r", choice="c")
+            world.regulator.on_message(system, message)
+
+        decide("system5", "k")
+        for number in range(3 * _MOST_OPEN_DECISIONS):
+            decide("system1", f"denied-{number}")
+        world.regulator.on_message("system5", Settled(key="k", outcome={"state": "done"}))
+        assert world.journal.rows[-1] == ("key/1", {"state": "done"})
+        assert sum(map(len, world.regulator._open.values())) <= _MOST_OPEN_DECISIONS
+
+    run(scenario)
+
+
+def test_system_that_notes_without_end_fills_the_record_and_not_the_log() -> None:
+    def scenario(world: World) -> None:
+        logged: list[dict[str, Any]] = []
+        world.supervisor.log.warning = lambda _what, **more: logged.append(more)
+        for number in range(1000):
+            noted = Noted(
+                event="audit.failed",
+                severity="error",
+                integration="a",
+                detail={"what": f"{number}"},
+            )
+            world.regulator.on_message("system3", noted)
+        assert len(world.journal.rows) == 1000
+        assert [more["reason"] for more in logged] == ["0"]
+
+    run(scenario)
+
+
+def test_only_what_s4_says_is_kept_for_a_successor_of_s4() -> None:
+    def scenario(world: World) -> None:
+        said: list[str] = []
+        world.regulator._learned.note = lambda event, _detail: said.append(event)  # type: ignore[method-assign]
+        for number in range(1, 6):
+            noted = Noted(event=f"intelligence.of{number}")
+            world.regulator.on_message(f"system{number}", noted)
+        assert said == ["intelligence.of4"]
+
+    run(scenario)
+
+
 def test_crash_counts_once_however_many_phases_it_takes() -> None:
     def scenario(world: World) -> None:
         def change(phase: restart.Phase, reason: str = "") -> None:
@@ -243,9 +293,82 @@ def test_crash_counts_once_however_many_phases_it_takes() -> None:
     run(scenario)
 
 
+class Pool:
+    """A pool of "a" whose workers are as the test says, and what S2 hears of it."""
+
+    def __init__(self, world: World, kind: str) -> None:
+        self.world = world
+        self.after = "crash"
+        self.whole: restart.Phase = "ready"
+        world.group.sets["a"] = SimpleNamespace(terms=SimpleNamespace(kind=kind))
+        world.group.workers.phase = lambda _key: self.whole
+        world.group.workers.worker = lambda _key: SimpleNamespace(after=self.after)
+
+    def change(self, name: str, *phases: restart.Phase, reason: str = "") -> list[Any]:
+        self.world.told.clear()
+        for phase in phases:
+            self.world.regulator.changed(
+                restart.Changed(name=name, incarnation=1, phase=phase, reason=reason)
+            )
+        return [(one.series, one.change) for one in self.world.told if isinstance(one, Happened)]
+
+
+def test_pool_that_grows_and_lets_go_is_told_a_failure_or_a_command_is_not() -> None:
+    def scenario(world: World) -> None:
+        pool = Pool(world, "pool")
+        assert pool.change("a#1", "starting", "ready") == [("scaling", 1.0)]
+        assert pool.change("a#1", "stopping", reason="unfit: x") == [], "it failed"
+        assert pool.change("a#2", "starting", "ready") == [("scaling", 1.0)]
+        pool.after = "stop"
+        gone = pool.change("a#2", "stopping", "stopped", reason="unused for 60 s")
+        assert gone == [("scaling", -1.0)]
+        pool.change("a#3", "starting", "ready")
+        pool.whole = "stopping"
+        assert pool.change("a#3", "stopping", reason="stopped") == [], "somebody stopped the whole"
+        sessions = Pool(world, "session")
+        assert sessions.change("a#4", "starting", "ready") == [], "clients come and go"
+
+    run(scenario)
+
+
 def test_audit_of_what_does_not_serve_is_an_error() -> None:
     def scenario(world: World) -> None:
         with pytest.raises(VsmError, match="does not serve"):
             world.regulator.audits.command({"name": "a"}).send(None)
+
+    run(scenario)
+
+
+def test_sample_that_does_not_reach_s3_gives_pools_back_what_is_configured() -> None:
+    def scenario(world: World) -> None:
+        released: list[str] = []
+        pools: Any = world.regulator.pools
+        pools.release = released.append
+        pools.add = lambda rows, _workers: rows.update(a=ResourceRow())
+        link = SimpleNamespace(send=lambda _message: True)
+        world.supervisor.systems.running["system3"] = SimpleNamespace(link=link)
+        world.regulator._sample()
+        assert released == []
+        link.send = lambda _message: False
+        world.regulator._sample()
+        assert released == ["system 3 takes no samples"]
+        world.regulator.stop()
+
+    run(scenario)
+
+
+def test_moved_size_of_a_pool_is_told_to_s2_and_moves_by_itself() -> None:
+    def scenario(world: World) -> None:
+        pools: Any = world.regulator.pools
+        pools.put = lambda name, value: value - 3 if name == "a" else None
+        answer = world.move("a", instances=5.0)
+        assert answer is not None
+        assert answer.state == "in force"
+        (happened,) = [message for message in world.told if isinstance(message, Happened)]
+        assert (happened.integration, happened.series) == ("a", "instances")
+        assert happened.change == 2.0
+        answer = world.move("a", instances=5.0, memory=300.0 * MIB)
+        assert answer is not None
+        assert (answer.state, "by itself" in answer.detail) == ("refused", True)
 
     run(scenario)

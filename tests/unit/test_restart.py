@@ -1,6 +1,8 @@
 """The restart state machine: examples as a table of behaviour, and invariants by Hypothesis."""
 
-from typing import Any
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from vsm.core import restart as r
+from vsm.supervision import group
 
 SPEC = r.WorkerSpec(name="a")
 
@@ -150,6 +153,39 @@ def test_backoff_is_monotone_and_bounded(
     spec = r.WorkerSpec(name="a", backoff_initial_s=initial, backoff_max_s=longest)
     assert 0 <= r.backoff_s(spec, streak, one) <= longest
     assert r.backoff_s(spec, streak, one) <= r.backoff_s(spec, streak + 1, two)
+
+
+def test_pauses_are_spread_by_a_quarter_up_and_down() -> None:
+    spec = r.WorkerSpec(name="a", backoff_initial_s=10.0, backoff_max_s=1000.0)
+    pauses = [r.backoff_s(spec, 3, jitter) for jitter in (0.0, 0.5, 1.0)]
+    assert pauses == [15.0, 20.0, 25.0]
+
+
+class Nobody:
+    """Performs nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_words, **_more: None
+
+
+def test_those_that_crash_together_do_not_come_back_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def pause_s(jitter: float) -> float:
+        monkeypatch.setattr(group, "random", SimpleNamespace(random=lambda: jitter))
+        spec = r.WorkerSpec(name="a", backoff_initial_s=1000.0, backoff_max_s=1e6)
+        runner = group.GroupRunner([spec], cast("Any", Nobody()))
+        runner.send(r.Start("a"))
+        began = asyncio.get_running_loop().time()
+        for incarnation in (1, 2):  # the first time it is started again at once
+            runner.send(r.Ready("a", incarnation))
+            runner.send(r.Exited("a", incarnation, "gone"))
+        deadline = runner.worker("a").deadline
+        assert deadline is not None
+        return deadline - began
+
+    assert asyncio.run(pause_s(0.0)) == pytest.approx(750, abs=60)
+    assert asyncio.run(pause_s(1.0)) == pytest.approx(1250, abs=60)
 
 
 NAMES = st.sampled_from("abc")

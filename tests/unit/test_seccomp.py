@@ -87,6 +87,7 @@ def answer(code: bytes, arch: str, name: str, *args: int) -> Action:
         ("memfd_secret", (), EPERM),
         ("clone3", (), ENOSYS),
         ("statmount", (), ENOSYS),
+        ("pkey_alloc", (), ENOSYS),
         ("clone", (THREAD,), ALLOW),
         ("clone", (17,), ALLOW),
         ("clone", (17 | NEWUSER,), EPERM),

@@ -63,6 +63,12 @@ def test_a_wrong_item_is_named_by_its_index() -> None:
     assert "item 1" in refusal({"title": "x", "inner": {"names": ["a", 2]}}).what
 
 
+def test_a_line_of_words_is_shown_as_the_array_that_it_should_be() -> None:
+    error = refusal({"title": "x", "inner": {"names": "node server.js"}})
+    assert error.remedy == 'Write names = ["node", "server.js"].'
+    assert refusal({"title": "x", "inner": {"names": "x" * 100}}).remedy == ""
+
+
 def test_a_table_is_expected_where_a_string_stands() -> None:
     assert "expected a table, found a string" in refusal({"title": "x", "inner": "y"}).what
 

@@ -280,3 +280,33 @@ def test_a_large_batch_takes_numba_and_differs_in_no_bit() -> None:
     automatic, by_numpy = vb.measure(*pair), vb.measure(*pair, engine="numpy")
     assert automatic.environmental_bits.tobytes() == by_numpy.environmental_bits.tobytes()
     assert automatic.requisite_ratio.tobytes() == by_numpy.requisite_ratio.tobytes()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("row", [0, 255, 256, 299])
+@pytest.mark.parametrize("column", [0, 1, 62, 63])
+def test_a_wrong_count_is_found_in_whichever_place(
+    engine: vb.Engine, row: int, column: int
+) -> None:
+    asked = np.full((300, 64), 3, np.uint32)
+    for wrong in (4, 1 << 31):  # more than was asked; a negative number
+        answered = asked.copy()
+        answered[row, column] = wrong
+        with pytest.raises(ValueError, match="0 <= answered <= asked"):
+            vb.measure(asked, answered, engine=engine)
+    asked[row, column] = COUNT_LIMIT  # beyond the table, but possible
+    found = vb.measure(asked, asked, engine=engine)
+    assert found.events[row] == 63 * 3 + COUNT_LIMIT
+    assert found.gap_bits[row] == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("classes", [2, 6, 64])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_four_byte_counts_equal_the_single_measurements_up_to_the_limit(
+    engine: vb.Engine, classes: int, dtype: type
+) -> None:
+    pair = random_pair(600, classes, COUNT_LIMIT, dtype)
+    pair[0][7], pair[1][7] = 0, 0
+    pair[0][300, 1:], pair[1][300] = 0, 0
+    assert_each_row_is_the_single_measurement(vb.measure(*pair, engine=engine), pair)

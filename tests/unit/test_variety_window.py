@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vsm.core import variety as v
 from vsm.core import variety_batch as vb
 from vsm.core.variety_fixed import COUNT_LIMIT, TOTAL_LIMIT
-from vsm.core.variety_window import Window
+from vsm.core.variety_window import NOTED_MOST, Window
 
 Event = tuple[int, bool]
 CLASSES = 6
@@ -66,6 +66,37 @@ def test_events_counted_at_once_equal_events_counted_in_turn(
     add_batch(kept, second)
     assert_sums_are_those_of_the_counts(kept)
     assert kept.sums == counted([*first, *second]).sums
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_events_that_nobody_asked_about_yet_are_there_when_somebody_asks(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    seldom, always = window(), window()
+    now_s = 0.0
+    for length in chance.choice([0, 1, 3, 41, 700, 9000], 12).tolist():
+        now_s += float(chance.choice([0.0, 4.0, 11.0]))
+        seldom.fade(now_s)
+        always.fade(now_s)
+        some = zip(chance.integers(0, CLASSES, length).tolist(), chance.random(length), strict=True)
+        for demand, draw in some:
+            seldom.add(demand, well=draw < 0.7)
+            always.add(demand, well=draw < 0.7)
+            assert always.sums.events > 0
+        look = str(chance.choice(["sums", "asked", "answered", "halvings", "measure", "nothing"]))
+        if look == "measure":
+            assert seldom.measure() == always.measure()
+        elif look != "nothing":
+            assert getattr(seldom, look) == getattr(always, look)
+    assert (seldom.sums, seldom.halvings) == (always.sums, always.halvings)
+    assert_sums_are_those_of_the_counts(seldom)
+
+
+def test_events_that_nobody_asks_about_take_bounded_memory() -> None:
+    kept = window()
+    for number in range(3 * NOTED_MOST):
+        kept.add(number % CLASSES, well=True)
+        assert len(kept._noted) < NOTED_MOST
+    assert kept.sums.events == 3 * NOTED_MOST
 
 
 @given(events, events)

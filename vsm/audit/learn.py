@@ -37,6 +37,8 @@ _NOTIFY_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, Action.NOTIFY)  # BPF_RET
 _FORBID_DUMPS: Final = (4, 0)  # PR_SET_DUMPABLE
 _FIND_S: Final = 20.0
 _LONGEST_PATH: Final = 4096
+MOST_PATHS: Final = 5_000
+OTHERS: Final = "(others)"
 # which argument of which call is a path that is opened or run
 _PATHS: Final = {"open": 0, "openat": 1, "openat2": 1, "execve": 0}
 # The kernel opens a program's interpreter by itself: programs' and libraries' folders stay.
@@ -95,6 +97,11 @@ class Learned:
     paths: Counter[str] = field(default_factory=Counter)
     hosts: dict[str, dict[str, Any]] | None = None
     status: int = 0
+
+    def note_path(self, path: str) -> None:
+        """Count a path; the command chooses them, so there is a bound to how many are kept."""
+        known = path in self.paths or len(self.paths) < MOST_PATHS
+        self.paths[path if known else OTHERS] += 1
 
 
 def learn(plan: Plan, egress: tuple[EgressLink, Rules] | None = None) -> Learned:
@@ -250,7 +257,7 @@ class _Observer:
             return
         self._learned.calls[name] += 1
         if name in _PATHS and (path := _read_path(asked.pid, asked.arguments[_PATHS[name]])):
-            self._learned.paths[path] += 1
+            self._learned.note_path(path)
         seccomp.let_pass(self._listener, asked.ident)
 
 

@@ -34,12 +34,14 @@ SLOT_WORDS: Final = COUNTS + names.CLASSES * len(names.OUTCOMES)
 SLOT_BYTES: Final = 4 * SLOT_WORDS
 ROW_BYTES: Final = SLOTS_OFFSET + 2 * SLOT_BYTES
 MASK: Final = 0xFFFFFFFF
-MAX_ROWS: Final = 4096
+MAX_ROWS: Final = 1024
+"""Of a whole set: more integrations than one vsm can be told of, so a reader has a bound."""
 SPARE_ROWS: Final = 4
 """A set with more free rows than this and than used ones is rewritten smaller."""
 MAX_SEGMENTS: Final = 8
 """A set of more is rewritten as one; all of a set's descriptors fit one message."""
 
+_now_ns: Final = time.perf_counter_ns
 _WIDTH: Final = len(names.OUTCOMES)
 _DENIED: Final = names.DENIED
 _SHIFT: Final = names.LATENCY_SHIFT
@@ -174,9 +176,9 @@ class DemandRow:
             outcome: an index in OUTCOMES.
             began_ns: when it began, by time.perf_counter_ns.
         """
-        index = self._classes.get(label)
-        if index is None:
-            index = self._learn(label)
+        counts_at = self._classes.get(label)
+        if counts_at is None:
+            counts_at = self._learn(label)
         cells = self._cells
         try:
             cells[EVENTS] += 1  # the largest of all: it overflows first
@@ -184,9 +186,9 @@ class DemandRow:
             self._renew()
             self.count(label, outcome, began_ns)
             return
-        cells[COUNTS + index * _WIDTH + outcome] += 1
+        cells[counts_at + outcome] += 1
         if outcome < _DENIED:  # what no server saw has no latency
-            late = (time.perf_counter_ns() - began_ns) >> _SHIFT
+            late = (_now_ns() - began_ns) >> _SHIFT
             cells[LATENCY + (late if late <= _TOP else _TOP).bit_length()] += 1  # noqa: FURB136 - min() takes twice as long
         if not self._stale:
             self._stale = True
@@ -206,7 +208,7 @@ class DemandRow:
             self._renew()
         cells = self._cells
         for position, label in enumerate(other.labels):
-            start = COUNTS + self._index_of(label) * _WIDTH
+            start = self._counts_of(label)
             for outcome in range(_WIDTH):
                 cells[start + outcome] += other.counts[position * _WIDTH + outcome]
         for bucket, count in enumerate(other.latency):
@@ -226,12 +228,15 @@ class DemandRow:
     def _renew(self) -> None:
         self._begin(self._board.another_place(self.name))
 
-    def _index_of(self, label: str) -> int:
-        index = self._classes.get(label)
-        return self._learn(label) if index is None else index
+    def _counts_of(self, label: str) -> int:
+        counts_at = self._classes.get(label)
+        return self._learn(label) if counts_at is None else counts_at
 
     def _learn(self, label: str) -> int:
-        """Give a label a class while there is room, else the overflow class; not remembered."""
+        """Give a label a class while there is room, else the overflow class; not remembered.
+
+        Returns the cell of its first count.
+        """
         raw = names.short_label(label)
         short = raw.decode()
         known = self._classes.get(short)
@@ -239,12 +244,12 @@ class DemandRow:
             return known
         index, end = self._cells[USED], self._labels_used + 1 + len(raw)
         if index == names.CLASSES or end > LABELS_BYTES:
-            return 0
+            return COUNTS
         self._place.labels[self._labels_used : end] = bytes((len(raw),)) + raw
         self._labels_used = end
         self._cells[USED] = index + 1
-        self._classes[label] = self._classes[short] = index
-        return index
+        self._classes[label] = self._classes[short] = counts_at = COUNTS + index * _WIDTH
+        return counts_at
 
     def _publish(self) -> None:
         self._stale = False

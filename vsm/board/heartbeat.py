@@ -8,12 +8,13 @@ of two slots, published likewise at every beat. What is asked of integrations is
 `vsm.board.demand`.
 """
 
+import math
 import os
 import struct
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Final
 
 from vsm.board.memory import BoardError, create, map_verified
@@ -21,7 +22,7 @@ from vsm.board.memory import BoardError, create, map_verified
 __all__ = ["Beat", "BoardError", "BoardReader", "BoardWriter", "ChannelRow"]
 
 MAGIC: Final = 0x56534D42  # "VSMB"
-VERSION: Final = 2
+VERSION: Final = 3
 SIZE_BYTES: Final = 4096
 
 _SLOTS: Final = 4
@@ -35,8 +36,8 @@ _ROWS_OFFSET: Final = 128
 _READ_ATTEMPTS: Final = 64
 _CHANNELS_OFFSET: Final = _ROWS_OFFSET + _SLOTS * _SLOT_BYTES
 CHANNEL_BYTES: Final = 128  # latest, then two slots
-_CHANNEL: Final = struct.Struct("<QQQQIId")  # seq, at_ns, sent, dropped, queued, limit, rate
-_CHANNEL_SLOT_BYTES: Final = 56
+_CHANNEL: Final = struct.Struct("<QQQQIIdd")  # the fields of ChannelRow, in their order
+_CHANNEL_SLOT_BYTES: Final = 60
 MAX_CHANNELS: Final = (SIZE_BYTES - _CHANNELS_OFFSET) // CHANNEL_BYTES
 ROW_FIELDS: Final = ("seq", "beat_ns", "state", "lag_ns", "received", "invalid", "dropped")
 
@@ -61,7 +62,7 @@ class ChannelRow:
     Args:
         at_ns: CLOCK_MONOTONIC. sent, dropped: messages so far.
         queued: messages that wait for room now. limit: how many may.
-        rate: messages a second between the last two beats.
+        rate, rate_bytes: messages and their bytes a second between the last two beats.
     """
 
     seq: int
@@ -71,6 +72,7 @@ class ChannelRow:
     queued: int
     limit: int
     rate: float
+    rate_bytes: float
 
 
 class BoardWriter:
@@ -85,6 +87,7 @@ class BoardWriter:
         self._fd, self._map = create(name, SIZE_BYTES)
         self._seq = 0
         self._channels: dict[int, ChannelRow] = {}
+        self._sent_bytes: dict[int, int] = {}
         self.state = 0
         _HEADER.pack_into(self._map, 0, MAGIC, VERSION, epoch, os.getpid())
 
@@ -104,17 +107,23 @@ class BoardWriter:
         self._map[offset : offset + _ROW.size + _CRC.size] = row + _CRC.pack(zlib.crc32(row))
         _LATEST.pack_into(self._map, _LATEST_OFFSET, self._seq)
 
-    def channel(self, index: int, sent: int, dropped: int, queued: int, limit: int) -> None:
+    def channel(
+        self, index: int, *, sent: int, sent_bytes: int, dropped: int, queued: int, limit: int
+    ) -> None:
         """Publish what is known of the `index`-th channel that the system sends on."""
         now = time.monotonic_ns()
         last = self._channels.get(index)
         past_s = (now - last.at_ns) / 1e9 if last else 0.0
-        rate = (sent - last.sent) / past_s if last and past_s > 0 else 0.0
-        row = ChannelRow(last.seq + 1 if last else 1, now, sent, dropped, queued, limit, rate)
-        self._channels[index] = row
+        rate = rate_bytes = 0.0
+        if last and past_s > 0:
+            rate = (sent - last.sent) / past_s
+            rate_bytes = (sent_bytes - self._sent_bytes[index]) / past_s
+        seq = last.seq + 1 if last else 1
+        row = ChannelRow(seq, now, sent, dropped, queued, limit, rate, rate_bytes)
+        self._channels[index], self._sent_bytes[index] = row, sent_bytes
         start = _CHANNELS_OFFSET + index * CHANNEL_BYTES
         slot = start + _LATEST.size + (row.seq & 1) * _CHANNEL_SLOT_BYTES
-        raw = _CHANNEL.pack(row.seq, now, sent, dropped, queued, limit, rate)
+        raw = _CHANNEL.pack(*astuple(row))
         self._map[slot : slot + _CHANNEL.size + _CRC.size] = raw + _CRC.pack(zlib.crc32(raw))
         _LATEST.pack_into(self._map, start, row.seq)
 
@@ -154,7 +163,7 @@ class BoardReader:
         return None
 
     def channel(self, index: int) -> ChannelRow | None:
-        """The newest whole row of a channel; None when there is none."""
+        """The newest whole row of a channel; None when there is none that can be true."""
         start = _CHANNELS_OFFSET + index * CHANNEL_BYTES
         for _ in range(_READ_ATTEMPTS):
             (seq,) = _LATEST.unpack_from(self._map, start)
@@ -166,7 +175,8 @@ class BoardReader:
             if _CRC.unpack(crc)[0] == zlib.crc32(row):
                 found = ChannelRow(*_CHANNEL.unpack(row))
                 if found.seq == seq:
-                    return found
+                    rates = found.rate, found.rate_bytes
+                    return found if found.limit and all(map(math.isfinite, rates)) else None
         return None
 
     def channels(self, names: Sequence[str]) -> dict[str, ChannelRow | None]:

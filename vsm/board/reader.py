@@ -17,7 +17,7 @@ import vsm.board.demand as layout
 import vsm.core.demand as names
 from vsm.board.memory import BoardError, map_verified
 
-_READ_ATTEMPTS = 200
+_READ_AGAIN = 200  # looks at torn rows, of a whole segment: no writer holds a reader up with many
 _WIDTH = len(names.OUTCOMES)
 _MOST_BYTES = layout.HEADER_BYTES + layout.MAX_ROWS * layout.ROW_BYTES
 
@@ -44,8 +44,12 @@ class Demand:
         for position, label in enumerate(row.labels):
             counts = row.counts[position * _WIDTH : (position + 1) * _WIDTH]
             if any(counts):
-                known = self.classes.setdefault(label, [0] * _WIDTH)
-                self.classes[label] = [a + b for a, b in zip(known, counts, strict=True)]
+                known = self.classes.get(label)
+                self.classes[label] = (
+                    list(counts)
+                    if known is None
+                    else [a + b for a, b in zip(known, counts, strict=True)]
+                )
         self.latency = [a + b for a, b in zip(self.latency, row.latency, strict=True)]
         self.cancelled += row.cancelled
 
@@ -97,10 +101,10 @@ class SegmentReader:
         self._last: dict[int, Row] = {}
 
     def read(self) -> list[Row]:
-        """Every row in use. One that its writer changed at every attempt is as it last was."""
-        found = []
+        """Every row in use. One that its writer changed at every look is as it last was."""
+        found, again = [], _READ_AGAIN
         for index in range(self.rows):
-            row = self.read_row(index)
+            row, again = self._look(index, again)
             if row is not None:
                 found.append(row)
         return found
@@ -112,17 +116,21 @@ class SegmentReader:
 
     def read_row(self, index: int) -> Row | None:
         """One whole row; None where there is none."""
+        return self._look(index, _READ_AGAIN)[0]
+
+    def _look(self, index: int, again: int) -> tuple[Row | None, int]:
+        """One whole row, looked at again `again` times at most, and how many of those are left."""
         start = layout.HEADER_BYTES + index * layout.ROW_BYTES
-        for _ in range(_READ_ATTEMPTS):
+        for left in range(again, -1, -1):
             name = self._name(start)
             if not name:
                 self._last.pop(index, None)
-                return None
+                return None, left
             row = self._attempt(start, name)
             if row is not None:
                 self._last[index] = row
-                return row
-        return self._last.get(index)
+                return row, left
+        return self._last.get(index), 0
 
     def _name(self, start: int) -> str:
         raw = self._map[start : start + layout.NAME_BYTES]
@@ -188,8 +196,13 @@ class DemandReader:
         self.fds = list(fds)
         self.segments: list[SegmentReader] = []
         try:
+            if len(self.fds) > layout.MAX_SEGMENTS:
+                raise BoardError(f"demand board of {len(self.fds)} segments")  # noqa: TRY301 - closes all
             for fd in fds:
                 self.segments.append(SegmentReader(fd, epoch=epoch, pid=pid))
+            rows = sum(segment.rows for segment in self.segments)
+            if rows > layout.MAX_ROWS:
+                raise BoardError(f"demand board of {rows} rows")  # noqa: TRY301 - as above
         except BoardError:
             self.close()
             raise

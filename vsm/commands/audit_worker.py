@@ -1,9 +1,13 @@
-"""`vsm audit NAME`: a running worker against its plan, attacked from within, and asked."""
+"""`vsm audit NAME`: a running worker against its plan, attacked from within, and asked.
+
+`vsm audit --since WHEN` is the other audit: every recorded call, for another program to keep.
+"""
 
 import argparse
 
 from vsm.commands.control_client import request
 from vsm.commands.terminal import clean, print_json
+from vsm.errors import ConfigurationError
 
 EXIT_FAILED = 1
 
@@ -16,14 +20,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Every process of the worker: user, capabilities, no_new_privs, system-call "
         "filter, namespaces, control group and limits, as the kernel has them. A sibling under "
         "the same plan, inside the worker's namespaces, tries attacks that harm nothing. The "
-        "server is asked whether it still offers what it told. Exit code 1 where something fails.",
+        "server is asked whether it still offers what it told. Exit code 1 where something fails. "
+        "With --since instead: every call that was recorded since then, one JSON object a line.",
     )
-    parser.add_argument("name", metavar="NAME", help="an integration")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="an integration")
+    parser.add_argument("--since", help="export calls: 90s, 10m, 1h, 2d, 1w ago, or a time")
     parser.add_argument("--json", action="store_true", help="print what vsm answered")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask, and print what is not as planned."""
+    """Ask, and print what is not as planned; or export calls."""
+    if args.since is not None:
+        from vsm.commands.calls import export
+
+        export(args.since, args.name)
+        return 0
+    if args.name is None:
+        remedy = "Give NAME, or --since WHEN for the record of calls."
+        raise ConfigurationError("vsm audit", "no integration is named", remedy)
     found = request("audit", name=args.name)
     if args.json:
         print_json(found)

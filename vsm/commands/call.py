@@ -5,10 +5,10 @@ import json
 import sys
 from typing import Any
 
-from vsm.commands.control_client import NotFoundError
+from vsm.commands.control_client import request
 from vsm.commands.mcp_client import CallError, Client, tool_prefixes
-from vsm.commands.terminal import foreign, print_json
-from vsm.errors import ConfigurationError, VsmError
+from vsm.commands.terminal import clean, foreign, print_json
+from vsm.errors import ConfigurationError, NotFoundError, VsmError
 
 EXIT_TOOL_ERROR = 1
 INVALID_PARAMS = -32602
@@ -47,14 +47,15 @@ def call_tool(
     Raises:
         VsmError: there is no such tool, or it gave no result.
     """
-    prefix = tool_prefixes(integration)[integration]
+    name = _public_name(integration, tool_prefixes(integration)[integration], tool)
+    params = {"name": name, "arguments": arguments}
     with Client(timeout_s) as client:
-        name = _public_name(integration, prefix, tool)
         try:
-            return client.request("tools/call", {"name": name, "arguments": arguments})
+            return client.request("tools/call", params, lambda: _say_who_is_awaited(name))
         except CallError as error:
-            if error.code == INVALID_PARAMS:
-                _check_listed(client, integration, name, tool)
+            if error.code == INVALID_PARAMS and error.what.startswith(f"Unknown tool: {name} ("):
+                remedy = f"See `vsm tools {integration}` and `vsm status {integration}`."
+                raise NotFoundError(integration, f"no tool {tool!r}", remedy) from None
             raise
 
 
@@ -79,10 +80,18 @@ def _public_name(integration: str, prefix: str, tool: str) -> str:
     return public_name(prefix, tool, integration)
 
 
-def _check_listed(client: Client, integration: str, name: str, tool: str) -> None:
-    if name not in {item["name"] for item in client.items("tools/list", "tools")}:
-        remedy = f"See `vsm tools {integration}` and `vsm status {integration}`."
-        raise NotFoundError(integration, f"no tool {tool!r}", remedy)
+def _say_who_is_awaited(name: str) -> None:
+    """Name the servers that are not ready, of those that may have the tool."""
+    from vsm.protocol.catalogue import SEPARATOR
+
+    for worker in request("status")["workers"]:
+        integration, state = worker.get("integration"), worker.get("state")
+        if not integration or state == "ready":
+            continue
+        prefix = integration if worker.get("prefix") is None else worker["prefix"]
+        if not prefix or name.startswith(prefix + SEPARATOR):
+            text = f"vsm: waiting for {worker['name']}, which is {state}"
+            print(clean(text), file=sys.stderr, flush=True)
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -6,13 +6,13 @@ unless it is printable.
 
 import argparse
 import json
-import time
+from collections.abc import Iterator
 
 from vsm.commands.events import when_text
-from vsm.commands.terminal import clean, print_json
+from vsm.commands.terminal import clean, foreign, print_json
 from vsm.errors import ConfigurationError
 from vsm.journal.calls import CALLS_FILE
-from vsm.journal.reader import MAX_LIMIT, Filter, JournalReader, Row, follow, parse_since
+from vsm.journal.reader import MAX_LIMIT, Filter, JournalReader, Now, Row, follow, parse_since
 from vsm.paths import state_dir
 
 DEFAULT_LIMIT = 100
@@ -24,12 +24,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "calls",
         help="show who called what, and how it ended",
         description="One line for each call: client, integration, tool, outcome, duration, bytes. "
-        "Contents are never kept. gateway.audit says which calls are recorded.",
+        "gateway.audit says which calls are recorded, audit_contents of an integration whether "
+        "with what they carried.",
     )
     parser.add_argument("--since", help="90s, 10m, 1h, 2d, 1w ago, or 2026-11-22T10:00")
     parser.add_argument("--outcome", help="ok, tool_error, protocol_error, timeout, denied, …")
     parser.add_argument("--integration", help="calls to this one")
     parser.add_argument("--client", help='such as "unix:0" or "http:desktop"')
+    parser.add_argument("--contents", action="store_true", help="what was kept of it, too")
     parser.add_argument("-n", "--limit", type=int, default=DEFAULT_LIMIT, help="newest (100)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
     parser.add_argument("--json", action="store_true", help="a list, or a line each with -f")
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.limit <= MAX_LIMIT:
         raise ConfigurationError("--limit", f"expected 1 to {MAX_LIMIT}, found {args.limit}")
     chosen = Filter(
-        since_ns=None if args.since is None else parse_since(args.since, time.time_ns()),
+        since=None if args.since is None else parse_since(args.since, Now.read()),
         kind=None if args.outcome is None else f"call.{args.outcome}",
         worker=args.integration,
         source=args.client,
@@ -62,9 +64,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(since: str, integration: str | None) -> None:
+    """Print every call recorded since then, oldest first, one JSON object a line.
+
+    Args:
+        since: as --since has it.
+        integration: of this one alone.
+    """
+    chosen = Filter(since=parse_since(since, Now.read()), worker=integration)
+    last_id = 0
+    with JournalReader(state_dir() / CALLS_FILE) as reader:
+        while rows := reader.after("events", chosen, last_id):
+            last_id = rows[-1]["id"]
+            for row in rows:
+                print(json.dumps(row, ensure_ascii=True))
+
+
 def _print(row: Row, args: argparse.Namespace) -> None:
     text = json.dumps(row, ensure_ascii=True) if args.json else _line(row)
-    print(text, flush=args.follow)
+    lines = [text, *(_contents(row) if args.contents and not args.json else ())]
+    print("\n".join(lines), flush=args.follow)
+
+
+def _contents(row: Row) -> Iterator[str]:
+    contents = row["detail"].get("contents", {})
+    if "left_out" in contents:
+        yield clean(f"  contents left out: {contents['left_out']}")
+    for key in ("arguments", "result"):
+        if key in contents:
+            cut = " (the beginning)" if key in contents.get("truncated", ()) else ""
+            yield f"  {key}{cut}:"
+            yield from foreign(contents[key])
 
 
 def _line(row: Row) -> str:

@@ -12,16 +12,10 @@ from vsm.control_socket import NotRunningError, connect
 from vsm.errors import VsmError
 from vsm.paths import CONTROL_SOCKET
 
-__all__ = ["NotFoundError", "NotRunningError", "RefusedError", "connect", "request", "stream"]
+__all__ = ["NotRunningError", "RefusedError", "connect", "request", "stream"]
 
 ANSWER_TIMEOUT_S = 10.0
 MOST_ANSWER_BYTES = 16 * 2**20
-
-
-class NotFoundError(VsmError):
-    """There is no integration, worker or tool of that name."""
-
-    exit_code = 5
 
 
 class RefusedError(VsmError):
@@ -61,7 +55,8 @@ def _exchange(
             "control socket", f"no answer to `{command}` in time", "See `vsm doctor`."
         ) from None
     except ConnectionError as error:
-        raise VsmError("control socket", f"vsm hung up: {error.strerror}") from error
+        what = f"vsm hung up: {error.strerror}"
+        raise VsmError("control socket", what, "See `vsm status`.") from error
 
 
 def _result(line: bytes) -> Any:  # noqa: ANN401 - JSON

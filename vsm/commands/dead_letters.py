@@ -7,15 +7,14 @@ person at the terminal, without whom nothing is called again.
 import argparse
 import json
 import sys
-import time
 from typing import Any, Final
 
 from vsm.commands.call import call_tool, print_result
-from vsm.commands.control_client import NotFoundError, request
+from vsm.commands.control_client import request
 from vsm.commands.events import when_text
 from vsm.commands.terminal import clean, foreign, print_json, print_table
-from vsm.errors import ConfigurationError, VsmError
-from vsm.journal.reader import MAX_LIMIT, Filter, JournalReader, Row, parse_since
+from vsm.errors import ConfigurationError, NotFoundError, VsmError
+from vsm.journal.reader import MAX_LIMIT, Filter, JournalReader, Now, Row, parse_since
 from vsm.journal.records import JOURNAL_FILE
 from vsm.paths import state_dir
 
@@ -57,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     if not 0 < args.limit <= MAX_LIMIT:
         raise ConfigurationError("--limit", f"expected 1 to {MAX_LIMIT}, found {args.limit}")
-    since_ns = None if args.since is None else parse_since(args.since, time.time_ns())
+    since = None if args.since is None else parse_since(args.since, Now.read())
     with _journal() as reader:
-        chosen = Filter(since_ns=since_ns, kind=KIND, worker=args.integration, source="system1")
+        chosen = Filter(since=since, kind=KIND, worker=args.integration, source="system1")
         letters = reader.newest("events", chosen, args.limit)
         replayed = _replayed(reader)
     for letter in letters:

@@ -6,7 +6,6 @@ nothing of it reaches the terminal unless it is printable.
 
 import argparse
 import json
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -17,6 +16,7 @@ from vsm.journal.reader import (
     MAX_LIMIT,
     Filter,
     JournalReader,
+    Now,
     Row,
     Table,
     follow,
@@ -83,7 +83,7 @@ def _filter(args: argparse.Namespace) -> Filter:
     of_events = args.command == "events"
     severity = args.severity if of_events else None
     return Filter(
-        since_ns=None if args.since is None else parse_since(args.since, time.time_ns()),
+        since=None if args.since is None else parse_since(args.since, Now.read()),
         kind=args.kind if of_events else args.rule,
         worker=args.worker,
         severity=None if severity is None else parse_severity(severity),

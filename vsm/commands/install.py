@@ -10,6 +10,7 @@ import sys
 
 from vsm.commands.interrupt import end_in_order_on_sigterm
 from vsm.commands.terminal import clean, print_json, print_table
+from vsm.errors import VsmError
 
 SUMMARIES = {
     "install": "install a server from npm or PyPI: confined, pinned by hash, no scripts",
@@ -17,13 +18,18 @@ SUMMARIES = {
     "outdated": "compare installed servers with what their registries have",
 }
 
+SEES_NOTHING = (
+    "It sees none of your files and no network. `read` and `write` give it folders; a profile\n"
+    'that extends "networked" and names hosts in `network.allow`, those: `vsm docs egress`.'
+)
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `install`, `uninstall` and `outdated`."""
     for name, summary in SUMMARIES.items():
         parser = subparsers.add_parser(name, help=summary, description=summary)
         if name == "install":
-            metavar = "npm:NAME@VERSION|pypi:NAME==VERSION"
+            metavar = "npm:NAME[@VERSION]|pypi:NAME[==VERSION]"
             parser.add_argument("package", nargs="?", metavar=metavar, help="none lists them")
             parser.add_argument("--name", default="", help="of the server; default: the package's")
         elif name == "uninstall":
@@ -65,6 +71,7 @@ def _install(args: argparse.Namespace) -> int:
         listed = ", ".join(map(clean, server.commands)) or "none"
         print(f"command = []   # its commands: {listed}")
     print(f'profile = "{profile}"')
+    print(f"\n{SEES_NOTHING}")
     return 0
 
 
@@ -90,26 +97,31 @@ def _uninstall(args: argparse.Namespace) -> int:
         print_json({"removed": [server.name for server in removed]})
     else:
         for server in removed:
-            print(f"{server.name}: removed ({server.kind}:{server.package} {server.version})")
+            what = f"{server.kind}:{server.package} {server.version}"
+            print(f"{server.name}: removed ({what if server.kind else 'its record was damaged'})")
     return 0
 
 
 def _outdated(args: argparse.Namespace) -> int:
     from vsm.install.installation import installed, latest
 
-    rows = []
+    rows, unknown = [], 0
     for server in installed():
         _say(f"asking for {server.kind}:{server.package}")
-        newest = latest(server, tuple(args.allow))
+        try:
+            newest = latest(server, tuple(args.allow))
+        except VsmError as error:
+            newest, unknown = "", 1
+            print(f"vsm: {clean(str(error))}", file=sys.stderr)
         rows.append({"name": server.name, "installed": server.version, "latest": newest})
     if args.json:
         print_json({"servers": rows})
-        return 0
+        return unknown
     shown = [
         (row["name"], row["installed"], row["latest"] or "unknown", _verdict(row)) for row in rows
     ]
     print_table(("NAME", "INSTALLED", "LATEST", ""), shown)
-    return 0
+    return unknown
 
 
 def _verdict(row: dict[str, str]) -> str:

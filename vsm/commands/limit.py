@@ -16,7 +16,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Without KEY=VALUE: each limit, what holds it and whether it is in force. "
         "What a control group holds (memory, swap, processes, cpu) and what is detected on the "
         "disk (disk, disk_files) moves at once; open_files, file_size, cpu_time_s and wall_time_s "
-        "count from the next start. Kept until vsm ends.",
+        "count from the next start. instances=N bounds a pool, instances=unlimited ends that. Kept "
+        "until vsm ends.",
     )
     parser.add_argument("name", metavar="NAME", help="an integration")
     parser.add_argument("limits", nargs="*", metavar="KEY=VALUE", help="as in a profile's [limits]")

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from vsm.commands.control_client import NotRunningError, request
 from vsm.commands.terminal import clean
@@ -27,6 +28,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("name", metavar="NAME", help="an integration with a url and oauth")
     parser.add_argument("--client", default="", help="log in for this client alone")
+    parser.add_argument(
+        "--scope", default="", help="also ask for this, and for what the login had: words in quotes"
+    )
     parser.add_argument("--forget", action="store_true", help="remove the tokens instead")
     parser.add_argument("--config", type=Path, metavar="FILE", help="vsm.toml ($VSM_CONFIG)")
 
@@ -52,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     # Only here: the SDK takes a second to import.
     from vsm.install.login import log_in
 
-    tokens = log_in(integration, args.client, _show)
+    scope = args.scope and f"{oauth_store.scope(args.name, args.client)} {args.scope}".strip()
+    tokens = log_in(integration, args.client, _show, scope)
     oauth_store.store(args.name, args.client, tokens)
     print(f"{args.name}: logged in; tokens are renewed at {clean(tokens.token_endpoint)}")
     _start_anew(args.name)
@@ -70,9 +75,21 @@ def _start_anew(name: str) -> None:
         state = next((row["state"] for row in rows if row["name"] == name), "")
         if state:
             command = "start" if state in _NEEDS_START else "restart"
-            answer = request(command, timeout_s=RESTART_TIMEOUT_S, name=name)
-            print(f"{name}: {clean(str(answer.get('state', 'done')))}")
+            print(f"{name}: {command} ...", file=sys.stderr, flush=True)
+            _tell(name, request(command, timeout_s=RESTART_TIMEOUT_S, name=name))
     except NotRunningError:
         print("vsm does not run; the tokens are used when it does")
     except VsmError as error:
         print(f"{name}: could not be started anew: {clean(str(error))}", file=sys.stderr)
+
+
+def _tell(name: str, answer: dict[str, Any]) -> None:
+    """How it stands with the login; where it does not serve, why and what to do."""
+    state, detail = answer["state"], clean(answer["detail"])
+    if state == "ready":
+        print(f"{name}: ready")
+        return
+    print(f"{name}: does not serve: {state}{f': {detail}' if detail else ''}", file=sys.stderr)
+    if state == "backing_off":
+        text = f"It is tried again, ever more slowly. Repair that; `vsm start {name}` tries at once"
+        print(f"{text}, `vsm logs {name}` shows what it printed.", file=sys.stderr)

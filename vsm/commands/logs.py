@@ -1,6 +1,7 @@
 """`vsm logs`: what an integration wrote to its standard error, kept in a bounded ring."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,8 +23,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not args.follow:
         print_json(list(_kept(args)))
         return 0
+    said = False
     for line in _followed(args) if args.follow else _kept(args):
         print(clean(line), flush=args.follow)
+        said = True
+    if not said:
+        print(f"vsm: {clean(args.name)} has written nothing to stderr", file=sys.stderr)
     return 0
 
 

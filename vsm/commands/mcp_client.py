@@ -5,14 +5,15 @@ client's capabilities (none: nothing here can answer a question that a server as
 """
 
 import json
+import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from vsm import __version__
-from vsm.commands.control_client import NotFoundError, connect, request
-from vsm.errors import VsmError
+from vsm.commands.control_client import connect, request
+from vsm.errors import NotFoundError, VsmError
 from vsm.paths import MCP_SOCKET
 
 META = {
@@ -21,6 +22,7 @@ META = {
     "io.modelcontextprotocol/clientCapabilities": {},
 }
 MOST_PAGES = 1000
+QUIET_S = 1.0
 MOST_FRAME_BYTES = 256 * 2**20
 
 
@@ -58,8 +60,15 @@ class Client:
         self._lines.close()
         self._socket.close()
 
-    def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    def request(
+        self, method: str, params: dict[str, Any], on_wait: Callable[[], None] | None = None
+    ) -> dict[str, Any]:
         """Send one request and wait for its result; notifications on the way are dropped.
+
+        Args:
+            method: of the request.
+            params: without `_meta`.
+            on_wait: called once when nothing has come for a second.
 
         Raises:
             CallError: the answer is an error.
@@ -70,12 +79,15 @@ class Client:
         line = json.dumps({**frame, "params": {**params, "_meta": META}}) + "\n"
         try:
             self._socket.sendall(line.encode())
+            if on_wait is not None and not select.select([self._socket], [], [], QUIET_S)[0]:
+                on_wait()
             return self._result_of(number, method)
         except TimeoutError:
             what = f"no answer to {method} within {self._socket.gettimeout()} s"
             raise VsmError("gateway", what, "See `vsm status`.") from None
         except OSError as error:
-            raise VsmError("gateway", f"the connection broke: {error.strerror}") from error
+            what = f"the connection broke: {error.strerror}"
+            raise VsmError("gateway", what, "See `vsm status` and ask again.") from error
 
     def _result_of(self, number: int, method: str) -> dict[str, Any]:
         while line := self._lines.readline(MOST_FRAME_BYTES):

@@ -65,11 +65,20 @@ def _print_learned(rows: list[dict[str, Any]]) -> None:
     shown = [
         (
             clean(r["rule"]), clean(r["choice"]), str(r["decisions"]), str(r["outcomes_known"]),
-            _share(r["turned_out_well"]),
+            _share(r["turned_out_well"]), _beside(r),
         )
         for r in rows
     ]  # fmt: skip
-    print_table(("RULE", "CHOICE", "DECISIONS", "OUTCOMES", "TURNED OUT WELL (95 %)"), shown)
+    headings = ("RULE", "CHOICE", "DECISIONS", "OUTCOMES", "TURNED OUT WELL (95 %)", "BESIDE")
+    print_table(headings, shown)
+
+
+def _beside(row: dict[str, Any]) -> str:
+    """How it was before, or with the alternatives."""
+    moved = row.get("before_after")
+    if moved is None:
+        return clean(row.get("compared", "-"))
+    return clean(f"{moved['figure']}: {moved['before']:g} before, {moved['after']:g} after")
 
 
 def _print_predictions(found: dict[str, Any]) -> None:
@@ -84,6 +93,11 @@ def _print_predictions(found: dict[str, Any]) -> None:
         for r in found["forecasts"]
     ]  # fmt: skip
     print_table(("INTEGRATION", "DEMAND", "EXPECTED", "90 % INTERVAL", "BY"), shown)
+    for r in found.get("surprises", ()):
+        name = clean(f"{r['integration']} {r['demand']}".strip())
+        came = f"{r['came']} of {r['of']} answered well" if "of" in r else f"{r['came']} asked"
+        text = f"{came} in {r['step_s']:g} s, {r['expected']:.1f} expected"
+        print(f"unusual: {name}: {text} (chance {r['chance']:.1g})")
     calibration = found.get("calibration")
     if calibration:
         print(

@@ -10,9 +10,11 @@ _SHOWN = 4
 
 def lines(systems: dict[str, Any]) -> Iterator[str]:
     """One line each, printable; nothing of a system that does nothing and was not asked to."""
-    yield from map(clean, _damped(systems.get("system2", {})))
-    yield from map(clean, _budget(systems.get("system3", {})))
-    yield from map(clean, _expected(systems.get("system4", {})))
+    for name, words in (("system2", _damped), ("system3", _budget), ("system4", _expected)):
+        try:
+            yield from [clean(line) for line in words(systems.get(name, {}))]
+        except (LookupError, TypeError, AttributeError, ValueError):
+            yield f"{name} answers what makes no sense: `vsm status --json` shows it"
 
 
 def _damped(state: dict[str, Any]) -> Iterator[str]:

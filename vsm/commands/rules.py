@@ -29,6 +29,7 @@ from vsm.core.policy_rules import (
 from vsm.errors import ConfigurationError
 from vsm.gateway.rule_arguments import Arguments
 
+_AS = 'Write an object in single quotes, such as \'{"path": "hello.txt"}\'.'
 KINDS = ("tool", "prompt", "resource")
 
 
@@ -83,13 +84,13 @@ def _rules(given: Path | None) -> Rules:
 def _decide(rules: Rules, args: argparse.Namespace) -> dict[str, Any]:
     try:
         if not isinstance(json.loads(args.arguments), dict):
-            raise ConfigurationError("vsm rules", "the arguments are no JSON object")
+            raise ConfigurationError("vsm rules", "the arguments are no JSON object", _AS)
     except ValueError as error:
-        raise ConfigurationError("vsm rules", f"the arguments are no JSON: {error}") from error
+        raise ConfigurationError("vsm rules", f"the arguments are no JSON: {error}", _AS) from error
     arguments = Arguments({"arguments": Raw(args.arguments.encode())})
     clock = time.localtime()
     minute = clock.tm_hour * 60 + clock.tm_min
-    call = Circumstances(arguments.size_bytes, minute, clock.tm_wday, arguments.find)
+    call = Circumstances(arguments, minute, clock.tm_wday)
     asked = Asked(args.client, args.client_name, args.integration, args.kind, args.name)
     looked_at = candidates(rules, asked)
     decision = decide(looked_at, rules.default, call, Budgets(), 0.0)

@@ -152,9 +152,9 @@ def egress_process(profile: "Profile", host: "HostFacts") -> "Iterator[Egress | 
     if rules is None or not rules.listeners:
         yield None
         return
-    from vsm.egress.link import EgressLink, egress_plan
+    from vsm.egress.link import EgressLink, egress_plan_of_runs
 
-    link = EgressLink(egress_plan(host))
+    link = EgressLink(egress_plan_of_runs(host))
     try:
         link.wait_ready()
         yield link, rules
@@ -202,6 +202,7 @@ def _plan(
         argv=(needed.executable, *argv[1:]),
         cwd=args.cwd or _visible_cwd((*read, *write)),
         env=env,
+        path=needed.folders,
         read=read,
         write=write,
         uid=FIRST_RUN_UID + os.getpid() if host.root else None,

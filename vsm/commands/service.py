@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from vsm.commands.terminal import print_json
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     root = args.root.absolute() if args.root is not None else None
     user = args.action != "apparmor" and args.user
     place = service.place(user=user, root=root, home=Path.home())
-    work = Work(place, dry=args.dry_run)
+    work = Work(place, dry=args.dry_run, show=not args.json)
     if not args.dry_run and not user and os.geteuid() != 0:
         whose = "profiles" if args.action == "apparmor" else "units"
         remedy = "Be root." if args.action == "apparmor" else "Use --user, or be root."
@@ -63,19 +64,22 @@ def run(args: argparse.Namespace) -> int:
     else:
         _uninstall(work, purge=args.purge)
     if args.json:
-        print_json({"done" if not args.dry_run else "would": work.done})
+        files = {"files": work.files} if args.dry_run else {}
+        print_json({"done" if not args.dry_run else "would": work.done, **files})
     elif not work.done:
         print("nothing to do")
     return 0
 
 
 class Work:
-    """What is done, or with `dry` only said."""
+    """What is done, or with `dry` only said; `show` prints what would be written."""
 
-    def __init__(self, place: Place, *, dry: bool) -> None:
+    def __init__(self, place: Place, *, dry: bool, show: bool) -> None:
         self.place = place
         self.dry = dry
         self.done: list[str] = []
+        self.files: dict[str, str] = {}
+        self._show = show
 
     def say(self, what: str) -> None:
         """One step, on stderr as it happens."""
@@ -88,7 +92,9 @@ class Work:
             return False
         self.say(f"write {path}")
         if self.dry:
-            print(text)
+            self.files[str(path)] = text
+            if self._show:
+                print(text)
             return True
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}.new")
@@ -170,11 +176,23 @@ def _install(work: Work, args: argparse.Namespace) -> None:
     for name in _missing_credentials(config, work.place):
         what = f"credential {name} is missing: put it into /etc/credstore/{name} (mode 0600)"
         print(f"{what}, then restart vsm", file=sys.stderr)
+    for line in _unfound(config) if args.root is None else ():
+        print(line, file=sys.stderr)
     if not manager and args.root is None and not args.dry_run:
         print("systemd does not run here: it will start vsm when it does", file=sys.stderr)
     if args.user and apparmor.is_restricted() and not _profile_path(work.place).exists():
-        what = "AppArmor forbids user namespaces here: workers get the weaker tier until root runs"
-        print(f"{what} `{command} service apparmor`", file=sys.stderr)
+        what = "AppArmor forbids user namespaces here: workers get the weaker tier, or do not start"
+        print(f"{what}, until root runs `{command} service apparmor`", file=sys.stderr)
+
+
+def _unfound(config: Config) -> Iterator[str]:
+    """What is to be said of commands that are in this shell's PATH and not in the manager's."""
+    for name, integration in config.integrations.items():
+        command = integration.command[0] if integration.command else "/"
+        if "/" not in command and shutil.which(command, path=service.MANAGER_PATH) is None:
+            here = shutil.which(command) or f"/full/path/to/{command}"
+            yield f"{name}: the service looks for {command} in {service.MANAGER_PATH} alone:"
+            yield f"  write {here} in its command"
 
 
 def _missing_credentials(config: Config, place: Place) -> list[str]:
@@ -224,7 +242,7 @@ def _apparmor(work: Work, *, remove: bool) -> None:
             _parser(work, "--remove", path, may_fail=True)
         work.remove(path, mark=apparmor.MARK)
         return
-    if here and not work.dry and not apparmor.is_restricted():
+    if here and not work.dry and not apparmor.may_restrict():
         print("AppArmor does not restrict user namespaces here", file=sys.stderr)
         return
     command = _command(work.place.root)
@@ -270,7 +288,7 @@ def _config_path(args: argparse.Namespace) -> Path:
     if chosen is None:
         chosen = Path.home() / USER_CONFIG if args.user else SYSTEM_CONFIG
     if not chosen.exists():
-        remedy = "Write it (docs/configuration.md), or name another by --config."
+        remedy = "Write it (`vsm docs configuration`), or name another by --config."
         raise ConfigurationError(str(chosen), "there is no such file", remedy)
     return chosen.absolute()
 

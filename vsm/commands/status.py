@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from vsm.commands import regulation_text
-from vsm.commands.control_client import NotFoundError, request
+from vsm.commands.control_client import request
 from vsm.commands.limit import print_limits
 from vsm.commands.terminal import (
     BOLD,
@@ -16,6 +16,7 @@ from vsm.commands.terminal import (
     print_table,
     seconds_text,
 )
+from vsm.errors import NotFoundError
 
 # Of an integration with `zygote = true`.
 WEAKNESS = (
@@ -35,7 +36,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add `status`."""
     parser = subparsers.add_parser("status", help="show every worker and the layers in force")
     parser.add_argument("name", nargs="?", help="one worker, with all its layers")
-    parser.add_argument("--json", action="store_true", help="the schema is in docs/cli.md")
+    parser.add_argument("--json", action="store_true", help="the schema: `vsm docs cli`")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,6 +68,7 @@ def _print_all(status: dict[str, Any]) -> None:
         f"up {seconds_text(status['uptime_s'])}, "
         f"{endpoint.get('http') or 'no HTTP'}, {endpoint['socket']}"
     )
+    _print_identity(status["identity"])
     if status["panic"]:
         print(coloured("PANIC: every integration is stopped. `vsm resume` ends it.", RED))
     for pain in status["pains"]:
@@ -77,23 +79,50 @@ def _print_all(status: dict[str, Any]) -> None:
     for worker in status["workers"]:
         if worker["state"] not in {"ready", "starting"} and worker.get("detail"):
             print_table(("", ""), [(worker["name"], worker["detail"])])
+        _print_quarantine(worker)
         _print_breaker(worker)
+        _print_behind(worker)
     for worker in status["workers"]:
         _print_shared(worker)
     for line in regulation_text.lines(status["systems"]):
         print(line)
 
 
+def _print_identity(identity: dict[str, Any]) -> None:
+    """What it is for and how its goals stand, where anything is known of either."""
+    if identity["purpose"]:
+        print(clean(f"for: {identity['purpose']}"))
+    for goal in identity["goals"]:
+        if goal["state"] != "not enough evidence":
+            print(clean(f"goal: {goal['words']}"))
+
+
+def _print_quarantine(worker: dict[str, Any]) -> None:
+    """Say what to do about a worker that is not started again by itself."""
+    if worker["state"] == "quarantined":
+        name = clean(worker["name"])
+        text = f"`vsm logs {name}` shows what it printed, `vsm start {name}` tries again"
+        print(coloured(f"{name}: quarantined: {text}", RED))
+
+
 def _print_breaker(worker: dict[str, Any]) -> None:
     """Say so where calls are refused or tried."""
     seen = worker.get("resilience") or {}
     if seen.get("breaker") == "open":
-        text = f"calls are refused, tried again in {seconds_text(seen['retry_in_s'])}"
+        text = f"calls are refused, tried again in {seconds_text(seen.get('retry_in_s'))}"
     elif seen.get("breaker") == "half_open":
         text = "calls are tried one at a time"
     else:
         return
     print(coloured(f"{worker['name']}: breaker {seen['breaker']}: {text}", RED))
+
+
+def _print_behind(worker: dict[str, Any]) -> None:
+    """Say so where clients are shown a list that its server did not give when asked again."""
+    if worker.get("lists_behind"):
+        lists = ", ".join(worker["lists_behind"])
+        text = f"{lists} did not come when asked for again; what was listed before still counts"
+        print(coloured(clean(f"{worker['name']}: behind: {text}"), RED))
 
 
 def _print_shared(worker: dict[str, Any]) -> None:
@@ -124,7 +153,9 @@ def _print_worker(worker: dict[str, Any]) -> None:
     for told in (worker.get("detail"), _SERVES.get(worker.get("serves", ""))):
         if told:
             print_table(("", ""), [("", told)])
+    _print_quarantine(worker)
     _print_breaker(worker)
+    _print_behind(worker)
     _print_shared(worker)
     layers = worker.get("layers") or []
     if layers:

@@ -65,6 +65,8 @@ def _print_differences(answer: dict[str, Any]) -> None:
         if one["cut"]:
             print("look at the file in the state directory too: it is too long to be shown whole")
         before, after = _lines(one["before"]), _lines(one["after"])
+        if before == after:
+            print("it says the same, written in another way: in another order, or another era")
         for line in difflib.unified_diff(before, after, lineterm="", n=2):
             if not line.startswith(("---", "+++", "@@")):
                 print("\n".join(foreign(line)))

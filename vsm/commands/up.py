@@ -7,13 +7,18 @@ endpoint is and how a client connects.
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vsm.configuration.config import Config, load_config
 from vsm.errors import ConfigurationError
 from vsm.paths import ENDPOINT, MCP_SOCKET, TOKEN, runtime_dir
+
+if TYPE_CHECKING:
+    from vsm.processes.template_start import TemplateStart
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,6 +43,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Run the supervisor; returns when it has shut down."""
+    from vsm.linux import rlimits
+    from vsm.processes import template_start
+    from vsm.systems.preload import ENTRY, PRELOAD
+
+    # Secrets pass through the supervisor and its launcher: neither they nor what they start leave
+    # a core. Not 0, which is no limit where the kernel pipes cores to a program.
+    rlimits.lower("core", 1)
+    with template_start.ahead(ENTRY, PRELOAD) as template:  # it imports while we do
+        return _supervise(args, template)
+
+
+def _supervise(args: argparse.Namespace, template: "TemplateStart") -> int:
     config = _config(args)
     from vsm.supervision.supervisor import run_supervisor
 
@@ -47,7 +64,11 @@ def run(args: argparse.Namespace) -> int:
             text = f"vsm: WARNING: {one.name} is spoken to in clear: {one.remote.origin}"
             print(text, file=sys.stderr, flush=True)
     return run_supervisor(
-        config, on_ready=lambda: _announce(config), load=lambda: _config(args), log=args.log
+        config,
+        on_ready=lambda: _announce(config),
+        load=lambda: _config(args),
+        log=args.log,
+        template=template,
     )
 
 
@@ -59,7 +80,9 @@ def _config(args: argparse.Namespace) -> Config:
     unknown = sorted(set(args.without) - set(config.integrations))
     if unknown:
         where = config.path or "vsm up"
-        raise ConfigurationError(where, f"no integration {unknown[0]!r} to leave out")
+        known = ", ".join(config.integrations) or "none"
+        what = f"no integration {unknown[0]!r} to leave out"
+        raise ConfigurationError(where, what, f"It has: {known}.")
     kept = {name: i for name, i in config.integrations.items() if name not in args.without}
     gateway = config.gateway
     if args.http is not None:
@@ -76,7 +99,9 @@ def _counted(config: Config) -> str:
 
 def _announce(config: Config) -> None:
     """Say how to connect; on stderr, like the log that it stands in. A journal wants no prose."""
-    if "JOURNAL_STREAM" in os.environ:
+    from vsm.logs import is_journal
+
+    if is_journal():
         return
     folder = runtime_dir()
     endpoint = json.loads((folder / ENDPOINT).read_text(encoding="utf-8"))
@@ -87,12 +112,23 @@ def _announce(config: Config) -> None:
         lines.append(f"  HTTP               {endpoint['http']}")
         if config.gateway.auth == "token":
             lines.append(f"                     Authorization: Bearer $(cat {folder / TOKEN})")
+    vsm = _typed_command()
     lines += [
         f"  unix socket        {folder / MCP_SOCKET}",
-        "  from a shell       vsm status, vsm tools, vsm call INTEGRATION TOOL '{...}'",
+        f"  from a shell       {vsm} status",
+        f"                     {vsm} tools",
+        f"                     {vsm} call INTEGRATION TOOL '{{...}}'",
         "",
     ]
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _typed_command() -> str:
+    """What runs this same vsm from a shell like the one that runs it."""
+    command, found = Path(_own_command()), shutil.which("vsm")
+    if found is not None and command.exists() and command.samefile(found):
+        return "vsm"
+    return shlex.quote(str(command))
 
 
 def _own_command() -> str:

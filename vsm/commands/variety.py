@@ -21,7 +21,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "variety", help="show what is asked against what is answered well, in bits"
     )
-    parser.add_argument("--json", action="store_true", help="the schema is in docs/board.md")
+    parser.add_argument("--json", action="store_true", help="the schema: `vsm docs board`")
     parser.add_argument(
         "--what-if", metavar="DEMAND", help="the ratio if this tool or demand class were served"
     )
@@ -58,10 +58,11 @@ def _print_what_if(found: dict[str, Any], *, as_json: bool) -> int:
         return 0
     demand = clean(found["demand"])
     if "not_enough_evidence" in found:
-        why = f"{coloured('not enough evidence', YELLOW)}: {found['not_enough_evidence']}"
-        print(f"{demand}: {why}")
+        why = clean(str(found["not_enough_evidence"]))
+        print(f"{demand}: {coloured('not enough evidence', YELLOW)}: {why}")
         return 0
-    print(f"{demand}: asked {found['asked']} times lately, answered well {found['answered_well']}")
+    well = f"answered well {found['answered_well']}"
+    print(clean(f"{demand}: asked {found['asked']} times lately, {well}"))
     ratios = found["requisite_ratio"], found["requisite_ratio_if_served"]
     print(f"  requisite ratio {ratios[0]:.3f}, if it were served {ratios[1]:.3f}")
     print(f"  {found['gain_bits']:.3f} of {found['gap_bits']:.3f} bits of the gap")
@@ -70,10 +71,11 @@ def _print_what_if(found: dict[str, Any], *, as_json: bool) -> int:
 
 def _print_report(title: str, report: dict[str, Any]) -> None:
     events, classes = report["events"], report["classes"]
-    print(f"{coloured(title, BOLD)}: {events} events in {classes} demand classes")
+    counted = clean(f"{events} events in {classes} demand classes")
+    print(f"{coloured(title, BOLD)}: {counted}")
     figures = report["figures"]
     if figures is None:
-        print(f"  {coloured('not enough evidence', YELLOW)}: {_why(report)}")
+        print(f"  {coloured('not enough evidence', YELLOW)}: {clean(_why(report))}")
         return
     rows = [_figure(figures, *row) for row in _FIGURES]
     found = figures.get("information")
@@ -144,4 +146,5 @@ def _print_channels(channels: list[dict[str, Any]]) -> None:
     short = [row for row in channels if row["sufficient"] is False]
     for row in short:
         text = f"{row['dropped']} messages dropped, {row['fill']:.0%} full"
+        text += f", {row['bits_s']:g} bits/s at most, room for {row['capacity_bits']:g} bits"
         print(f"channel {row['sender']} to {row['receiver']} ({row['carries']}): {text}")

@@ -1,11 +1,14 @@
 """`vsm start|stop|restart|drain NAME`: command the supervisor to move one integration."""
 
 import argparse
+import os
+import select
 import sys
+from typing import Any
 
 from vsm.commands.control_client import request
 from vsm.commands.terminal import clean, print_json
-from vsm.errors import ConfigurationError
+from vsm.errors import ConfigurationError, VsmError
 
 SUMMARIES = {
     "start": "start an integration; ends its quarantine as well",
@@ -45,15 +48,34 @@ def run(args: argparse.Namespace) -> int:
         print_json(answers)
     else:
         for name, answer in answers.items():
-            state = answer.get("state") if isinstance(answer, dict) else None
-            print(f"{clean(name)}: {clean(str(state or 'done'))}")
+            print(f"{clean(name)}: {clean(_told(answer))}")
     return 0
 
 
+def _told(answer: dict[str, Any]) -> str:
+    """Its state; the reason as well where it was to serve and does not."""
+    state, detail = answer["state"], answer["detail"]
+    return f"{state}: {detail}" if detail and state in {"backing_off", "quarantined"} else state
+
+
 def _shut_down(args: argparse.Namespace) -> int:
-    answer = request("shutdown", timeout_s=ANSWER_TIMEOUT_S)
+    """End it, and wait until it has ended: what follows in a script may start the next one."""
+    pid = request("status")["pid"]
+    try:
+        sentinel = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return 0  # it ended by itself
+    try:
+        answer = request("shutdown", timeout_s=ANSWER_TIMEOUT_S)
+        if not args.json:
+            print("vsm: shutting down", flush=True)
+        if not select.select([sentinel], [], [], ANSWER_TIMEOUT_S)[0]:
+            what = f"pid {pid} has not ended after {ANSWER_TIMEOUT_S:g} s"
+            raise VsmError(
+                "vsm stop", what, "Its log says what it waits for; `kill` it if need be."
+            )
+    finally:
+        os.close(sentinel)
     if args.json:
         print_json(answer)
-    else:
-        print("vsm: shutting down")
     return 0

@@ -21,6 +21,7 @@ LIVE_KEYS: Final = frozenset(
         "call_timeout_s",
         "stop_timeout_s",
         "restart",
+        "replace",
         "priority",
         "range",
         "resilience",
@@ -28,7 +29,12 @@ LIVE_KEYS: Final = frozenset(
         "most_argument_bytes",
         "most_argument_depth",
         "strict_arguments",
+        "audit_contents_bytes",
     }
+)
+# How many instances there may be and how long one stays: moves where there are instances anyway.
+COUNT_KEYS: Final = frozenset(
+    {"pool_min", "pool_max", "max_instances", "spares", "idle_stop_s"},
 )
 # What a control group can move under a running worker.
 LIVE_LIMITS: Final = frozenset(
@@ -69,7 +75,7 @@ def compare(old: Config, new: Config) -> list[Change]:
         changes.append(Change(name=POLICY, action="policy", keys=rules))
     before, after = old.integrations, new.integrations
     changes += [Change(name=name, action="remove") for name in before if name not in after]
-    both = [_compare_one(before[name], after[name]) for name in after if name in before]
+    both = [compare_one(before[name], after[name]) for name in after if name in before]
     changes += [change for change in both if change is not None]
     added = [one for name, one in after.items() if name not in before]
     changes += [Change(name=one.name, action="start" if one.enabled else "update") for one in added]
@@ -108,15 +114,15 @@ def movable(limits: Limits) -> dict[str, Any]:
     return {key: _value(limits, key) for key in sorted(LIVE_LIMITS)}
 
 
-def _compare_one(old: Integration, new: Integration) -> Change | None:
+def compare_one(old: Integration, new: Integration) -> Change | None:
+    """The difference between two entries of one integration."""
     keys = tuple(differing(old, new))
     if not keys:
         return None
     if old.enabled != new.enabled:
         return Change(name=new.name, action="start" if new.enabled else "stop", keys=keys)
-    return Change(
-        name=new.name, action="update" if LIVE_KEYS.issuperset(keys) else "restart", keys=keys
-    )
+    live = LIVE_KEYS | COUNT_KEYS if old.has_instances and new.has_instances else LIVE_KEYS
+    return Change(name=new.name, action="update" if live.issuperset(keys) else "restart", keys=keys)
 
 
 def _outside_integrations(old: Config, new: Config) -> list[str]:

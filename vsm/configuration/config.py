@@ -43,6 +43,8 @@ from vsm.errors import ConfigurationError
 
 SYSTEMS = ("system1", "system2", "system3", "system4", "system5")
 
+MOST_INTEGRATIONS = 200
+"""Each system is told of all of them in one message (vsm.link)."""
 MOST_INSTANCES = 64
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 IdleSeconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
@@ -52,6 +54,7 @@ _PORT_MAX = 65_535
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{0,32}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MOST_CONTENTS_BYTES = 8 * 2**10  # what a record holds, escaped as JSON within JSON
 _LOCAL_KEYS = ("command", "env", "secrets", "read", "write", "cwd", "state", "zygote")
 _REMOTE_KEYS = ("addresses", "ca_file", "bearer", "headers", "oauth", "clients")
 
@@ -69,6 +72,7 @@ class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
 Era = Literal["auto", "legacy", "modern"]
 Trust = Literal["first-use", "approve", "off"]
 Instances = Literal["shared", "session", "pool"]
+Order = Literal["auto", "start-first", "stop-first"]
 
 
 class Integration(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +86,8 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
         prefix: goes before tool names ("" leaves them bare); None is the name.
         era: which of the two the server is spoken to in, where it knows both.
         read: host paths that the server may see, read-only, absolute.
+        replace: whether a new server is started before the one that it replaces is stopped; "auto"
+            is so where neither may write what lasts.
         remote: what there is instead of a program on this host.
     """
 
@@ -112,6 +118,7 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 64
     max_frame_bytes: int = 8 * 2**20
     restart: RestartPolicy = RestartPolicy()
+    replace: Order = "auto"
     priority: int = 1
     range: Range = {}
     resilience: Resilience = Resilience()
@@ -119,6 +126,12 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     most_argument_bytes: int = 0
     most_argument_depth: int = 0
     strict_arguments: bool = False
+    audit_contents_bytes: int = 0
+
+    @property
+    def has_instances(self) -> bool:
+        """Whether its servers come and go as they are needed, rather than one that stays."""
+        return self.instances != "shared" or self.start == "lazy" or bool(self.idle_stop_s)
 
 
 class Gateway(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,6 +213,7 @@ class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: Concurrency = 64
     max_frame: str | int = "8M"
     restart: RestartPolicy = RestartPolicy()
+    replace: Order = "auto"
     priority: Priority = 1
     range: RangeDocument = RangeDocument()
     resilience: Resilience = Resilience()
@@ -207,6 +221,7 @@ class IntegrationDocument(msgspec.Struct, frozen=True, kw_only=True):
     max_arguments: str | int = 0
     max_argument_depth: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     strict_arguments: bool = False
+    audit_contents: str | int = 0
 
 
 class JournalDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,13 +254,18 @@ def load_config(path: Path | None) -> Config:
     check_trust(file)
     document = build(read_toml(file), ConfigDocument, file=str(file))
     _check_address(document.gateway.http, f"{file}: gateway.http")
+    if len(document.integrations) > MOST_INTEGRATIONS:
+        what = f"{len(document.integrations)} integrations; one vsm has {MOST_INTEGRATIONS} at most"
+        raise ConfigurationError(f"{file}: integrations", what, "Run another vsm for the rest.")
     integrations = {
         name: _integration(name, table, file) for name, table in document.integrations.items()
     }
     _check_prefixes(integrations, str(file))
+    _check_contents(integrations, document.gateway, str(file))
     _check_remote_clients(integrations, set(document.clients), file)
     check_coordination(document.coordination, f"{file}: coordination")
     compile_policy(document.policy, f"{file}: policy")
+    _check_goals(document.policy, set(integrations), str(file))
     return Config(
         path=str(file),
         gateway=document.gateway,
@@ -258,6 +278,22 @@ def load_config(path: Path | None) -> Config:
         control=compile_control(document.control, f"{file}: control"),
         intelligence=document.intelligence,
     )
+
+
+def _check_contents(integrations: dict[str, Integration], gateway: Gateway, file: str) -> None:
+    for name, one in integrations.items():
+        if one.audit_contents_bytes and gateway.audit == "off":
+            where = f"{file}: integrations.{name}.audit_contents"
+            what = 'gateway.audit = "off" records no call, and no contents either'
+            raise ConfigurationError(where, what, "Change one of the two.")
+
+
+def _check_goals(policy: Policy, known: set[str], file: str) -> None:
+    for number, goal in enumerate(policy.goals, 1):
+        if goal.integration and goal.integration not in known:
+            where = f"{file}: policy.goals.{number}.integration"
+            what = f"there is no integration {goal.integration!r}"
+            raise ConfigurationError(where, what, f"Known: {', '.join(sorted(known)) or 'none'}.")
 
 
 def _check_remote_clients(
@@ -350,6 +386,7 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
         concurrency=table.concurrency,
         max_frame_bytes=_frame(table.max_frame, f"{where}.max_frame"),
         restart=table.restart,
+        replace=table.replace,
         priority=table.priority,
         range=compile_range(table.range, f"{where}.range"),
         resilience=check_resilience(table.resilience, f"{where}.resilience"),
@@ -357,6 +394,7 @@ def _integration(name: str, table: IntegrationDocument, file: Path) -> Integrati
         most_argument_bytes=_bytes(table.max_arguments, f"{where}.max_arguments"),
         most_argument_depth=table.max_argument_depth,
         strict_arguments=table.strict_arguments,
+        audit_contents_bytes=_contents(table.audit_contents, f"{where}.audit_contents"),
     )
 
 
@@ -478,6 +516,13 @@ def _bytes(value: str | int, where: str) -> int:
         return parse_bytes(value)
     except ValueError as error:
         raise ConfigurationError(where, str(error), 'Write "8M".') from error
+
+
+def _contents(value: str | int, where: str) -> int:
+    size = _bytes(value, where)
+    if size > _MOST_CONTENTS_BYTES:
+        raise ConfigurationError(where, "expected at most 8K", "A longer one is cut to that.")
+    return size
 
 
 def _frame(value: str | int, where: str) -> int:

@@ -10,12 +10,14 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from vsm.configuration.units import parse_bytes
+from vsm.core.goals import DEFAULT_RATIO
 from vsm.core.policy_rules import DAY_MINUTES, MOST_CALLS, MOST_RULES, RuleError, compile_rules
 from vsm.errors import ConfigurationError
 
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MOST_BYTES: Final = 48 * 1024  # all rules together, as they travel: a message holds 128 KiB
 MOST_ARGUMENTS: Final = 8
+MOST_GOALS: Final = 32
 _HOURS: Final = re.compile(r"(\d{2}):(\d{2})-(\d{2}):(\d{2})", re.ASCII)
 
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
@@ -49,10 +51,26 @@ class RuleDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reason: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
+class GoalDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[policy.goals]]: a figure that vsm measures, and the least that it should be.
+
+    Args:
+        measure: the requisite ratio of the whole, or the share that is answered well.
+        integration: of whose calls; "" is all demand.
+        at_least: what the figure should be.
+    """
+
+    measure: Literal["requisite_ratio", "answered_well"] = "answered_well"
+    integration: Annotated[str, msgspec.Meta(max_length=32)] = ""
+    at_least: Annotated[float, msgspec.Meta(ge=0.01, le=0.999)]
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """[policy], as written.
 
     Args:
+        purpose: what this vsm is for, in the operator's words.
+        goals: what it is held to.
         default: what happens to a call that no rule matches.
         ask_timeout_s: what nobody decided by then is denied.
         show_arguments: whoever is asked sees the arguments, not only their digest.
@@ -64,6 +82,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         standing_s: so long an approved proposal stands.
     """
 
+    purpose: Annotated[str, msgspec.Meta(max_length=300)] = ""
+    goals: tuple[GoalDocument, ...] = ()
     default: Action = "allow"
     ask_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     show_arguments: bool = False
@@ -85,6 +105,7 @@ def compile_policy(policy: Policy, where: str) -> dict[str, Any]:
         raise ConfigurationError(f"{where}.rules", f"expected at most {MOST_RULES}")
     numbered = enumerate(policy.rules, 1)
     table = {name: getattr(policy, name) for name in policy.__struct_fields__ if name != "rules"}
+    table["goals"] = _goals(policy.goals, f"{where}.goals")
     table["rules"] = [_rule(rule, number, f"{where}.rules.{number}") for number, rule in numbered]
     names = [row["name"] for row in table["rules"]]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -97,6 +118,23 @@ def compile_policy(policy: Policy, where: str) -> dict[str, Any]:
     except RuleError as error:
         raise ConfigurationError(f"{where}.rules", str(error)) from error
     return table
+
+
+def _goals(goals: tuple[GoalDocument, ...], where: str) -> list[dict[str, Any]]:
+    """As S4 and S5 get them; the requisite ratio has a goal where none is written."""
+    if len(goals) > MOST_GOALS:
+        raise ConfigurationError(where, f"{len(goals)} goals, at most {MOST_GOALS} are taken")
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for number, goal in enumerate(goals, 1):
+        if goal.measure == "requisite_ratio" and goal.integration:
+            remedy = 'Write measure = "answered_well" for one integration.'
+            raise ConfigurationError(f"{where}.{number}", "the ratio is of the whole", remedy)
+        key = goal.measure, goal.integration
+        if key in found:
+            raise ConfigurationError(f"{where}.{number}", "a second goal for the same", "Drop one.")
+        found[key] = msgspec.to_builtins(goal)
+    ratio = GoalDocument(measure="requisite_ratio", at_least=DEFAULT_RATIO)
+    return list(({("requisite_ratio", ""): msgspec.to_builtins(ratio)} | found).values())
 
 
 def _rule(rule: RuleDocument, number: int, where: str) -> dict[str, Any]:

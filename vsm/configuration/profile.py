@@ -398,7 +398,7 @@ def _check_allow(allow: tuple[str, ...], where: str) -> None:
 
 def _closest(entry: str, everything: Iterable[str]) -> str:
     close = difflib.get_close_matches(entry[:60], sorted(everything), n=1, cutoff=0.5)
-    return f"Did you mean {close[0]!r}?" if close else "See docs/profiles.md for the groups."
+    return f"Did you mean {close[0]!r}?" if close else "`vsm docs profiles` has the groups."
 
 
 def _check_path(path: str, where: str, *, device: bool) -> None:

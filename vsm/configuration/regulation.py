@@ -16,6 +16,8 @@ Priority = Annotated[int, msgspec.Meta(ge=1, le=100)]
 Amount = str | int | float
 
 RESOURCES: Final = ("memory", "cpu", "processes")
+"""Limits of a worker; the fourth that a budget divides is how many instances pools may have."""
+INSTANCES: Final = "instances"
 _LEAST: Final = {"memory": ("1M", 2**20), "cpu": ("0.01", 0.01), "processes": ("1", 1)}
 _MOST_RATES: Final = 64
 
@@ -54,12 +56,13 @@ class ControlDocument(msgspec.Struct, frozen=True, kw_only=True):
     memory: str | int = ""
     cpu: Annotated[float, msgspec.Meta(ge=0, le=4096)] = 0.0
     processes: Annotated[int, msgspec.Meta(ge=0, le=4_194_304)] = 0
+    instances: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
     interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
     audit_interval_s: Annotated[float, msgspec.Meta(ge=0, le=604_800)] = 3600.0
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
-    """[control]: S3. `budget` has only the resources that are divided, in bytes, cores, tasks."""
+    """[control]: S3. `budget` has only what is divided: bytes, cores, tasks, instances of pools."""
 
     budget: dict[str, float] = {}
     interval_s: float = 10.0
@@ -90,7 +93,11 @@ def compile_control(document: ControlDocument, where: str) -> Control:
     Raises:
         ConfigurationError: the memory is no size.
     """
-    budget = {"cpu": float(document.cpu), "processes": float(document.processes)}
+    budget = {
+        "cpu": float(document.cpu),
+        "processes": float(document.processes),
+        INSTANCES: float(document.instances),
+    }
     if document.memory:
         budget["memory"] = _amount("memory", document.memory, f"{where}.memory")
     return Control(

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -27,6 +27,7 @@ from vsm.remote.settings import Credentials, WorkerSettings
 from vsm.remote.tokens import split_url
 
 PROFILE: Final = "remote"
+LOCAL: Final = "localhost"
 MOST_ADDRESSES: Final = 16
 _START: Final = (
     "import json, sys; sys.path += json.loads(sys.argv[1]); "
@@ -151,7 +152,7 @@ def _settings(name: str, keys: RemoteKeys, where: str) -> tuple[tuple[str, ...],
     origin, target = _url(keys.url, where)
     addresses = _addresses(keys.addresses, where)
     try:
-        host = parse_host(origin.host)
+        host = destination(origin.host, addresses)
     except ValueError as error:
         raise ConfigurationError(f"{where}.url", str(error), "Write the host's name.") from error
     literal = parse_literal(host)
@@ -167,13 +168,31 @@ def _settings(name: str, keys: RemoteKeys, where: str) -> tuple[tuple[str, ...],
     settings = WorkerSettings(
         name=name,
         scheme=origin.scheme,
-        host=host,
+        host=LOCAL if origin.host == LOCAL else host,
         port=origin.port,
         target=target,
         most_frame_bytes=keys.most_frame_bytes,
         ca_file=keys.ca_file,
     )
     return hosts, settings
+
+
+def destination(host: str, addresses: Iterable[str]) -> str:
+    """Where a URL's host leads: its canonical form; for localhost the address that stands for it.
+
+    Args:
+        host: as a URL has it.
+        addresses: that the entry allows, canonical.
+
+    Raises:
+        ValueError: it is no host, or this machine, and no address of that is allowed.
+    """
+    if host != LOCAL:
+        return parse_host(host)
+    for address in addresses:
+        if judge(address) == "loopback":
+            return address
+    raise ValueError('localhost is this machine: write addresses = ["127.0.0.1"] if that is meant')
 
 
 def _url(url: str, where: str) -> tuple[Origin, str]:

@@ -6,6 +6,7 @@ but ConfigurationError leaves this module.
 """
 
 import difflib
+import json
 import os
 import stat
 import tomllib
@@ -21,6 +22,8 @@ from vsm.errors import ConfigurationError
 
 LIMIT_BYTES = 2**20
 _LONGEST_SHOWN = 200
+_LONGEST_WORDS = 80
+_CHECK_PATH = "Check the path and its permissions."
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
@@ -32,7 +35,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(
-            str(path), f"cannot be read: {error.strerror}", "Check the path and its permissions."
+            str(path), f"cannot be read: {error.strerror}", _CHECK_PATH
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(
@@ -65,7 +68,9 @@ def check_trust(path: Path) -> None:
         try:
             status = item.stat()
         except OSError as error:
-            raise ConfigurationError(str(item), f"cannot be read: {error.strerror}") from error
+            raise ConfigurationError(
+                str(item), f"cannot be read: {error.strerror}", _CHECK_PATH
+            ) from error
         if status.st_uid not in (0, os.geteuid()):
             what = f"belongs to uid {status.st_uid}"
             raise ConfigurationError(str(item), what, "chown it to root or to yourself.")
@@ -112,7 +117,15 @@ def _convert(value: Any, hint: Any, file: str, key: str) -> Any:  # noqa: ANN401
     try:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(_where(file, key), _explain(error, value, hint)) from error
+        what, remedy = _explain(error, value, hint), _as_array(error, value, key)
+        raise ConfigurationError(_where(file, key), what, remedy) from error
+
+
+def _as_array(error: msgspec.ValidationError, value: object, key: str) -> str:
+    """How it is written, for a line of words where an array of them is expected."""
+    if not isinstance(value, str) or len(value) > _LONGEST_WORDS or "`array" not in str(error):
+        return ""
+    return f"Write {key.rpartition('.')[2]} = {json.dumps(value.split(), ensure_ascii=False)}."
 
 
 def _explain(error: msgspec.ValidationError, value: Any, hint: Any) -> str:  # noqa: ANN401

@@ -40,6 +40,7 @@ from vsm.confinement.cgroup_files import (
     mount_points,
     move_family,
     own_folder,
+    owner,
     read_words,
     remove_tree,
     role,
@@ -51,6 +52,7 @@ from vsm.confinement.cgroup_files import (
     write_value,
 )
 from vsm.errors import VsmError
+from vsm.linux import pidfd
 from vsm.run_name import RUN_NAME, owner_is_dead, run_name
 
 __all__ = ["CgroupFacts", "CgroupLimits", "Cgroups", "Group", "Usage", "detect", "limits_of"]
@@ -473,9 +475,7 @@ class Group:
             if not pids:
                 return
             self.freeze()
-            for pid in pids | self.pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            pidfd.kill_members(pids | self.pids(), self.pids)
             self.thaw()
             wait_dead(pids)
 
@@ -532,12 +532,16 @@ class Group:
 
 
 def _stale_groups(facts: CgroupFacts) -> dict[str, list[Group]]:
-    """Dead runs' names → their groups, wherever they are, innermost first."""
+    """Dead runs' names → their groups, wherever they are, innermost first.
+
+    Only what this user made: in a subtree that is delegated to him, another one may give a group
+    of his such a name.
+    """
     found: dict[str, dict[str, dict[str, Path]]] = {}
     for mounted in mount_points():
         for path, _, _ in os.walk(mounted, topdown=False):
             names = [part for part in Path(path).parts if RUN_NAME.match(part)]
-            if names and owner_is_dead(names[0]):
+            if names and owner_is_dead(names[0]) and owner(path) == os.geteuid():
                 inner = path.partition(names[0])[2]
                 found.setdefault(names[0], {}).setdefault(inner, {})[role(path)] = Path(path)
     return {

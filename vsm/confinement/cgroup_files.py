@@ -51,6 +51,14 @@ def role(path: str) -> str:
     return path
 
 
+def owner(path: str) -> int | None:
+    """The uid that a folder belongs to; None if it is gone."""
+    try:
+        return os.lstat(path).st_uid
+    except OSError:
+        return None
+
+
 def mount_points() -> Iterator[str]:
     """Where cgroup file systems are mounted."""
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():

@@ -3,6 +3,11 @@
 A worker sees its profile's system paths and nothing else; the closure is what has to be added
 so that an unmodified command starts, and why. Read-only look-ups in the parent, nothing runs.
 It never answers with the root, a home folder or a folder above one.
+
+The command is the operator's word, its files are not: a hostile package writes its own `#!` lines,
+library names and pyvenv.cfg. What these name is given only if it is what it is named for: an ELF
+program or library, a Python installation, a virtual environment's own parts. They never lead to
+another file, and looking at them never blocks, fails oddly or takes long.
 """
 
 from __future__ import annotations
@@ -38,6 +43,10 @@ NO_SCRIPT = frozenset({"-c", "-m", "-e", "-p", "--eval", "--print", "-i", "-h", 
 EXEC_LINE = re.compile(rb"^'''exec' \"?([^\"\s]+)\"? \"\$0\"")
 MOST_CHAIN = 5  # the kernel's own bound on nested `#!` lines is 4
 MOST_LINKS = 40
+MOST_LOOKUPS = 100_000  # of libraries; a large program asks for some thousands
+MOST_CONFIG_BYTES = 64 * 1024
+VENV_PARTS = ("bin", "lib", "lib64", "pyvenv.cfg")
+ELF_START = b"\x7fELF"
 
 
 class NeededPath(msgspec.Struct, frozen=True):
@@ -48,10 +57,15 @@ class NeededPath(msgspec.Struct, frozen=True):
 
 
 class Closure(msgspec.Struct, frozen=True, kw_only=True):
-    """What `execve` gets, and what must be readable beside the profile's system paths."""
+    """What `execve` gets, and what must be readable beside the profile's system paths.
+
+    Args:
+        folders: of PATH, in which a program was found: the worker's own look-ups need them too.
+    """
 
     executable: str
     paths: tuple[NeededPath, ...]
+    folders: tuple[str, ...] = ()
 
     @property
     def read(self) -> tuple[str, ...]:
@@ -65,18 +79,19 @@ def closure(argv: Sequence[str], *, env: Mapping[str, str], cwd: str | None = No
     Args:
         argv: the command, never a shell line.
         env: the worker's environment; PATH, PYTHONPATH, NODE_PATH and LD_LIBRARY_PATH count.
-        cwd: what relative names are relative to; the current directory if None.
+        cwd: what relative names are relative to; the current directory if None. "" is a folder
+            of the worker's own, in which nothing can be found yet.
 
     Raises:
         VsmError: something is missing or not executable; says what was looked up and where.
     """
     if not argv or not argv[0]:
         raise VsmError("command", "is empty", "Name a program to run.")
-    search = _Search(argv[0], env, cwd or str(Path.cwd()))
+    search = _Search(argv[0], env, str(Path.cwd()) if cwd is None else cwd)
     executable = search.find(argv[0])
     search.follow(executable, list(argv[1:]))
     search.environment_paths()
-    return Closure(executable=executable, paths=search.result())
+    return Closure(executable=executable, paths=search.result(), folders=tuple(search.folders))
 
 
 class _Search:
@@ -85,6 +100,7 @@ class _Search:
     def __init__(self, command: str, env: Mapping[str, str], cwd: str) -> None:
         self.command, self.env, self.cwd = command, env, cwd
         self.found: dict[str, str] = {}
+        self.folders: dict[str, None] = {}  # in order
 
     # -- finding -------------------------------------------------------------------------------
 
@@ -93,17 +109,23 @@ class _Search:
         if "/" in name:
             return self.executable(self.absolute(name))
         folders = [f for f in self.env.get("PATH", DEFAULT_PATH).split(":") if f.startswith("/")]
+        shim = ""
         for folder in folders:
             candidate = os.path.join(folder, name)  # a string all the way to execve
             if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
-                return candidate
+                if not _is_shim(candidate):
+                    self.folders[folder] = None
+                    return candidate
+                shim = shim or candidate
+        if shim:
+            raise self.shim(shim)
         raise self.error(
             f"no executable '{name}' in PATH ({':'.join(folders) or 'empty'})",
             "Install it, correct the name, or give its absolute path.",
         )
 
     def absolute(self, name: str) -> str:
-        return os.path.normpath(os.path.join(self.cwd, name))
+        return os.path.normpath(os.path.join(self.cwd or "/", name))
 
     def executable(self, path: str) -> str:
         self.readable(path, "the executable")
@@ -121,6 +143,11 @@ class _Search:
         if not stat.S_ISREG(mode):
             raise self.error(f"{what} {path} is not a file", "Name the file itself.")
 
+    def shim(self, path: str) -> VsmError:
+        what = f"{path} is a shim, which looks for the program and would not find it confined"
+        remedy = "Name the program itself: `pyenv which`, `asdf which` or the like says where."
+        return self.error(what, remedy)
+
     def error(self, what: str, remedy: str) -> VsmError:
         return VsmError(self.command, what, remedy)
 
@@ -131,33 +158,53 @@ class _Search:
         if depth >= MOST_CHAIN:
             raise self.error(f"{path}: more than {MOST_CHAIN} nested `#!` lines", "Shorten them.")
         start = _first_bytes(path)
+        if _is_shim(path):
+            raise self.shim(path)
+        if depth:
+            self.check_interpreter(path, start)
         if start.startswith(b"#!"):
-            self.script(path, "the script")
+            if not depth:
+                self.script(path, "the script")
             self.follow_interpreter(path, start, arguments, depth)
             return
         self.binary(path, "the executable" if depth == 0 else "the script's interpreter")
-        self.runtime(path, arguments)
+        self.runtime(path, arguments, foreign=depth > 0)
+
+    def check_interpreter(self, path: str, start: bytes) -> None:
+        """Refuse what a script calls its interpreter and is none: a file that it wants to see."""
+        if not start.startswith(b"#!"):
+            known = not start or start.startswith(ELF_START)  # what cannot be read is not judged
+        else:
+            known = self.has(path)
+        if not known:
+            what = "a script itself" if start.startswith(b"#!") else "no program"
+            remedy = "Name the interpreter that it needs in the command."
+            raise self.error(f"the interpreter that it names, {path}, is {what}", remedy)
 
     def follow_interpreter(self, path: str, start: bytes, arguments: list[str], depth: int) -> None:
         line = start[2:].split(b"\n", 1)[0].decode("utf-8", "surrogateescape").strip()
-        words = line.split(None, 1)
-        if not words:
+        words = line.split()
+        if not words or "\0" in line:
             raise self.error(f"{path}: its `#!` line names no interpreter", "Correct the line.")
-        interpreter, rest = words[0], words[1].split() if len(words) > 1 else []
+        interpreter = words[0]
         long_line = EXEC_LINE.match(start.split(b"\n", 2)[1]) if start.count(b"\n") > 1 else None
-        if long_line:  # pip and uv write `/bin/sh` and re-exec where the path is too long
+        # Where the path is too long, pip and uv write `/bin/sh`, and a second line that execs it.
+        if long_line and interpreter == "/bin/sh":
             self.interpreter(path, interpreter, [], depth)
             interpreter = long_line.group(1).decode("utf-8", "surrogateescape")
+            if "\0" in interpreter:
+                raise self.error(f"{path}: its second line names no interpreter", "Correct it.")
         elif os.path.basename(interpreter) == "env":
             self.interpreter(path, interpreter, [], depth)
-            interpreter, rest = self.env_target(path, rest)
-        self.interpreter(path, interpreter, [*rest, path, *arguments], depth)
+            interpreter = self.env_target(path, words[1:])
+        # The line's own arguments are left out: they would name files, and need not be read so.
+        self.interpreter(path, interpreter, [path, *arguments], depth)
 
-    def env_target(self, path: str, words: list[str]) -> tuple[str, list[str]]:
+    def env_target(self, path: str, words: list[str]) -> str:
         names = [w for w in words if not w.startswith("-") and "=" not in w]
         if not names:
             raise self.error(f"{path}: its `#!` line gives env no program", "Correct the line.")
-        return names[0], words[words.index(names[0]) + 1 :]
+        return names[0]
 
     def interpreter(self, path: str, name: str, arguments: list[str], depth: int) -> None:
         try:
@@ -172,18 +219,25 @@ class _Search:
     def binary(self, path: str, reason: str) -> None:
         for hop in _link_chain(path):
             self.add(hop, reason)
-        for library, needed_by in _libraries(path, self.env):
-            self.add(library, f"a library of {needed_by}")
+        try:
+            for library, needed_by in _libraries(path, self.env):
+                self.add(library, f"a library of {needed_by}")
+        except _TooMuchError:
+            what = f"{path} asks for libraries in more places than any program does"
+            raise self.error(what, "Do not trust this program.") from None
 
-    def runtime(self, path: str, arguments: list[str]) -> None:
+    def runtime(self, path: str, arguments: list[str], *, foreign: bool) -> None:
         name = os.path.basename(path)
         real = os.path.basename(os.path.realpath(path))
         if PYTHON_NAME.match(name) or PYTHON_NAME.match(real):
-            self.python(path)
+            self.python(path, foreign=foreign)
         elif name not in NODE_NAMES and real not in NODE_NAMES:
             return
         script = _script_argument(arguments)
         if script is not None:
+            if not self.cwd and not script.startswith("/"):
+                what = f"it would look for {script} in a folder of its own"
+                raise self.error(what, "Write the full path, or set cwd.")
             script = self.absolute(script)
             if not os.path.isdir(script):  # python and node run folders too
                 self.readable(script, "the script")
@@ -191,19 +245,25 @@ class _Search:
 
     # -- language trees ------------------------------------------------------------------------
 
-    def python(self, path: str) -> None:
+    def python(self, path: str, *, foreign: bool) -> None:
+        """Add what an interpreter needs; of a virtual environment that only a file names, parts."""
         for hop in _link_chain(path):
             prefix = os.path.dirname(os.path.dirname(hop))
-            if os.path.isfile(os.path.join(prefix, "pyvenv.cfg")):
-                self.add_tree(prefix, "the virtual environment")
-                self.python_home(prefix)
-            else:
+            if not os.path.isfile(os.path.join(prefix, "pyvenv.cfg")):
                 self.python_prefix(prefix)
+                continue
+            inside = not foreign or self.has(prefix)
+            for part in ("",) if inside else VENV_PARTS:
+                if os.path.exists(folder := os.path.join(prefix, part).rstrip("/")):
+                    self.add_tree(folder, "the virtual environment")
+            self.python_home(prefix)
 
     def python_home(self, venv: str) -> None:
-        config = Path(venv, "pyvenv.cfg").read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"(?m)^\s*home\s*=\s*(.+?)\s*$", config)
-        home = found.group(1) if found else ""
+        config = _first_bytes(os.path.join(venv, "pyvenv.cfg"), MOST_CONFIG_BYTES).decode(
+            "utf-8", "replace"
+        )
+        lines = (line.partition("=") for line in config.splitlines())  # a pattern could take long
+        home = next((value.strip() for key, _, value in lines if key.strip() == "home"), "")
         if not os.path.isdir(home):
             raise self.error(
                 f"{venv}/pyvenv.cfg: home = {home or '(absent)'} is no folder",
@@ -213,8 +273,12 @@ class _Search:
             self.python_prefix(os.path.dirname(folder))
 
     def python_prefix(self, prefix: str) -> None:
-        """Add a Python installation: all of it, or, where that is a home folder, its parts."""
-        libraries = sorted(Path(prefix, "lib").glob("python3*"))
+        """Add a Python installation: all of it, or, where that is a home folder, its parts.
+
+        One has `os.py`, by which Python itself knows it; a folder of packages alone has not.
+        """
+        marks = sorted(Path(prefix, "lib").glob("python3*/os.py"))
+        libraries = [mark.parent for mark in marks if mark.is_file()]
         if not libraries or _is_system(prefix):
             return
         if not _too_wide(prefix):
@@ -256,6 +320,12 @@ class _Search:
                 )
             self.add(spelling, reason)
 
+    def has(self, path: str) -> bool:
+        """Whether a path is there by now: by the system, or in what was found."""
+        return _is_system(path) or any(
+            path == other or path.startswith(other + "/") for other in self.found
+        )
+
     def result(self) -> tuple[NeededPath, ...]:
         """The paths without those that a folder among them contains."""
         kept = [
@@ -264,6 +334,12 @@ class _Search:
             if not any(path.startswith(other + "/") for other in self.found if other != path)
         ]
         return tuple(NeededPath(path, self.found[path]) for path in sorted(kept))
+
+
+def _is_shim(path: str) -> bool:
+    """Whether a tool that keeps several versions (pyenv, asdf, mise, volta) put it there."""
+    in_shims = os.path.basename(os.path.dirname(path)) == "shims"
+    return in_shims or os.path.basename(os.path.realpath(path)) == "volta-shim"
 
 
 def _script_argument(arguments: list[str]) -> str | None:
@@ -326,17 +402,24 @@ def _link_chain(path: str) -> Iterator[str]:
     yield from seen
 
 
-def _first_bytes(path: str) -> bytes:
+def _first_bytes(path: str, size: int = 1024) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(1024)
+            return file.read(size)
     except PermissionError:
         return b""  # execute-only binaries exist; nothing more can be learnt of them
 
 
+class _TooMuchError(Exception):
+    """A program names so many libraries and folders that it can only want to keep us busy."""
+
+
 def _linkage_of(path: str) -> Linkage | None:
+    """Of an ELF file; None for any other, which is not even opened unless it is a regular file."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -346,20 +429,32 @@ def _linkage_of(path: str) -> Linkage | None:
 
 
 def _libraries(path: str, env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Libraries outside the system folders, with what asked for each; the loader included."""
-    queue, seen = [os.path.realpath(path)], set()
+    """Libraries outside the system folders, with what asked for each; the loader included.
+
+    Raises:
+        _TooMuchError: the search does not end soon.
+    """
+    start = os.path.realpath(path)
+    queue, linkages, lookups = [start], {start: _linkage_of(start)}, 0
     while queue:
         current = queue.pop()
-        linkage = _linkage_of(current) if current not in seen else None
-        seen.add(current)
+        linkage = linkages[current]
         if linkage is None:
             continue
         folders = _library_folders(current, linkage, env)
-        found = [linkage.loader] if linkage.loader else []
+        lookups += len(folders) * (1 + len(linkage.needed))
+        if lookups > MOST_LOOKUPS:
+            raise _TooMuchError
+        found = [linkage.loader] if linkage.loader.startswith("/") else []
         found += [p for name in linkage.needed if (p := _first_file(folders, name)) is not None]
         for library in found:
-            if not _is_system(os.path.realpath(library)):
-                queue.append(os.path.realpath(library))
+            real = os.path.realpath(library)
+            if _is_system(real):
+                continue
+            if real not in linkages:
+                linkages[real] = _linkage_of(real)
+                queue.append(real)
+            if linkages[real] is not None:  # any other file is none of a program's business
                 for hop in _link_chain(library):
                     yield hop, current
 

@@ -106,6 +106,7 @@ def _plan(profile: Profile, argv: list[str], tier: "Tier | None") -> "Plan":
     request = WorkerRequest(
         name=profile.name,
         argv=(needed.executable, *argv[1:]) if needed else (),
+        path=needed.folders if needed else (),
         read=needed.read if needed else (),
         uid=EXAMPLE_UID if host.root else None,
         tier=None if itself else tier,

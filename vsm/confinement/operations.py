@@ -254,7 +254,8 @@ class Restrict(NamedTuple):
         kinds = {kind: [path for k, path in self.rules if k == kind] for kind in _RIGHTS}
         listed = "; ".join(f"{kind} {' '.join(paths)}" for kind, paths in kinds.items() if paths)
         tcp = "TCP allowed" if self.tcp else "no TCP"
-        return f"Landlock: {listed}; {tcp}; signals and abstract sockets stay inside"
+        missing = ", ".join(landlock.missing(self.least_abi))
+        return f"Landlock, ABI {self.least_abi}: {listed}; {tcp}; not covered: {missing}"
 
 
 class ShieldMiniInit(NamedTuple):

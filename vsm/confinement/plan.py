@@ -41,13 +41,17 @@ Tier = Literal["namespaced", "landlocked"]
 _BASE_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 _TCP_ABI = 4
 DETECTED = "; no control group holds it, so it was noticed late"
-_SCOPE_ABI = 6
+_TRUNCATE_ABI, _SCOPE_ABI = 3, 6
 _REMEDIES = {
     "user": "Start vsm as root, or list user in the profile's may_lack.",
     "landlock": "Boot with landlock in the kernel's lsm= list (CONFIG_SECURITY_LANDLOCK).",
     "seccomp": "Run a kernel with CONFIG_SECCOMP_FILTER.",
     "network": "Run a kernel with CONFIG_SECCOMP_FILTER, or vsm where it may make namespaces.",
 }
+_OLD_LANDLOCK = (
+    "Run vsm where it may make namespaces (see `vsm sandbox probe`), or on a kernel from 6.12 on, "
+    "or list landlock in the profile's may_lack."
+)
 _CGROUP_REMEDY = (
     "Run vsm where it may make control groups (a systemd unit with Delegate=yes), "
     "or list {layer} in the profile's may_lack."
@@ -90,6 +94,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
         argv: what to exec; `argv[0]` absolute (see `vsm.confinement.closure`).
         cwd: absolute path inside; None is the state directory, else a private one.
         env: what the worker gets beside the profile's environment; wins over it.
+        path: folders to look in before those of PATH (the closure's).
         read: host paths, read-only (the closure's among them).
         write: host paths.
         written: host paths that some worker may write: no symbolic link in them is followed.
@@ -107,6 +112,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     cwd: str | None = None
     env: dict[str, str] = {}
+    path: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
@@ -254,9 +260,28 @@ def _layers(case: _Case) -> Iterator[LayerState]:
         yield LayerState("namespaces", ABSENT)
     yield _network_layer(case)
     yield LayerState("privileges", IN_FORCE)
-    yield LayerState("landlock", IN_FORCE if case.host.landlock_abi else ABSENT)
+    yield _landlock_layer(case)
     yield LayerState("seccomp", IN_FORCE if case.host.seccomp else ABSENT)
     yield from _resource_layers(case)
+
+
+def _landlock_layer(case: _Case) -> LayerState:
+    """Where it stands alone, an old one leaves open what the tier promises, and counts as absent.
+
+    The systems and their kind run vsm's own code, and take what there is.
+    """
+    abi = case.host.landlock_abi
+    if abi and (case.namespaced or case.itself):
+        return LayerState("landlock", IN_FORCE)
+    own_uid = case.request.uid is not None and case.host.root
+    gaps = []
+    if 0 < abi < _TRUNCATE_ABI:
+        gaps.append("any file can be truncated")
+    if 0 < abi < _SCOPE_ABI and not own_uid:
+        gaps.append("this user's other processes can be signalled")
+    if abi and not gaps:
+        return LayerState("landlock", IN_FORCE)
+    return LayerState("landlock", ABSENT, f"with ABI {abi} {' and '.join(gaps)}" if gaps else "")
 
 
 def _network_layer(case: _Case) -> LayerState:
@@ -325,6 +350,8 @@ def _check_layers(case: _Case, expected: tuple[LayerState, ...]) -> None:
     for layer in expected:
         if layer.state == ABSENT and layer.name not in accepted:
             remedy = _REMEDIES.get(layer.name) or _CGROUP_REMEDY.format(layer=layer.name)
+            if layer.name == "landlock" and case.host.landlock_abi:
+                remedy = _OLD_LANDLOCK
             what = f"the layer {layer.name} cannot be applied" + (
                 f": {layer.detail}" if layer.detail else ""
             )
@@ -437,5 +464,9 @@ def _environment(case: _Case, folder: str) -> dict[str, str]:
     own = {"HOME": request.state_dir or private, "TMPDIR": private}
     if request.state_dir:
         own["STATE_DIRECTORY"] = request.state_dir
+    if request.argv and not case.profile.files.proc:  # ld.so cannot ask /proc/self/exe for $ORIGIN
+        own["LD_ORIGIN_PATH"] = os.path.dirname(os.path.realpath(request.argv[0]))
     proxy = case.egress.environment() if case.egress else {}
-    return {**_BASE_ENVIRONMENT, **own, **proxy, **case.profile.environment, **request.env}
+    env = {**_BASE_ENVIRONMENT, **own, **proxy, **case.profile.environment, **request.env}
+    known = env["PATH"].split(":")
+    return {**env, "PATH": ":".join((*(one for one in request.path if one not in known), *known))}

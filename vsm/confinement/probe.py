@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 from collections.abc import Callable
+from errno import EACCES
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,7 @@ SETTINGS = {
     "apparmor_restrict_unprivileged_userns": (
         "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
     ),
+    "apparmor_profile": "/proc/self/attr/apparmor/current",
     "max_user_namespaces": "/proc/sys/user/max_user_namespaces",
     "suid_dumpable": "/proc/sys/fs/suid_dumpable",
 }
@@ -243,13 +245,11 @@ def _first_subordinate(file: str) -> int | None:
 def _user_row(facts: HostFacts) -> Row:
     if facts.root:
         return Row(layer="user", state="works", detail="a uid of its own per integration")
-    if facts.subordinate_ids:
-        return Row(layer="user", state="works", detail="a subordinate uid, mapped")
     return Row(
         layer="user",
         state="weaker",
         detail="workers share this user's uid",
-        remedy="Run vsm as root or as a system service, or give the user a range in /etc/subuid.",
+        remedy="Run vsm as root or as a system service.",
     )
 
 
@@ -286,13 +286,20 @@ def _namespace_rows(facts: HostFacts) -> list[Row]:
 
 
 def _namespace_remedy(facts: HostFacts) -> str:
-    if facts.settings.get("apparmor_restrict_unprivileged_userns") == "1":
+    switched_on = facts.settings.get("apparmor_restrict_unprivileged_userns") == "1"
+    if switched_on or _profile_forbids(facts):
         return "Run vsm as root, or once as root `vsm service apparmor`."
     if facts.settings.get("unprivileged_userns_clone") == "0":
         return "Run vsm as root, or set kernel.unprivileged_userns_clone=1."
     if facts.settings.get("max_user_namespaces") == "0":
         return "Run vsm as root, or set user.max_user_namespaces above 0."
     return "Run vsm as root outside a container, or allow user namespaces in the container."
+
+
+def _profile_forbids(facts: HostFacts) -> bool:
+    """An AppArmor profile without `userns` answers EACCES; all others EPERM or ENOSPC."""
+    confined = facts.settings.get("apparmor_profile", "").endswith(" (enforce)")
+    return confined and facts.reasons.get("user_namespaces", "").endswith(os.strerror(EACCES))
 
 
 def _privileges_row() -> Row:

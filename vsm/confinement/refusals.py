@@ -52,10 +52,6 @@ class Responder:
         self._rate = refusals.rate(0)
         self.due_s: float | None = None
 
-    def __contains__(self, fd: object) -> bool:
-        """Whether it is one of the listeners."""
-        return fd in self._watched
-
     def watch(self, worker: str, listener: int) -> None:
         """Answer for a worker from now on; takes the descriptor over."""
         self._watched[listener] = _Watched(worker, time.monotonic())
@@ -71,6 +67,16 @@ class Responder:
                 self._poll.unregister(fd)
             os.close(fd)
         self._rate = refusals.rate(len(self._watched))
+
+    def answer_ready(self, ready: list[tuple[int, int]]) -> None:
+        """Answer those of ours that poll named.
+
+        Before its other fds are served: that may close a listener, and one that is read in vain
+        blocks.
+        """
+        for fd, events in ready:
+            if fd in self._watched:
+                self.answer(fd, events)
 
     def answer(self, fd: int, events: int) -> None:
         """Answer one call of a listener that poll named."""

@@ -1,13 +1,15 @@
 """Stable uids of workers, for a supervisor that runs as root.
 
-Owns the reserved range: its first sixteen are the systems', the rest is hashed from the
-integration's name, so that files of a worker stay its own over restarts. Pure but for reading
+Owns the reserved range: its first sixteen are the systems' of the vsm in the usual place, the rest
+is hashed from the integration's name, so that files of a worker stay its own over restarts, and
+from where vsm keeps its state, so that neither integrations of the same name of two vsm nor their
+systems share one. Nothing is kept: who keeps its state there has these. Pure but for reading
 /proc/self/uid_map.
 """
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,25 +20,45 @@ _SYSTEM_UIDS: Final = 16
 _RANGE: Final = 2**27
 _PIDS: Final = 0x40_0000  # PID_MAX_LIMIT
 RUN_SLOTS: Final = 31  # above the range: one uid for each pid and slot
-_RUNS: Final = RUN_SLOTS * _PIDS
+EGRESS_SLOT: Final = RUN_SLOTS  # and one for the egress process of that pid's runs
+_RUNS: Final = (RUN_SLOTS + 1) * _PIDS
+_SYSTEMS: Final = {f"system{n}": BASE + n for n in range(1, 6)} | {"egress": BASE + 15}
 
 
-def system_uid(system: str) -> int:
-    """The uid of "system1" … "system5"."""
-    return BASE + int(system.removeprefix("system"))
+def system_uids(*, place: str = "", taken: Iterable[int] = ()) -> dict[str, int]:
+    """The uid of each of "system1" … "system5" and "egress".
+
+    Args:
+        place: where this vsm keeps its state; "" where that is the usual place of root's.
+        taken: its integrations', which they keep.
+    """
+    if not place:
+        return dict(_SYSTEMS)
+    found: dict[str, int] = {}
+    for name in _SYSTEMS:  # no integration has a # in its name, nor an instance that one alone
+        found[name] = _free_uid(f"{place}#{name}", {*taken, *found.values()})
+    return found
 
 
-def egress_uid() -> int:
-    """The uid of the egress process."""
-    return BASE + _SYSTEM_UIDS - 1
+def integration_uids(
+    names: list[str], *, place: str = "", kept: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """One uid for each name; a name that is hashed to a taken one gets the next.
 
-
-def integration_uids(names: list[str]) -> dict[str, int]:
-    """One uid for each name; a name that is hashed to a taken one gets the next."""
-    taken: dict[str, int] = {}
-    for name in sorted(names):
-        taken[name] = _free_uid(name, set(taken.values()))
-    return taken
+    Args:
+        names: of the integrations.
+        place: where this vsm keeps its state; "" where that is the usual place of root's.
+        kept: name → the uid that it had before, which its files have. It keeps it, if that is
+            one of an integration and nobody else's.
+    """
+    found: dict[str, int] = {}
+    for name in sorted(set(names) & (kept or {}).keys()):
+        uid = (kept or {})[name]
+        if BASE + _SYSTEM_UIDS <= uid < BASE + _RANGE and uid not in found.values():
+            found[name] = uid
+    for name in sorted(set(names) - found.keys()):
+        found[name] = _free_uid(place + name, set(found.values()))
+    return found
 
 
 def _free_uid(name: str, taken: set[int]) -> int:
@@ -48,18 +70,19 @@ def _free_uid(name: str, taken: set[int]) -> int:
     return BASE + _SYSTEM_UIDS + slot
 
 
-def instance_uid(name: str, number: int, taken: Iterable[int]) -> int:
+def instance_uid(name: str, number: int, taken: Iterable[int], *, place: str = "") -> int:
     """The uid of one instance of an integration; none of `taken`, and hardly another instance's."""
-    return _free_uid(f"{name}#{number}", set(taken))
+    return _free_uid(f"{place}{name}#{number}", set(taken))
 
 
 def run_uid(slot: int) -> int:
     """The uid of one run without a stable identity: of no other process or slot that lives.
 
     Args:
-        slot: 0 is `vsm sandbox run`; a process that has several runs at once counts up.
+        slot: 0 is `vsm sandbox run`; a process that has several runs at once counts up, below
+            RUN_SLOTS. EGRESS_SLOT is for their egress process.
     """
-    return BASE + _RANGE + slot % RUN_SLOTS * _PIDS + os.getpid()
+    return BASE + _RANGE + slot * _PIDS + os.getpid()
 
 
 def may_be_workers(uid: int) -> bool:

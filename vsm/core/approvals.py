@@ -1,7 +1,7 @@
 """Calls that wait for a person: asked, decided once, granted for a while, denied in time.
 
-Pure: `now_s` is an argument, by the wall clock, since a grant outlives a restart of vsm. What
-nobody decides is denied when its time is over; what is beyond the bounds is denied at once.
+Pure: `now_s` is an argument. What nobody decides is denied when its time is over; what is beyond
+the bounds is denied at once.
 """
 
 from collections.abc import Iterable, Mapping

@@ -23,6 +23,7 @@ class Claim(NamedTuple):
     Args:
         held: its limit now. need: what it should have by measurement.
         weight: above 0. fixed: its limit is not to be moved now, with the reason.
+        pressed: it met its limit just now.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Claim(NamedTuple):
     need: float
     weight: float = 1.0
     fixed: str = ""
+    pressed: bool = False
 
 
 class Change(NamedTuple):

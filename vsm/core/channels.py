@@ -2,7 +2,8 @@
 
 Pure. A pair that is not in the table has no socket, so the table is enforced by what exists.
 S4 never sends to S1. Snapshots for S1 travel over the control links, relayed and kept by the
-supervisor; they are rows of SNAPSHOTS, not sockets.
+supervisor; they are rows of SNAPSHOTS, not sockets. What a system may say to the supervisor is
+REPORTS: its control link takes nothing else from it.
 """
 
 from typing import Final, Literal, NamedTuple
@@ -47,6 +48,42 @@ CHANNELS: Final = (
 SNAPSHOTS: Final = {"system2": "rates", "system3": "limits", "system5": "rules"}
 
 
+_OPERATIONS: Final = frozenset({"system1"})
+# Kind of a message on a control link -> which systems may send it to the supervisor.
+REPORTS: Final[dict[str, frozenset[str]]] = {
+    **dict.fromkeys(("ready", "answer", "noted", "decided", "settled"), frozenset(SYSTEMS)),
+    **dict.fromkeys(
+        (
+            "session", "unfit", "wanted", "learnt", "idle", "offered", "segments", "ask",
+            "asking", "withdrawn", "spent", "contracted",
+        ),
+        _OPERATIONS,
+    ),
+    "snapshot": frozenset(SNAPSHOTS),
+    "damp": frozenset({"system2"}),
+    "move": frozenset({"system3"}),
+    "audit": frozenset({"system3"}),
+    "felt": frozenset({"system5"}),
+}  # fmt: skip
+
+# What the record may hold of each in its own name: how the kinds of its events begin, and the
+# rules by which it decides. What vsm is told of its past is true of whom it is about.
+NOTES: Final[dict[str, tuple[str, ...]]] = {
+    "system1": ("breaker.", "call.failed", "calls."),
+    "system2": ("coordination.",),
+    "system3": ("audit.", "control."),
+    "system4": ("intelligence.",),
+    "system5": (),
+}
+RULES: Final[dict[str, tuple[str, ...]]] = {
+    "system1": ("policy.rule", "policy.default"),
+    "system2": ("coordination.",),
+    "system3": ("budget.",),
+    "system4": (),
+    "system5": ("closure.",),
+}
+
+
 def sends(system: str) -> tuple[Channel, ...]:
     """The channels that `system` holds the sending end of."""
     return tuple(channel for channel in CHANNELS if channel.sender == system)
@@ -55,3 +92,16 @@ def sends(system: str) -> tuple[Channel, ...]:
 def receives(system: str) -> tuple[Channel, ...]:
     """The channels that `system` holds the receiving end of."""
     return tuple(channel for channel in CHANNELS if channel.receiver == system)
+
+
+def most_bits(message_bytes: float) -> float:
+    """The most that messages of so many bytes can carry, in bits: 8 for each byte.
+
+    A message of n bytes is one of N = 256^n, so it carries log2 N = 8n bits at most, whatever the
+    odds of each (Hartley 1928; Shannon 1948, § 1 and § 6). What the lengths of messages say beside
+    their bytes is not counted. JSON says far less in as many bytes: this is a bound.
+
+    Args:
+        message_bytes: of one message, of all that wait, or a second; then it is bits a second.
+    """
+    return 8 * message_bytes

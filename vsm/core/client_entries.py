@@ -56,6 +56,7 @@ class Entry(NamedTuple):
         url: a remote server's, in place of a program.
         addresses: that its host may have although they are not public.
         headers: of a remote server, that are no secrets.
+        unseen: host paths that it is told of and does not see.
         remarks: what was left out, or needs a look.
         refused: why it cannot be translated; "" if it can.
     """
@@ -71,6 +72,7 @@ class Entry(NamedTuple):
     headers: dict[str, str] = {}  # noqa: RUF012 - the same
     cwd: str = ""
     enabled: bool = True
+    unseen: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     refused: str = ""
 
@@ -137,7 +139,10 @@ def _translate(client_name: str, name: str, entry: Any) -> Entry:  # noqa: ANN40
         if is_secret(option.strip("-").replace("-", "_"))
     ]
     given = argv if package else argv[2:]  # a program and its script are found without being told
-    remarks += _unseen([*given, *env.values()])
+    unseen = _unseen([*given, *env.values()])
+    remarks += [
+        f"{path[:80]} is not visible to it: add it to read or write in its entry" for path in unseen
+    ]
     return Entry(
         client_name,
         name,
@@ -147,17 +152,15 @@ def _translate(client_name: str, name: str, entry: Any) -> Entry:  # noqa: ANN40
         secrets=secrets,
         cwd=cwd,
         enabled=not entry.get("disabled", False),
+        unseen=tuple(unseen),
         remarks=tuple(remarks),
     )
 
 
 def _unseen(words: list[str]) -> list[str]:
-    """What is to be said of paths that a server is told of and does not see."""
+    """Paths that a server is told of and does not see."""
     paths = [word.rpartition("=")[2] for word in words]
-    found = dict.fromkeys(path for path in paths if path.startswith(("/", "~/")))
-    return [
-        f"{path[:80]} is not visible to it: add it to read or write in its entry" for path in found
-    ]
+    return list(dict.fromkeys(path for path in paths if path.startswith(("/", "~/"))))
 
 
 def _remote(client_name: str, name: str, entry: dict[str, Any], url: Any) -> Entry:  # noqa: ANN401 - JSON

@@ -7,6 +7,7 @@ them; a step closes when its time is over. Classes that rest for a season are fo
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from vsm.core.answered_shares import AnsweredShares
 from vsm.core.demand import UNSERVED
 from vsm.core.demand_window import Key
 from vsm.core.forecast import Forecast, Score, Series
@@ -14,6 +15,7 @@ from vsm.core.forecast import Forecast, Score, Series
 MOST_SERIES: Final = 256
 MOST_SKIPPED: Final = 16
 """So many steps without a look are filled with nothing; a longer gap begins anew."""
+MOST_SURPRISES: Final = 8
 SURGE: Final = 2.0
 SURGE_EVENTS: Final = 30
 
@@ -35,12 +37,23 @@ class Forewarning(NamedTuple):
     usual: float
 
 
+def words(warning: Forewarning, step_s: float) -> str:
+    """A warning, for people."""
+    name = " ".join(warning.key)
+    found = warning.forecast
+    span = f"{found.low:.3g} to {found.high:.3g} in the next {step_s:g} s"
+    if warning.kind == "unserved":
+        return f"{name} is asked for and not served: {span}"
+    return f"{name} is asked for more than usual: {span}, usually {warning.usual:.3g}"
+
+
 class Told(NamedTuple):
-    """A forecast beside what came."""
+    """A forecast beside what came; the chance of that, where it is a surprise."""
 
     key: Key
     forecast: Forecast
     came: int
+    surprise: float | None = None
 
 
 class DemandSeries:
@@ -64,6 +77,7 @@ class DemandSeries:
         self.score = score or Score()
         self.latest: Counts | None = None
         self._ends_s = now_s + step_s
+        self._shares = AnsweredShares()
         self._asked: dict[Key, Series] = {}
         self._unserved: dict[Key, Series] = {}
         self._before: dict[Key, tuple[int, int]] | None = None
@@ -122,8 +136,10 @@ class DemandSeries:
         return learned
 
     def _close_all(self, counts: Counts) -> list[Told]:
+        """The most asked first: of more classes than there is room for, those are forecast."""
         told: list[Told] = []
-        for key in {*counts, *self._asked}:
+        keys = {*counts, *self._asked}
+        for key in sorted(keys, key=lambda one: (-counts.get(one, (0, 0))[0], one)):
             told += self._close(key, *counts.get(key, (0, 0)))
         return told
 
@@ -141,7 +157,7 @@ class DemandSeries:
         told = series.forecast()
         series.add(asked)
         if told is not None:
-            yield Told(key, told, asked)
+            yield Told(key, told, asked, series.surprise)
         if unserved or key in self._unserved:
             self._unserved.setdefault(key, Series(self.season)).add(unserved)
 
@@ -168,6 +184,28 @@ class DemandSeries:
             if coming is not None and enough and coming.low > SURGE * series.mean:
                 found.append(Forewarning("surge", key, coming, series.mean))
         return sorted(found, key=lambda one: -one.forecast.expected)
+
+    def surprises(self, told: Iterable[Told], totals: Totals) -> list[dict[str, Any]]:
+        """What came, and how little was answered well, as it hardly is by chance; as JSON.
+
+        Args:
+            told: of the step that is over.
+            totals: at its end.
+        """
+        found = [one for one in told if one.surprise is not None]
+        rows: list[dict[str, Any]] = [
+            {
+                "measure": "asked",
+                "integration": one.key[0],
+                "demand": one.key[1],
+                "came": one.came,
+                "expected": round(one.forecast.expected, 3),
+                "chance": one.surprise,
+                "step_s": self.step_s,
+            }
+            for one in found[:MOST_SURPRISES]
+        ]
+        return [*rows, *self._shares.close(totals, self.step_s)]
 
     def whole_score(self) -> Score:
         """Of the forecasts of all classes, forgotten ones and a predecessor's included."""

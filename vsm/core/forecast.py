@@ -5,16 +5,23 @@ ago, exponential smoothing at three speeds) and the one whose measured error was
 believed. The interval is conformal: the quantile of the believed forecasts' own absolute errors,
 which holds its share whatever the distribution, as long as it does not change (Vovk et al. 2005).
 Before there are enough errors there is no forecast. Every forecast is held against what came.
+
+A count surprises that is further off than every kept error was, and that chance hardly gives: the
+first alone happens once in so many steps, the second alone with everything that comes in bursts.
 """
 
 import math
 from collections import deque
 from typing import Any, Final, NamedTuple
 
+from vsm.core.anomaly import RARE, tail
+
 COVERAGE: Final = 0.9
 """The share of counts that an interval is to hold."""
 LEAST_ERRORS: Final = 10
 KEPT_ERRORS: Final = 64
+LEAST_SURPRISED: Final = 32
+"""So many errors must be known before anything is a surprise."""
 SMOOTHING: Final = (0.2, 0.5, 0.8)
 MEMORY: Final = 0.95
 """What an error weighs one step later, when models are compared."""
@@ -89,6 +96,9 @@ class Series:
 
     Args:
         season: after so many steps it may repeat itself.
+
+    Attributes:
+        surprise: the chance of the last count, where that is a surprise.
     """
 
     def __init__(self, season: int) -> None:
@@ -96,6 +106,7 @@ class Series:
         self.steps = 0
         self.total = 0
         self.score = Score()
+        self.surprise: float | None = None
         self._last = 0
         self._history: deque[int] = deque(maxlen=season)
         self._levels = [0.0] * len(SMOOTHING)
@@ -162,7 +173,9 @@ class Series:
     def _learn(self, count: int) -> None:
         told = self.forecast()
         predictions = self._predictions()
-        self._missed.append(abs(count - predictions[self._believed()]))
+        miss = abs(count - predictions[self._believed()])
+        self.surprise = None if told is None else self._surprise(count, told.expected, miss)
+        self._missed.append(miss)
         if told is not None:
             came = 1.0 if count else 0.0
             mark = Score(
@@ -177,3 +190,18 @@ class Series:
         for name, expected in predictions.items():
             self._errors[name] = self._errors.get(name, 0.0) * MEMORY + abs(count - expected)
             self._weights[name] = self._weights.get(name, 0.0) * MEMORY + 1.0
+
+    def _surprise(self, count: int, expected: float, miss: float) -> float | None:
+        if len(self._missed) < LEAST_SURPRISED or miss <= max(self._missed):
+            return None
+        chance = _chance(count, expected)
+        return chance if chance < RARE else None
+
+
+def _chance(count: int, expected: float) -> float:
+    """Of so many or more, or so few or fewer, where `expected` came in one step of the same kind.
+
+    As in vsm.core.anomaly: the rate itself is an estimate, here of a single step's events.
+    """
+    size = expected + 0.5
+    return tail(count, size, 0.5) if count > expected else 1.0 - tail(count + 1, size, 0.5)

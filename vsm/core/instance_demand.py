@@ -1,15 +1,17 @@
 """How many instances of one server there should be, and which may go: pure.
 
 S1 asks it at every event that can change the answer; the supervisor asks it what to begin with.
-What the answer costs in processes is bounded by `most`, whoever calls and however often.
+What the answer costs in processes is bounded by `most`, whoever calls and however often. S3 may
+put a lower bound in its place (`within`): S1 is quick inside of it, S3 moves it.
 
 kind      an instance serves            wanted
-pool      whoever calls, least busy     at least the floor; one more when all are busy
+pool      whoever calls, least busy     at least the floor; one more when all are busy, and one
+                                        more while there are some that are to be replaced
 session   one session and never another one for each session, and `spares` that nobody has yet
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["pool", "session"]
@@ -40,6 +42,10 @@ class Terms:
     lazy: bool = False
     resident: bool = False
 
+    def within(self, bound: int) -> "Terms":
+        """The same with so many at most, never below `least` nor above what the entry says."""
+        return replace(self, most=max(1, self.least, min(bound, self.most)))
+
     @property
     def floor(self) -> int:
         """How many there are although nobody calls and nobody has called."""
@@ -62,7 +68,7 @@ class Load(NamedTuple):
 
     Args:
         live: started or starting, and not to be stopped. busy: of those, with calls in flight.
-        starting: of those, not initialised yet.
+        starting: of those, not initialised yet. outdated: of those, to be replaced one by one.
         claimed: belong to a session. waiting: sessions that have none yet.
         needed: what the server offers is not known, and is to be.
         called: a call came just now.
@@ -75,6 +81,7 @@ class Load(NamedTuple):
     waiting: int = 0
     needed: bool = False
     called: bool = False
+    outdated: int = 0
 
 
 def wanted(terms: Terms, load: Load) -> int:
@@ -86,7 +93,10 @@ def wanted(terms: Terms, load: Load) -> int:
     if load.called:
         all_busy = load.busy >= load.live and not load.starting
         least = max(least, load.live + 1 if all_busy else 1)
-    return min(terms.most, max(terms.floor, least, load.live))
+    # What starts meanwhile takes the place of one that is outdated: it is one more for a moment.
+    lasting = load.live - min(load.outdated, load.starting)
+    count = min(terms.most, max(terms.floor, least, lasting))
+    return count + bool(load.outdated)
 
 
 class Unused(NamedTuple):
@@ -100,7 +110,7 @@ class Unused(NamedTuple):
 def to_stop(
     terms: Terms, live: int, sessions: int, unused: Iterable[Unused], now: float
 ) -> list[str]:
-    """Which instances have been unused for too long, the longest unused first.
+    """Which instances have been unused for too long, or are too many; the longest unused first.
 
     Args:
         terms: of the integration.
@@ -111,6 +121,10 @@ def to_stop(
     """
     gone: list[str] = []
     for one in sorted(unused, key=lambda unused: unused.since_s):
+        if terms.kind == "pool" and live > terms.most:  # the bound was lowered
+            gone.append(one.worker)
+            live -= 1
+            continue
         if terms.kind == "pool":
             limit_s = _pool_limit_s(terms, live)
         elif one.claimed:

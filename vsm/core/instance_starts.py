@@ -40,6 +40,7 @@ def due(
     alive: int,
     now: float,
     short_of_memory: bool = False,
+    replacing: bool = False,
 ) -> int:
     """How many to start now.
 
@@ -51,11 +52,13 @@ def due(
         alive: every process, those that end too.
         now: the time.
         short_of_memory: of the machine; then there is one, and no more.
+        replacing: some are outdated; their like comes before they go, so there may be one more.
     """
     if now < starts.not_before or (short_of_memory and alive):
         return 0
-    missing = min(starts.wanted, terms.most) - live
-    return max(0, min(missing, terms.most - alive, STARTING_AT_ONCE - starting))
+    most = terms.most + replacing
+    missing = min(starts.wanted, most) - live
+    return max(0, min(missing, most - alive, STARTING_AT_ONCE - starting))
 
 
 def started(starts: Starts, count: int) -> Starts:

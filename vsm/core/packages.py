@@ -4,16 +4,18 @@ Everything here parses text of others: a user's, a configuration's, a registry's
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-_SPEC: Final = 'Write "npm:NAME@VERSION" or "pypi:NAME==VERSION".'
+_SPEC: Final = 'Write "npm:NAME@VERSION" or "pypi:NAME==VERSION", or leave out the version.'
 _PYPI: Final = re.compile(
-    r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)==([0-9][A-Za-z0-9.!+_-]{0,63})"
+    r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)(?:==([0-9][A-Za-z0-9.!+_-]{0,63}))?"
 )
 _NPM: Final = re.compile(
-    r"((?:@[a-z0-9~-][a-z0-9._~-]{0,98}/)?[a-z0-9~-][a-z0-9._~-]{0,98})@(\d+\.\d+\.\d+[0-9A-Za-z.+-]{0,63})"
+    r"((?:@[a-z0-9~-][a-z0-9._~-]{0,98}/)?[a-z0-9~][a-z0-9._~-]{0,98})"
+    r"(?:@(\d+\.\d+\.\d+[0-9A-Za-z.+-]{0,63}))?"
 )
 _WHEEL: Final = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._]*)-(?P<version>[0-9][A-Za-z0-9_.!+]*)"
@@ -30,6 +32,7 @@ class Package(NamedTuple):
 
     Args:
         kind: "npm" or "pypi".
+        version: "" where none was named.
     """
 
     kind: str
@@ -37,12 +40,12 @@ class Package(NamedTuple):
     version: str
 
     def __str__(self) -> str:
-        separator = "==" if self.kind == "pypi" else "@"
+        separator = ("==" if self.kind == "pypi" else "@") if self.version else ""
         return f"{self.kind}:{self.name}{separator}{self.version}"
 
 
 def parse_package(text: str) -> Package:
-    """One exact version, as the command line names it.
+    """A package, and the exact version if one is named, as the command line names it.
 
     Raises:
         ValueError: what is wrong, and how it is written.
@@ -54,7 +57,7 @@ def parse_package(text: str) -> Package:
     found = pattern.fullmatch(rest)
     if found is None:
         raise ValueError(f"{text[:80]!r} is not one exact version. {_SPEC}")
-    return Package(kind, found.group(1), found.group(2))
+    return Package(kind, found.group(1), found.group(2) or "")
 
 
 def server_name(package: Package) -> str:
@@ -144,6 +147,20 @@ def without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
+class Sources(NamedTuple):
+    """Where the packages of an npm lock may come from; a place is (host, port).
+
+    Args:
+        default: the registry of every package that `scopes` does not name.
+        scopes: "@scope" → its registry, and then no other.
+        allowed: asked of every other place: whether the operator allowed it by hand.
+    """
+
+    default: tuple[str, int]
+    scopes: Mapping[str, tuple[str, int]] = MappingProxyType({})
+    allowed: Callable[[str, int], bool] = lambda _host, _port: False
+
+
 class Locked(NamedTuple):
     """One package of an npm lock.
 
@@ -159,12 +176,12 @@ class Locked(NamedTuple):
     script: bool
 
 
-def parse_npm_lock(lock: Any, hosts: Mapping[str, int]) -> Iterator[Locked]:  # noqa: ANN401 - JSON
+def parse_npm_lock(lock: Any, sources: Sources) -> Iterator[Locked]:  # noqa: ANN401 - JSON
     """Every package of a package-lock.json.
 
     Args:
         lock: the document.
-        hosts: host → port of the registry.
+        sources: where they may come from.
 
     Raises:
         ValueError: a package is not pinned by hash, or comes from elsewhere; says which.
@@ -174,25 +191,30 @@ def parse_npm_lock(lock: Any, hosts: Mapping[str, int]) -> Iterator[Locked]:  # 
         raise ValueError("the lock has no packages")  # noqa: TRY004 - it is what was read
     for place, entry in packages.items():
         if place:
-            yield _locked(str(place), entry, hosts)
+            yield _locked(str(place), entry, sources)
 
 
-def _locked(place: str, entry: Any, hosts: Mapping[str, int]) -> Locked:  # noqa: ANN401 - JSON
+def _locked(place: str, entry: Any, sources: Sources) -> Locked:  # noqa: ANN401 - JSON
     if not isinstance(entry, dict) or entry.get("link") or ".." in place.split("/"):
         raise ValueError(f"{place[:120]}: not a package of a registry")
     integrity, source = entry.get("integrity"), entry.get("resolved")
-    if not isinstance(integrity, str) or not _INTEGRITY.fullmatch(integrity.split()[0]):
-        raise ValueError(f"{place[:120]}: the registry gives no hash of it")
+    # One hash: of several npm takes whichever fits, and so whichever file.
+    if not isinstance(integrity, str) or not _INTEGRITY.fullmatch(integrity):
+        raise ValueError(f"{place[:120]}: the registry gives no hash of it, or several")
+    # An alias is put under another name than it has: the hash is that of what it is.
+    name = str(entry.get("name") or place.rpartition("node_modules/")[2])
     if source is not None:
-        _check_source(place, str(source), hosts)
-    name = place.rpartition("node_modules/")[2]
+        _check_source(place, name, str(source), sources)
     script = bool(entry.get("hasInstallScript"))
     return Locked(place, name, str(entry.get("version")), integrity, script)
 
 
-def _check_source(place: str, source: str, hosts: Mapping[str, int]) -> None:
+def _check_source(place: str, name: str, source: str, sources: Sources) -> None:
     location = parse_location(source)
-    if hosts.get(location.host) != location.port:
+    scope = name.partition("/")[0] if name.startswith("@") else ""
+    registry = sources.scopes.get(scope, sources.default)
+    found = (location.host, location.port)
+    if not location.host or (found != registry and not sources.allowed(*found)):
         raise ValueError(
             f"{place[:120]}: comes from {without_password(source)[:120]}, not the registry"
         )
@@ -231,7 +253,7 @@ def choose_command(names: list[str], package: Package) -> str:
 
 def parse_fetch_trouble(output: str) -> str:
     """Why pip got no page of a package, by its words at `-vv`; "" if it got one, or a plain 404."""
-    for reason in re.findall(r"(?m)^\s*Could not fetch URL \S+: (.*)$", output):
+    for reason in re.findall(r"(?m)^[ \t]*Could not fetch URL \S+: (.*)$", output):
         status = re.search(r"^(\d{3}) (?:Client|Server) Error|too many (\d{3}) error", reason)
         if status is None:
             return "no answer in time" if "timed out" in reason else "no connection"

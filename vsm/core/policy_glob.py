@@ -5,24 +5,38 @@ from a client: matching takes time linear in the text for each part of the patte
 """
 
 import posixpath
-import re
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Final
 from urllib.parse import unquote
 
 ANY: Final = "*"
 _MOST_UNQUOTED: Final = 3
-# Without any of these a path is spelled in one way only.
-_UNUSUAL: Final = re.compile(r"[%\\]|//|/\.|/$|^\.", re.DOTALL)
+_MOST_PATTERNS: Final = 4096
 
 
 def matches(pattern: str, text: str) -> bool:
     """Whether the whole text fits."""
-    if pattern == ANY:
-        return True
+    return matcher(pattern)(text)
+
+
+@lru_cache(_MOST_PATTERNS)
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """What says whether a whole text fits a pattern; made once for each."""
     first, *middle = pattern.split(ANY)
     if not middle:
-        return text == pattern
+        return pattern.__eq__
     last = middle.pop()
+    if any(middle):
+        return partial(_has_parts, first, tuple(middle), last)
+    if not last:
+        return (lambda text: text.startswith(first)) if first else (lambda _: True)
+    if not first:
+        return lambda text: text.endswith(last)
+    return partial(_has_parts, first, (), last)
+
+
+def _has_parts(first: str, middle: tuple[str, ...], last: str, text: str) -> bool:
     end = len(text) - len(last)
     if end < len(first) or not text.startswith(first) or not text.endswith(last):
         return False
@@ -37,13 +51,20 @@ def matches(pattern: str, text: str) -> bool:
 
 def spellings(text: str) -> tuple[str, ...]:
     """The text, and what it means as a path or a URI: without `..`, `//`, `%2e` and the like."""
-    if _UNUSUAL.search(text) is None:
+    if not _may_mean_another(text):
         return (text,)
     plain = text
     for _ in range(_MOST_UNQUOTED):
         plain = unquote(plain)
     found = {text, _normal(text), plain, _normal(plain)}
     return tuple(sorted(found))
+
+
+def _may_mean_another(text: str) -> bool:
+    """Whether a path has anything in it by which it can be spelled in another way."""
+    if "/." in text or "//" in text or "%" in text or "\\" in text:
+        return True
+    return text.startswith(".") or text.endswith(("/", "/\n"))
 
 
 def _normal(text: str) -> str:

@@ -11,11 +11,11 @@ values or spellings, all must fit to allow, and one is enough to deny.
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
-from vsm.core.policy_glob import ANY, matches, spellings
+from vsm.core.policy_glob import ANY, matcher, matches, spellings
 
 Action: TypeAlias = Literal["allow", "deny", "ask"]
 Kind: TypeAlias = Literal["tool", "prompt", "resource", "other"]
@@ -129,17 +129,27 @@ class Rules:
         )
 
 
+class Passed(Protocol):
+    """What a call passes on; looked at only where a rule needs it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """As JSON."""
+
+    def find(self, path: str, /) -> Found:
+        """Every value under a path."""
+
+
 class Circumstances(NamedTuple):
-    """What is settled for each call; `arguments` is asked only where a rule needs it.
+    """What is settled for each call.
 
     Args:
         minute, weekday: of the host's local time.
     """
 
-    size_bytes: int
+    arguments: Passed
     minute: int
     weekday: int
-    arguments: Callable[[str], Found]
 
 
 class Decision(NamedTuple):
@@ -153,6 +163,11 @@ class Decision(NamedTuple):
     rule: Rule | None
     reason: str
     exhausted: bool = False
+
+
+_UNMATCHED: Final = {
+    action: Decision(action, None, "no rule matches") for action in get_args(Action)
+}
 
 
 class Budgets:
@@ -233,23 +248,26 @@ def decide(
     for rule in found:
         if not applies(rule, call):
             continue
-        if not budgets.take(rule, now_s):
+        if rule.calls is not None and not budgets.take(rule, now_s):
             what = f"its {rule.calls} calls in {rule.period_s:g} s are used up"
             reason = f"{rule.reason} ({what})" if rule.reason else what
             return Decision("deny", rule, reason, exhausted=True)
         return Decision(rule.action, rule, rule.reason)
-    return Decision(default, None, "no rule matches")
+    return _UNMATCHED[default]
 
 
 def applies(rule: Rule, call: Circumstances) -> bool:
     """Whether a rule that concerns a call matches its circumstances."""
-    if rule.larger_than is not None and call.size_bytes <= rule.larger_than:
+    if rule.larger_than is not None and call.arguments.size_bytes <= rule.larger_than:
         return False
     if rule.days and call.weekday not in rule.days:
         return False
     if rule.between is not None and not is_between(call.minute, *rule.between):
         return False
-    return all(_fits(rule, pattern, call.arguments(path)) for path, pattern in rule.argument)
+    for path, pattern in rule.argument:  # noqa: SIM110 - a generator costs what matching does
+        if not _fits(rule, pattern, call.arguments.find(path)):
+            return False
+    return True
 
 
 def is_between(minute: int, begin: int, end: int) -> bool:
@@ -260,10 +278,14 @@ def is_between(minute: int, begin: int, end: int) -> bool:
 
 
 def _fits(rule: Rule, pattern: str, found: Found) -> bool:
-    fits = (matches(pattern, spelling) for value in found.values for spelling in spellings(value))
-    if rule.action == "allow":
-        return found.complete and bool(found.values) and all(fits)
-    return not found.complete or any(fits)
+    fits, allows = matcher(pattern), rule.action == "allow"
+    if not found.complete or not found.values:
+        return not allows and not found.complete
+    for value in found.values:
+        for spelling in spellings(value):
+            if fits(spelling) is not allows:
+                return not allows
+    return allows
 
 
 # ---- as they travel ------------------------------------------------------------------------

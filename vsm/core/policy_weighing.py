@@ -25,7 +25,7 @@ THEN: Final = "system4"
 LEAST_EVENTS: Final = 30
 MOST_STANDING: Final = 256
 CEILING: Final = " ceiling"  # what the name of a change ends with that raises one
-RESOURCES: Final = frozenset({"memory", "cpu", "processes"})
+RESOURCES: Final = frozenset({"memory", "cpu", "processes", "instances"})
 """Changes that S3 carries out, whoever proposed them: nobody else asks for limits."""
 
 Rule: TypeAlias = Literal[

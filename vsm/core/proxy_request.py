@@ -76,6 +76,8 @@ def error_response(status: int, text: str) -> bytes:
 
 def _authority(text: str, default_port: int | None) -> tuple[str, int]:
     found = _AUTHORITY.fullmatch(text)
+    if "@" in text:  # what is refused is logged
+        raise ValueError("expected HOST:PORT, found a user or password before it")
     if found is None:
         raise ValueError(f"expected HOST:PORT, found {text[:80]!r}")
     port = int(found.group(2)) if found.group(2) else default_port

@@ -5,8 +5,8 @@ from the counts. And when something happens so often that it hurts, and when it 
 """
 
 from collections import deque
-from collections.abc import Hashable
-from typing import Final
+from collections.abc import Hashable, MutableMapping
+from typing import Any, Final
 
 OTHERS: Final = "(others)"
 
@@ -41,6 +41,10 @@ class Repeats:
         self._told[kind] = (now_s, 0)
         return held
 
+    def knows(self, kind: Hashable) -> bool:
+        """Whether it is counted by itself, and not as one of the OTHERS."""
+        return kind in self._told
+
     def ends(self, kind: Hashable) -> int:
         """It is over: the next of this kind is news again. How many were held back."""
         return self._told.pop(kind, (0.0, 0))[1]
@@ -68,6 +72,19 @@ class Repeats:
         ]
         for kind in old:
             del self._told[kind]
+
+
+def keep_newest_of(sender: str, causes: MutableMapping[Any, Any], most: int) -> None:
+    """Drop the oldest of one sender's causes beyond so many: none pushes another's out.
+
+    Args:
+        sender: what the key of each of its causes begins with.
+        causes: by key, the oldest first.
+        most: of one sender.
+    """
+    mine = [key for key in causes if key[0] == sender]
+    for key in mine[: max(0, len(mine) - most)]:
+        del causes[key]
 
 
 class Surges:

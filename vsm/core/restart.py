@@ -25,6 +25,7 @@ Phase: TypeAlias = Literal[
 ]
 After: TypeAlias = Literal["stop", "restart", "crash", "quarantine"]
 
+PANIC: Final = "panic"  # why a worker is stopped during one
 ALIVE: Final = frozenset({"starting", "ready", "draining", "stopping"})
 _JITTER_SPREAD: Final = 0.25
 
@@ -36,6 +37,7 @@ class WorkerSpec:
     Args:
         intensity: more crashes than this within `period_s` are quarantine.
         escalates: never quarantined: past the intensity it is retried at the longest back-off.
+        replaces: whose place it takes once it is ready; see `vsm.core.replacement`.
     """
 
     name: str
@@ -50,6 +52,7 @@ class WorkerSpec:
     stop_timeout_s: float = 5.0
     stack_grace_s: float = 1.0
     escalates: bool = False
+    replaces: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,8 +267,7 @@ def step(group: Group, event: Event, now: float, jitter: float = 0.5) -> tuple[G
     """
     after, actions = _apply(group, event, now, jitter)
     after, spawns = _start_due(after, now)
-    changes = _changes(group, after)
-    return after, [*actions, *spawns, *changes]
+    return after, [*actions, *spawns, *changes(group, after)]
 
 
 def _apply(group: Group, event: Event, now: float, jitter: float) -> tuple[Group, list[Action]]:
@@ -377,9 +379,9 @@ def _expire(worker: Worker, now: float) -> Step:
 
 def _panic(worker: Worker) -> Step:
     if not worker.alive:
-        return replace(worker, phase="stopped", deadline=None, reason="panic"), []
+        return replace(worker, phase="stopped", deadline=None, reason=PANIC), []
     kill = Kill(worker.spec.name, worker.incarnation)
-    stopping = replace(worker, phase="stopping", after="stop", deadline=None, reason="panic")
+    stopping = replace(worker, phase="stopping", after="stop", deadline=None, reason=PANIC)
     return stopping, [kill]
 
 
@@ -482,8 +484,9 @@ def _spawn(worker: Worker, now: float) -> Step:
     return started, [Spawn(worker.spec.name, number)]
 
 
-def _changes(before: Group, after: Group) -> list[Action]:
-    changes: list[Action] = []
+def changes(before: Group, after: Group) -> list[Action]:
+    """A Changed for each worker whose phase, or the reason for it, is another one."""
+    found: list[Action] = []
     for name, worker in after.workers.items():
         old = before.workers[name]
         if (old.phase, old.reason) != (worker.phase, worker.reason):
@@ -492,7 +495,5 @@ def _changes(before: Group, after: Group) -> list[Action]:
                 and worker.phase == "backing_off"
                 and len(worker.crashes) > worker.spec.intensity
             )
-            changes.append(
-                Changed(name, worker.incarnation, worker.phase, worker.reason, escalated)
-            )
-    return changes
+            found.append(Changed(name, worker.incarnation, worker.phase, worker.reason, escalated))
+    return found

@@ -9,6 +9,8 @@ from typing import Final
 WINDOW_S: Final = 10.0
 RATIO: Final = 0.1
 LEAST: Final = 10
+RETRIED: Final = "calls.retried"  # the event that tells how they ended
+ROUTED: Final = "calls.routed"  # and the one of which instances of a pool calls were sent to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

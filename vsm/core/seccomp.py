@@ -83,7 +83,7 @@ _FALLS_BACK = (
     *("futex_requeue", "mseal", "map_shadow_stack", "cachestat", "setxattrat", "getxattrat"),
     *("listxattrat", "removexattrat", "file_getattr", "file_setattr", "statmount", "listmount"),
     *("lsm_get_self_attr", "lsm_set_self_attr", "lsm_list_modules", "open_tree_attr"),
-    *("rseq", "membarrier"),
+    *("rseq", "membarrier", "pkey_alloc"),  # V8 asks for protection keys at every start
 )
 
 # What a mini-init may call after its filter is there and before somebody holds the listener. A

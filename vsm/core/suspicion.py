@@ -9,10 +9,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any, Final
 
 MAX_TEXT_CHARS: Final = 65_536
+MAX_ALL_CHARS: Final = 524_288  # of one server: a second at worst, in which the caller does no more
+_TEXT_COST_CHARS: Final = 16  # what a text costs however short it is
 LONG_CHARS: Final = 4096
 MAX_DEPTH: Final = 32
 MAX_FLAGS: Final = 200
@@ -112,19 +114,40 @@ def flags(items: Mapping[str, Any], *, others: Iterable[str] = ()) -> list[Flag]
         others: names that other servers' tools have for clients.
     """
     found: list[Flag] = []
+    tools: list[str] = []
+    budget, of_names = _Budget(), _Budget()
     for key, item in items.items():
-        found += _of_item(key, item)
+        if key.startswith("tool ") and budget.takes(key):
+            tools.append(key)
+        found += _of_item(key, item, budget)
+        if budget.left <= 0:
+            found = [Flag(key, "", "more text in all than is looked at, from here on", ""), *found]
+            break
         if len(found) >= MAX_FLAGS:
             return found[:MAX_FLAGS]
-    found += _look_alikes([key for key in items if key.startswith("tool ")], others)
+    found += _look_alikes(tools, takewhile(of_names.takes, others))
     return found[:MAX_FLAGS]
 
 
-def _of_item(key: str, item: Any) -> Iterator[Flag]:  # noqa: ANN401 - decoded JSON
+class _Budget:
+    """How much text is looked at still."""
+
+    def __init__(self) -> None:
+        self.left = MAX_ALL_CHARS
+
+    def takes(self, text: str) -> bool:
+        """Whether this one is looked at, too."""
+        self.left -= min(len(text), MAX_TEXT_CHARS) + _TEXT_COST_CHARS
+        return self.left > 0
+
+
+def _of_item(key: str, item: Any, budget: _Budget) -> Iterator[Flag]:  # noqa: ANN401 - decoded JSON
     name = key.partition(" ")[2]
     if name and not name.isascii() and key.startswith(("tool ", "prompt ")):
         yield Flag(key, "name", "a name with letters that may look like others", _shown(name))
     for where, text in _texts(item, "", 0):
+        if not budget.takes(text):
+            return
         yield from _of_text(key, where, text)
     if isinstance(item, dict):
         yield from _of_annotations(key, item)

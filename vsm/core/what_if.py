@@ -21,13 +21,14 @@ def what_if(table: Mapping[Key, Sequence[int]], wanted: str) -> dict[str, Any]:
             called so.
     """
     keys = sorted(table)
-    chosen = [key for key in keys if wanted in _names(key) or _label(wanted) == key[1]]
+    label = short_label(wanted).decode()
+    chosen = {key for key in keys if wanted in _names(key) or label == key[1]}
     asked = [sum(table[key]) for key in keys]
     well = [table[key][OK] for key in keys]
     then = [a if k in chosen else w for k, a, w in zip(keys, asked, well, strict=True)]
     body: dict[str, Any] = {
         "demand": wanted,
-        "classes": [{"integration": name, "demand": label} for name, label in chosen],
+        "classes": [{"integration": key[0], "demand": key[1]} for key in keys if key in chosen],
         "asked": sum(sum(table[key]) for key in chosen),
         "answered_well": sum(table[key][OK] for key in chosen),
     }
@@ -62,7 +63,3 @@ def _gain(now: Variety, later: Variety) -> dict[str, Any]:
 
 def _names(key: Key) -> tuple[str, str]:
     return f"{key[0]} {key[1]}", f"{key[0]}__{key[1]}"
-
-
-def _label(wanted: str) -> str:
-    return short_label(wanted).decode()

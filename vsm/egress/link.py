@@ -37,20 +37,31 @@ _REMEDY: Final = "See `vsm sandbox probe` for what this host gives."
 
 
 def egress_plan(
-    host: HostFacts, cgroups: tuple[str, ...] = (), cgroup_layers: tuple[str, ...] = ()
+    host: HostFacts,
+    uid: int | None,
+    cgroups: tuple[str, ...] = (),
+    cgroup_layers: tuple[str, ...] = (),
 ) -> Plan:
-    """How the egress process confines itself.
+    """How the egress process confines itself; `uid` is None where the user's own stays.
 
     Raises:
         VsmError: its profile is wrong, or needs what this host lacks.
     """
-    uid = uids.egress_uid() if host.root else None
     if uid is not None:
         uids.check_mapped(uid, where="egress")
     request = WorkerRequest(
         name="egress", argv=(), uid=uid, cgroups=cgroups, cgroup_layers=cgroup_layers
     )
     return compile_plan(load_profile("egress"), request, host)
+
+
+def egress_plan_of_runs(host: HostFacts) -> Plan:
+    """That of this process's runs.
+
+    Raises:
+        VsmError: as `egress_plan`.
+    """
+    return egress_plan(host, uids.run_uid(uids.EGRESS_SLOT) if host.root else None)
 
 
 class EgressLink:

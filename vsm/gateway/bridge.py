@@ -23,7 +23,7 @@ from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.envelope import QuestionError
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
 from vsm.protocol.sealing import Seal, SealError
-from vsm.protocol.tables import ASKED_CAPABILITY, ASKING, CACHEABLE
+from vsm.protocol.tables import ASKED_CAPABILITY, ASKING, CACHEABLE, META_CAPABILITIES
 
 if TYPE_CHECKING:
     from vsm.gateway.client import Client
@@ -42,7 +42,7 @@ class BridgeError(DecodeError):
     """A question cannot be asked, or its answer not be taken."""
 
 
-class BridgedCall(Call):
+class BridgedCall(Call, kw_only=True):
     """A call whose client and server speak different eras.
 
     Args:
@@ -50,14 +50,23 @@ class BridgedCall(Call):
         capabilities: what the client says that it can be asked.
     """
 
-    __slots__ = ("bridge", "capabilities", "rounds", "to_modern")
+    bridge: "Bridge"
+    to_modern: bool
+    capabilities: Object = msgspec.field(default_factory=dict)
+    rounds: int = 0
 
-    def __init__(self, bridge: "Bridge", *of_call: Any, to_modern: bool) -> None:  # noqa: ANN401 - Call's own
-        super().__init__(*of_call)
-        self.bridge = bridge
-        self.to_modern = to_modern
-        self.capabilities: Object = {}
-        self.rounds = 0
+    def change_era(self, params: Object, meta: Object) -> None:
+        """Make the request's `_meta` what the server's era expects."""
+        if self.to_modern:
+            self.capabilities = jsonrpc.nested(meta, META_CAPABILITIES)
+            sent = envelope.for_legacy_server(meta)
+        else:
+            self.capabilities = self.client.capabilities
+            sent = {**meta, **self.client.envelope}
+        if sent:
+            params["_meta"] = jsonrpc.raw_of(sent)
+        else:
+            params.pop("_meta", None)
 
     def answered(self, message: Message) -> None:
         """Translate the server's answer, or ask the client what the server wants to know."""
@@ -104,6 +113,7 @@ class Parked:
     asked: dict[str, tuple[bytes, Object]] = field(default_factory=dict)
     unasked: dict[str, tuple[bytes, Object]] = field(default_factory=dict)
     rounds: int = 0
+    questions: int = 0
     outcome: Message | tuple[int, str] | None = None
     timer: asyncio.TimerHandle | None = None
     deadline: float | None = None
@@ -117,6 +127,14 @@ class Parked:
     def failed(self, code: int, text: str) -> None:
         """The server is gone: the client hears it when it comes."""
         self.outcome = (code, text)
+
+    def keep(
+        self, questions: dict[str, tuple[bytes, Object]], message: Message, method: str, params: Raw
+    ) -> None:
+        """Keep a question among those that were told, or among those that were not."""
+        self.questions += 1
+        question = {"method": jsonrpc.raw_of(method), "params": params}
+        questions[f"vsm-{self.questions}"] = (jsonrpc.encode(message.id), question)
 
     def withdrawn(self, id_bytes: bytes) -> None:
         """The server no longer wants an answer to one question; it is asked, but not passed on."""
@@ -167,7 +185,6 @@ class Bridge:
         self._seal = Seal()
         self._parked: dict[bytes, Parked] = {}
         self._loop = asyncio.get_running_loop()
-        self._questions = 0
 
     def stop(self) -> None:
         """Forget everything."""
@@ -197,7 +214,7 @@ class Bridge:
         if len(self.parked_of(upstream)) >= MAX_PARKED:
             raise BridgeError(jsonrpc.UNAVAILABLE, "too many clients are being asked already")
         parked = Parked(call, upstream, secrets.token_bytes(16), _digest(call))
-        self._add_question(parked.asked, message, method, params)
+        parked.keep(parked.asked, message, method, params)
         self._park(parked)
 
     def ask_parked(self, parked: Parked, message: Message) -> None:
@@ -209,14 +226,7 @@ class Bridge:
         method, params = _question(parked.call.capabilities, message)
         if len(parked.asked) + len(parked.unasked) >= MAX_QUESTIONS:
             raise BridgeError(jsonrpc.UNAVAILABLE, "the client has too many questions open")
-        self._add_question(parked.unasked, message, method, params)
-
-    def _add_question(
-        self, questions: dict[str, tuple[bytes, Object]], message: Message, method: str, params: Raw
-    ) -> None:
-        self._questions += 1
-        question = {"method": jsonrpc.raw_of(method), "params": params}
-        questions[f"vsm-{self._questions}"] = (jsonrpc.encode(message.id), question)
+        parked.keep(parked.unasked, message, method, params)
 
     def _park(self, parked: Parked) -> None:
         """Tell the client what is asked, and keep the call until it comes back."""
@@ -288,8 +298,8 @@ class Bridge:
         parked = self._parked.get(state_id)
         if parked is None or parked.rounds != rounds:
             raise _bad_state("was used before, or what it belongs to has ended")
-        if parked.upstream.private and parked.call.client is not call.client:
-            raise _bad_state("belongs to another session")
+        if parked.call.client.owner != call.client.owner:
+            raise _bad_state("belongs to another client")
         if digest != _digest(call):
             raise _bad_state("belongs to another request")
         return parked
@@ -331,8 +341,7 @@ class Bridge:
             return
         one.timer = self._loop.call_later(QUESTION_TIMEOUT_S, self._unanswered, one)
         for name, (method, params) in asked.items():
-            self._questions += 1
-            asked_id = f"vsm-m{self._questions}"
+            asked_id = call.client.number_question()
             call.client.asked[asked_id] = RoundQuestion(self, one, name)
             call.sink.ask(jsonrpc.request(asked_id, method, params))
 

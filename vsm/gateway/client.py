@@ -4,7 +4,9 @@ Owns the state of a session; the transports (unix socket, HTTP) subclass it for 
 leave. Runs in S1's event loop.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, cast
 
@@ -27,6 +29,7 @@ MAX_ASKED = 16
 MAX_LISTENS = 64
 MAX_SUBSCRIBED_URIS = 1024
 MAX_NAME_CHARS = 128
+MAX_LISTED = 64
 
 
 class Asked(Protocol):
@@ -61,6 +64,33 @@ class Question:
     def dropped(self, reason: str) -> None:
         """Tell the server."""
         self.upstream.tell(jsonrpc.failure(self.id_bytes, jsonrpc.INTERNAL_ERROR, reason))
+
+
+@dataclass(eq=False)
+class SessionQuestion:
+    """What the server of one session alone asked that session outside any call."""
+
+    upstream: Upstream
+    id_bytes: bytes
+    timer: asyncio.TimerHandle | None = None
+
+    def answered(self, message: Message) -> None:
+        """Pass the answer back."""
+        self.end()
+        if message.result is not UNSET:
+            self.upstream.tell(jsonrpc.answer(self.id_bytes, message.result))
+        else:
+            self.upstream.tell(jsonrpc.forwarded_error(self.id_bytes, cast("Raw", message.error)))
+
+    def dropped(self, reason: str) -> None:
+        """Tell the server."""
+        self.end()
+        self.upstream.tell(jsonrpc.failure(self.id_bytes, jsonrpc.INTERNAL_ERROR, reason))
+
+    def end(self) -> None:
+        """Wait no longer."""
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 @dataclass(eq=False)
@@ -117,6 +147,7 @@ class Client(ABC):
         rejoined: it goes on with a session that it had with a gateway before.
         envelope: what a modern server is told of a legacy client, with every request.
         log_level: the index in LOG_LEVELS below which it wants no log messages, if it said so.
+        listed: the latest turns of its view's `Listings` in which it was listed resources.
     """
 
     lasts: ClassVar[bool] = True  # beyond one request
@@ -132,8 +163,22 @@ class Client(ABC):
     envelope: Object = field(default_factory=dict)
     in_flight: dict[bytes, Call] = field(default_factory=dict)
     asked: dict[str, Asked] = field(default_factory=dict)
+    questions: int = 0
     listens: dict[bytes, Listen] = field(default_factory=dict)
     subscribed: set[tuple[str, str]] = field(default_factory=set)
+    listed: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_LISTED))
+
+    def number_question(self) -> str:
+        """The id of the next thing that it is asked: its own count, which tells of nobody else."""
+        self.questions += 1
+        return f"vsm-{self.questions}"
+
+    @property
+    def owner(self) -> "Client | str":
+        """To whom belongs what outlives a request: a session, or all requests of one view."""
+        if self.lasts:
+            return self
+        return f"{self.identity} {'' if self.view is None else self.view.name}"
 
     def introduces_itself(self, information: Object) -> None:
         """Take the name of a `clientInfo`; without one it has none."""
@@ -142,6 +187,10 @@ class Client(ABC):
     @abstractmethod
     def notify(self, frame: bytes) -> None:
         """Send a notification that belongs to no request; dropped where nobody listens."""
+
+    def ask_session(self, frame: bytes) -> bool:  # noqa: ARG002 - of those who can be asked
+        """Send a question that belongs to no request; False: nobody would hear it."""
+        return False
 
     def hears_of(self, method: str) -> bool:
         """Whether it will be told that the list of `method` changed."""

@@ -78,7 +78,11 @@ class Contract:
             return
 
         def fetched(lists: dict[str, list[Object]]) -> None:
-            self._compare(server, upstream, session, lists, fetch.failures)
+            told = server.surface if server.surface.lists else self._integration.surface
+            # A list that it never had, and refuses as before, is no news.
+            never = fetch.refused - told.lists.keys()
+            failures = {m: text for m, text in fetch.failures.items() if m not in never}
+            self._compare(told, upstream, session, lists, failures)
 
         fetch = Fetch(upstream, session, wanted, fetched, timeout_s=TIMEOUT_S)
         fetch.begin()
@@ -98,18 +102,16 @@ class Contract:
 
     def _compare(
         self,
-        server: Server,
+        told: Surface,
         upstream: Upstream,
         session: era.PeerSession,
-        lists: dict[str, list[Object]],
+        now: dict[str, list[Object]],
         failures: Mapping[str, str],
     ) -> None:
         for text in failures.values():
             self._waiting += 1
             self._silent(upstream, text)
-        told = server.surface if server.surface.lists else self._integration.surface
-        before = {m: rows for m, rows in told.lists.items() if m in lists and m not in failures}
-        now = {m: rows for m, rows in lists.items() if m not in failures}
+        before = {m: rows for m, rows in told.lists.items() if m in now}
         offered = _hashes(now, told.prefix, session)
         self._checked += len(offered) + len(now)
         known, pins = _hashes(before, told.prefix, session), self._integration.vetting.pins

@@ -1,15 +1,18 @@
 """Where a request leads: the integration that a name or a URI belongs to, or why to none.
 
-Pure but for a counter of refusals. Runs in S1, for every request that is routed.
+Pure but for a counter of refusals and for who was listed which resources. Runs in S1, for every
+request that is routed.
 """
 
-from typing import cast
+from collections import defaultdict
+from typing import NoReturn, cast
 
 from vsm.gateway.call import Call
 from vsm.gateway.client import Client
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.instances import Instances
 from vsm.gateway.integration import Integration
+from vsm.gateway.listings import Listings
 from vsm.gateway.upstream import Upstream
 from vsm.gateway.views import View
 from vsm.protocol import jsonrpc
@@ -54,6 +57,7 @@ class Finder:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
+        self._listings: defaultdict[View | None, Listings] = defaultdict(Listings)
 
     def entry(
         self, method: str, params: Object, entries: dict[str, Entry], view: View | None
@@ -69,19 +73,26 @@ class Finder:
         entry = entries.get(name)
         if entry is None:
             self._raise_unknown(method, name, view)
-        return cast("Entry", entry)
+        return entry
 
-    def _raise_unknown(self, method: str, name: str, view: View | None) -> None:
-        """Say why a name leads nowhere: its integration is away, or there is no such name."""
+    def _raise_unknown(self, method: str, name: str, view: View | None) -> NoReturn:
+        """Say why a name leads nowhere: its integration is away, or there is no such name.
+
+        Only those are waited for that could have the name and of whom no list is known.
+        """
         seen = self.seen(view)
+        unknown = []
         for integration in seen.values():
             prefix = integration.settings.prefix
-            if prefix and name.startswith(prefix + SEPARATOR) and not integration.takes_calls:
+            if prefix and not name.startswith(prefix + SEPARATOR):
+                continue
+            if integration.is_unknown:
+                unknown.append(integration.settings.name)
+            elif prefix and not integration.takes_calls and integration.is_settled:
                 self.raise_unavailable(integration)
-        unsettled = [n for n, i in seen.items() if not i.is_settled]
-        if unsettled:
-            raise StartingError(unsettled)
-        kind = "prompt" if method.startswith("prompts") else "tool"
+        if unknown:
+            raise StartingError(unknown)
+        kind = "tool" if method == "tools/call" else "prompt"
         if view is None or kind == "prompt" or view.offers(name):
             _raise_suspended(kind, name, seen)
         text = f"Unknown {kind}: {name[:200]}"
@@ -96,6 +107,17 @@ class Finder:
         """The merged catalogue as this client sees it."""
         view, whole = client.view, self._fleet.catalogue
         return whole if view is None else view.of(whole)
+
+    def lists_resources(self, client: Client) -> None:
+        """A client is listed resources: remember it for those that others will claim later."""
+        listings = self._seen_listings(client)
+        if not client.listed or client.listed[-1] != listings.turn:
+            client.listed.append(listings.turn)
+
+    def _seen_listings(self, client: Client) -> Listings:
+        listings = self._listings[client.view]
+        listings.see(self.catalogue(client))
+        return listings
 
     def raise_unavailable(self, integration: Integration) -> None:
         """Say why an integration cannot be called.
@@ -149,6 +171,16 @@ class Finder:
             return entry.integration
         return self.resource_owner(jsonrpc.text(ref, "uri"), client, modern=modern)
 
+    def find_resource(self, uri: str, client: Client) -> str | tuple[str, ...]:
+        """The integration that serves a resource to a client, or all that claim it before it.
+
+        Of those that claim it in what the client sees, the one that listed it to this client.
+        """
+        owner = self.catalogue(client).resource_owner(uri)
+        if isinstance(owner, str) or not owner or not client.listed:
+            return owner
+        return self._seen_listings(client).lister(uri, owner, client.listed) or owner
+
     def resource_owner(self, uri: str | None, client: Client, *, modern: bool = False) -> str:
         """The integration that serves a resource.
 
@@ -157,14 +189,18 @@ class Finder:
         """
         if uri is None:
             raise RequestError(jsonrpc.INVALID_PARAMS, "expected the uri of a resource")
-        owner = self.catalogue(client).resource_owner(uri)
+        owner = self.find_resource(uri, client)
         if isinstance(owner, str):
             return owner
-        unsettled = [n for n, i in self.seen(client.view).items() if not i.is_settled]
-        if unsettled and not owner:
-            raise StartingError(unsettled)
+        unknown = [n for n, i in self.seen(client.view).items() if i.is_unknown]
+        if unknown and not owner:
+            raise StartingError(unknown)
         if owner:
-            text = f"{uri[:200]}: claimed by {', '.join(owner)}, so served by none"
+            text = (
+                f"{uri[:200]}: claimed by {', '.join(owner)}, so served by none to a client that "
+                "sees more than one of them. Give it a view with one of them: `integrations` of "
+                "[clients.NAME] in vsm.toml."
+            )
         else:
             text = f"{uri[:200]}: no integration offers this resource"
         code = jsonrpc.INVALID_PARAMS if modern else jsonrpc.RESOURCE_NOT_FOUND

@@ -1,45 +1,43 @@
 """All integrations behind the gateway, and the catalogue merged from what they offer.
 
-Owns attaching and detaching servers, keeping the merged lists fresh, and who watches which
-resource. Clients are the router's business. Runs in S1's event loop. One file, a bit long: an
-integration's servers, lists and wishes change together.
+Owns attaching and detaching servers, the merged lists, and who watches which resource; when lists
+are fetched again and who waits are parts of their own. Clients are the router's business. Runs in
+S1's event loop. One file, a bit long: an integration's servers, lists and wishes change together.
 """
 
 import asyncio
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final, Literal, Protocol, TypeAlias, cast, get_args
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 import msgspec
 from msgspec import Raw
 
 from vsm.gateway import contract, known, wishes
 from vsm.gateway.accounting import Accounting
-from vsm.gateway.call import Call, Gate, Inquiry
+from vsm.gateway.call import Call, Gate, Inquiry, passage
 from vsm.gateway.client import Client
 from vsm.gateway.instances import Instance, Instances
 from vsm.gateway.integration import (
     HIDDEN_STATES,
-    Fetch,
     Integration,
     Server,
     Settings,
     Startup,
 )
 from vsm.gateway.own_tools import OWN, OwnTools
+from vsm.gateway.refetch import Refetches
 from vsm.gateway.resilience import Guards
 from vsm.gateway.resilience_health import watch_health
+from vsm.gateway.settling import Settling
+from vsm.gateway.successors import Succession
 from vsm.gateway.trust import Vetting
 from vsm.gateway.upstream import Upstream
 from vsm.protocol import catalogue, era
-from vsm.protocol.catalogue import Surface
+from vsm.protocol.catalogue import Catalogue, Surface
 from vsm.protocol.jsonrpc import Message, Object
-from vsm.protocol.tables import CHANGE_OF_LIST, CHANGED, LISTS
-
-SETTLE_LIMIT_S: Final = 10.0
-REFETCH_DELAY_S: Final = 0.1
-MAX_RECORD_BYTES: Final = 65536
+from vsm.protocol.tables import CHANGED
 
 GateKind: TypeAlias = Literal["arguments", "rules", "rates", "queue", "breaker", "record"]
 """In the order in which they are asked."""
@@ -58,11 +56,14 @@ class Reports(Protocol):
     def noticed(self, worker: str, text: str) -> None:
         """The worker's server broke a rule for the first time; it is borne."""
 
-    def idle(self, integration: str) -> None:
-        """A draining integration has nothing in flight."""
+    def idle(self, integration: str, worker: str | None = None) -> None:
+        """A draining integration has nothing in flight, or a server of it that was replaced."""
 
     def breaker(self, integration: str, phase: str, detail: str) -> None:
         """An integration's calls are refused, tried or let through from now on."""
+
+    def retried(self, integration: str, answered: int, failed: int) -> None:
+        """So many calls that were sent again ended so."""
 
     def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
         """A call was accepted and not answered by its server."""
@@ -80,8 +81,10 @@ class Reports(Protocol):
 class Audience(Protocol):
     """Who hears what servers say: the router."""
 
-    def list_changed(self, method: str) -> None:
-        """A merged list changed."""
+    def lists_changed(
+        self, before: Catalogue, after: Catalogue, announced: Iterable[str], by: str | None
+    ) -> None:
+        """Merged lists may have changed; an integration announced some of its own."""
 
     def asked(self, upstream: Upstream, message: Message) -> None:
         """A server asks the client side something."""
@@ -98,6 +101,7 @@ class Fleet:
         accounting: where calls are counted; a board of its own where none is given.
         log_level: the lowest level that any client wants to hear, as an index in LOG_LEVELS.
         list_wait_s: how long lists wait for a server that was never seen; None: by the client.
+        go_on: sends a call that a gate held past the gates behind it.
     """
 
     def __init__(self, epoch: int, reports: Reports, accounting: Accounting | None = None) -> None:
@@ -110,11 +114,14 @@ class Fleet:
         self.catalogue = catalogue.merge({})
         self.log_level: int | None = None
         self.list_wait_s: float | None = None
+        self.go_on: Callable[[tuple[Gate, ...], Call], None] = _nobody_routes
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
-        self._waiters: set[asyncio.Future[None]] = set()
-        self._stale: dict[str, set[str]] = {}
+        self.settling = Settling(self.integrations)
+        self.refetches = Refetches(self)
+        self._bounds: dict[str, int] = {}
         self._gate_makers: dict[GateKind, GateMaker] = {"breaker": _breaker_of}
+        self._steady: frozenset[str] = frozenset()
         self.guards = Guards(reports, self._breaker_changed)
         self.guards.approved = self._is_approved_harmless
 
@@ -126,7 +133,8 @@ class Fleet:
         if integration is None:
             row = self.accounting.row(settings.name)
             guard = self.guards.make(settings.name, settings.resilience, self._calls)
-            integration = Integration(settings, demand=row, guard=guard)
+            succession = Succession()
+            integration = Integration(settings, demand=row, guard=guard, succession=succession)
             self.integrations[settings.name] = integration
         else:
             integration.settings = settings
@@ -180,18 +188,45 @@ class Fleet:
         makers = [self._gate_makers.get(kind) for kind in get_args(GateKind)]
         gates = [make(integration) for make in makers if make is not None]
         integration.gates = tuple(gate for gate in gates if gate is not None)
+        integration.passage = passage(integration.gates, self._go_on)
+
+    def _go_on(self, gates: tuple[Gate, ...], call: Call) -> None:
+        self.go_on(gates, call)
 
     def _put_instances(self, integration: Integration) -> None:
-        """Have instances, by the terms of the configuration, or none, once no old one is left."""
+        """Have instances by the terms of the configuration; of another kind once no old is left."""
         terms, old = integration.settings.terms, integration.instances
         if terms == (None if old is None else old.terms):
+            return
+        if old is not None and terms is not None and old.terms.kind == terms.kind:
+            old.renew(terms)
             return
         if old is not None:
             if old.members:
                 return
             old.close("its configuration changed")
         name = integration.settings.name
-        integration.instances = None if terms is None else Instances(name, terms, self, old)
+        integration.instances = None if terms is None else Instances(name, terms, self)
+        if integration.instances is not None and name in self._bounds:
+            integration.instances.bind(self._bounds[name])
+        self._hold(integration)
+
+    def bind(self, name: str, most: int) -> None:
+        """A pool may have so many instances from now on."""
+        self._bounds[name] = most
+        integration = self.integrations.get(name)
+        if integration is not None and integration.instances is not None:
+            integration.instances.bind(most)
+
+    def hold(self, names: Iterable[str]) -> None:
+        """These integrations' pools let no instance go until others are named."""
+        self._steady = frozenset(names)
+        for integration in self.integrations.values():
+            self._hold(integration)
+
+    def _hold(self, integration: Integration) -> None:
+        if integration.instances is not None:
+            integration.instances.is_steady = integration.settings.name in self._steady
 
     def remove(self, name: str) -> None:
         """Forget an integration: what it offered is gone from every list."""
@@ -200,12 +235,14 @@ class Fleet:
             return
         reason = f"{name} was removed from the configuration"
         self._let_go(integration, reason)
+        integration.succession.close(reason)
         if integration.instances is not None:
             integration.instances.close(reason)
         integration.guard.close()
+        self._bounds.pop(name, None)
         self.accounting.remove(name)
         self._rebuild()
-        self._check_settled()
+        self.settling.look_again()
 
     def offer(self, own: OwnTools) -> None:
         """Offer vsm's own tools beside those of the servers."""
@@ -219,8 +256,15 @@ class Fleet:
         pipes: tuple[int, int],
         record: dict[str, Any] | None = None,
         instance: int = 0,
+        *,
+        beside: Settings | None = None,
+        outdated: bool = False,
     ) -> None:
-        """Take a server's pipes (its stdin to write to, its stdout to read from) over."""
+        """Take a server's pipes (its stdin to write to, its stdout to read from) over.
+
+        With `beside` it starts by those terms, beside what serves, until `switch`; one that is
+        `outdated` serves until another one of its kind can.
+        """
         integration = self.integrations.get(name)
         if integration is None or bool(instance) is (integration.instances is None):
             for fd in pipes:
@@ -228,12 +272,20 @@ class Fleet:
             self._reports.unfit(worker, f"no integration {name} has such a server")
             return
         server: Server = integration
-        if integration.instances is not None:
-            server = integration.instances.add(worker, instance, integration.settings)
+        several = integration.instances
+        if beside is not None:
+            server = several.make(worker, instance, beside) if several else Server(beside)
+            integration.succession.expect(server)
+        elif several is not None:
+            server = several.add(worker, instance, integration.settings)
+            server.outdated = outdated
         else:
             self._let_go(integration, "the server was replaced")
+            hidden = integration.state in HIDDEN_STATES
             integration.state, integration.reason = "starting", ""
             integration.draining = False
+            if hidden:  # its names are known: a call of one waits for it
+                self._rebuild()
         server.starting = startup = self._startup(worker, server)
         task = self._loop.create_task(self._open(server, startup, pipes, record))
         self._opening.add(task)
@@ -279,6 +331,7 @@ class Fleet:
     def detach(self, worker: str, reason: str) -> None:
         """The worker is gone: fail what is in flight, at once."""
         for integration in self.integrations.values():
+            integration.succession.ended(worker, reason)
             if integration.instances is not None:
                 instance = integration.instances.ended(worker, reason)
                 if instance is not None:
@@ -287,15 +340,12 @@ class Fleet:
             for upstream in (integration.upstream, _starting(integration)):
                 if upstream is not None and upstream.worker == worker:
                     self._let_go(integration, reason)
-        self._check_settled()
+        self.settling.look_again()
 
     def _let_go(self, server: Server, reason: str) -> None:
-        startup, server.starting = server.starting, None
+        self._let_go_starting(server, reason)
         upstream, server.upstream = server.upstream, None
         server.listen_id = None
-        if startup is not None:
-            startup.stop()
-            startup.upstream.close(reason)
         if upstream is not None:
             upstream.close(reason)
 
@@ -315,16 +365,22 @@ class Fleet:
             integration.instances.begin_again()
         if hidden or state in HIDDEN_STATES:
             self._rebuild()
-        self._check_settled()
+        self.settling.look_again()
 
     def check_contract(self, name: str, on_done: Callable[[contract.Kept], None]) -> None:
         """Ask its servers whether they offer what they told; what differs is fetched anew."""
-        contract.check(self.integrations.get(name), on_done, self._refetch_soon)
+        contract.check(self.integrations.get(name), on_done, self.refetches.soon)
 
-    def drain(self, name: str) -> None:
-        """Take no new calls for the integration; report when nothing is in flight."""
+    def drain(self, name: str, worker: str | None = None) -> None:
+        """Take no new calls for the integration; report when nothing is in flight.
+
+        With `worker` it is about that server alone, which another one has replaced.
+        """
         integration = self.integrations.get(name)
         if integration is None:
+            return
+        if worker is not None:
+            self._retire(integration, worker)
             return
         integration.draining = True
         if not integration.in_flight:
@@ -334,18 +390,18 @@ class Fleet:
         """Let go of every server."""
         for integration in self.integrations.values():
             self._let_go(integration, reason)
+            integration.succession.close(reason)
             if integration.instances is not None:
                 integration.instances.close(reason)
             integration.guard.close()
-        for waiter in self._waiters:
-            waiter.cancel()
+        self.settling.close()
         self.accounting.close()
         if self.own is not None:
             self.own.close()
 
     # ---- becoming ready --------------------------------------------------------------------
 
-    def _server_of(self, upstream: Upstream) -> tuple[Integration, Server] | tuple[None, None]:
+    def server_of(self, upstream: Upstream) -> tuple[Integration, Server] | tuple[None, None]:
         """Whose server it is, as long as it is in use."""
         integration = self.integrations.get(upstream.integration)
         for server in () if integration is None else integration.servers:
@@ -354,36 +410,98 @@ class Fleet:
         return None, None
 
     def _ready(self, startup: Startup) -> None:
-        integration, server = self._server_of(startup.upstream)
+        integration, server = self.server_of(startup.upstream)
         if integration is None or server is None or startup.session is None:
             return
-        server.starting = None
-        server.upstream = startup.upstream
-        server.session = startup.session
-        server.upstream.makes_tasks = startup.session.makes_tasks
-        if server is integration or integration.state == "starting":
-            integration.state, integration.reason = "ready", ""
-        self._offer_of(integration, server, startup)
-        self._restore_wishes(server)
+        if server is integration.succession.coming:
+            integration.succession.arrive(startup)
+            self._report_session(startup)
+        else:
+            self._serve(integration, server, startup, startup.session)
+
+    def _report_session(self, startup: Startup) -> None:
         record: dict[str, Any] = msgspec.to_builtins(startup.session)
         self._reports.session(startup.upstream.worker, record)
-        watch_health(startup.upstream, startup.session, self)
+
+    def _serve(
+        self,
+        integration: Integration,
+        server: Server,
+        startup: Startup,
+        session: era.PeerSession,
+    ) -> None:
+        """A server that is ready takes calls from now on."""
+        before = integration.session
+        server.starting = None
+        server.upstream = startup.upstream
+        server.session = session
+        server.behind = {}
+        server.upstream.makes_tasks = session.makes_tasks
+        if server is integration or integration.state == "starting":
+            integration.state, integration.reason = "ready", ""
+        self._offer_of(integration, server, startup, like_before=session == before)
+        self._restore_wishes(server)
+        self._report_session(startup)
+        watch_health(startup.upstream, session, self)
         integration.guard.server_ready()
         if isinstance(server, Instance) and integration.instances is not None:
             integration.instances.became_ready(server)
-        self._check_settled()
+        self.settling.look_again()
 
-    def _offer_of(self, integration: Integration, server: Server, startup: Startup) -> None:
+    def switch(self, name: str, worker: str) -> None:
+        """A server that was started beside another serves from now on, in its place.
+
+        Between two calls: what goes to the new one is compared with what was approved as at any
+        start, before the first call reaches it.
+        """
+        integration = self.integrations.get(name)
+        taken = None if integration is None else integration.succession.take(worker)
+        if integration is None or taken is None:
+            return  # it has ended, which the supervisor was told
+        server, startup = taken
+        session = cast("era.PeerSession", startup.session)
+        if isinstance(server, Instance) and integration.instances is not None:
+            alike = session == integration.session
+            alike = alike and startup.surface.lists == integration.surface.lists
+            integration.instances.join(server, alike=alike)
+        else:
+            server = integration
+            self._let_go_starting(integration, "another server took its place")
+            integration.succession.leave(integration)
+        integration.guard.server_replaced()
+        self._serve(integration, server, startup, session)
+
+    def _let_go_starting(self, server: Server, reason: str) -> None:
+        startup, server.starting = server.starting, None
+        if startup is not None:
+            startup.stop()
+            startup.upstream.close(reason)
+
+    def _retire(self, integration: Integration, worker: str) -> None:
+        """A server takes no new call; report when it has answered those in flight."""
+        if integration.upstream is not None and integration.upstream.worker == worker:
+            integration.succession.leave(integration)
+        leaving = integration.succession.leaving.get(worker)
+        if leaving is None or not leaving.in_flight:
+            self._reports.idle(integration.settings.name, worker)
+
+    def _offer_of(
+        self, integration: Integration, server: Server, startup: Startup, *, like_before: bool
+    ) -> None:
         """Offer what a server offers; one instance more that is like the others changes nothing."""
-        session, before = cast("era.PeerSession", startup.session), integration.session
-        same = isinstance(server, Instance) and session == before
-        integration.session = session
-        if same and startup.surface.lists == integration.surface.lists:
+        session = cast("era.PeerSession", startup.session)
+        lists, told = startup.surface.lists, integration.surface.lists
+        if like_before:
+            lists |= {method: told[method] for method in startup.failures if method in told}
+        self.refetches.came(server, startup.upstream, startup.failures)
+        if like_before and isinstance(server, Instance) and lists == told:
             return
+        integration.session = session
         integration.surface = server.surface = startup.surface
         integration.vet()
         self._rebuild()
-        self._keep_surface(integration, session)
+        if startup.failures.keys() <= lists.keys():
+            self._keep_surface(integration, session)
 
     def _restore_wishes(self, server: Server) -> None:
         """Ask a new server for what its predecessor was asked: changes, resources, log level."""
@@ -396,16 +514,18 @@ class Fleet:
 
     def _useless(self, upstream: Upstream, reason: str) -> None:
         """A server did not become ready, or is not to be borne any more."""
-        integration, server = self._server_of(upstream)
+        integration, server = self.server_of(upstream)
         if integration is None or server is None:
             return
-        if isinstance(server, Instance) and integration.instances is not None:
+        if server is integration.succession.coming:
+            integration.succession.drop(reason)
+        elif isinstance(server, Instance) and integration.instances is not None:
             integration.instances.unfit(server, reason)
         else:
             integration.state, integration.reason = "backing_off", reason
         self._let_go(server, reason)
         self._reports.unfit(upstream.worker, reason)
-        self._check_settled()
+        self.settling.look_again()
 
     # ---- instances -------------------------------------------------------------------------
 
@@ -418,10 +538,18 @@ class Fleet:
         name = instance.settings.name
         if instance.upstream is not None:
             instance.upstream.client = client
+            wishes.tell_roots_changed(instance, client)
         for owner, uri in client.subscribed:
             if owner == name:
                 wishes.watch(instance, uri)
-        self._check_settled()
+        self.settling.look_again()
+
+    def roots_changed(self, client: Client) -> None:
+        """A client has other roots: the servers that are its own may ask for them."""
+        for integration in self.integrations.values():
+            own = None if integration.instances is None else integration.instances.of(client)
+            if own is not None:
+                wishes.tell_roots_changed(own, client)
 
     def tell_wanted(self, name: str, count: int, release: dict[str, str]) -> None:
         """Tell the supervisor how many there should be, and which should not."""
@@ -448,57 +576,11 @@ class Fleet:
         integration.surface.serves_resources = integration.session.offers("resources")
         integration.vet()
         self._rebuild()
-        self._check_settled()
-
-    def start_unknown(self, names: Iterable[str]) -> None:
-        """Have an instance of each, where nothing would start one before somebody needs it."""
-        for name in names:
-            instances = self.integrations[name].instances
-            if instances is not None:
-                instances.need()
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether every integration serves or failed."""
-        return all(integration.is_settled for integration in self.integrations.values())
-
-    async def wait_settled(
-        self,
-        names: Iterable[str] | None = None,
-        client: Client | None = None,
-        most_s: float | None = None,
-    ) -> None:
-        """Wait until the integrations (all of them by default) serve or failed; bounded.
-
-        Args:
-            names: of integrations that somebody needs.
-            client: who waits, perhaps for an instance of its own.
-            most_s: how long at most; SETTLE_LIMIT_S by default.
-        """
-        wanted = [
-            i
-            for name, i in self.integrations.items()
-            if not i.is_settled_for(client) and (names is None or name in names)
-        ]
-        self.start_unknown(i.settings.name for i in wanted if names is not None)
-        limit_s = max((i.settings.start_timeout_s for i in wanted), default=0.0)
-        end = self._loop.time() + min(limit_s, SETTLE_LIMIT_S if most_s is None else most_s)
-        while (left := end - self._loop.time()) > 0 and not all(
-            i.is_settled_for(client) for i in wanted
-        ):
-            waiter = self._loop.create_future()
-            self._waiters.add(waiter)
-            await asyncio.wait((waiter,), timeout=left)
-            self._waiters.discard(waiter)
-
-    def _check_settled(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self.settling.look_again()
 
     # ---- the catalogue ---------------------------------------------------------------------
 
-    def _rebuild(self, announced: Iterable[str] = ()) -> None:
+    def _rebuild(self, announced: Iterable[str] = (), by: str | None = None) -> None:
         """Merge anew; clients hear of what changed and of the lists that a server announced."""
         surfaces: dict[str, Surface] = {
             name: integration.surface
@@ -508,44 +590,17 @@ class Fleet:
         if self.own is not None:
             surfaces[OWN] = self.own.surface
         before, self.catalogue = self.catalogue, catalogue.merge(surfaces)
-        changed = {
-            CHANGE_OF_LIST[method]
-            for method in LISTS
-            if method in announced or before.pages[method] != self.catalogue.pages[method]
-        }
-        for method in sorted(changed):
-            if self.audience is not None:
-                self.audience.list_changed(method)
+        if self.audience is not None:
+            self.audience.lists_changed(before, self.catalogue, announced, by)
 
-    def _refetch_soon(self, upstream: Upstream, methods: Iterable[str]) -> None:
-        """Fetch lists again; what comes within the delay, or while fetching, is one fetch."""
-        stale = self._stale.get(upstream.worker)
-        if stale is not None:
-            stale.update(methods)
-            return
-        self._stale[upstream.worker] = set(methods)
-        self._loop.call_later(REFETCH_DELAY_S, self._refetch, upstream)
-
-    def _refetch(self, upstream: Upstream) -> None:
-        methods = sorted(self._stale.pop(upstream.worker, ()))
-        integration, server = self._server_of(upstream)
-        if integration is None or server is None or server.upstream is not upstream:
-            return
-        if server.session is None or not methods:
-            return
-        self._stale[upstream.worker] = set()
-
-        def fetched(lists: dict[str, list[Object]]) -> None:
-            again = self._stale.pop(upstream.worker, set())
-            if server.upstream is upstream:
-                integration.surface.lists.update(lists)
-                integration.vet()
-                self._rebuild(methods)
-                self._keep_surface(integration, cast("era.PeerSession", server.session))
-            if again:
-                self._refetch_soon(upstream, again)
-
-        Fetch(upstream, server.session, methods, fetched).begin()
+    def relisted(
+        self, integration: Integration, server: Server, lists: dict[str, list[Object]]
+    ) -> None:
+        """A server gave these lists anew, perhaps none."""
+        integration.surface.lists.update(lists)
+        integration.vet()
+        self._rebuild(lists, integration.settings.name)
+        self._keep_surface(integration, cast("era.PeerSession", server.session))
 
     # ---- what servers say ------------------------------------------------------------------
 
@@ -559,7 +614,7 @@ class Fleet:
         if method in CHANGED:
             # What one session made of its own server is not what the others are offered.
             if upstream.client is None:
-                self._refetch_soon(upstream, CHANGED[method])
+                self.refetches.soon(upstream, CHANGED[method])
         elif self.audience is not None:
             self.audience.told(upstream, method, params)
 
@@ -579,7 +634,13 @@ class Fleet:
     def upstream_idle(self, upstream: Upstream) -> None:
         """Nothing is in flight any more; a draining integration is drained."""
         integration = self.integrations.get(upstream.integration)
-        if integration is not None and integration.draining and not integration.in_flight:
+        if integration is None:
+            return
+        if upstream.worker in integration.succession.leaving:
+            self._reports.idle(upstream.integration, upstream.worker)
+        if integration.instances is not None:
+            integration.instances.idle(upstream.worker)
+        if integration.draining and not integration.in_flight:
             self._reports.idle(upstream.integration)
 
     # ---- what clients wish of servers ------------------------------------------------------
@@ -594,7 +655,7 @@ class Fleet:
             for number, instance in enumerate(integration.instances.ready):
                 wishes.watch(instance, uri, answer if number == 0 else None)
             if not integration.instances.ready and answer is not None:
-                answer.answered(Message(result=Raw(b"{}")))
+                answer.answered(Message("2.0", result=Raw(b"{}")))
         else:
             own = integration.instances.of(client)
             if own is not None:
@@ -638,7 +699,9 @@ class Fleet:
                     "strays": sum(s.upstream.strays for s in i.servers if s.upstream),
                     "broken_frames": sum(s.upstream.broken_frames for s in i.servers if s.upstream),
                     "tools": len(i.surface.lists.get("tools/list", ())),
+                    "lists_behind": sorted({m for s in i.servers for m in s.behind}),
                     "instances": [] if i.instances is None else list(i.instances.rows()),
+                    "instances_bound": None if i.instances is None else i.instances.bound,
                 }
                 for name, i in self.integrations.items()
             },
@@ -647,6 +710,10 @@ class Fleet:
             "resources": len(self.catalogue.resources),
             "notes": list(self.catalogue.notes[:50]),
         }
+
+
+def _nobody_routes(gates: tuple[Gate, ...], call: Call) -> None:  # noqa: ARG001
+    raise RuntimeError("a gate held a call and nobody routes calls")
 
 
 def _breaker_of(integration: Integration) -> Gate | None:

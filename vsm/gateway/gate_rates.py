@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from vsm.core.rates import Bucket, Rate
-from vsm.gateway.call import Call
+from vsm.gateway.call import Call, Go
 from vsm.gateway.client import Client
 from vsm.gateway.finder import RequestError
 from vsm.gateway.integration import Integration
@@ -72,7 +72,7 @@ class RateGate:
         self._buckets: OrderedDict[object, Bucket | None] = OrderedDict()
         self._loop = asyncio.get_running_loop()
 
-    def admit(self, call: Call, go: Callable[[Call], None], /) -> bool:
+    def admit(self, call: Call, go: Go, /) -> bool:
         """Whether the call's bucket lets it go now; False: later.
 
         Raises:
@@ -89,7 +89,7 @@ class RateGate:
         wait_s = bucket.take(monotonic())
         return not wait_s or self._hold(call, go, bucket, wait_s)
 
-    def _hold(self, call: Call, go: Callable[[Call], None], bucket: Bucket, wait_s: float) -> bool:
+    def _hold(self, call: Call, go: Go, bucket: Bucket, wait_s: float) -> bool:
         if wait_s > 0 and self.held >= MOST_HELD:
             bucket.give_back()
             wait_s = -wait_s
@@ -100,7 +100,7 @@ class RateGate:
         self._loop.call_later(wait_s, self._release, call, go)
         return False
 
-    def _release(self, call: Call, go: Callable[[Call], None]) -> None:
+    def _release(self, call: Call, go: Go) -> None:
         self.held -= 1
         go(call)
 

@@ -9,9 +9,8 @@ one look into a dictionary.
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from vsm.core.policy_rules import (
     Asked,
@@ -27,7 +26,7 @@ from vsm.core.policy_rules import (
 )
 from vsm.core.repeats import Repeats, Surges
 from vsm.gateway.accounting import outcome_of_failure
-from vsm.gateway.call import Call, Gate
+from vsm.gateway.call import Call, Gate, Go
 from vsm.gateway.finder import RequestError
 from vsm.gateway.integration import Integration
 from vsm.gateway.rule_arguments import Arguments
@@ -45,7 +44,6 @@ QUESTIONS_PER_MINUTE: Final = 60  # of one client: a person is not to be flooded
 MAX_KNOWN: Final = 4096
 _SHOWN_BYTES: Final = 2048
 
-Go = Callable[[Call], None]
 Key = tuple[str, str, str, str, str]
 GrantKey = tuple[str, str, str, str, str]
 
@@ -95,6 +93,14 @@ class _Held:
     rules: Rules
 
 
+class _Known(NamedTuple):
+    """Who asks what of whom, the rules that can decide, and whether one depends on the time."""
+
+    asked: Asked
+    rules: tuple[Rule, ...]
+    look_at_clock: bool
+
+
 class RuleGate(Gate):
     """All integrations' gate.
 
@@ -109,7 +115,7 @@ class RuleGate(Gate):
         self._loop = asyncio.get_running_loop()
         self._digest = digest
         self._rules: Rules | None = Rules() if not digest else None
-        self._known: dict[Key, tuple[Rule, ...]] = {}
+        self._known: dict[Key, _Known] = {}
         self._passing: set[Key] = set()
         self._budgets = Budgets()
         self._exhausted: dict[str, str] = {}  # digest → name of the rule
@@ -192,43 +198,42 @@ class RuleGate(Gate):
         rules = self._rules
         if rules is None:
             return self._wait_for_rules(call, go)
-        asked = _asked(call)
-        found = self._found(rules, asked, key)
+        known = self._known.get(key)
+        asked, found, look_at_clock = known or self._find(rules, _asked(call), key)
         if not found and rules.default == "allow":
             return True
         arguments = Arguments(call.params)
-        clock = time.localtime() if rules.look_at_clock else None
+        clock = time.localtime() if look_at_clock else None
         circumstances = Circumstances(
-            arguments.size_bytes,
+            arguments,
             clock.tm_hour * 60 + clock.tm_min if clock else 0,
             clock.tm_wday if clock else 0,
-            arguments.find,
         )
         now_s = self._loop.time()
         decision = decide(found, rules.default, circumstances, self._budgets, now_s)
-        self._feel_budget(decision)
+        if decision.rule is not None and decision.rule.calls is not None:
+            self._feel_budget(decision.rule, decision)
         if decision.action == "allow":
             return True
         if decision.action == "deny":
             raise self._denial(asked, decision)
         return self._ask(call, go, asked, decision, arguments)
 
-    def _found(self, rules: Rules, asked: Asked, key: Key) -> tuple[Rule, ...]:
+    def _find(self, rules: Rules, asked: Asked, key: Key) -> "_Known":
         """The rules that can decide; remembered where the label says all that is asked."""
-        known = self._known.get(key)
-        if known is not None:
-            return known
         found = candidates(rules, asked)
+        clock = any(rule.between is not None or rule.days for rule in found)
+        known = _Known(asked, found, look_at_clock=clock)
         if asked.kind == "resource":  # many URIs share a label
-            return found
+            return known
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
             self._passing.clear()
-        self._known[key] = found
+        self._known[key] = known
         settled = found[0] if found and found[0].is_settled else None
         if (settled and settled.action == "allow") or (not found and rules.default == "allow"):
             self._passing.add(key)
-        return found
+        return known
 
     def _denial(self, asked: Asked, decision: Decision) -> RequestError:
         """Tell of it, and say to the client by which rule."""
@@ -256,10 +261,7 @@ class RuleGate(Gate):
         if self._rules is not None:
             self._outlet.spent(self._budgets.spent(self._rules.rules, self._loop.time()))
 
-    def _feel_budget(self, decision: Decision) -> None:
-        rule = decision.rule
-        if rule is None or rule.calls is None:
-            return
+    def _feel_budget(self, rule: Rule, decision: Decision) -> None:
         if self._saver is None:
             self._saver = self._loop.call_later(SAVE_S, self._save)
         if decision.exhausted and rule.digest not in self._exhausted:
@@ -312,7 +314,7 @@ class RuleGate(Gate):
         rules, rule = self._rules, decision.rule
         digest = rule.digest if rule else ""
         grant = (digest, asked.client, asked.integration, asked.kind, asked.name)
-        if self._grants.get(grant, 0.0) > time.time():
+        if self._grants.get(grant, 0.0) > time.clock_gettime(time.CLOCK_BOOTTIME):
             return True
         # By identity: connections and sessions can be had by the dozen.
         of_client = sum(1 for h in self._held.values() if h.call.client.identity == asked.client)

@@ -45,6 +45,7 @@ class Gateway:
     def add(self, settings: Settings) -> None:
         """Know an integration."""
         self.fleet.add(settings)
+        self._keep_contents()
 
     def configure(self, settings: list[Settings]) -> None:
         """Know exactly these integrations from now on; the servers of those that stay run on."""
@@ -52,6 +53,7 @@ class Gateway:
             self.fleet.remove(gone)
         for one in settings:
             self.fleet.add(one)
+        self._keep_contents()
 
     async def listen_unix(self, sock: socket.socket) -> None:
         """Serve local clients on a listening unix socket."""
@@ -64,8 +66,14 @@ class Gateway:
     def record_calls(self, log: CallLog) -> None:
         """Write every call down from now on; with "all", hold back those that could not be."""
         self.router.call_log = log
+        self._keep_contents()
         if log.mode == "all":
             self.fleet.guard("record", lambda _integration: log)
+
+    def _keep_contents(self) -> None:
+        if self.router.call_log is not None:
+            known = {n: i.settings.audit_contents_bytes for n, i in self.fleet.integrations.items()}
+            self.router.call_log.kept_bytes = {name: most for name, most in known.items() if most}
 
     async def _listen(self, listener: UnixListener | HttpListener) -> None:
         self._listeners.append(listener)

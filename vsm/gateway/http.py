@@ -74,6 +74,13 @@ class HttpSession(Client):
         elif frame in _LIST_CHANGES:
             self._missed[frame] = None
 
+    def ask_session(self, frame: bytes) -> bool:
+        """Send a question on the stream for what belongs to no request, while it is open."""
+        if self.stream.is_attached:
+            self.stream.ask(frame)
+            return True
+        return False
+
     def hears_of(self, method: str) -> bool:
         """Only while it keeps a stream open for what belongs to no request."""
         return self.stream.is_attached and super().hears_of(method)

@@ -2,7 +2,8 @@
 
 Owns the rule that an instance which belonged to a session never serves another one. How many
 there should be is decided by `vsm.core.instance_demand`; processes are the supervisor's, which
-is told the number, and which are of no use any more. Runs in S1's event loop.
+is told the number, and which are of no use any more. Runs in S1's event loop. One file, a bit
+long: whose each is, which go and how many there should be are one state.
 """
 
 import asyncio
@@ -27,8 +28,10 @@ from vsm.gateway.upstream import Upstream
 
 TELL_AGAIN_S: Final = 5.0
 REFILL_DELAY_S: Final = 0.25
+DRAIN_S: Final = 30.0  # for one that was replaced to answer what it has
 MAX_RELEASING: Final = 256
 _LOOK_S: Final = 10.0
+_LOOK_FOR_SURPLUS_S: Final = 0.5
 
 
 @dataclass(eq=False)
@@ -38,6 +41,7 @@ class Instance(Server):
     Args:
         claimed: it belongs, or belonged, to a session; it is never given to another one.
         client: that session, while there is one.
+        outdated: to be replaced, by one that was started later.
     """
 
     worker: str = field(kw_only=True)
@@ -45,6 +49,7 @@ class Instance(Server):
     used_at: float = field(kw_only=True)
     claimed: bool = False
     client: Client | None = None
+    outdated: bool = False
 
     @property
     def label(self) -> str:
@@ -96,20 +101,24 @@ class Instances:
 
     Args:
         name: the integration's.
-        before: those that it had by other terms; what their sessions have to be told is kept.
+        terms: how many there may be, and who gets one; of what kind stays.
+
+    Attributes:
+        is_steady: a pool lets none go that it may have, although it is unused; S2's word.
     """
 
-    def __init__(
-        self, name: str, terms: Terms, hooks: InstanceHooks, before: "Instances | None" = None
-    ) -> None:
+    def __init__(self, name: str, terms: Terms, hooks: InstanceHooks) -> None:
         self.name = name
         self.terms = terms
+        self._within = terms
+        self.is_steady = False
         self.members: dict[str, Instance] = {}
         self.releasing: dict[str, str] = {}
         self._hooks = hooks
-        told = before.untold if before is not None else {}
-        self._claims = {client: Claim(lost=text) for client, text in told.items()}
+        self._claims: dict[Client, Claim] = {}
         self._ready: list[Instance] = []
+        self._leaving: dict[str, Instance] = {}
+        self._alike = True
         self._needed = False
         self._wanted = terms.first
         self._loop = asyncio.get_running_loop()
@@ -144,14 +153,17 @@ class Instances:
 
     def _least_busy(self) -> Upstream | None:
         best, least = None, inf
-        for instance in self._ready:
+        ready = self._ready
+        if len(ready) > self._within.most:  # the newest are to fall idle
+            ready = ready[: self._within.most]
+        for instance in ready:
             upstream = instance.upstream
             if upstream is None or (load := upstream.in_flight) >= least or upstream.lost:
                 continue
             best, least = instance, load
             if not load:
                 break
-        if least and self._wanted <= len(self._ready) < self.terms.most:
+        if least and self._wanted <= len(self._ready) < self._within.most:
             self._review(called=True)
         if best is None:
             self._remind()
@@ -227,12 +239,8 @@ class Instances:
     @property
     def in_flight(self) -> int:
         """Requests in flight to all of them."""
-        return sum(instance.in_flight for instance in self.members.values())
-
-    @property
-    def untold(self) -> dict[Client, str]:
-        """What sessions have lost and not been told."""
-        return {client: claim.lost for client, claim in self._claims.items() if claim.lost}
+        every = (*self.members.values(), *self._leaving.values())
+        return sum(instance.in_flight for instance in every)
 
     def is_awaited_by(self, client: object) -> bool:
         """Whether a request of the client waits for an instance."""
@@ -245,16 +253,35 @@ class Instances:
 
     def add(self, worker: str, number: int, settings: Settings) -> Instance:
         """A new one, which is starting."""
-        now = self._loop.time()
-        instance = Instance(settings, worker=worker, number=number, used_at=now)
-        self.members[worker] = instance
+        instance = self.members[worker] = self.make(worker, number, settings)
         return instance
+
+    def make(self, worker: str, number: int, settings: Settings) -> Instance:
+        """One that is starting, and is none of these before it has joined."""
+        now = self._loop.time()
+        return Instance(settings, worker=worker, number=number, used_at=now)
+
+    def join(self, instance: Instance, *, alike: bool) -> None:
+        """One of these from now on, before it became ready; the others are to be replaced.
+
+        Args:
+            instance: by other terms, or of another program, than the others.
+            alike: it offers what they offer, so that calls may go to either for a while.
+        """
+        for other in self.members.values():
+            other.outdated = True
+        self.members[instance.worker] = instance
+        self._alike = alike
 
     def became_ready(self, instance: Instance) -> None:
         """Its session stands."""
         instance.used_at = self._loop.time()
         self._needed = False
-        self._ready.append(instance)
+        if instance.outdated:
+            self._ready.append(instance)
+        else:
+            self._ready.insert(self._first_outdated(), instance)
+            self._replace_outdated()
         self._serve_waiting()
         self._review()
         if self._look is None:
@@ -269,9 +296,36 @@ class Instances:
             instance.used_at = self._loop.time()
             self._hooks.claimed(instance, client)
 
+    def _first_outdated(self) -> int:
+        ready = enumerate(self._ready)
+        return next((at for at, one in ready if one.outdated), len(self._ready))
+
+    def _replace_outdated(self) -> None:
+        """One more of the new ones serves: of a pool an old one goes; spares all go at once."""
+        outdated = [one for one in self.members.values() if one.outdated and not one.claimed]
+        if self.terms.kind == "pool" and self._alike:
+            outdated = sorted(outdated, key=lambda one: one.in_flight)[:1]
+        for one in outdated:
+            self._forget(one)
+            self._leaving[one.worker] = one
+            one.used_at = self._loop.time()
+            self._loop.call_later(DRAIN_S, self._leave, one)
+            self.idle(one.worker)
+
+    def idle(self, worker: str) -> None:
+        """One has nothing in flight any more: if it was replaced, it goes."""
+        instance = self._leaving.get(worker)
+        if instance is not None and not instance.in_flight:
+            self._leave(instance)
+
+    def _leave(self, instance: Instance) -> None:
+        if self._leaving.pop(instance.worker, None) is not None:
+            self._release(instance, "it was replaced")
+            self._review()
+
     def ended(self, worker: str, reason: str) -> Instance | None:
         """The supervisor says that it is gone; the instance where nobody had let go of it."""
-        instance = self.members.get(worker)
+        instance = self.members.get(worker) or self._leaving.pop(worker, None)
         if instance is not None:
             self._lose(instance, reason)
         elif self.releasing.pop(worker, None) is None:
@@ -327,6 +381,31 @@ class Instances:
 
     # ---- how many --------------------------------------------------------------------------
 
+    @property
+    def bound(self) -> int:
+        """How many there may be: what the entry says, or less."""
+        return self._within.most
+
+    def bind(self, bound: int) -> None:
+        """Have so many at most from now on; who is one too many ends as soon as it is idle."""
+        self._within = self.terms.within(bound)
+        if self._is_surplus and self._ready:
+            if self._look is not None:
+                self._look.cancel()
+            self._stop_unused()
+        self._review()
+
+    def renew(self, terms: Terms) -> None:
+        """Go by other terms of the same kind from now on; whose each is stays so."""
+        self.terms = terms
+        self.bind(terms.most)
+
+    @property
+    def _is_surplus(self) -> bool:
+        load = self._load(called=False)
+        lasting = load.live - min(load.outdated, load.starting)
+        return self.terms.kind == "pool" and lasting > self._within.most
+
     def begin_again(self) -> None:
         """The supervisor opened or closed the whole: it has forgotten what it was told."""
         self._wanted = -1
@@ -342,11 +421,12 @@ class Instances:
             waiting=sum(1 for claim in claims if claim.waiting),
             needed=self._needed,
             called=called,
+            outdated=sum(1 for one in self.members.values() if one.outdated),
         )
 
     def _review(self, *, called: bool = False) -> None:
         load = self._load(called=called)
-        count = wanted(self.terms, load)
+        count = wanted(self._within, load)
         if count > self._wanted >= load.claimed and not load.waiting and self._is_refill(load):
             if self._refill is None:
                 self._refill = self._loop.call_later(REFILL_DELAY_S, self._refill_now)
@@ -361,7 +441,7 @@ class Instances:
 
     def _refill_now(self) -> None:
         self._refill = None
-        count = wanted(self.terms, self._load(called=False))
+        count = wanted(self._within, self._load(called=False))
         if count != self._wanted:
             self._wanted = count
             self._tell()
@@ -382,6 +462,8 @@ class Instances:
 
     def _look_later(self) -> None:
         interval_s = min(_LOOK_S, (self.terms.idle_stop_s or SURPLUS_S) / 4)
+        if self._is_surplus:
+            interval_s = min(interval_s, _LOOK_FOR_SURPLUS_S)
         self._look = self._loop.call_later(interval_s, self._stop_unused)
 
     def _stop_unused(self) -> None:
@@ -394,10 +476,15 @@ class Instances:
         for instance in self._ready:
             if instance.in_flight:
                 instance.used_at = now
-        gone = to_stop(self.terms, len(self.members), self._sessions, unused, now)
+        if self.is_steady and self.terms.kind == "pool" and not self._is_surplus:
+            unused = []
+        gone = to_stop(self._within, len(self.members), self._sessions, unused, now)
         for worker in gone:
             instance = self.members[worker]
+            surplus = self._is_surplus
             reason = f"unused for {now - instance.used_at:.0f} s"
+            if surplus:
+                reason = f"{self.name} may have {self._within.most} instances now"
             self._lose(instance, reason)
             self._release(instance, reason)
         if gone:
@@ -412,15 +499,17 @@ class Instances:
         for timer in (self._look, self._again, self._refill):
             if timer is not None:
                 timer.cancel()
-        for instance in list(self.members.values()):
+        for instance in [*self.members.values(), *self._leaving.values()]:
             self._forget(instance)
             self._hooks.release(instance, reason)
+        self._leaving.clear()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One for each instance, for `vsm status`."""
-        for worker, instance in self.members.items():
+        for worker, instance in [*self.members.items(), *self._leaving.items()]:
             state = "ready" if instance.upstream is not None else "starting"
-            if self.terms.kind == "session" and instance.upstream is not None:
+            state = "draining" if worker in self._leaving else state
+            if self.terms.kind == "session" and state == "ready":
                 state = "claimed" if instance.claimed else "spare"
             yield {
                 "worker": worker,

@@ -114,8 +114,8 @@ class Intake(asyncio.Protocol):
                 self._left = frames
                 self._go_on_soon()
                 break
-        blanks, self._splitter.blanks = self._splitter.blanks, 0
-        if useless or blanks:
+        if useless or self._splitter.blanks:
+            blanks, self._splitter.blanks = self._splitter.blanks, 0
             self._charge(pace.cost_s(useless, useless_bytes, blanks))
         if large_bytes and not self._reader.is_alone():
             self._charge(pace.cost_s(0, large_bytes))

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 import vsm
 from vsm.board.demand import DemandRow
 from vsm.core.instance_demand import Terms
+from vsm.core.restart import PANIC
 from vsm.core.trust import Mode
-from vsm.gateway.call import Gate, Inquiry
+from vsm.gateway.call import Gate, Inquiry, Passage
 from vsm.gateway.resilience import Guard, Resilience
 from vsm.gateway.trust import Vetting
 from vsm.gateway.upstream import Upstream
@@ -26,6 +27,7 @@ from vsm.protocol.tables import CHANGE_OF_LIST, LISTEN_FILTERS, LISTS, Era
 
 if TYPE_CHECKING:
     from vsm.gateway.instances import Instances
+    from vsm.gateway.successors import Succession
 
 GATEWAY: Final[dict[str, Any]] = {"name": "vsm", "version": vsm.__version__}
 CAPABILITY_OF_LIST: Final = {
@@ -38,6 +40,7 @@ HIDDEN_STATES: Final = frozenset({"quarantined", "stopped"})
 CLOSED_STATES: Final = HIDDEN_STATES | {"restarting"}  # what comes while it restarts waits for it
 MAX_SURFACE_BYTES: Final = 16 * 1024 * 1024
 LIST_TIMEOUT_S: Final = 30.0
+MAX_ERROR_CHARS: Final = 200
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Settings:
     most_argument_bytes: int = 0  # 0: whatever a message may have
     most_argument_depth: int = 0
     strict_arguments: bool = False
+    audit_contents_bytes: int = 0  # of what calls carry, each way, that is recorded
     remote: bool = False
     credentials: frozenset[str] = frozenset()  # clients whose calls carry their name
     terms: Terms | None = None
@@ -67,6 +71,7 @@ class Server:
 
     Args:
         upstream: takes calls, once its session stands and its lists are here.
+        behind: lists that it did not give when it was asked last, and how often in a row.
     """
 
     settings: Settings
@@ -76,6 +81,7 @@ class Server:
     surface: Surface = field(init=False)
     listen_id: int | None = None
     watched: dict[str, int] = field(default_factory=dict)
+    behind: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.surface = Surface(self.settings.prefix)
@@ -89,18 +95,21 @@ class Integration(Server):
         demand: where its calls are counted. guard: what becomes of those that fail.
         state: what the supervisor said last; `reason` is its explanation.
         draining: takes no new calls.
-        gates: asked in order before a call is sent.
+        gates: asked in order before a call is sent. passage: the way past them.
         vetting: what of the surface may be shown.
         instances: its servers, where there may be several; `upstream` is None then, and `session`
             and `surface` are of the one that became ready last.
+        succession: servers that are to take the place of one, and those whose place was taken.
     """
 
     demand: DemandRow = field(kw_only=True)
     guard: Guard = field(kw_only=True)
+    succession: "Succession" = field(kw_only=True)
     state: str = "starting"
     reason: str = ""
     draining: bool = False
     gates: tuple[Gate, ...] = ()
+    passage: Passage = ()
     vetting: Vetting = field(default_factory=Vetting)
     instances: "Instances | None" = None
     totals: dict[str, int] = field(default_factory=lambda: {"calls": 0, "refused": 0})
@@ -120,6 +129,11 @@ class Integration(Server):
             return failed or self.session is not None
         return self.upstream is not None or failed
 
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it may soon say for the first time what it offers."""
+        return self.session is None and not self.is_settled
+
     def is_settled_for(self, client: object) -> bool:
         """The same for one client, which may wait for an instance of its own."""
         if self.instances is None or self.state not in ("starting", "ready"):
@@ -136,12 +150,15 @@ class Integration(Server):
     def in_flight(self) -> int:
         """Requests in flight to all its servers."""
         own = 0 if self.upstream is None else self.upstream.in_flight
+        own += self.succession.in_flight
         return own if self.instances is None else own + self.instances.in_flight
 
     @property
     def servers(self) -> Iterator[Server]:
-        """Every server of it; without instances it is its own."""
+        """Every server of it that takes calls or will; without instances it is its own."""
         yield self
+        if self.succession.coming is not None:
+            yield self.succession.coming
         if self.instances is not None:
             yield from self.instances.members.values()
 
@@ -149,6 +166,8 @@ class Integration(Server):
     def unavailable(self) -> str:
         """Why a call cannot be served now, and what to do."""
         name, reason = self.settings.name, f" ({self.reason})" if self.reason else ""
+        if self.state == "stopped" and self.reason == PANIC:
+            return f"{name} is stopped by `vsm panic`. `vsm resume` starts it."
         if self.draining and self.state != "restarting":
             return f"{name} is draining and takes no calls. `vsm start {name}` opens it again."
         texts = {
@@ -191,6 +210,7 @@ class Startup:
         self.upstream = upstream
         self.surface = Surface(settings.prefix)
         self.session: era.PeerSession | None = None
+        self.failures: dict[str, str] = {}  # lists that did not come
         self._settings = settings
         self._on_ready = on_ready
         self._on_failure = on_failure
@@ -248,6 +268,7 @@ class Startup:
         self.surface.serves_resources = session.offers("resources")
         wanted = [m for m, capability in CAPABILITY_OF_LIST.items() if session.offers(capability)]
         fetch = Fetch(self.upstream, session, wanted, self._fetched)
+        self.failures = fetch.failures
         fetch.begin()
 
     def _fetched(self, lists: dict[str, list[Object]]) -> None:
@@ -264,13 +285,15 @@ class Startup:
 
 
 class Fetch:
-    """Fetches some lists, page by page within bounds; a list that fails stays empty.
+    """Fetches some lists, page by page within bounds.
 
     Args:
-        on_done: called once with what came. timeout_s: for each page.
+        on_done: called once with the lists that came whole; one that the server does not know
+            (-32601) is empty. timeout_s: for each page.
 
     Attributes:
-        failures: of lists that did not come, or are none, by method; an error is an empty list.
+        failures: why the others did not come, by method.
+        refused: of those, the ones that were answered with an error.
     """
 
     def __init__(
@@ -283,6 +306,7 @@ class Fetch:
         timeout_s: float = LIST_TIMEOUT_S,
     ) -> None:
         self.failures: dict[str, str] = {}
+        self.refused: set[str] = set()
         self._timeout_s = timeout_s
         self._upstream = upstream
         self._session = session
@@ -314,7 +338,7 @@ class Fetch:
 
     def _answered(self, method: str, message: Message) -> None:
         if message.result is UNSET:
-            self._finished(method)
+            self._refused(method, message)
             return
         try:
             items, cursor = catalogue.parse_page(method, message.result)
@@ -331,7 +355,18 @@ class Fetch:
         else:
             self._finished(method)
 
+    def _refused(self, method: str, message: Message) -> None:
+        error = jsonrpc.error_of(message.error) if isinstance(message.error, Raw) else None
+        if error is not None and error.code == jsonrpc.METHOD_NOT_FOUND:
+            self._lists[method] = []
+            self._finished(method)
+        else:
+            self.refused.add(method)
+            what = "an invalid error" if error is None else repr(error.message[:MAX_ERROR_CHARS])
+            self._failed(method, f"{method} was answered with {what}")
+
     def _failed(self, method: str, text: str) -> None:
+        del self._lists[method]
         self.failures[method] = text
         self._finished(method)
 

@@ -3,18 +3,24 @@
 Owns the rule who hears what; the router owns the way there. Runs in S1's event loop.
 """
 
-from typing import cast
+import asyncio
+from collections.abc import Iterable
+from typing import Final, cast
 
 from msgspec import UNSET
 
 from vsm.gateway.bridge import QUESTION_TIMEOUT_S, Bridge, BridgedCall, check_offered
 from vsm.gateway.call import Call, id_json
-from vsm.gateway.client import MAX_ASKED, Client, Question
+from vsm.gateway.client import MAX_ASKED, Client, Question, SessionQuestion
 from vsm.gateway.tasks import Tasks
 from vsm.gateway.upstream import Upstream
+from vsm.gateway.views import View
 from vsm.protocol import jsonrpc
+from vsm.protocol.catalogue import Catalogue
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
-from vsm.protocol.tables import LOG_LEVELS, TASK_NOTIFICATIONS
+from vsm.protocol.tables import CHANGE_OF_LIST, LISTS, LOG_LEVELS, TASK_NOTIFICATIONS
+
+ROOTS: Final = "roots/list"
 
 
 class Relay:
@@ -30,7 +36,6 @@ class Relay:
         self._bridge = bridge
         self.tasks = Tasks()
         self.dropped_messages = 0
-        self._questions = 0
 
     def client_answered(self, client: Client, message: Message) -> None:
         """A client answered a server's question: pass it back."""
@@ -39,26 +44,52 @@ class Relay:
             return
         question.answered(message)
 
-    def list_changed(self, method: str) -> None:
-        """A merged list changed: tell whoever wants to know."""
-        frame = jsonrpc.notification(method)
+    def lists_changed(
+        self, before: Catalogue, after: Catalogue, announced: Iterable[str], by: str | None
+    ) -> None:
+        """Tell whoever wants to know, and sees what changed.
+
+        Args:
+            before: the merged lists.
+            after: what they are now.
+            announced: lists of which their server `by` says that they changed.
+            by: an integration.
+        """
+        told: dict[View | None, list[str]] = {None: _changes(before, after, announced)}
         for client in list(self.clients):
-            if client.initialized:
-                client.notify(frame)
-            for listen in list(client.listens.values()):
-                if listen.hears(method, None):
-                    listen.notify(method, {})
+            view = client.view
+            if view is not None and view not in told:
+                own = announced if by is None or view.serves(by) else ()
+                told[view] = _changes(view.of(before), view.of(after), own)
+            for method in told[view]:
+                self._tell_changed(client, method)
+
+    @staticmethod
+    def _tell_changed(client: Client, method: str) -> None:
+        if client.initialized:
+            client.notify(jsonrpc.notification(method))
+        for listen in list(client.listens.values()):
+            if listen.hears(method, None):
+                listen.notify(method, {})
 
     def asked(self, upstream: Upstream, message: Message) -> None:
-        """A server asks: pass it to the one client that has a call in flight there."""
+        """A server asks: pass it to the one client that has a call in flight there.
+
+        Outside any call only the server that a session has for itself may ask it, and only for
+        its roots: what one client answers is known to a server that others share.
+        """
         id_bytes = id_json(cast("int | str", message.id))
         calls, parked = upstream.calls(), self._bridge.parked_of(upstream)
         clients = {call.client for call in calls} | {one.call.client for one in parked}
-        if len(clients) != 1:
+        alone = not clients and upstream.private and message.method == ROOTS
+        if len(clients) != 1 and not alone:
             who = "several clients have" if clients else "no client has"
             self.refuse(upstream, id_bytes, f"{who} a call in flight, so none can be asked")
             return
         try:
+            if alone:
+                self._ask_session(upstream, id_bytes, message)
+                return
             if not calls:
                 self._bridge.ask_parked(parked[-1], message)
             elif isinstance(calls[-1], BridgedCall):
@@ -73,15 +104,32 @@ class Relay:
     ) -> None:
         client, method = call.client, cast("str", message.method)
         check_offered(client.capabilities, method, jsonrpc.members(message.params))
-        if len(client.asked) >= MAX_ASKED:
-            text = "the client has too many questions open"
-            raise DecodeError(jsonrpc.UNAVAILABLE, text)
-        self._questions += 1
-        asked_id = f"vsm-{self._questions}"
+        _check_room(client)
+        asked_id = client.number_question()
         client.asked[asked_id] = Question(upstream, id_bytes, call)
         upstream.postpone(call, QUESTION_TIMEOUT_S)
         params = b"{}" if message.params is UNSET else message.params
         call.sink.ask(jsonrpc.request(asked_id, method, params))
+
+    def _ask_session(self, upstream: Upstream, id_bytes: bytes, message: Message) -> None:
+        """Ask the session whose own the server is, where it is there to hear it."""
+        (client,) = self._audience_of(upstream) or (None,)
+        if client is None or not client.initialized:
+            raise DecodeError(jsonrpc.METHOD_NOT_FOUND, "no session has this server yet")
+        check_offered(client.capabilities, ROOTS, jsonrpc.members(message.params))
+        asked_id = client.number_question()
+        params = b"{}" if message.params is UNSET else message.params
+        _check_room(client)
+        if not client.ask_session(jsonrpc.request(asked_id, ROOTS, params)):
+            raise DecodeError(jsonrpc.UNAVAILABLE, "the client keeps no stream open to be asked on")
+        question = client.asked[asked_id] = SessionQuestion(upstream, id_bytes)
+
+        def unanswered() -> None:
+            if client.asked.pop(asked_id, None) is question:
+                question.dropped("the client did not answer")
+
+        loop = asyncio.get_running_loop()
+        question.timer = loop.call_later(QUESTION_TIMEOUT_S, unanswered)
 
     @staticmethod
     def refuse(
@@ -126,9 +174,10 @@ class Relay:
                     listen.notify(method, params)
 
     def _audience_of(self, upstream: Upstream) -> list[Client]:
-        """Who may hear of a server at all: of a session's own server nobody but that session."""
+        """Who may hear of a server at all: who sees it; of a session's own, that session alone."""
         if not upstream.private:
-            return list(self.clients)
+            name = upstream.integration
+            return [c for c in self.clients if c.view is None or c.view.serves(name)]
         own = upstream.client
         return [own] if own is not None and own in self.clients else []
 
@@ -163,13 +212,36 @@ class Relay:
             parked.withdrawn(id_bytes)
         for client in self.clients:
             for asked_id, question in list(client.asked.items()):
-                if not isinstance(question, Question):
+                if not isinstance(question, Question | SessionQuestion):
                     continue
                 if question.upstream is upstream and question.id_bytes == id_bytes:
                     del client.asked[asked_id]
                     body = jsonrpc.encode({"requestId": asked_id})
                     frame = jsonrpc.notification("notifications/cancelled", body)
-                    question.call.sink.notify(frame)
+                    if isinstance(question, Question):
+                        question.call.sink.notify(frame)
+                    else:
+                        question.end()
+                        client.notify(frame)
+
+
+def _changes(before: Catalogue, after: Catalogue, announced: Iterable[str]) -> list[str]:
+    """What to tell of lists that differ, or of which it was announced."""
+    differing = {method for method in LISTS if before.pages[method] != after.pages[method]}
+    return sorted({CHANGE_OF_LIST[method] for method in differing.union(announced)})
+
+
+def _check_room(client: Client) -> None:
+    """Judge whether a client can be asked one thing more; nobody waits for what a lost one asked.
+
+    Raises:
+        DecodeError: it has too many questions open.
+    """
+    for asked_id, question in list(client.asked.items()):
+        if isinstance(question, Question | SessionQuestion) and question.upstream.lost:
+            del client.asked[asked_id]
+    if len(client.asked) >= MAX_ASKED:
+        raise DecodeError(jsonrpc.UNAVAILABLE, "the client has too many questions open")
 
 
 def level_index(name: str | None) -> int | None:

@@ -23,6 +23,7 @@ MAX_HELD: Final = 256  # calls of one integration that wait for another server
 HOLD_S: Final = 10.0
 JITTER_S: Final = 0.1
 MAX_KEPT_BYTES: Final = 8 * 1024  # of a dead letter's arguments
+TELL_RETRIES_S: Final = 1.0
 LETTERS_PER_S: Final = 10.0
 LETTERS_AT_ONCE: Final = 32  # half of what the control link holds
 MAX_TEXT_CHARS: Final = 500
@@ -60,6 +61,9 @@ class Outlet(Protocol):
 
     def breaker(self, integration: str, phase: str, detail: str) -> None:
         """The breaker of an integration is open, half open or closed from now on."""
+
+    def retried(self, integration: str, answered: int, failed: int) -> None:
+        """What came of calls that were sent again and ended since this was told last."""
 
     def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
         """A call that was accepted was not answered by its server."""
@@ -130,10 +134,14 @@ class Guard:
     ) -> None:
         self.name = name
         self.settings = settings
-        self.alert = False  # whether an answered call has to be told
+        self.alert = False  # whether an answered call has to be told that was sent once only
         self.weigh: Callable[[Hashable], int] = lambda _lane: 1  # of who waits in a queue; by S2
         self.retries = 0
         self.letters_written = 0
+        self.queued = 0  # calls that waited for room, ever
+        self.turned_away = 0  # of those, who found no room to wait
+        self._ends = [0, 0]  # of calls that were sent again: answered, failed
+        self._told: asyncio.TimerHandle | None = None
         self._guards = guards
         self._calls = calls
         self._breaker = Breaker(terms=settings.terms)
@@ -213,7 +221,9 @@ class Guard:
             self._guards.outlet.breaker(self.name, phase, detail[:MAX_TEXT_CHARS])
 
     def answered(self, call: "Call") -> None:
-        """A call was answered; told only while `alert`."""
+        """A call was answered; told only while `alert`, or if it was sent again."""
+        if call.retries:
+            self._retry_ended(0)
         probe = call is self._probe
         if probe:
             self._probe = None
@@ -231,6 +241,8 @@ class Guard:
     def failed(self, call: "Call", code: int, text: str) -> None:
         """A call that had been accepted failed: count it where the server is to blame."""
         probe = call is self._probe
+        if call.retries:
+            self._retry_ended(1)
         private = call.upstream is not None and call.upstream.private
         to_blame = probe or code in {jsonrpc.TIMED_OUT, jsonrpc.INTERNAL_ERROR}
         blamed = call.sent and to_blame and not private
@@ -289,6 +301,19 @@ class Guard:
         self._held[call] = (code, text, timer)
         return True
 
+    def _retry_ended(self, how: int) -> None:
+        """Whether it helped to send it again: told for many at once."""
+        self._ends[how] += 1
+        if self._told is None:
+            self._told = self._loop.call_later(TELL_RETRIES_S, self._tell_retries)
+
+    def _tell_retries(self) -> None:
+        if self._told is not None:
+            self._told.cancel()
+            self._told = None
+            (answered, failed), self._ends = self._ends, [0, 0]
+            self._guards.outlet.retried(self.name, answered, failed)
+
     def _may_go_again(self, call: "Call") -> bool:
         bound = not self.settings.moves or getattr(call, "rounds", 0) > 0
         waits = call.client.in_flight.get(call.id_bytes) is call
@@ -314,6 +339,7 @@ class Guard:
         """Fail what was kept."""
         for call in list(self._held):
             self._give_up(call)
+        self._tell_retries()
 
     def _send_again(self, call: "Call") -> None:
         self._held.pop(call, None)

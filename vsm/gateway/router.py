@@ -8,7 +8,6 @@ without waiting unless an integration that it needs is still starting.
 import asyncio
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Final, cast
 
 from msgspec import UNSET
@@ -22,20 +21,17 @@ from vsm.gateway.accounting import (
     routed_label,
 )
 from vsm.gateway.bridge import Bridge, BridgedCall
-from vsm.gateway.call import Call, Gate, Sink, id_json
+from vsm.gateway.call import Call, Gate, Passage, Sink, id_json, passage
 from vsm.gateway.call_log import CallLog
-from vsm.gateway.client import (
-    MAX_IN_FLIGHT,
-    Client,
-)
+from vsm.gateway.client import MAX_IN_FLIGHT, Client
 from vsm.gateway.finder import Finder, RequestError, StartingError, check_offered
 from vsm.gateway.fleet import Fleet
-from vsm.gateway.integration import CLOSED_STATES, Integration
+from vsm.gateway.integration import CLOSED_STATES
 from vsm.gateway.own_tools import OWN
 from vsm.gateway.relay import Relay, level_index
 from vsm.gateway.resilience import Guard
 from vsm.gateway.sessions import Sessions
-from vsm.gateway.tasks import TaskCall
+from vsm.gateway.tasks import TaskCall, check_task_request
 from vsm.gateway.views import View, Views
 from vsm.protocol import envelope, jsonrpc, parameter_headers
 from vsm.protocol.envelope import EnvelopeError, unwrap_header
@@ -43,10 +39,10 @@ from vsm.protocol.jsonrpc import DecodeError, Message, Object
 from vsm.protocol.tables import (
     CLIENT_REQUESTS,
     LISTS,
-    META_CAPABILITIES,
     META_CLIENT,
     META_LOG_LEVEL,
     META_VERSION,
+    ROOTS_CHANGED,
     ROUTED,
     TASK_REQUESTS,
     Era,
@@ -58,6 +54,7 @@ LIST_WAIT_S: Final = 10.0  # as long as a call waits for its server
 OTHER: Final = "other requests"
 _PLAIN_METHOD: Final = re.compile(r"[A-Za-z0-9_./$-]{1,128}")  # goes into frames as it is
 _KNOWN_REQUESTS: Final = CLIENT_REQUESTS[Era.LEGACY] | CLIENT_REQUESTS[Era.MODERN]
+_MODERN: Final = Era.MODERN  # to look it up in its class takes three times as long
 _PROGRESS_TOKEN = "progressToken"  # noqa: S105 - the name of a member
 
 
@@ -75,6 +72,7 @@ class Router:
         self._finder = Finder(fleet)
         self._tasks = self.relay.tasks
         fleet.guards.resend = self._resend
+        fleet.go_on = self._release
         self._sessions = Sessions(fleet, self.clients, self._finder)
         self._modern = self._sessions.answers[Era.MODERN]
         self._legacy = self._sessions.answers[Era.LEGACY]
@@ -124,40 +122,33 @@ class Router:
     # ---- messages from clients -------------------------------------------------------------
 
     def receive(
-        self, client: Client, sink: Sink, message: Message, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Take one decoded message.
-
-        The answer goes to `sink`; `headers` are those of a modern request over HTTP, to be
-        judged against its body.
-        """
-        if message.method is UNSET:
-            self.relay.client_answered(client, message)
-        elif message.id is UNSET:
-            self._client_told(client, message)
-        else:
-            number = message.id
-            id_bytes = b"%d" % number if type(number) is int else jsonrpc.encode(number)
-            self._request(client, sink, message, id_bytes, headers)
-
-    def _request(
         self,
         client: Client,
         sink: Sink,
         message: Message,
-        id_bytes: bytes,
-        headers: Mapping[str, str] | None,
+        headers: Mapping[str, str] | None = None,
         *,
         patient: bool = True,
     ) -> None:
+        """Take one decoded message.
+
+        The answer goes to `sink`; `headers` are those of a modern request over HTTP, to be
+        judged against its body. Only a `patient` request waits for what is still starting.
+        """
+        if message.method is UNSET:
+            self.relay.client_answered(client, message)
+            return
+        if message.id is UNSET:
+            self._client_told(client, message)
+            return
+        id_bytes = jsonrpc.encode(message.id)
         try:
-            self._serve(client, sink, message, id_bytes, headers, patient=patient)
+            self._serve(client, sink, message, id_bytes, headers, patient)
         except StartingError as starting:
             if patient:
                 self._defer(client, sink, message, id_bytes, starting, headers=headers)
             else:
-                integration = self._fleet.integrations[starting.names[0]]
-                self._fail_unavailable(sink, id_bytes, integration)
+                self._fail_starting(sink, id_bytes, starting.names)
                 count_unserved(self._fleet, message)
                 self._log_refusal(client, message, UNSERVED)
         except RequestError as error:
@@ -176,20 +167,19 @@ class Router:
         method = cast("str", message.method)
         if self.call_log is not None and method in ROUTED:
             params = jsonrpc.members(message.params)
-            label = routed_label(self._fleet.catalogue, method, params)
+            label = routed_label(self._finder.catalogue(client), method, params)
             if label == search_tools.CALL and client.view is not None and client.view.search:
                 label = jsonrpc.text(jsonrpc.nested(params, "arguments"), "name") or label
             self.call_log.refused(client, method, label, outcome)
 
-    def _serve(
+    def _serve(  # noqa: PLR0917 - the hot path: keywords cost
         self,
         client: Client,
         sink: Sink,
         message: Message,
         id_bytes: bytes,
         headers: Mapping[str, str] | None,
-        *,
-        patient: bool,
+        patient: bool,  # noqa: FBT001 - the same
     ) -> None:
         method: str = message.method  # type: ignore[assignment]  # a request has one; cast() costs
         params = jsonrpc.members(message.params)
@@ -202,7 +192,7 @@ class Router:
         if id_bytes in client.in_flight or id_bytes in client.listens:
             raise RequestError(jsonrpc.INVALID_REQUEST, "this id is in flight already")
         if method == "tools/call":
-            self._call_tool(client, sink, id_bytes, params, meta, headers, modern, patient=patient)
+            self._call_tool(client, sink, id_bytes, params, meta, headers, modern, patient)
         elif method in LISTS:
             self._list(client, sink, id_bytes, method, params, modern=modern, patient=patient)
         elif method in self._modern or method in self._legacy:
@@ -210,13 +200,14 @@ class Router:
             own[method](client, sink, id_bytes, params)
         elif method not in ROUTED:
             if method in TASK_REQUESTS:
-                owner = self._tasks.find(client, params).upstream.integration
+                check_task_request(method, meta, modern=modern)
+                owner = self._tasks.find(client, params).server.integration
             else:
                 owner = self._only_one(method, client.view)
             self._route(client, sink, id_bytes, method, params, meta, owner, modern, OTHER)
         else:
             name = self._finder.route_of(method, params, client, modern=modern)
-            label = routed_label(self._fleet.catalogue, method, params)
+            label = routed_label(self._finder.catalogue(client), method, params)
             self._route(client, sink, id_bytes, method, params, meta, name, modern, label)
 
     def _check_method(self, client: Client, method: str, *, modern: bool) -> None:
@@ -235,24 +226,23 @@ class Router:
         meta: Object,
         headers: Mapping[str, str] | None,
         modern: bool,  # noqa: FBT001 - the same
-        *,
-        patient: bool,
+        patient: bool,  # noqa: FBT001
     ) -> None:
         view = client.view
         if view is not None and view.search:
             if self._search(client, sink, id_bytes, params, modern=modern, patient=patient):
                 return
             headers = None  # they were checked, and are about the name before it was changed
-        tools = self._finder.catalogue(client).tools
+        whole = self._fleet.catalogue
+        tools = (whole if view is None else view.of(whole)).tools
         entry = self._finder.entry("tools/call", params, tools, view)
-        own_tools = self._fleet.own
-        if entry.integration == OWN and own_tools is not None:
-            own_tools.call(sink, id_bytes, entry.name, params, modern=modern)
+        owner = entry.integration
+        if owner == OWN and self._fleet.own is not None:
+            self._fleet.own.call(sink, id_bytes, entry.name, params, modern=modern)
             return
         if headers is not None and entry.header_rules:
             parameter_headers.check(entry.header_rules, params, headers, unwrap_header)
         params["name"] = entry.raw_name
-        owner = entry.integration
         self._route(client, sink, id_bytes, "tools/call", params, meta, owner, modern, entry.name)
 
     def _search(
@@ -296,7 +286,7 @@ class Router:
         starting = [i for i in self._finder.seen(client.view).values() if not i.is_settled]
         unknown = [i.settings.name for i in starting if i.session is None]
         if unknown and patient:
-            self._fleet.start_unknown(unknown)
+            self._fleet.settling.start_unknown(unknown)
             limit_s = self._fleet.list_wait_s
             if limit_s is None:
                 limit_s = 0.0 if client.hears_of(method) else LIST_WAIT_S
@@ -305,14 +295,12 @@ class Router:
         return bool(starting)
 
     def _only_one(self, method: str, view: View | None) -> str:
-        """Who gets a request that we do not know: the only integration, or nobody."""
-        unclear = len(self._fleet.integrations) != 1 or method == "tasks/list"
+        """Who gets a request that we do not know: the only integration that it sees, or nobody."""
+        seen = list(self._finder.seen(view))
+        unclear = len(seen) != 1 or method == "tasks/list"
         if unclear or not _PLAIN_METHOD.fullmatch(method):
             raise _unknown_method(method)
-        (name,) = self._fleet.integrations
-        if view is not None and not view.serves(name):
-            raise _unknown_method(method)
-        return name
+        return seen[0]
 
     def _defer(
         self,
@@ -329,22 +317,23 @@ class Router:
         own = sum(1 for other, _ in self._deferred if other is client)
         full = len(self._deferred) >= MAX_DEFERRED or own >= MAX_IN_FLIGHT
         if full or key in self._deferred:
-            self._fail_unavailable(sink, id_bytes, self._fleet.integrations[starting.names[0]])
+            self._fail_starting(sink, id_bytes, starting.names)
             count_unserved(self._fleet, message)
             return
 
         async def later() -> None:
-            await self._fleet.wait_settled(starting.names, client, starting.limit_s)
+            await self._fleet.settling.wait(starting.names, client, starting.limit_s)
             self._deferred.pop(key, None)
-            self._request(client, sink, message, id_bytes, headers, patient=False)
+            self.receive(client, sink, message, headers, patient=False)
 
         self._deferred[key] = asyncio.get_running_loop().create_task(later())
 
     # ---- routing ---------------------------------------------------------------------------
 
-    def _fail_unavailable(self, sink: Sink, id_bytes: bytes, integration: Integration) -> None:
-        text, data = integration.unavailable, integration.availability
-        sink.answer(jsonrpc.failure(id_bytes, jsonrpc.UNAVAILABLE, text, data))
+    def _fail_starting(self, sink: Sink, id_bytes: bytes, names: list[str]) -> None:
+        known = [self._fleet.integrations[name] for name in names]
+        text = " ".join(one.unavailable for one in known)
+        sink.answer(jsonrpc.failure(id_bytes, jsonrpc.UNAVAILABLE, text, known[0].availability))
 
     def _route(  # noqa: C901, PLR0917 - the hot path: keywords and further calls cost
         self,
@@ -366,38 +355,30 @@ class Router:
         if len(client.in_flight) >= MAX_IN_FLIGHT:
             text = f"this client has {MAX_IN_FLIGHT} requests in flight already"
             raise RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)
-        if modern is (upstream.era is Era.MODERN):
-            call = Call(client, sink, id_bytes, method, name, integration.demand, label)
+        row, timeout_s, log = integration.demand, integration.settings.call_timeout_s, self.call_log
+        of_call = client, sink, id_bytes, method, params, name, row, label, timeout_s, log
+        if modern is (upstream.era is _MODERN):
+            call = Call(*of_call)
             if upstream.makes_tasks or "task" in params or method in TASK_REQUESTS:
                 call, upstream = self._tasks.take(call, params, upstream)
         elif method not in ROUTED:
             raise _unknown_method(method)
         else:
-            of_call = client, sink, id_bytes, method, name, integration.demand, label
-            call = BridgedCall(self._bridge, *of_call, to_modern=modern)
-            _change_era(call, params, meta)
-        if META_LOG_LEVEL in meta and modern:
-            call.log_level = level_index(jsonrpc.text(meta, META_LOG_LEVEL))
-        if _PROGRESS_TOKEN in meta and jsonrpc.identifier(meta, _PROGRESS_TOKEN) is not None:
-            call.progress = meta[_PROGRESS_TOKEN]
-        call.params = params
-        call.log = self.call_log
-        call.timeout_s = integration.settings.call_timeout_s
-        if type(call) is BridgedCall and modern and "requestState" in params:
-            self._bridge.resume(call)
-            return
-        if integration.gates and modern:
-            client.introduces_itself(jsonrpc.nested(meta, META_CLIENT))
-        admitted = not integration.gates or self._admitted(call, integration.gates)
+            call = BridgedCall(*of_call, bridge=self._bridge, to_modern=modern)
+            call.change_era(params, meta)
+        if meta:  # as of every modern request
+            _take_meta(call, meta, modern=modern)
+            if type(call) is BridgedCall and modern and "requestState" in params:
+                self._bridge.resume(call)
+                return
+        way, admitted = integration.passage, True
+        if way:
+            if modern:
+                client.introduces_itself(jsonrpc.nested(meta, META_CLIENT))
+            admitted = _admitted(call, way)
         client.in_flight[id_bytes] = call
         if admitted:
             upstream.call(call)
-
-    def _admitted(self, call: Call, gates: tuple[Gate, ...]) -> bool:
-        for number, gate in enumerate(gates, 1):
-            if not gate.admit(call, partial(self._release, gates[number:])):
-                return False
-        return True
 
     def _release(self, gates: tuple[Gate, ...], call: Call) -> None:
         """Send a call that a gate held past those behind it, unless it was cancelled meanwhile."""
@@ -416,7 +397,7 @@ class Router:
             upstream = integration.upstream or self._finder.instance_of(integration, call.client)
             if isinstance(call, TaskCall):
                 upstream = call.server(upstream)
-            if self._admitted(call, gates):
+            if _admitted(call, passage(gates, self._release)):
                 upstream.call(call)
         except StartingError:
             call.failed(jsonrpc.UNAVAILABLE, integration.unavailable)
@@ -446,6 +427,8 @@ class Router:
         catalogue = self._finder.catalogue(client)
         if client.view is not None and client.view.search and method == "tools/list":
             catalogue = search_tools.CATALOGUE
+        if method == "resources/list":
+            self._finder.lists_resources(client)
         if modern:
             body = catalogue.modern_page(method, 0 if starting else TTL_MS)
         else:
@@ -455,6 +438,8 @@ class Router:
     # ---- notifications and answers from clients --------------------------------------------
 
     def _client_told(self, client: Client, message: Message) -> None:
+        if message.method == ROOTS_CHANGED:
+            self._fleet.roots_changed(client)
         if message.method != "notifications/cancelled":
             return
         try:
@@ -479,19 +464,20 @@ class Router:
             task.cancel()
 
 
+def _take_meta(call: Call, meta: Object, *, modern: bool) -> None:
+    """What a request's `_meta` says of what may come before its answer."""
+    if META_LOG_LEVEL in meta and modern:
+        call.log_level = level_index(jsonrpc.text(meta, META_LOG_LEVEL))
+    if _PROGRESS_TOKEN in meta and jsonrpc.identifier(meta, _PROGRESS_TOKEN) is not None:
+        call.progress = meta[_PROGRESS_TOKEN]
+
+
+def _admitted(call: Call, way: Passage) -> bool:
+    for admit, go in way:  # noqa: SIM110 - the hot path: a generator costs
+        if not admit(call, go):
+            return False
+    return True
+
+
 def _unknown_method(method: str) -> RequestError:
     return RequestError(jsonrpc.METHOD_NOT_FOUND, f"Method not found: {method[:80]}")
-
-
-def _change_era(call: BridgedCall, params: Object, meta: Object) -> None:
-    """Make a request's `_meta` what the server's era expects."""
-    if call.to_modern:
-        call.capabilities = jsonrpc.nested(meta, META_CAPABILITIES)
-        sent = envelope.for_legacy_server(meta)
-    else:
-        call.capabilities = call.client.capabilities
-        sent = {**meta, **call.client.envelope}
-    if sent:
-        params["_meta"] = jsonrpc.raw_of(sent)
-    else:
-        params.pop("_meta", None)

@@ -188,12 +188,13 @@ class Sessions:
             raise RequestError(jsonrpc.UNAVAILABLE, f"at most {MAX_LISTENS} subscriptions")
         methods = {m for m, key in LISTEN_FILTERS.items() if bytes(wanted.get(key, b"")) == b"true"}
         uris = _strings(wanted.get("resourceSubscriptions"))
-        listen = Listen(client, sink, id_bytes, frozenset(methods), frozenset(uris))
+        found = {uri: self._finder.find_resource(uri, client) for uri in uris}
+        owners = {uri: owner for uri, owner in found.items() if isinstance(owner, str)}
+        listen = Listen(client, sink, id_bytes, frozenset(methods), frozenset(owners))
         client.listens[id_bytes] = listen
         listen.acknowledge()
-        for uri in listen.uris:
-            owner = self._finder.catalogue(client).resource_owner(uri)
-            if isinstance(owner, str) and (owner, uri) not in client.subscribed:
+        for uri, owner in owners.items():
+            if (owner, uri) not in client.subscribed:
                 self._fleet.watch(owner, uri, client)
                 client.subscribed.add((owner, uri))
 

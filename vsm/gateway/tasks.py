@@ -4,20 +4,29 @@ Two servers may use one id, and an id may be guessed. So a client never sees a s
 gets one of the gateway's, which nobody can guess, which says whose it is, and which is good for
 the client alone that got it (for clients without a session, for all that see what it sees). The
 legacy era nests a task in the result and asks `tasks/result` for the rest; in the modern one, where
-tasks are an extension, the result is the task. Runs in S1's event loop.
+tasks are an extension, the result is the task. Of a server that has ended its tasks keep its name,
+so that whoever asks is told, and nothing else of it. Runs in S1's event loop.
 """
 
 import secrets
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Raw
 
 from vsm.core.demand import PROTOCOL_ERROR
 from vsm.gateway.call import Call
 from vsm.gateway.finder import RequestError
+from vsm.gateway.task_maker import Maker
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import Object
-from vsm.protocol.tables import RELATED_TASK, TASK_REQUESTS
+from vsm.protocol.tables import (
+    META_CAPABILITIES,
+    RELATED_TASK,
+    TASK_EXTENSION,
+    TASK_METHODS,
+    TASK_REQUESTS,
+    Era,
+)
 
 if TYPE_CHECKING:
     from vsm.gateway.client import Client
@@ -29,11 +38,36 @@ MOST_ID_CHARS: Final = 1024
 Owner: TypeAlias = "Client | str"
 
 
-class Task(NamedTuple):
-    """One task, as the server knows it."""
+class Task:
+    """One task.
 
-    upstream: "Upstream"
-    own_id: str
+    Args:
+        maker: the server.
+        own_id: what it calls the task; "" once it has ended.
+        owner: who may ask about it.
+        name: what the owner calls it.
+    """
+
+    __slots__ = ("maker", "name", "own_id", "owner")
+
+    def __init__(self, maker: Maker, own_id: str, owner: Owner, name: str) -> None:
+        self.maker = maker
+        self.own_id = own_id
+        self.owner = owner
+        self.name = name
+
+    @property
+    def server(self) -> "Upstream":
+        """Who alone can answer.
+
+        Raises:
+            TaskError: it has ended.
+        """
+        server = self.maker.server
+        if server is None or server.lost:
+            text = f"{self.maker.integration}: its server ended, and the task with it"
+            raise TaskError(text)
+        return server
 
 
 class TaskError(RequestError):
@@ -48,20 +82,18 @@ class Tasks:
 
     def __init__(self) -> None:
         self._of: dict[Owner, dict[str, Task]] = {}
-        self._names: dict[Task, tuple[Owner, str]] = {}
 
-    def name(self, client: "Client", task: Task) -> str | None:
+    def name(self, client: "Client", maker: Maker, own_id: str) -> str | None:
         """What the client calls a task; the same again for one that it has. None: not its own."""
-        owner, known = _owner(client), self._names.get(task)
+        owner, known = client.owner, maker.tasks.get(own_id)
         if known is not None:
-            return known[1] if known[0] == owner else None
+            return known.name if known.owner == owner else None
         own = self._of.setdefault(owner, {})
         if len(own) >= MOST_TASKS:
-            oldest = next(iter(own))
-            self._names.pop(own.pop(oldest), None)
-        name = secrets.token_urlsafe(24)
-        own[name], self._names[task] = task, (owner, name)
-        return name
+            self._forget(next(iter(own.values())))
+        task = Task(maker, own_id, owner, secrets.token_urlsafe(24))
+        own[task.name] = maker.tasks[own_id] = task
+        return task.name
 
     def find(self, client: "Client", params: Object) -> Task:
         """The task that a request is about.
@@ -70,52 +102,59 @@ class Tasks:
             TaskError: this client has none of this id, or its server has ended.
         """
         name = jsonrpc.text(params, "taskId") or ""
-        task = self._of.get(_owner(client), {}).get(name)
+        task = self._of.get(client.owner, {}).get(name)
         if task is None:
             raise TaskError("unknown task")
-        if task.upstream.lost:
+        if task.maker.server is None:
             self._forget(task)
-            raise TaskError(f"{task.upstream.integration}: its server ended, and the task with it")
         return task
 
     def take(self, call: Call, params: Object, picked: "Upstream") -> "tuple[TaskCall, Upstream]":
         """Make of a call one that may be about tasks, and find its server; raises TaskError."""
-        row, label = call.row, call.label
-        of_call = call.client, call.sink, call.id_bytes, call.method, call.integration, row, label
-        taken = TaskCall(*of_call)
-        taken.tasks, taken.bound = self, None
+        fields = {name: getattr(call, name) for name in Call.__struct_fields__}
+        taken = TaskCall(**fields, tasks=self)
         if call.method in TASK_REQUESTS:
             task = self.find(call.client, params)
             params["taskId"] = jsonrpc.raw_of(task.own_id)
-            taken.bound = task.upstream
+            taken.bound = task.server
         return taken, taken.server(picked)
 
     def told(self, upstream: "Upstream", params: Object) -> "Client | None":
         """Who hears of a server's task, under the client's own name of it from now on."""
-        task = Task(upstream, jsonrpc.text(params, "taskId") or "")
-        owner, name = self._names.get(task, ("", ""))
-        if isinstance(owner, str):
+        task = upstream.maker.tasks.get(jsonrpc.text(params, "taskId") or "")
+        if task is None or isinstance(task.owner, str):
             return None
-        params["taskId"] = jsonrpc.raw_of(name)
-        return owner
+        params["taskId"] = jsonrpc.raw_of(task.name)
+        return task.owner
 
     def left(self, client: "Client") -> None:
         """A client's session ended."""
         for task in self._of.pop(client, {}).values():
-            self._names.pop(task, None)
+            task.maker.tasks.pop(task.own_id, None)
 
     def _forget(self, task: Task) -> None:
-        owner, name = self._names.pop(task)
-        self._of[owner].pop(name, None)
+        task.maker.tasks.pop(task.own_id, None)
+        self._of[task.owner].pop(task.name, None)
 
 
-def _owner(client: "Client") -> Owner:
-    if client.lasts:
-        return client
-    return f"{client.identity} {'' if client.view is None else client.view.name}"
+def check_task_request(method: str, meta: Object, *, modern: bool) -> None:
+    """Refuse a request about a task that its revision or its sender does not know.
+
+    In 2026-07-28 tasks are an extension, declared with every request (SEP-2663).
+
+    Raises:
+        RequestError: it is refused.
+    """
+    if method not in TASK_METHODS[Era.MODERN if modern else Era.LEGACY]:
+        raise RequestError(jsonrpc.METHOD_NOT_FOUND, f"Method not found: {method}")
+    capabilities = jsonrpc.nested(meta, META_CAPABILITIES)
+    if modern and TASK_EXTENSION not in jsonrpc.nested(capabilities, "extensions"):
+        text = f"{method} is for clients that declare the extension {TASK_EXTENSION}"
+        needed: object = {"requiredCapabilities": {"extensions": {TASK_EXTENSION: {}}}}
+        raise RequestError(jsonrpc.MISSING_CAPABILITY, text, needed)
 
 
-class TaskCall(Call):
+class TaskCall(Call, kw_only=True):
     """A request whose answer may name tasks.
 
     Attributes:
@@ -123,9 +162,8 @@ class TaskCall(Call):
         bound: the server that alone can answer, where the request is about one of its tasks.
     """
 
-    __slots__ = ("bound", "tasks")
     tasks: Tasks
-    bound: "Upstream | None"
+    bound: "Upstream | None" = None
 
     def server(self, picked: "Upstream") -> "Upstream":
         """Where it goes: to the one that made the task, else to what was picked; or TaskError."""
@@ -169,7 +207,7 @@ class TaskCall(Call):
             return False
         if self.upstream is None or len(own_id) > MOST_ID_CHARS:
             raise TaskError(own_id[:64])
-        name = self.tasks.name(self.client, Task(self.upstream, own_id))
+        name = self.tasks.name(self.client, self.upstream.maker, own_id)
         if name is None:
             raise TaskError("another client's")
         holder["taskId"] = jsonrpc.raw_of(name)

@@ -30,32 +30,24 @@ _UCRED = struct.Struct("3i")
 
 
 class UnixClient(Client):
-    """A client on the unix socket; its own sink, since one stream carries everything."""
+    """A client on the unix socket."""
 
     def __init__(self, protocol: "UnixProtocol") -> None:
         super().__init__()
         self._protocol = protocol
 
-    def answer(self, frame: bytes) -> None:
-        """Send an answer."""
-        self._protocol.send(frame)
-        if self._protocol.ending:
-            self._protocol.close_when_answered()
-
-    def ask(self, frame: bytes) -> None:
-        """Send a question."""
-        self._protocol.send(frame)
+    def ask_session(self, frame: bytes) -> bool:
+        """Send a question that belongs to no request."""
+        self._protocol.ask(frame)
+        return True
 
     def notify(self, frame: bytes) -> None:
-        """Send a notification; dropped while the client is behind with reading."""
-        if self._protocol.writable:
-            self._protocol.send(frame)
-        else:
-            self._protocol.dropped += 1
+        """Send a notification that belongs to no request."""
+        self._protocol.notify(frame)
 
 
 class UnixProtocol(asyncio.Protocol):
-    """One connection."""
+    """One connection; every request's sink, since one stream carries everything."""
 
     def __init__(self, listener: "UnixListener") -> None:
         self._listener = listener
@@ -117,18 +109,18 @@ class UnixProtocol(asyncio.Protocol):
         if type(frame) is not bytes:
             size = cast("OversizedFrame", frame).size_bytes
             text = f"the message has {size} bytes, more than {MAX_FRAME_BYTES}"
-            self.send(jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text))
+            self.answer(jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text))
             return
         try:
             message = jsonrpc.decode(frame if frame.find(b"\r") < 0 else jsonrpc.compact(frame))
         except DecodeError as error:
-            self.send(jsonrpc.failure(b"null", error.code, error.message))
+            self.answer(jsonrpc.failure(b"null", error.code, error.message))
             return
         if message.method == VIEW_METHOD:
             self._choose_view(message)
         else:
             self._untouched = False
-            self._router.receive(self._client, self._client, message)
+            self._router.receive(self._client, self, message)
 
     def _choose_view(self, message: Message) -> None:
         """A connection says, first of all and once, which of the configured clients it is."""
@@ -139,18 +131,31 @@ class UnixProtocol(asyncio.Protocol):
         view = self._router.views.named(name)
         if view is None or not self._untouched:
             text = f"no client {name[:64]!r} is configured" if self._untouched else "too late"
-            self.send(jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text))
+            self.answer(jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text))
             self.close()
             return
         self._untouched = False
         self._client.view = view
 
-    def send(self, frame: bytes) -> None:
-        """Send one frame with what else is sent in this turn of the loop."""
+    def answer(self, frame: bytes) -> None:
+        """Send an answer with what else is sent in this turn of the loop."""
         out = self._out
         if not out:
             self._loop.call_soon(self._flush)
         out.append(frame)
+        if self.ending:
+            self.close_when_answered()
+
+    def ask(self, frame: bytes) -> None:
+        """Send a question in the same way."""
+        self.answer(frame)
+
+    def notify(self, frame: bytes) -> None:
+        """Send a notification; dropped while the client is behind with reading."""
+        if self.writable:
+            self.answer(frame)
+        else:
+            self.dropped += 1
 
     def _flush(self) -> None:
         transport, out = self._transport, self._out

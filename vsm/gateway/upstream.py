@@ -19,6 +19,7 @@ from vsm.core.fair_queue import FairQueue
 from vsm.gateway.call import Call, Inquiry, Waiting
 from vsm.gateway.intake import Intake
 from vsm.gateway.resilience import Guard
+from vsm.gateway.task_maker import Maker
 from vsm.protocol import frames, jsonrpc
 from vsm.protocol.framing import OversizedFrame, salvage_id
 from vsm.protocol.ids import InFlight, Stray
@@ -90,6 +91,48 @@ class Upstream:
         credentials: clients by whose name their calls go to it.
     """
 
+    # More attributes than Python finds quickly in an object without them.
+    __slots__ = (
+        "__weakref__",
+        "_cancelled",
+        "_credentials",
+        "_grace",
+        "_in_flight",
+        "_inquiries",
+        "_limit",
+        "_loop",
+        "_max_frame_bytes",
+        "_noise",
+        "_noise_since",
+        "_noticed",
+        "_others",
+        "_out",
+        "_owner",
+        "_queue",
+        "_reserve",
+        "_standing",
+        "_timer",
+        "_timer_at",
+        "_writer",
+        "broken_frames",
+        "client",
+        "closed",
+        "era",
+        "failed_some",
+        "guard",
+        "intake",
+        "integration",
+        "maker",
+        "makes_tasks",
+        "private",
+        "remote",
+        "strays",
+        "title",
+        "unanswered",
+        "worker",
+        "writable",
+    )
+
     def __init__(
         self,
         owner: UpstreamOwner,
@@ -115,6 +158,8 @@ class Upstream:
         self.writable = True
         self.closed = False
         self.makes_tasks = False  # unasked: what it answers may name one
+        self.maker = Maker(self)
+        self.unanswered = 0  # calls that were sent
         self.strays = 0
         self.broken_frames = 0
         self._loop = asyncio.get_running_loop()
@@ -123,6 +168,8 @@ class Upstream:
         self._limit = concurrency
         self._reserve = concurrency // RESERVE
         self._standing = 0
+        self._inquiries = 0
+        self._cancelled = 0
         self._max_frame_bytes = max_frame_bytes
         self.intake = Intake(self, max_frame_bytes)
         self._in_flight: InFlight[Waiting] = InFlight(epoch)
@@ -166,6 +213,7 @@ class Upstream:
             return
         self.closed = True
         self._fail_all(reason)
+        self.maker.end()
         for timer in (self._timer, self._grace):
             if timer is not None:
                 timer.cancel()
@@ -180,7 +228,7 @@ class Upstream:
         lost = "" if self.client is None else " The state of this session is lost with it."
         text = f"{self.title}: {reason} while the request was in flight; it may have run.{lost}"
         for waiting in self._in_flight.drain():
-            self._end(waiting, text)
+            self._end(waiting, reason if isinstance(waiting, Inquiry) else text)
         for call in self._queue.drain():
             self._end(call, f"{self.title}: {reason} {_before_sent(call)}.{lost}")
 
@@ -188,9 +236,13 @@ class Upstream:
         """Fail what waited, unless the guard keeps it for the next server."""
         if not isinstance(waiting, Call):
             waiting.failed(jsonrpc.UNAVAILABLE, text)
-        elif self.private or not self.guard.keeps(waiting, jsonrpc.UNAVAILABLE, text):
+            return
+        sent = waiting.sent
+        if self.private or not self.guard.keeps(waiting, jsonrpc.UNAVAILABLE, text):
             self.failed_some = True
             waiting.failed(jsonrpc.UNAVAILABLE, text)
+        else:
+            self.unanswered += sent
 
     def output_ended(self) -> None:
         """The server closed its standard output, or died."""
@@ -232,6 +284,12 @@ class Upstream:
         """How many requests were sent."""
         return self._in_flight.issued
 
+    @property
+    def tally(self) -> tuple[int, int]:
+        """How many of the clients' calls that were sent it has answered, and how many not."""
+        done = self._in_flight.issued - self._inquiries - self._cancelled - len(self.calls())
+        return done - self.unanswered, self.unanswered
+
     def calls(self) -> list[Call]:
         """The clients' calls in flight."""
         return [item for item in self._in_flight.waiting.values() if isinstance(item, Call)]
@@ -241,8 +299,9 @@ class Upstream:
     def call(self, call: Call) -> None:
         """Send a client's call, or keep it until there is room; fail it when there is none."""
         call.upstream = self
-        if call.timeout_s is not None and (not call.retries or call.deadline is None):
-            call.deadline = self._loop.time() + call.timeout_s
+        deadline = call.deadline
+        if call.timeout_s is not None and (deadline is None or not call.retries):
+            deadline = call.deadline = self._loop.time() + call.timeout_s
         if self.writable and len(self._in_flight.waiting) < self._limit - self._reserve:
             self._send_call(call)
         elif self.lost:
@@ -251,7 +310,7 @@ class Upstream:
             self._send_call(call)
         else:
             self._enqueue(call)
-        if call.deadline is not None and call.deadline < self._timer_at:
+        if deadline is not None and deadline < self._timer_at:
             self._arm()
 
     def _may_use_reserve(self, call: Call) -> bool:
@@ -267,7 +326,9 @@ class Upstream:
 
     def _enqueue(self, call: Call) -> None:
         self._queue.limit = self.guard.settings.max_waiting
+        self.guard.queued += 1
         for left_out in self._queue.add(_lane(call), call, _size(call)):
+            self.guard.turned_away += 1
             left_out.failed(
                 jsonrpc.UNAVAILABLE,
                 f"{self.title} is saturated: {len(self._in_flight)} requests in flight and "
@@ -287,14 +348,16 @@ class Upstream:
             call.method.encode(),
             jsonrpc.encode(params),
         )
-        view = call.client.view
-        if view is not None and view.name in self._credentials:
-            frame = frames.tagged(frame, view.name)
+        if self._credentials:
+            view = call.client.view
+            if view is not None and view.name in self._credentials:
+                frame = frames.tagged(frame, view.name)
         self._write(frame)
 
     def ask(self, method: str, params: object, inquiry: Inquiry) -> int:
         """Send a question of the gateway's own, past the queue; returns its id."""
         inquiry.sent = True
+        self._inquiries += 1
         request_id = self._in_flight.add(inquiry)
         if inquiry.timeout_s is None:
             self._standing += 1
@@ -307,7 +370,7 @@ class Upstream:
 
     def forget(self, request_id: int) -> None:
         """Withdraw a standing question of the gateway's own."""
-        if type(self._in_flight.take(request_id)) is Stray:
+        if self._in_flight.take(request_id) is None:
             return
         self._standing -= 1
         self._limit -= 1
@@ -320,6 +383,7 @@ class Upstream:
     def cancel(self, call: Call, reason: str) -> None:
         """Forget a call and tell the server, if it knows of it."""
         if call.sent:
+            self._cancelled += 1
             self._in_flight.discard(call.upstream_id)
             self._tell_cancelled(call.upstream_id, reason)
             self.pump()
@@ -417,21 +481,26 @@ class Upstream:
         if message.method is not UNSET:
             self._spoke(message)
             return False
-        waiting = self._in_flight.take(message.id)
-        if isinstance(waiting, Stray):
-            self.strays += 1
-            self._make_noise()
-            self._notice(waiting.name, f"{self.title} sent {waiting.value}.")
+        in_flight = self._in_flight
+        waiting = in_flight.take(message.id)
+        if waiting is None:
+            self._strayed(in_flight.stray(message.id))
             return False
-        if type(waiting) is Inquiry and waiting.timeout_s is None:
+        if self._standing and type(waiting) is Inquiry and waiting.timeout_s is None:
             self._standing -= 1
             self._limit -= 1
         # A remote server's worker, which is ours, may say that there is no answer.
         if not (self.remote and message.error is not UNSET and self._unanswered(waiting, message)):
             waiting.answered(message)
-        if len(self._in_flight.waiting) <= self._standing:
-            self._rest()
+        if len(in_flight.waiting) <= self._standing and not self._queue:
+            self._owner.upstream_idle(self)
         return True
+
+    def _strayed(self, stray: Stray) -> None:
+        """The server answered what nobody waits for."""
+        self.strays += 1
+        self._make_noise()
+        self.notice(stray.name, f"{self.title} sent {stray.value}.")
 
     def turn_over(self) -> None:
         """Answers made room: send what waits."""
@@ -524,15 +593,15 @@ class Upstream:
         """Fail the call that an unusable frame seems to answer; give up on a stream of them."""
         self.broken_frames += 1
         self._make_noise()
-        self._notice("oversized" if head is not tail else "invalid", text)
+        self.notice("oversized" if head is not tail else "invalid", text)
         waiting = self._in_flight.take(salvage_id(head, tail))
-        if type(waiting) is not Stray:
-            cast("Waiting", waiting).failed(jsonrpc.INTERNAL_ERROR, text)
+        if waiting is not None:
+            waiting.failed(jsonrpc.INTERNAL_ERROR, text)
             self._rest()
         if self.broken_frames == MAX_BROKEN_FRAMES:
             self._give_up(f"the server sent {MAX_BROKEN_FRAMES} invalid messages")
 
-    def _notice(self, cause: str, text: str) -> None:
+    def notice(self, cause: str, text: str) -> None:
         """Say it once for each cause; the counters say how often."""
         if cause not in self._noticed:
             self._noticed.add(cause)
@@ -549,7 +618,7 @@ class Upstream:
         if left > 0 and not self.closed:
             self.intake.hold(left)
             rate = f"more than {NOISE_PER_WINDOW} messages a second that answer no call"
-            self._notice("flood", f"{self.title} sends {rate}: it is read slowly.")
+            self.notice("flood", f"{self.title} sends {rate}: it is read slowly.")
 
 
 def _size(call: Call) -> int:

@@ -7,10 +7,11 @@ Whose server it is was decided before. Runs in S1's event loop.
 from msgspec import Raw
 
 from vsm.gateway.call import Inquiry
+from vsm.gateway.client import Client
 from vsm.gateway.integration import Server, listen_params
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import Message
-from vsm.protocol.tables import LOG_LEVELS
+from vsm.protocol.tables import LOG_LEVELS, ROOTS_CHANGED
 
 
 def watch(server: Server, uri: str, answer: Inquiry | None = None, unavailable: str = "") -> None:
@@ -27,7 +28,7 @@ def watch(server: Server, uri: str, answer: Inquiry | None = None, unavailable: 
     if count == 0:
         _changed(server, "resources/subscribe", uri, answer, unavailable)
     elif answer is not None:
-        answer.answered(Message(result=Raw(b"{}")))
+        answer.answered(Message("2.0", result=Raw(b"{}")))
 
 
 def unwatch(server: Server, uri: str) -> None:
@@ -68,13 +69,22 @@ def tell_log_level(server: Server, level: int) -> None:
     upstream.ask("logging/setLevel", {"level": LOG_LEVELS[level]}, inquiry)
 
 
+def tell_roots_changed(server: Server, client: Client) -> None:
+    """The legacy server of one session may ask it for its roots now."""
+    upstream, session = server.upstream, server.session
+    if upstream is None or session is None or session.is_modern:
+        return
+    if client.initialized and "roots" in client.capabilities:
+        upstream.tell(jsonrpc.notification(ROOTS_CHANGED))
+
+
 def _changed(
     server: Server, method: str, uri: str, answer: Inquiry | None, unavailable: str
 ) -> None:
     if server.session is not None and server.session.is_modern:
         _listen(server)
         if answer is not None:
-            answer.answered(Message(result=Raw(b"{}")))
+            answer.answered(Message("2.0", result=Raw(b"{}")))
     else:
         _subscribe(server, method, uri, answer, unavailable)
 

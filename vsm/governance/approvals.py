@@ -1,6 +1,7 @@
 """Calls that wait for a person, and what was approved beforehand: the supervisor's desk.
 
 Runs in the supervisor. Owns the clock, the record and the messages around `vsm.core.approvals`.
+Time is what has passed since the boot, sleep included: who sets the wall clock prolongs nothing.
 What waits dies with the S1 that holds it; what was granted for a while survives a restart of vsm,
 read back from the journal, and is forgotten where that cannot be read.
 """
@@ -14,19 +15,13 @@ from typing import Any, Final, Protocol
 
 from vsm.core import approvals
 from vsm.core.approvals import GrantKey, Pending, Settled, State
-from vsm.errors import VsmError
-from vsm.journal.reader import Filter, JournalReader
+from vsm.errors import NotFoundError
+from vsm.journal.reader import Filter, JournalReader, Now
 from vsm.messages import Asking, Grant, Grants, Message, Verdict
 
 RULE: Final = "policy.ask"
 _MOST_READ: Final = 500
 _NS: Final = 10**9
-
-
-class NothingWaitsError(VsmError):
-    """There is no such approval."""
-
-    exit_code = 5
 
 
 class Record(Protocol):
@@ -77,7 +72,7 @@ class Desk:
 
     def asking(self, message: Asking) -> str:
         """S1 holds a call; the id that a person decides by."""
-        now_s = time.time()
+        now_s = steady_s()
         pending = Pending(
             id=secrets.token_hex(3),
             epoch=self._epoch(),
@@ -116,18 +111,18 @@ class Desk:
         """A person decided.
 
         Raises:
-            NothingWaitsError: nothing of that id waits.
+            NotFoundError: nothing of that id waits.
         """
         try:
             settled = self._step(approvals.Decided(approval, approved, by, grant_s))
         except approvals.UnknownError:
             remedy = "`vsm approvals` lists what waits."
-            raise NothingWaitsError(approval[:40], "nothing of that id waits", remedy) from None
+            raise NotFoundError(approval[:40], "nothing of that id waits", remedy) from None
         return next(one for one in settled if one.pending.id == approval)
 
     def overview(self) -> dict[str, Any]:
         """What waits and what is granted."""
-        now_s = time.time()
+        now_s = steady_s()
         return {
             "pending": [
                 {"id": one.id, "left_s": round(one.until_s - now_s, 1), **one.details}
@@ -158,7 +153,7 @@ class Desk:
 
     def _step(self, event: approvals.Event) -> tuple[Settled, ...]:
         before = self._state.grants
-        self._state, settled = approvals.step(self._state, event, time.time())
+        self._state, settled = approvals.step(self._state, event, steady_s())
         if self._state.grants != before:
             self._tell(Grants(grants=self.grants()))
         for one in settled:
@@ -183,7 +178,7 @@ class Desk:
             self._timer = None
         next_s = approvals.next_s(self._state)
         if next_s is not None:
-            delay_s = max(0.0, next_s - time.time()) + 0.01
+            delay_s = max(0.0, next_s - steady_s()) + 0.01
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._pass)
 
     def _pass(self) -> None:
@@ -200,18 +195,17 @@ class Desk:
         """
         if not path.exists():
             return
-        now_s = time.time()
-        since_ns = max(0, int((now_s - approvals.LONGEST_GRANT_S) * _NS))
+        now = Now.read()
         with JournalReader(path) as reader:
-            rows = reader.newest("decisions", Filter(since_ns=since_ns, kind=RULE), _MOST_READ)
+            rows = reader.newest("decisions", Filter(kind=RULE), _MOST_READ)
         grants: dict[GrantKey, float] = {}
         for row in rows:
             if row["outcome"] is None:
                 outcome = {"verdict": "abandoned", "by": "vsm ended while it waited"}
                 self._record.outcome(row["key"], outcome)
             else:
-                grants |= _granted(row)
-        self._state = approvals.with_grants(self._state, grants, now_s)
+                grants |= _granted(row, now)
+        self._state = approvals.with_grants(self._state, grants, steady_s())
         self._wait()
 
     def close(self) -> None:
@@ -239,14 +233,36 @@ def _details(message: Asking) -> dict[str, Any]:
 def _outcome(settled: Settled) -> dict[str, Any]:
     outcome: dict[str, Any] = {"verdict": settled.verdict, "by": settled.by}
     if settled.grant_until_s is not None:
-        outcome["granted_until_s"] = settled.grant_until_s
+        outcome["granted_until_s"] = wall_s(settled.grant_until_s)
+        outcome["granted_until_steady_s"] = settled.grant_until_s
     return outcome
 
 
-def _granted(row: Mapping[str, Any]) -> dict[GrantKey, float]:
+def steady_s() -> float:
+    """Seconds since the boot, sleep included; S1, which is told times by it, reads the same."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def wall_s(steady: float | None) -> float | None:
+    """A time by the steady clock as the wall clock will show it, for people."""
+    return None if steady is None else time.time() + steady - steady_s()
+
+
+def _until_s(row: Mapping[str, Any], now: Now) -> float | None:
+    """When a recorded grant ends, by this boot's steady clock; None for whatever is no grant."""
+    if now.boot_id and row["boot_id"] == now.boot_id:
+        until_s = row["outcome"].get("granted_until_steady_s")
+        return until_s if isinstance(until_s, float) else None
+    until_s = row["outcome"].get("granted_until_s")
+    if not isinstance(until_s, float) or now.wall_ns < row["outcome_at_ns"]:
+        return None  # of a clock that was set back nobody knows how long ago it was
+    return steady_s() + until_s - now.wall_ns / _NS
+
+
+def _granted(row: Mapping[str, Any], now: Now) -> dict[GrantKey, float]:
     """The grant of a record of ours; nothing for whatever is none."""
-    key, until_s = row["inputs"].get("key"), row["outcome"].get("granted_until_s")
-    if row["source"] != "supervisor" or not isinstance(until_s, float):
+    key, until_s = row["inputs"].get("key"), _until_s(row, now)
+    if row["source"] != "supervisor" or until_s is None:
         return {}
     if not isinstance(key, list) or len(key) != len(GrantKey._fields):
         return {}

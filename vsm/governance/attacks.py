@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from vsm.attempts import ATTEMPTS, Attempt
+from vsm.attempts.kernel_files import FILES, LIST
 from vsm.confinement.execution import IN_FORCE, Plan
 from vsm.confinement.operations import Restrict
+from vsm.confinement.root_operations import Bind
 
 SAMPLE: Final = 24
 """So many of them in an audit that comes by itself."""
@@ -60,6 +62,10 @@ _OTHERS: Final = (
 )
 _SIGNALS: Final = ("signal_a_process_outside",)
 """The null signal to the worker's first process: what Landlock's scope alone stops."""
+_FOLDERS: Final = {
+    "list_the_home_of_root": "/root",
+    **{f"open_{name}": path for name, (path, flags) in FILES.items() if flags == LIST},
+}
 HARMLESS: Final = (*(n for n in _BY_CALL if n not in _KILLED), *_OTHERS, *_SIGNALS)
 
 
@@ -78,9 +84,18 @@ def attacks(plan: Plan, *, root: bool) -> tuple[str, ...]:
 def _is_stopped(attempt: Attempt, plan: Plan, layers: set[str], user: str) -> bool:
     if attempt.weaker.get(plan.tier) or attempt.weaker.get(user):
         return False
+    if _leads_to_a_grant(attempt.name, plan):
+        return False
     if attempt.name in _SIGNALS:
         return "landlock" in layers and _landlock_abi(plan) >= _SCOPE_ABI
     return attempt.guards[0] in layers or bool(set(attempt.guards) & layers - {"network"})
+
+
+def _leads_to_a_grant(name: str, plan: Plan) -> bool:
+    """Whether it opens a folder that the worker's own root has, since a granted path lies below."""
+    above = _FOLDERS.get(name, "")
+    paths = (step.path for step in plan.operations if isinstance(step, Bind))
+    return bool(above) and any(path == above or path.startswith(f"{above}/") for path in paths)
 
 
 def _landlock_abi(plan: Plan) -> int:

@@ -7,6 +7,7 @@ that no process maps is not seen. `vsm status` says so.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 INTERVAL_S: Final = 0.5
 MOST_PROCESSES: Final = 4096
 NOTICED_LATE: Final = "; nothing limits it, so it was noticed late"
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _SLICE_S: Final = 0.003  # of the supervisor's time at once, for a directory with many files
 _NEXT_SLICE_S: Final = 0.03
 _SURE_S: Final = 5.0  # so long a look counts while the file system says that little was written
@@ -34,10 +36,17 @@ _PAUSES: Final = 10  # a look that took long is followed by a pause so many time
 
 
 class Tree(NamedTuple):
-    """What a process and its descendants use: memory of their own, and tasks."""
+    """What a process and its descendants use.
+
+    Args:
+        memory_bytes: of their own: what they share with others is not counted.
+        tasks: processes and threads.
+        cpu_s: of those that were waited for, too.
+    """
 
     memory_bytes: int
     tasks: int
+    cpu_s: float
 
 
 class DiskWatch:
@@ -191,12 +200,19 @@ def _excess(running: "RunningWorker", unheld: set[str]) -> str:
 
 def measure(pid: int) -> Tree:
     """Sum up a process and all below it; those that end meanwhile count as nothing."""
-    memory_kib = tasks = 0
+    memory_kib = tasks = ticks = 0
     for one in descendants(pid):
         fields = _status(one)
         memory_kib += fields.get("RssAnon", 0) + fields.get("RssShmem", 0)
         tasks += fields.get("Threads", 0)
-    return Tree(memory_kib << 10, tasks)
+        ticks += _ticks(one)
+    return Tree(memory_kib << 10, tasks, ticks / _TICKS_PER_S)
+
+
+def _ticks(pid: int) -> int:
+    """Of the processor, user and system, its own and its reaped children's: proc_pid_stat(5)."""
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return sum(int(field) for field in fields[11:15])
 
 
 def descendants(pid: int) -> Iterator[int]:

@@ -1,8 +1,9 @@
 """`vsm limit`: limits that an operator sets on one integration, over those of its profile.
 
-Runs in the supervisor. What a control group holds moves under the running worker, and so does
-what is detected on the disk; the rest, and what no group holds here, counts from the next start.
-Kept until this vsm ends: what is to stay belongs into the profile.
+Runs in the supervisor. `instances` bounds a pool, over its entry. What a control group holds moves
+under the running worker, and so does what is detected on the disk; the rest, and what no group
+holds here, counts from the next start. Kept until this vsm ends: what is to stay belongs into the
+profile.
 """
 
 from typing import TYPE_CHECKING, Any, Final
@@ -11,11 +12,14 @@ import msgspec
 
 from vsm.configuration import changes
 from vsm.configuration.profile import Limits, LimitsDocument, compile_limits
+from vsm.configuration.regulation import INSTANCES
 from vsm.confinement.cgroup import CgroupLimits
 from vsm.confinement.plan import rates_text
 from vsm.errors import ConfigurationError, VsmError
 
 if TYPE_CHECKING:
+    from vsm.configuration.config import Integration
+    from vsm.supervision.integration_group import IntegrationGroup
     from vsm.supervision.running_worker import RunningWorker
     from vsm.supervision.supervisor import Supervisor
 
@@ -55,8 +59,41 @@ def set_limits(supervisor: "Supervisor", name: str, wanted: dict[str, Any]) -> l
     Raises:
         VsmError: an unknown key or value, or the kernel refused a limit; then nothing is kept.
     """
+    group, wanted = supervisor.integrations, dict(wanted)
+    pool = {INSTANCES: wanted.pop(INSTANCES)} if INSTANCES in wanted else {}
+    bound = _bound(group.integrations[name], pool[INSTANCES]) if pool else None
+    rows = _set_of_workers(group, name, wanted) if wanted or not pool else []
+    if pool:
+        group.bounds.command(name, bound)
+        detail = "by vsm" if bound is not None else "as its entry says; system 3 may move it"
+        row = {"key": INSTANCES, "value": str(pool[INSTANCES]), "state": "in force"}
+        rows.append({**row, "detail": detail})
+    return rows
+
+
+def _bound(entry: "Integration", wanted: object) -> int | None:
+    """How many instances a pool may have; None: as its entry says.
+
+    Raises:
+        ConfigurationError: it is no pool, or may not have so many.
+    """
+    where = f"{WHERE} {entry.name}: {INSTANCES}"
+    if entry.instances != "pool":
+        raise ConfigurationError(where, "it is no pool", 'Set instances = "pool" in vsm.toml.')
+    if wanted == "unlimited":
+        return None
+    least, most = entry.pool_min, entry.pool_max
+    if type(wanted) is not int or not least <= wanted <= most:
+        what = f"expected a number from {least} to {most} or unlimited"
+        raise ConfigurationError(where, what, "See pool_min and pool_max in vsm.toml.")
+    return wanted
+
+
+def _set_of_workers(
+    group: "IntegrationGroup", name: str, wanted: dict[str, Any]
+) -> list[dict[str, str]]:
+    """What each worker of it may use."""
     fields = parse(wanted)
-    group = supervisor.integrations
     workers = group.running_of(name)
     running = workers[0] if workers else None
     live = [key for key in wanted if _is_live(key, running)]
@@ -80,7 +117,7 @@ def parse(wanted: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(wanted) - set(FIELDS))
     if unknown or not wanted:
         what = f"no limit {unknown[0]!r}" if unknown else "no limit is named"
-        raise ConfigurationError(WHERE, what, f"Known: {', '.join(FIELDS)}.")
+        raise ConfigurationError(WHERE, what, f"Known: {', '.join([*FIELDS, INSTANCES])}.")
     try:
         document = msgspec.convert(wanted, LimitsDocument)
     except msgspec.ValidationError as error:

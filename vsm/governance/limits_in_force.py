@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vsm.configuration.profile import Limits
+from vsm.configuration.regulation import INSTANCES
 from vsm.configuration.units import format_bytes
 from vsm.confinement.execution import Plan
 from vsm.confinement.operations import SetLimits
@@ -17,6 +18,7 @@ from vsm.confinement.root_operations import Mount, inodes
 
 if TYPE_CHECKING:
     from vsm.confinement.cgroup import Group
+    from vsm.supervision.integration_group import IntegrationGroup
     from vsm.supervision.provision import Provision
     from vsm.supervision.running_worker import RunningWorker
 
@@ -40,7 +42,8 @@ class Held(NamedTuple):
     Args:
         key: as in a profile.
         value: as one would write it.
-        mechanism: "cgroup v1", "cgroup v2", "rlimit", "tmpfs", "mini-init", "detection", or "".
+        mechanism: "cgroup v1", "cgroup v2", "rlimit", "tmpfs", "mini-init", "detection",
+            "vsm", or "".
         state: IN_FORCE, DETECTED, ABSENT or NOT_REQUIRED.
     """
 
@@ -63,6 +66,20 @@ def table(running: "RunningWorker | None") -> list[dict[str, str]]:
         *_memory_disks(provided.plan),
     ]
     return [one._asdict() for one in held]
+
+
+def of_pool(group: "IntegrationGroup", name: str) -> list[dict[str, str]]:
+    """How many instances a pool may have; nothing of what is none."""
+    entry, terms = group.integrations[name], group.bounds.terms_of(name)
+    if entry.instances != "pool" or terms is None:
+        return []
+    by = "of its entry"
+    if name in group.bounds.commanded:
+        by = "set by command"
+    elif name in group.bounds.granted:
+        by = "set by system 3"
+    detail = f"from {entry.pool_min} to {entry.pool_max}; {by}"
+    return [Held(INSTANCES, str(terms.most), "vsm", IN_FORCE, detail)._asdict()]
 
 
 def _tree_limits(running: "RunningWorker", provided: "Provision") -> Iterator[Held]:

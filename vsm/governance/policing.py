@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 from vsm.configuration.policy import compile_policy
 from vsm.core import restart
 from vsm.core.policy_rules import compile_rules
-from vsm.core.repeats import Repeats, Surges
+from vsm.core.repeats import Repeats, Surges, keep_newest_of
 from vsm.errors import VsmError
-from vsm.governance.approvals import Desk
+from vsm.governance.approvals import Desk, wall_s
 from vsm.messages import (
     Asking,
     Body,
@@ -33,7 +33,7 @@ from vsm.messages import (
 if TYPE_CHECKING:
     from vsm.supervision.supervisor import Supervisor
 
-MOST_PAINS: Final = 256
+MOST_PAINS: Final = 256  # of one sender
 REPEAT_INTERVAL_S: Final = 10.0
 CALM_S: Final = 5.0
 FORGOTTEN_S: Final = 3600.0
@@ -197,9 +197,8 @@ class Policing:
         key = (sender, subject, cause)
         pain = severity == "pain"
         if pain:
-            self.pains[key] = (time.time(), detail)
-            while len(self.pains) > MOST_PAINS:
-                self.pains.popitem(last=False)
+            self.pains[key] = (time.monotonic(), detail)
+            keep_newest_of(sender, self.pains, MOST_PAINS)
         else:
             self.pains.pop(key, None)
         told: dict[str, Any] = {"sender": sender, "subject": subject, "reason": detail}
@@ -224,7 +223,7 @@ class Policing:
 
     def overview(self) -> list[dict[str, Any]]:
         """What hurts now, for `vsm status`; what a system did not repeat for an hour is over."""
-        now_s = time.time()
+        now_s = time.monotonic()
         for key, (since_s, _) in list(self.pains.items()):
             if key[0] != "supervisor" and now_s - since_s > FORGOTTEN_S:
                 del self.pains[key]
@@ -269,7 +268,7 @@ class Policing:
         return {
             "id": approval,
             "verdict": settled.verdict,
-            "granted_until_s": settled.grant_until_s,
+            "granted_until_s": wall_s(settled.grant_until_s),
             **settled.pending.details,
         }
 

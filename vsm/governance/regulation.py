@@ -9,14 +9,18 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
-from vsm.configuration.regulation import RESOURCES, Range, settings
+from vsm.configuration.regulation import INSTANCES, RESOURCES, Range, settings
 from vsm.core import restart
+from vsm.core.repeats import Repeats
 from vsm.errors import VsmError
 from vsm.governance import limits, pressure
 from vsm.governance.learned import Learned
+from vsm.governance.pool_sizes import PoolSizes
+from vsm.governance.resource_samples import ResourceSamples
 from vsm.governance.worker_audit import Audits
 from vsm.messages import (
     Audit,
+    Body,
     Contracted,
     Damp,
     Decided,
@@ -42,6 +46,7 @@ LEAST: Final = {"memory": 16.0 * 2**20, "cpu": 0.05, "processes": 4.0}
 """The least floor of an integration whose entry names none."""
 FLOOR_SHARE: Final = 0.25
 _MOST_OPEN_DECISIONS: Final = 512
+_LOG_AGAIN_S: Final = 10.0
 _LOUD: Final = frozenset({"warning", "error", "critical"})
 _SLACK: Final = 1.0001
 
@@ -51,16 +56,22 @@ class Regulator:
 
     def __init__(self, supervisor: "Supervisor") -> None:
         self._supervisor = supervisor
-        self._budget = supervisor.config.control.budget
+        budget = supervisor.config.control.budget
+        self._budget: dict[str, float] = {one: budget[one] for one in RESOURCES if one in budget}
         self._interval_s = supervisor.config.control.interval_s
         self._timer: asyncio.TimerHandle | None = None
-        self._open: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._open: dict[str, OrderedDict[str, str]] = {}  # by system: none pushes another's out
+        self._logged = Repeats(_LOG_AGAIN_S)
         self.out_of_memory: dict[str, int] = {}
         self._phases: dict[str, str] = {}
         self._learned = Learned(lambda: supervisor.recorder.path)
         self._silent = False
         self._slowed: set[str] = set()
         self.audits = Audits(supervisor, self._workers, self._tell)
+        self.pools = PoolSizes(supervisor, self._ranges, self._note)
+        self.samples = ResourceSamples(
+            lambda: supervisor.integrations.integrations, self._workers, self._interval_s
+        )
 
     def settings(self, system: str) -> dict[str, Any]:
         """What a system's `start` tells it: its tables of vsm.toml, and what S4 had learned."""
@@ -73,8 +84,9 @@ class Regulator:
         return own | self._learned.settings()
 
     def start(self) -> None:
-        """Take samples from now on, where there is a budget."""
-        if self._budget:
+        """Take samples from now on; S3 is told of them where there is a budget."""
+        self.samples.start()
+        if self._budget or self.pools.budget:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._interval_s, self._sample)
 
@@ -83,21 +95,24 @@ class Regulator:
         if self._timer is not None:
             self._timer.cancel()
         self.audits.stop()
+        self.samples.stop()
 
     # ---- what happens ----------------------------------------------------------------------
 
     def changed(self, change: restart.Changed) -> None:
-        """A worker's phase changed: S2 hears of crashes and of what came up again.
+        """A worker's phase changed: S2 hears of crashes and of what came up again, pools of S3.
 
         What becomes of one instance among several is no news of its integration, but want of
         memory is.
         """
+        self.pools.changed(change)
         name = integration_of(change.name)
         if name not in self._supervisor.integrations.integrations:
             return
         before = self._phases.pop(change.name, "stopped")
         if change.phase != "stopped":
             self._phases[change.name] = change.phase
+        self._scaled(name, change, before)
         crashed = bool(
             change.reason
             and change.phase in {"backing_off", "starting", "quarantined", "stopped"}
@@ -108,6 +123,25 @@ class Regulator:
         told = change.phase == "ready" or (crashed and change.phase != "stopped")
         if told and change.name == name:
             self._happened(name, "restart", -1.0 if crashed else 1.0)
+
+    def _scaled(self, name: str, change: restart.Changed, before: str) -> None:
+        """A pool that serves has one instance more, or lets one go that it does not need."""
+        group = self._supervisor.integrations
+        pool = group.sets.get(name)
+        if change.name == name or pool is None or pool.terms.kind != "pool":
+            return
+        if group.workers.phase(name) != "ready":
+            return
+        if change.phase == "ready":
+            self._happened(name, "scaling", 1.0)
+        elif (change.phase, before) == ("stopping", "ready"):
+            failed = group.workers.worker(change.name).after != "stop"
+            if not failed:
+                self._happened(name, "scaling", -1.0)
+
+    def acquired(self, name: str, *, gone: bool = False) -> None:
+        """An integration came to the configuration, or went from it."""
+        self._happened(name, "acquisition", -1.0 if gone else 1.0)
 
     def _happened(self, name: str, series: str, amount: float) -> None:
         now = asyncio.get_running_loop().time()
@@ -124,16 +158,15 @@ class Regulator:
     def _sample(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._interval_s, self._sample)
-        rows = {
-            name: row
-            for name, workers in self._workers().items()
-            if (row := self._row(name, workers)) is not None
-        }
+        workers = self._workers()
+        rows = {name: self._row(name, those) for name, those in workers.items()}
+        self.pools.add(rows, workers)
         if not self._tell("system3", Resources(at_s=loop.time(), rows=rows)) and rows:
             self._sample_dropped(len(rows))
 
     def _sample_dropped(self, count: int) -> None:
-        """A message has a bound; that S3 hears nothing is said once."""
+        """A message has a bound; that S3 hears nothing is said once, and leaves pools alone."""
+        self.pools.release("system 3 takes no samples")
         if not self._silent:
             self._silent = True
             what = f"{count} integrations: a sample was dropped, so the budget is not divided"
@@ -150,7 +183,7 @@ class Regulator:
                 found.setdefault(running.name, []).append(running)
         return found
 
-    def _row(self, name: str, workers: "list[RunningWorker]") -> ResourceRow | None:
+    def _row(self, name: str, workers: "list[RunningWorker]") -> ResourceRow:
         ranges = self._ranges(name, workers)
         groups = [one.provided.group for one in workers if one.provided is not None]
         seen = [pressure.sample(group) for group in groups if group is not None]
@@ -209,7 +242,8 @@ class Regulator:
             case Decided():
                 self._decide(system, message)
             case Settled():
-                key = self._open.pop((system, message.key), None)
+                mine = self._open.get(system, OrderedDict[str, str]())
+                key = mine.pop(message.key, None)
                 if key is not None:
                     self._supervisor.recorder.journal.outcome(key, message.outcome)
 
@@ -224,12 +258,19 @@ class Regulator:
             detail=message.detail,
         )
         if message.severity in _LOUD:
-            name = message.integration or system
-            log = self._supervisor.log
-            log.warning(message.event, worker=name, reason=str(message.detail.get("what", "")))
+            self._log(message.event, message.integration or system, message.detail)
+
+    def _log(self, event: str, name: str, detail: Body) -> None:
+        """For whoever reads the log; the like of it once in a while, the record has them all."""
+        before = self._logged.passes((event, name), asyncio.get_running_loop().time())
+        if before is not None:
+            more = {"like_it_before": before} if before else {}
+            reason = str(detail.get("what", ""))
+            self._supervisor.log.warning(event, worker=name, reason=reason, **more)
 
     def _decide(self, system: str, message: Decided) -> None:
-        self._open[system, message.key] = self._supervisor.recorder.journal.decide(
+        mine = self._open.setdefault(system, OrderedDict())
+        mine[message.key] = self._supervisor.recorder.journal.decide(
             message.subject,
             source=system,
             rule=message.rule,
@@ -237,8 +278,8 @@ class Regulator:
             alternatives=list(message.alternatives),
             choice=message.choice,
         )
-        while len(self._open) > _MOST_OPEN_DECISIONS:
-            self._open.popitem(last=False)
+        while len(mine) > _MOST_OPEN_DECISIONS:
+            mine.popitem(last=False)
 
     def _move(self, message: Move) -> None:
         state, detail = "in force", ""
@@ -254,6 +295,11 @@ class Regulator:
         Raises:
             VsmError: one is not S3's to set, or the kernel refuses it; nothing was changed.
         """
+        if INSTANCES in wanted:
+            if len(wanted) > 1:
+                raise VsmError(name, "the size of a pool moves by itself")
+            self._happened(name, INSTANCES, self.pools.put(name, wanted[INSTANCES]))
+            return
         workers = self._workers().get(name)
         if not workers:
             raise VsmError(name, "it does not serve now")

@@ -13,12 +13,15 @@ from typing import Any, Final, NamedTuple
 
 from vsm import paths
 from vsm.configuration.config import load_config
-from vsm.core.client_entries import Entry, parse_entries
+from vsm.core.client_entries import Entry, Wanted, is_secret, parse_entries
 from vsm.errors import ConfigurationError, VsmError
 from vsm.install.installation import install, newest
 from vsm.install.store import Server
 
+HIDDEN: Final = "(as it is)"
+INSTALLED: Final = "(the installed command)"
 _MOST_BYTES: Final = 1 << 20
+_PROFILES: Final = {"npm": "node-server", "pypi": "python-server"}
 Say = Callable[[str], None]
 
 
@@ -58,17 +61,43 @@ def describe(entry: Entry) -> Iterator[str]:
         yield f"cannot be taken over: {entry.refused}"
         return
     if entry.package:
-        separator = "==" if entry.package.kind == "pypi" else "@"
-        version = entry.package.version or "NEWEST"
-        package = f"{entry.package.kind}:{entry.package.name}{separator}{version}"
-        yield f"vsm install {package} --name {entry.name}"
+        yield f"vsm install {_spec(entry.package, entry.package.version)} --name {entry.name}"
         if not entry.package.version:
-            yield "  NEWEST: the registry is asked once, and that version is pinned"
-    if entry.url:
-        yield f"url = {_toml(entry.url)}"
+            yield "  without a version: the registry is asked once, and the newest is pinned"
     for variable in entry.secrets:
         yield f"{variable} moves to {secret_file(entry.name, variable)}"
     yield from entry.remarks
+    yield "goes into vsm.toml:"
+    for line in _table(_foreseen(entry)).strip().splitlines():
+        yield f"  {line}"
+
+
+def _spec(package: Wanted, version: str) -> str:
+    """The package as `vsm install` takes it."""
+    separator = "==" if package.kind == "pypi" else "@"
+    return f"{package.kind}:{package.name}" + (f"{separator}{version}" if version else "")
+
+
+def _foreseen(entry: Entry) -> Taken:
+    """The entry as far as it is known before anything is installed."""
+    secrets = {variable: str(secret_file(entry.name, variable)) for variable in entry.secrets}
+    argv = tuple(_without_secrets(entry.argv))
+    if entry.package is None:
+        return Taken(entry, argv, "integration", secrets)
+    return Taken(entry, (INSTALLED, *argv), _PROFILES[entry.package.kind], secrets)
+
+
+def _without_secrets(argv: tuple[str, ...]) -> Iterator[str]:
+    """The words, but for values of options that sound secret: they are not for a terminal."""
+    hide = False
+    for word in argv:
+        option, has_value, _ = word.partition("=")
+        secret = option.startswith("-") and is_secret(option.strip("-").replace("-", "_"))
+        if hide:
+            yield HIDDEN
+        else:
+            yield f"{option}={HIDDEN}" if secret and has_value else word
+        hide = secret and not has_value and not hide
 
 
 def secret_file(name: str, variable: str) -> Path:
@@ -76,19 +105,22 @@ def secret_file(name: str, variable: str) -> Path:
     return paths.state_dir() / "secrets" / f"{name}.{variable}"
 
 
-def apply(entries: list[Entry], config: Path, say: Say) -> list[Taken]:
-    """Install, store the secrets, add to the configuration; what was added.
+def apply(entries: list[Entry], config: Path, say: Say) -> tuple[list[Taken], dict[str, VsmError]]:
+    """Install, store the secrets, add to the configuration; what was added, and what failed.
+
+    One that cannot be installed, or is there already, does not keep the others back.
 
     Raises:
-        VsmError, OSError: something failed; vsm.toml is as before, and no secret was copied. What
-            was installed stays installed.
+        VsmError, OSError: something else failed; vsm.toml is as before, and no secret was copied.
+            What was installed stays installed.
     """
     wanted = [entry for entry in entries if not entry.refused]
     known = load_config(config).integrations if config.exists() else {}
-    for entry in wanted:
-        if entry.name in known:
-            what = f"has an integration {entry.name} already"
-            raise ConfigurationError(str(config), what, "Rename or remove one of them.")
+    if wanted:
+        _replace(config, "", keep=False)  # before minutes of installing, not after
+    what, remedy = f"{config} has an integration of that name already", "Rename or remove it."
+    failed = {one.name: VsmError(one.name, what, remedy) for one in wanted if one.name in known}
+    wanted = [entry for entry in wanted if entry.name not in known]
     new = {
         path
         for entry in wanted
@@ -96,31 +128,40 @@ def apply(entries: list[Entry], config: Path, say: Say) -> list[Taken]:
         if not path.exists()
     }
     try:
-        taken = [_take(entry, say) for entry in wanted]
+        taken = []
+        for entry in wanted:
+            try:
+                command, profile = _installed(entry, say)
+            except VsmError as error:
+                failed[entry.name] = error
+                say(f"{entry.name} is left out: {error}")
+            else:
+                taken.append(Taken(entry, command, profile, _stored(entry)))
         if taken:
-            _append(config, "".join(_table(one) for one in taken))
+            _replace(config, "".join(_table(one) for one in taken))
     except BaseException:
         for path in new:
             path.unlink(missing_ok=True)
         raise
-    return taken
+    return taken, failed
 
 
-def _take(entry: Entry, say: Say) -> Taken:
-    command, profile = entry.argv, "integration"
-    if entry.package:
-        package = entry.package
-        version = package.version or newest(package.kind, package.name)
-        separator = "==" if package.kind == "pypi" else "@"
-        spec = f"{package.kind}:{package.name}{separator}{version}"
-        server, _ = install(spec, name=entry.name, say=say)
-        command = (*_server_command(server, package.command), *entry.argv)
-        profile = "node-server" if package.kind == "npm" else "python-server"
-    secrets = {
+def _installed(entry: Entry, say: Say) -> tuple[tuple[str, ...], str]:
+    """The argv of an entry and its profile; what it needs is installed."""
+    package = entry.package
+    if package is None:
+        return entry.argv, "integration"
+    version = package.version or newest(package.kind, package.name)
+    server, _ = install(_spec(package, version), name=entry.name, say=say)
+    return (*_server_command(server, package.command), *entry.argv), _PROFILES[package.kind]
+
+
+def _stored(entry: Entry) -> dict[str, str]:
+    """Variable → the file that now has its value."""
+    return {
         variable: _store_secret(secret_file(entry.name, variable), value)
         for variable, value in entry.secrets.items()
     }
-    return Taken(entry, command, profile, secrets)
 
 
 def _server_command(server: Server, wanted: str) -> tuple[str, ...]:
@@ -158,6 +199,8 @@ def _table(taken: Taken) -> str:
     lines = [f"\n[integrations.{entry.name}]", *_what(taken)]
     if entry.cwd:
         lines.append(f"cwd = {_toml(entry.cwd)}")
+    if entry.unseen:  # for a person to decide, so it stays a comment
+        lines.append(f"# read = {_toml(list(entry.unseen))}   # or write")
     if not entry.enabled:
         lines.append("enabled = false")
     if entry.env:
@@ -185,15 +228,23 @@ def _toml(value: Any) -> str:  # noqa: ANN401 - texts and lists of them
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 
-def _append(config: Path, text: str) -> None:
-    """Add to a configuration: checked first, then replaced as a whole."""
+def _replace(config: Path, added: str, *, keep: bool = True) -> None:
+    """Add to a configuration, replaced as a whole once it was checked; or only find out if it can.
+
+    Raises:
+        ConfigurationError: its folder cannot be written, or vsm would not read it there.
+    """
     before = config.read_text(encoding="utf-8") if config.exists() else ""
     fresh = config.with_name(f".{config.name}.import.toml")
     try:
-        fresh.write_text(before + text, encoding="utf-8")
+        fresh.write_text((before + added).lstrip("\n"), encoding="utf-8")
         if config.exists():
             fresh.chmod(config.stat().st_mode & 0o755)
         load_config(fresh)
-        fresh.rename(config)
+        if keep:
+            fresh.rename(config)
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        raise ConfigurationError(str(config), what, "Name another file with --config.") from error
     finally:
         fresh.unlink(missing_ok=True)

@@ -11,10 +11,11 @@ from typing import Final
 
 from vsm import __version__
 from vsm.core.packages import Package, is_server_name, parse_package, server_name
-from vsm.errors import ConfigurationError, VsmError
+from vsm.errors import ConfigurationError, NotFoundError, VsmError
 from vsm.install.node import NodeInstaller
 from vsm.install.python import WHEELS, PythonInstaller
-from vsm.install.store import CURRENT, HASHES_FILE, PinnedFile, Server, ServerStore, freeze, remove
+from vsm.install.store import CURRENT, HASHES_FILE, PinnedFile, Server, ServerStore
+from vsm.install.tree import freeze, remove
 
 _TEMPORARY: Final = ("tmp", WHEELS)
 Installer = PythonInstaller | NodeInstaller
@@ -31,7 +32,7 @@ def install(
     """Install one exact version; (the server, whether anything was done).
 
     Args:
-        text: "npm:NAME@VERSION" or "pypi:NAME==VERSION".
+        text: "npm:NAME@VERSION" or "pypi:NAME==VERSION"; without a version, the newest now.
         name: of the server; "" derives it from the package.
         allow: further hosts that files may come from.
         say: told of each step.
@@ -44,6 +45,9 @@ def install(
     if not is_server_name(name):
         remedy = "Give one with --name: [a-z0-9][a-z0-9_-]*, at most 32 characters."
         raise ConfigurationError("--name", f"{name[:60]!r} is no name for a server", remedy)
+    if not package.version:
+        found = package._replace(version=newest(package.kind, package.name, allow))
+        package = _parse(str(found))  # the registry's word
     store = ServerStore()
     with store.locked():
         before = store.server(name)
@@ -93,25 +97,43 @@ def _install(
         )
         for temporary in _TEMPORARY:
             remove(build / temporary)
-        freeze(build)
+        freeze(build, installer.links_out)
         store.commit(server, hashes)
     return server
 
 
 def uninstall(name: str) -> Server:
-    """Remove a server and all its versions; what it was.
+    """Remove a server and all its versions; what it was, of kind "" if its record is damaged.
 
     Raises:
         VsmError: there is none.
     """
     store = ServerStore()
     with store.locked():
-        server = store.server(name) if is_server_name(name) else None
+        try:
+            server = store.server(name) if is_server_name(name) else None
+        except VsmError:
+            server = _unknown(name)
         if server is None:
             known = ", ".join(one.name for one in store.servers()) or "none"
-            raise VsmError(name[:60], "no such server is installed", f"Installed: {known}.")
+            raise NotFoundError(name[:60], "no such server is installed", f"Installed: {known}.")
         store.remove(name)
     return server
+
+
+def _unknown(name: str) -> Server:
+    """What stands for a server whose record cannot be read."""
+    return Server(
+        name=name,
+        kind="",
+        package="",
+        version="",
+        registry="",
+        runtime="",
+        installed_at="",
+        vsm="",
+        directory="",
+    )
 
 
 def installed() -> list[Server]:
@@ -128,13 +150,13 @@ def latest(server: Server, allow: tuple[str, ...] = ()) -> str:
     return _ask(Package(server.kind, server.package, server.version), allow)
 
 
-def newest(kind: str, name: str) -> str:
+def newest(kind: str, name: str, allow: tuple[str, ...] = ()) -> str:
     """The newest version of a package.
 
     Raises:
         VsmError: the registry names none.
     """
-    version = _ask(Package(kind, name, ""), ())
+    version = _ask(Package(kind, name, ""), allow)
     if not version:
         raise VsmError(f"{kind}:{name}", "the registry names no version of it", "Correct its name.")
     return version
@@ -163,8 +185,12 @@ def _compare(
     package: Package, files: tuple[PinnedFile, ...], known: dict[str, str]
 ) -> dict[str, str]:
     """The hashes to remember; a file that once had another one is refused."""
-    fetched = {f"{package.kind}:{one.file}": one.hash for one in files}
-    for key, value in fetched.items():
+    fetched: dict[str, str] = {}
+    for one in files:
+        key, value = f"{package.kind}:{one.file}", one.hash
+        if fetched.setdefault(key, value) != value:
+            remedy = "Do not trust this registry."
+            raise VsmError(str(package), f"{key} comes with two different hashes", remedy)
         if known.get(key, value) != value:
             raise VsmError(
                 str(package),

@@ -11,12 +11,14 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from hmac import compare_digest
 from html import escape
 from typing import Any, Final
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import httpx2
 from mcp.client.auth import OAuthClientProvider, OAuthFlowError
+from mcp.client.auth.utils import union_scopes
 from mcp.shared.auth import (
     AuthorizationCodeResult,
     OAuthClientInformationFull,
@@ -26,6 +28,7 @@ from mcp.shared.auth import (
 from pydantic import AnyUrl
 
 from vsm.configuration.config import Integration
+from vsm.configuration.remote import destination
 from vsm.configuration.secrets import read_secret
 from vsm.core.addresses import judge
 from vsm.errors import ConfigurationError, VsmError
@@ -36,6 +39,8 @@ from vsm.remote.worker import tls_context
 from vsm.supervision import oauth_store
 
 WAIT_S: Final = 600.0
+BASIC: Final = "client_secret_basic"
+POST: Final = "client_secret_post"
 REQUEST_TIMEOUT_S: Final = 30.0
 MOST_BODY_BYTES: Final = 1 << 20
 MOST_HEAD_BYTES: Final = 16 * 1024
@@ -43,13 +48,14 @@ _BODY: Final = b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{}}'
 Show = Callable[[str], None]
 
 
-def log_in(integration: Integration, client: str, show: Show) -> Tokens:
+def log_in(integration: Integration, client: str, show: Show, scope: str = "") -> Tokens:
     """Have a person agree, and get tokens.
 
     Args:
         integration: of a remote server, with `oauth` for this client.
         client: whose login; "" is the integration's own.
         show: is given the address at which to agree.
+        scope: what to ask for beside what the configuration has.
 
     Raises:
         VsmError: it came to nothing; says why, and holds no token.
@@ -62,7 +68,7 @@ def log_in(integration: Integration, client: str, show: Show) -> Tokens:
     secret = ""
     if oauth.client_secret is not None:
         secret = read_secret(oauth.client_secret, where=f"{table}.oauth.client_secret")
-    flow = _Flow(integration, client, secret, show)
+    flow = _Flow(integration, client, secret, show, union_scopes(oauth.scope, scope) or "")
     try:
         return asyncio.run(flow.run())
     except (OAuthFlowError, httpx2.HTTPError, ValueError) as error:
@@ -74,15 +80,19 @@ def log_in(integration: Integration, client: str, show: Show) -> Tokens:
 class _Flow:
     """One login."""
 
-    def __init__(self, integration: Integration, client: str, secret: str, show: Show) -> None:
+    def __init__(
+        self, integration: Integration, client: str, secret: str, show: Show, scope: str
+    ) -> None:
         if integration.remote is None:
             raise AssertionError
         self._integration = integration
         self._remote = integration.remote
         self._oauth = integration.remote.oauth[client]
         self._secret = secret
+        self._scope = scope
         self._show = show
         self._answer: asyncio.Future[AuthorizationCodeResult]
+        self._state = ""
 
     async def run(self) -> Tokens:
         self._answer = asyncio.get_running_loop().create_future()
@@ -105,13 +115,13 @@ class _Flow:
         return self._tokens(provider, response.status_code)
 
     def _provider(self, redirect: str) -> OAuthClientProvider:
-        metadata = OAuthClientMetadata(
+        metadata = _Metadata(
             client_name="vsm",
             redirect_uris=[AnyUrl(redirect)],
             grant_types=["authorization_code", "refresh_token"],
-            scope=self._oauth.scope or None,
+            scope=self._scope or None,
         )
-        return OAuthClientProvider(
+        return _Provider(
             self._remote.url,
             metadata,
             _Memory(self._known_client(redirect)),
@@ -122,7 +132,7 @@ class _Flow:
     def _known_client(self, redirect: str) -> OAuthClientInformationFull | None:
         if not self._oauth.client_id:
             return None
-        method = "client_secret_post" if self._secret else "none"
+        method = BASIC if self._secret else "none"
         return OAuthClientInformationFull(
             client_id=self._oauth.client_id,
             client_secret=self._secret or None,
@@ -131,8 +141,13 @@ class _Flow:
         )
 
     async def _show_address(self, address: str) -> None:
-        if urlsplit(address).scheme not in {"https", "http"}:
+        url = urlsplit(address)
+        if url.scheme not in {"https", "http"}:
             raise OAuthFlowError("its authorisation endpoint is no web page")
+        states = parse_qs(url.query).get("state", [])
+        if not states:
+            raise OAuthFlowError("its authorisation endpoint has a fragment")
+        self._state = states[-1]  # the flow's own comes after what the endpoint brings
         self._show(address)
 
     async def _wait(self) -> AuthorizationCodeResult:
@@ -193,6 +208,11 @@ class _Flow:
         if words[0] != "GET" or url.path != "/callback":
             return "404 Not Found", "There is nothing here."
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        # Any page in a browser, and any user of this machine, can ask for this address.
+        if not self._state or not compare_digest(
+            query.get("state", "").encode(), self._state.encode()
+        ):
+            return "400 Bad Request", "This belongs to another login."
         if self._answer.done():
             return "409 Conflict", "That was answered before."
         if "error" in query:
@@ -207,6 +227,28 @@ class _Flow:
             )
         )
         return "200 OK", "Done. You can close this page and go back to the terminal."
+
+
+class _Metadata(OAuthClientMetadata):
+    """Of vsm as a client. A scope that somebody asked for stays, whatever the server proposes."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """The SDK puts the server's proposal into its place."""
+        if name != "scope" or "scope" not in self.model_fields_set or not self.scope:
+            super().__setattr__(name, value)
+
+
+class _Provider(OAuthClientProvider):
+    """The SDK's flow, with a client that the operator registered."""
+
+    async def _perform_authorization(self) -> httpx2.Request:
+        """Show the secret in the way that the server takes; unless it says so, RFC 8414's."""
+        known, metadata = self.context.client_info, self.context.oauth_metadata
+        if known is not None and known.client_secret and known.token_endpoint_auth_method == BASIC:
+            taken = metadata.token_endpoint_auth_methods_supported if metadata else None
+            if taken is not None and BASIC not in taken and POST in taken:
+                known.token_endpoint_auth_method = POST
+        return await super()._perform_authorization()
 
 
 class _Memory:
@@ -245,7 +287,11 @@ class _Transport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """One exchange, its body whole."""
         origin, target = split_url(str(request.url))
-        if origin.scheme != "https" and origin.host not in self._allowed:
+        try:
+            there = destination(origin.host, self._allowed)
+        except ValueError as error:
+            raise httpx2.ConnectError(f"{origin}: {error}", request=request) from None
+        if origin.scheme != "https" and there not in self._allowed:
             raise httpx2.ConnectError(f"{origin} is not https", request=request)
         client = HttpClient(origin, self._tls, self._judged)
         try:
@@ -271,7 +317,9 @@ class _Transport(httpx2.AsyncBaseTransport):
                 content = await exchange.body(MOST_BODY_BYTES)
         finally:
             exchange.leave()
-        kept = {k: v for k, v in exchange.headers.items() if k != "transfer-encoding"}
+        # Nothing was asked to be packed, and what is unpacked has no bound.
+        left_out = {"transfer-encoding", "content-encoding"}
+        kept = {k: v for k, v in exchange.headers.items() if k not in left_out}
         kept["content-length"] = str(len(content))
         return httpx2.Response(exchange.status, headers=kept, content=content, request=request)
 

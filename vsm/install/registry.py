@@ -11,8 +11,9 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from vsm.confinement.closure import SHARED
@@ -36,6 +37,7 @@ _PASSED_ON: Final = (
 _FILES: Final = ("cert", "client-cert")
 _AUTHENTICATION: Final = re.compile(r"//[^\s=]+:(_authToken|_auth|username|_password|email)\s*=.*")
 
+_SCOPE: Final = re.compile(r"@[a-z0-9~-][a-z0-9._~-]*:registry")
 _FIND_PIP: Final = (
     "from importlib.util import find_spec; print(find_spec('pip').submodule_search_locations[0])"
 )
@@ -46,19 +48,23 @@ class Registry(NamedTuple):
 
     Args:
         label: for records and errors; no password in it.
-        hosts: host → port of what it may be fetched from.
+        hosts: (host, port) of what it may be fetched from.
         allow: the same for `network.allow`, exceptions for private addresses included.
         read: host paths: local folders, certificates.
         env: variables of the tool.
-        npmrc: lines of npm's user configuration that authenticate.
+        npmrc: lines of npm's user configuration: scopes' registries, and what authenticates.
+        default: (host, port) of npm's registry for what has no scope, or one without its own.
+        scopes: "@scope" → (host, port) of its registry.
     """
 
     label: str
-    hosts: dict[str, int]
+    hosts: tuple[tuple[str, int], ...]
     allow: tuple[str, ...]
     read: tuple[str, ...]
     env: dict[str, str]
     npmrc: str = ""
+    default: tuple[str, int] = ("", 0)
+    scopes: Mapping[str, tuple[str, int]] = MappingProxyType({})
 
 
 def pip_registry(python: str) -> Registry:
@@ -92,44 +98,58 @@ def pip_registry(python: str) -> Registry:
 
 
 def npm_registry(scope: str = "") -> Registry:
-    """The registry that this host's npm uses for a scope ("@scope" or "").
+    """The registries that this host's npm uses: its own, and those of scopes.
+
+    Args:
+        scope: of the package that is installed ("@scope" or ""), for what is said.
 
     Raises:
         VsmError: npm is missing or cannot be asked.
     """
     settings = _npm_settings()
     url = settings.get("registry", _DEFAULT_NPM)
-    own = settings.get(f"{scope}:registry", "") if scope else ""
-    urls = list(dict.fromkeys(one for one in (own, url) if one))
+    own = {
+        key.partition(":")[0]: value
+        for key, value in settings.items()
+        if _SCOPE.fullmatch(key) and value.isprintable()
+    }
+    urls = [url, *own.values()]
     locations = [_location(one, "npm's configuration") for one in urls]
     certificate = settings.get("cafile", "")
     env = {"npm_config_registry": url}
-    if own:
-        env[f"npm_config_{scope}:registry"] = own
     if certificate:
         env["npm_config_cafile"] = certificate
     if settings.get("strict-ssl") == "False":
         env["npm_config_strict_ssl"] = "false"
-    made = _registry(urls, locations, [certificate] if certificate else [], env)
-    return made._replace(npmrc="".join(_npm_credentials(one, settings) for one in urls))
+    said = list(dict.fromkeys((own.get(scope, url), url)))
+    made = _registry(said, locations, [certificate] if certificate else [], env)
+    places = [(one.host, one.port) for one in locations]
+    npmrc = "".join(f"{name}:registry={value}\n" for name, value in own.items())
+    npmrc += "".join(_npm_credentials(one, settings) for one in dict.fromkeys(urls))
+    scopes = dict(zip(own, places[1:], strict=True))
+    return made._replace(npmrc=npmrc, default=places[0], scopes=scopes)
 
 
 def _registry(
     sources: list[str], locations: list[Location], files: list[str], env: dict[str, str]
 ) -> Registry:
-    hosts = {one.host: one.port for one in locations if one.host}
+    hosts = tuple(dict.fromkeys((one.host, one.port) for one in locations if one.host))
     paths = [one.path for one in locations if one.path] + files
     return Registry(
         label=", ".join(without_password(text) for text in sources),
         hosts=hosts,
-        allow=tuple(entry for host, port in hosts.items() for entry in _allow(host, port)),
+        allow=tuple(entry for host, port in hosts for entry in _allow(host, port)),
         read=tuple(dict.fromkeys(_existing(path) for path in paths if Path(path).exists())),
         env=env,
     )
 
 
 def _allow(host: str, port: int) -> Iterator[str]:
-    """The host, and, as the operator chose it, the private addresses that it has by now."""
+    """The host, and, as the operator chose it, the private addresses that it has by now.
+
+    Never a link-local one: no registry is there, but a cloud's metadata, and a name's owner
+    chooses what it leads to.
+    """
     literal = parse_literal(host)
     if literal:
         yield f"[{literal}]:{port}" if ":" in literal else f"{literal}:{port}"
@@ -141,7 +161,8 @@ def _allow(host: str, port: int) -> Iterator[str]:
     except OSError:
         return
     for address in dict.fromkeys(str(answer[4][0]) for answer in answers):
-        if judge(address) and "%" not in address:
+        reason = judge(address)
+        if reason and not reason.startswith("link-local") and "%" not in address:
             yield f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 

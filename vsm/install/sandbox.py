@@ -2,7 +2,9 @@
 
 Runs in the command line, single-threaded. A step sees the interpreter that it needs, the
 build directory (writable) and what the registry's configuration names (readable); with hosts it
-may reach exactly those, without it has no network at all.
+may reach exactly those, without it has no network at all. The profile's `limits.disk` and
+`disk_files` are looked at while it runs and once more at its end: nothing else bounds what an
+archive unpacks to.
 """
 
 import os
@@ -19,7 +21,8 @@ import msgspec
 
 from vsm.commands.sandbox import FIRST_RUN_UID, egress_process
 from vsm.commands.sandbox import _group as control_group
-from vsm.configuration.profile import Profile, load_profile
+from vsm.configuration.profile import Limits, Profile, load_profile
+from vsm.confinement import disk_use
 from vsm.confinement.cgroup import CgroupFacts, detect
 from vsm.confinement.closure import DEFAULT_PATH, closure
 from vsm.confinement.plan import WorkerRequest, compile_plan
@@ -31,6 +34,8 @@ from vsm.processes.launch import LaunchError, Spawned, spawn_confined, wait_conf
 STEP_TIMEOUT_S: Final = 900.0
 _MOST_OUTPUT_BYTES: Final = 1 << 20
 _END_TIMEOUT_S: Final = 10.0
+_LOOK_S: Final = 0.5  # between two looks at the disk
+_PAUSES: Final = 4  # times as long as a look took, at least
 
 
 class Done(NamedTuple):
@@ -95,6 +100,7 @@ class InstallSandbox:
                 argv=(needed.executable, *argv[1:]),
                 cwd=str(self._build),
                 env=dict(env),
+                path=needed.folders,
                 read=(*needed.read, *self._read),
                 write=(str(self._build),),
                 uid=FIRST_RUN_UID + os.getpid() if self._host.root else None,
@@ -102,11 +108,16 @@ class InstallSandbox:
                 cgroup_layers=group.layers if group else (),
             )
             plan = compile_plan(profile, request, self._host)
+            disk = _DiskWatch(self._build, profile.limits)
             with _started(plan) as (spawned, reader):
                 if egress is not None:
                     link, rules = egress
                     link.serve("install", rules, spawned.listeners)
-                done = _finish(spawned, reader, timeout_s)
+                done = _finish(spawned, reader, timeout_s, disk)
+            disk.check(last=True)
+            if disk.trouble:
+                remedy = "Do not trust it; if you do: limits.disk of a profile `installer`."
+                raise VsmError("install", disk.trouble, remedy)
             return done._replace(unreached=_unreached(egress[0])) if egress else done
 
     def _profile_for(self, allow: Sequence[str]) -> Profile:
@@ -152,16 +163,51 @@ def _unreached(link: EgressLink) -> dict[str, str]:
     return {name: row["reason"] for name, row in rows.items() if not row["allowed"]}
 
 
-def _finish(spawned: Spawned, reader: int, timeout_s: float) -> Done:
+class _DiskWatch:
+    """Finds out whether a step has put too much on the disk; `trouble` says so, once it has.
+
+    The worker is asked of nothing: its folder is measured, however it changes under the look.
+    """
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self._folder, self._limits = str(folder), limits
+        self._next_s = 0.0
+        self.trouble = ""
+
+    def check(self, *, last: bool = False) -> None:
+        """Look, unless the last look is recent; `last`: in any case, and nothing may be hidden."""
+        began_s = time.monotonic()
+        if self.trouble or (began_s < self._next_s and not last):
+            return
+        for use in disk_use.measure([self._folder]):
+            self.trouble = self._judge(use, last=last)
+            if self.trouble:
+                break
+        now_s = time.monotonic()
+        self._next_s = now_s + max(_LOOK_S, (now_s - began_s) * _PAUSES)
+
+    def _judge(self, use: disk_use.Use, *, last: bool) -> str:
+        most_bytes, most_files = self._limits.disk_bytes, self._limits.disk_files
+        if most_bytes is not None and use.size_bytes > most_bytes:
+            return f"it unpacks to more than {most_bytes >> 20} MiB"
+        if most_files is not None and use.entries > most_files:
+            return f"it unpacks to more than {most_files} files"
+        return f"what it unpacks to has {use.unseen}" if last and use.unseen else ""
+
+
+def _finish(spawned: Spawned, reader: int, timeout_s: float, disk: _DiskWatch) -> Done:
     """Read until everything inside has ended, or kill it."""
     output, timed_out = b"", False
     deadline = time.monotonic() + timeout_s
     while True:
         left_s = deadline - time.monotonic()
-        if left_s <= 0 or not select.select([reader], [], [], left_s)[0]:
+        disk.check()
+        if left_s <= 0 or disk.trouble:
             timed_out = True
             os.kill(spawned.pid, signal.SIGKILL)
             break
+        if not select.select([reader], [], [], min(left_s, _LOOK_S))[0]:
+            continue
         block = os.read(reader, 65536)
         if not block:
             break

@@ -9,8 +9,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +18,7 @@ import msgspec
 
 from vsm import paths
 from vsm.errors import VsmError
+from vsm.install.tree import remove
 
 SERVER_FILE: Final = "server.json"
 HASHES_FILE: Final = "hashes.json"
@@ -170,8 +169,11 @@ class ServerStore:
                 self._sweep_one(home)
 
     def _sweep_one(self, home: Path) -> None:
-        """Remove every tree that the record does not name."""
-        server = self.server(home.name)
+        """Remove every tree that the record does not name; all stays where that is damaged."""
+        try:
+            server = self.server(home.name)
+        except VsmError:
+            return
         if server is None:
             remove(home)
             return
@@ -190,28 +192,3 @@ def _write(path: Path, content: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.rename(path)
-
-
-def freeze(tree: Path) -> None:
-    """Make everything readable by everybody and writable by nobody; set-id bits go."""
-    for folder, _, files in os.walk(tree, topdown=False):
-        for name in files:
-            path = os.path.join(folder, name)
-            mode = os.lstat(path).st_mode
-            if stat.S_ISREG(mode):
-                os.chmod(path, 0o555 if mode & stat.S_IXUSR else 0o444)
-            elif not stat.S_ISLNK(mode):
-                raise VsmError(path, "is neither a file nor a link", "Do not trust this package.")
-        os.chmod(folder, 0o555)  # noqa: S103 - a worker's uid has to read it
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a tree, a frozen one too; absent is fine."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-        return
-    if not path.exists():
-        return
-    for folder, _, _ in os.walk(path):
-        os.chmod(folder, 0o700)
-    shutil.rmtree(path)

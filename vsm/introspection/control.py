@@ -13,16 +13,18 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from vsm import logs
-from vsm.errors import ConfigurationError, VsmError
+from vsm.errors import ConfigurationError, NotFoundError, VsmError
 from vsm.governance import limits, limits_in_force
 from vsm.introspection import measures, own_answers, status
 from vsm.output import KEPT_LINES
+from vsm.supervision import moves
 
 if TYPE_CHECKING:
     from vsm.supervision.supervisor import Supervisor
 
 MAX_LINE_BYTES: Final = 64 * 1024
 MAX_FOLLOW_QUEUE: Final = 1000
+_MOST_FAILURE: Final = 300
 _UCRED: Final = struct.Struct("3i")  # struct ucred, unix(7)
 
 Arguments = dict[str, Any]
@@ -49,7 +51,7 @@ class ControlServer:
             "reload": self._reload,
             "log-level": self._log_level,
             "limit": self._limit,
-            "audit": supervisor.regulator.audits.command,
+            "audit": self._audit,
             "trust": self._trust,
             "trust-diff": self._trust_diff,
             "trust-approve": self._trust_approve,
@@ -107,6 +109,12 @@ class ControlServer:
                 answer = {"ok": True, "result": await self._run(command, arguments)}
             except VsmError as error:
                 answer = _failure(error)
+            except ConnectionError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the boundary: an operator is told, whatever it is
+                what = f"cannot be answered: {type(error).__name__}: {error}"[:_MOST_FAILURE]
+                self._supervisor.log.error("command failed", reason=what)  # noqa: TRY400 - foreign words are in it
+                answer = _failure(VsmError("control socket", what, "See the log of vsm."))
             _write(writer, answer)
             await writer.drain()
 
@@ -140,8 +148,8 @@ class ControlServer:
         return measures.board(self._supervisor)
 
     async def _move(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
-        name = _text(arguments, "name")
-        await self._supervisor.move(arguments["command"], name)
+        name = self._integration(arguments)
+        await moves.move(self._supervisor.integrations, arguments["command"], name)
         worker = self._supervisor.integrations.workers.worker(name)
         return {"name": name, "state": worker.phase, "detail": worker.reason}
 
@@ -178,6 +186,7 @@ class ControlServer:
         rows = limits.set_limits(self._supervisor, name, wanted) if wanted else []
         workers = self._supervisor.integrations.running_of(name)
         held = limits_in_force.table(workers[0] if workers else None)
+        held += limits_in_force.of_pool(self._supervisor.integrations, name)
         return {"name": name, "limits": rows, "held": held}
 
     async def _trust(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
@@ -205,6 +214,10 @@ class ControlServer:
             raise NotFoundError(arguments["command"], what, f"Known: {', '.join(known) or 'none'}.")
         return name
 
+    async def _audit(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
+        self._integration(arguments)
+        return await self._supervisor.regulator.audits.command(arguments)
+
     async def _replayed(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         name, outcome = _text(arguments, "name"), _text(arguments, "outcome")
         letter = arguments.get("id")
@@ -219,12 +232,13 @@ class ControlServer:
         return {"stopping": True}
 
     def _segments(self, writer: asyncio.StreamWriter) -> None:
-        """The demand board itself, sealed: its descriptors go with the answer."""
+        """The demand and resource boards, sealed: their descriptors go with the answer."""
         message, fds = self._supervisor.systems.demand.message()
         if not fds:
             raise VsmError("board", "nothing is counted yet", "Try again.")
         told = {"epoch": message.epoch, "pid": message.pid, "age_s": message.age_s}
         answer = {"ok": True, "result": {**told, "segments": len(fds)}}
+        fds = [*fds, self._supervisor.regulator.samples.board().fileno()]
         transport: asyncio.WriteTransport = writer.transport
         with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as own:
             try:
@@ -261,12 +275,6 @@ class ControlServer:
             await _pass_on(queue, reader, writer)
         finally:
             ring.followers.discard(follower)
-
-
-class NotFoundError(VsmError):
-    """No worker of that name."""
-
-    exit_code = 5
 
 
 def _follower(queue: asyncio.Queue[str]) -> Callable[[str], None]:

@@ -42,7 +42,7 @@ async def what_if(supervisor: "Supervisor", demand: str) -> dict[str, Any]:
 
 
 def board(supervisor: "Supervisor") -> dict[str, Any]:
-    """The demand board, the channels' rows and the heartbeats."""
+    """The demand board, the resource board, the channels' rows and the heartbeats."""
     running = supervisor.systems.running
     beats = {}
     for name, system in running.items():
@@ -50,6 +50,7 @@ def board(supervisor: "Supervisor") -> dict[str, Any]:
         beats[name] = None if beat is None else vars(beat)
     return {
         "demand": supervisor.systems.demand.dump(),
+        "resources": supervisor.regulator.samples.dump(),
         "channel_bytes": CHANNEL_BYTES * len(channels.CHANNELS),
         "channels": [_channel(supervisor, channel) for channel in channels.CHANNELS],
         "heartbeats": beats,
@@ -67,11 +68,14 @@ def _channel(supervisor: "Supervisor", channel: channels.Channel) -> dict[str, A
         "carries": channel.carries,
         "messages": row.sent if row else None,
         "messages_s": round(row.rate, 3) if row else None,
+        "bits_s": round(channels.most_bits(row.rate_bytes), 1) if row else None,
         "dropped": row.dropped if row else None,
         "queued": row.queued if row else None,
         "queued_limit": row.limit if row else None,
         "queued_bytes": waiting,
         "capacity_bytes": capacity,
+        "capacity_bits": channels.most_bits(capacity),
+        "fills_in_s": round(capacity / row.rate_bytes, 1) if row and row.rate_bytes > 0 else None,
         "fill": round(fill, 4),
         "sufficient": None if row is None else fill < FULL and not row.dropped,
     }

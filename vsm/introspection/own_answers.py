@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from vsm.core import channels
+from vsm.core.lessons import share
 from vsm.errors import VsmError
 from vsm.introspection import measures, status
-from vsm.introspection.reflection import LEAST_CALLS, LEAST_TRIALS, share
+from vsm.introspection.lessons import CLIENT_ROUTE, LEAST_CALLS, LEAST_TRIALS
 from vsm.journal.reader import JournalError
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ async def answer(supervisor: "Supervisor", what: str, about: str = "") -> Body |
     }
     past = {"explain_decision": _decisions, "events": _events}
     try:
-        return past[what](supervisor, about) if what in past else await now[what](supervisor)
+        found = past[what](supervisor, about) if what in past else await now[what](supervisor)
+        return _plain(found)
     except JournalError as error:
         return {"not_enough_evidence": f"the journal cannot be read: {error.what}"}
     except VsmError:
         return None
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return None  # a system was asked, and said what makes no sense
 
 
 def foreign(text: str) -> str:
@@ -66,6 +70,19 @@ def marked(value: Any) -> Any:  # noqa: ANN401 - JSON
     return value
 
 
+def _plain(found: Body) -> Body:
+    """Whoever wrote a text, and whether it is marked or not: no control character leaves."""
+    return {_printable(key): _plain_value(value) for key, value in found.items()}
+
+
+def _plain_value(value: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, str):
+        return _printable(value)
+    if isinstance(value, list | tuple):
+        return [_plain_value(one) for one in value]
+    return _plain(value) if isinstance(value, dict) else value
+
+
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
@@ -77,6 +94,7 @@ async def _status(supervisor: "Supervisor") -> Body:
         "ready": found["ready"],
         "panic": found["panic"],
         "uptime_s": found["uptime_s"],
+        "identity": found["identity"],
         "workers": [_worker(row) for row in found["workers"][:_MOST_INTEGRATIONS]],
     }
 
@@ -212,7 +230,10 @@ async def reflect(supervisor: "Supervisor") -> Body:
     capabilities = past.capabilities()
     for row in capabilities:
         row["demand"] = foreign(row["demand"])
-    learned = past.learned()
+    learned = [
+        {**row, "choice": foreign(row["choice"])} if row["rule"] == CLIENT_ROUTE else row
+        for row in past.learned()
+    ]
     return {
         "capabilities": capabilities,
         "capabilities_evidence": f"shares since counting began, from {LEAST_CALLS} calls on",
@@ -233,7 +254,7 @@ async def predictions(supervisor: "Supervisor") -> Body:
     found = await supervisor.systems.query("system4", "predictions")
     if found is None:
         return {"not_enough_evidence": "system 4 does not answer"}
-    for name in ("forecasts", "warnings"):
+    for name in ("forecasts", "warnings", "surprises"):
         rows: Any = found.get(name) or []
         for row in rows:
             row["demand"] = foreign(str(row.get("demand", "")))

@@ -1,24 +1,28 @@
 """What vsm says of its own past: decisions and why, what was learned, what is unusual, events.
 
 Runs in the supervisor. Everything is read from the journal and the counts; what the evidence does
-not carry is None, and says why. A question reads a bounded part of the journal, and the same
-question is not read twice in a few seconds: whoever asks cannot keep the supervisor busy.
+not carry is None, and says why. A question reads a bounded part of the journal; the same one is
+not read twice in a few seconds, nor are more than four read in a second for long: whoever asks
+cannot keep the supervisor busy.
 """
 
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from vsm.core.anomaly import LEAST_HISTORY, unusual
-from vsm.core.proportion import wilson
-from vsm.journal.reader import Filter, JournalReader, Row, Table
+from vsm.core.lessons import share
+from vsm.core.rates import Bucket, Rate
+from vsm.core.retry import RETRIED, ROUTED
+from vsm.errors import VsmError
+from vsm.introspection import lessons
+from vsm.introspection.lessons import LEAST_CALLS
+from vsm.journal.reader import Filter, JournalReader, Now, Row, Table, Within
 from vsm.journal.records import severity_index
 
 if TYPE_CHECKING:
     from vsm.supervision.supervisor import Supervisor
 
-LEAST_TRIALS: Final = 10
-LEAST_CALLS: Final = 30
+GATEWAY: Final = "system1"
 MOST_EXPLAINED: Final = 10
 MOST_EVENTS: Final = 50
 MOST_DECISIONS: Final = 500
@@ -36,8 +40,8 @@ WATCHED: Final = (
     "algedonic.pain",
     "egress.refused",
 )
-_GOOD: Final = {"state": "ready", "verdict": "approved", "relieved": True}
 _NS: Final = 10**9
+_READS: Final = Rate(per_second=4.0, burst=32)  # of some 20 ms each, whatever is asked
 
 Body = dict[str, Any]
 
@@ -48,6 +52,7 @@ class Reflection:
     def __init__(self, supervisor: "Supervisor") -> None:
         self._supervisor = supervisor
         self._kept: dict[tuple[str, str], tuple[float, Any]] = {}
+        self._reads = Bucket(_READS)
 
     # ---- questions -------------------------------------------------------------------------
 
@@ -62,7 +67,7 @@ class Reflection:
         return found
 
     def learned(self) -> list[Body]:
-        """For each rule that decided anything: how often what it chose turned out well."""
+        """Which choices, retries, limits and routes helped: see vsm.introspection.lessons."""
         found: list[Body] = self._once("learned", "", self._learned)
         return found
 
@@ -73,10 +78,9 @@ class Reflection:
 
     def capabilities(self) -> list[Body]:
         """What was asked for: the share of each answered well, and its interval; busiest first."""
-        integrations: Any = self._supervisor.systems.demand.dump().get("integrations", {})
         rows = [
             {"integration": name, "demand": label, "calls": sum(counts), "well": counts[0]}
-            for name, row in integrations.items()
+            for name, row in self._counts().items()
             for label, counts in row["classes"].items()
             if sum(counts)
         ]
@@ -100,6 +104,10 @@ class Reflection:
             return kept[1]
         if len(self._kept) >= 64:  # noqa: PLR2004 - questions of the last seconds
             self._kept.clear()
+        if self._reads.take(now_s) != 0:
+            raise VsmError(
+                "journal", "more is asked than can be read now", "Ask again in a second."
+            )
         found = read(about)
         self._kept[question, about] = (now_s, found)
         return found
@@ -126,33 +134,29 @@ class Reflection:
         return self._read("events", Filter(worker=about), MOST_EVENTS)
 
     def _learned(self, _about: str) -> list[Body]:
-        rows = self._read("decisions", Filter(), MOST_DECISIONS)
-        made: Counter[tuple[str, str]] = Counter()
-        known: Counter[tuple[str, str]] = Counter()
-        well: Counter[tuple[str, str]] = Counter()
-        for row in rows:
-            key = (row["rule"], row["choice"])
-            made[key] += 1
-            good = _turned_out_well(row["outcome"])
-            if good is not None:
-                known[key] += 1
-                well[key] += good
+        retries = self._read("events", Filter(kind=RETRIED, source=GATEWAY), MOST_DECISIONS)
+        routes = self._read("events", Filter(kind=ROUTED, source=GATEWAY), MOST_DECISIONS)
         return [
-            {
-                "rule": rule,
-                "choice": choice,
-                "decisions": count,
-                "outcomes_known": known[rule, choice],
-                "turned_out_well": share(well[rule, choice], known[rule, choice], LEAST_TRIALS),
-            }
-            for (rule, choice), count in made.most_common()
+            *lessons.of_decisions(self._read("decisions", Filter(), MOST_DECISIONS)),
+            *lessons.of_retries(retries),
+            *lessons.of_instances(routes),
+            *lessons.of_capabilities(self._counts()),
         ]
 
+    def _counts(self) -> Body:
+        """What was asked for, by integration."""
+        found: Body = self._once("counts", "", self._read_counts)
+        return found
+
+    def _read_counts(self, _about: str) -> Body:
+        found: Body = self._supervisor.systems.demand.dump().get("integrations", {})
+        return found
+
     def _anomalies(self, _about: str) -> Body:
-        now_ns = time.time_ns()
+        recent = Within(int(RECENT_S * _NS), Now.read())
         with JournalReader(self._supervisor.recorder.path) as reader:
-            counts = reader.kinds(since_ns=now_ns - int(RECENT_S * _NS))
-        earlier_s = (now_ns - counts.since_ns) / _NS - RECENT_S if counts.since_ns else 0.0
+            counts = reader.kinds(recent)
+        earlier_s = counts.oldest_ns / _NS - RECENT_S
         if earlier_s < LEAST_HISTORY * RECENT_S:
             need_s = LEAST_HISTORY * RECENT_S
             text = f"{max(0.0, earlier_s):.0f} s of history, {need_s:.0f} s are needed"
@@ -169,21 +173,3 @@ class Reflection:
             "history_s": round(earlier_s),
             "looked_at": list(WATCHED),
         }
-
-
-def share(well: int, trials: int, least: int) -> Body | None:
-    """A share with its 95 % interval; None below `least` trials."""
-    if trials < least:
-        return None
-    low, high = wilson(well, trials)
-    return {"share": well / trials, "low": low, "high": high}
-
-
-def _turned_out_well(outcome: Any) -> bool | None:  # noqa: ANN401 - JSON
-    """Whether an outcome says that the choice was a good one; None where it says neither."""
-    if not isinstance(outcome, dict):
-        return None
-    for key, good in _GOOD.items():
-        if key in outcome:
-            return bool(outcome[key] == good)
-    return None

@@ -1,6 +1,7 @@
 """What `status` answers: every worker with the layers really in force, the systems' own answers.
 
-Runs in the supervisor. Reads and reports; changes nothing.
+Runs in the supervisor. Reads and reports; changes nothing. A system that was taken over may answer
+anything: what is taken out of an answer is looked at first, so that the rest is shown all the same.
 """
 
 import asyncio
@@ -11,20 +12,28 @@ from typing import TYPE_CHECKING, Any, Final
 from vsm import __version__
 from vsm.core import channels, restart
 from vsm.governance import limits_in_force
+from vsm.governance.detection import measure
 from vsm.supervision.egress_actor import EGRESS
 from vsm.supervision.instance_set import integration_of, number_of
 from vsm.supervision.launcher_actor import LAUNCHER
 from vsm.supervision.template_actor import TEMPLATE
 
 if TYPE_CHECKING:
+    from vsm.confinement.cgroup import Group
     from vsm.supervision.supervisor import Supervisor
 
 _JOURNAL_STATES: Final = {
     "trouble": "backing_off", "down": "backing_off", "refused": "quarantined", "closed": "stopped",
 }  # fmt: skip
-_RESILIENCE: Final = (
-    "breaker", "failures_in_a_row", "retry_in_s", "retries", "held", "dead_letters"
-)  # fmt: skip
+_RESILIENCE: Final[dict[str, tuple[type, ...]]] = {
+    "breaker": (str,),
+    "failures_in_a_row": (int,),
+    "retry_in_s": (int, float),
+    "retries": (int,),
+    "held": (int,),
+    "dead_letters": (int,),
+}
+_GOAL: Final = ("state", "words")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -42,6 +51,10 @@ async def collect(supervisor: "Supervisor") -> dict[str, Any]:
             "http": supervisor.endpoint.http_url,
             "socket": str(supervisor.endpoint.directory / "mcp.sock"),
         },
+        "identity": {
+            "purpose": supervisor.config.policy.purpose,
+            "goals": _goals(answers["system4"]),
+        },
         "pains": supervisor.policing.overview(),
         "workers": [
             *_own(supervisor),
@@ -53,15 +66,37 @@ async def collect(supervisor: "Supervisor") -> dict[str, Any]:
     }
 
 
+def _table(value: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    return value if isinstance(value, dict) else {}
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _goals(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """S4's word on how each goal stands."""
+    rows = _rows(answer.get("goals"))
+    return [row for row in rows if all(isinstance(row.get(key), str) for key in _GOAL)]
+
+
 def _with_words_of_s1(row: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
     """The row with S1's word on how calls of the integration fare, and whose an instance is."""
-    seen = answers["system1"].get("integrations", {}).get(row["integration"], {})
-    for instance in seen.get("instances", ()):
-        if instance["name"] == row["name"]:
-            row = row | {"serves": instance["state"], "in_flight": instance["in_flight"]}
+    seen = _table(_table(answers["system1"].get("integrations")).get(row["integration"]))
+    for instance in _rows(seen.get("instances")):
+        if instance.get("name") == row["name"]:
+            row = row | {
+                "serves": str(instance.get("state")),
+                "in_flight": instance.get("in_flight"),
+            }
     if row["kind"] != "integration":
         return row
-    return row | {"resilience": {key: seen[key] for key in _RESILIENCE if key in seen}}
+    told = {
+        key: seen[key] for key, kinds in _RESILIENCE.items() if isinstance(seen.get(key), kinds)
+    }
+    behind = seen.get("lists_behind")
+    lists = [one for one in behind if isinstance(one, str)] if isinstance(behind, list) else []
+    return row | {"resilience": told, "lists_behind": lists}
 
 
 async def _system_answers(supervisor: "Supervisor") -> dict[str, Any]:
@@ -196,17 +231,30 @@ def _integrations(supervisor: "Supervisor") -> list[dict[str, Any]]:
         row["refused_calls"] = supervisor.integrations.refused.counts(name)
         row["prefix"] = supervisor.integrations.integrations[name].prefix
         row["zygote"] = supervisor.integrations.integrations[name].zygote
+        if not number:
+            row["replacement"] = found = supervisor.integrations.replacements.row(name)
+            if found is not None and not row["detail"]:
+                row["detail"] = f"replacement {found['state']}: {found['reason']}"
         if running is not None and spawned is not None:
             row["tier"] = running.tier
             row["layers"] = spawned.layers
             row["limits"] = limits_in_force.table(running)
             group = running.provided.group if running.provided else None
-            if group is not None:
-                usage = group.usage()
-                row["memory_bytes"] = usage.memory_bytes or row["memory_bytes"]
-                row["cpu_s"] = usage.cpu_s if usage.cpu_s is not None else row["cpu_s"]
+            row["memory_bytes"], row["cpu_s"] = _usage_of_all(spawned.pid, group)
         rows.append(row)
     return rows
+
+
+def _usage_of_all(pid: int, group: "Group | None") -> tuple[int | None, float | None]:
+    """What a whole worker uses: by its control group, else by a look at its processes."""
+    counted = group.usage() if group is not None else None
+    memory_bytes, cpu_s = (counted.memory_bytes, counted.cpu_s) if counted else (None, None)
+    if memory_bytes is not None and cpu_s is not None:
+        return memory_bytes, cpu_s
+    seen = measure(pid)
+    if not seen.tasks:
+        return None, None  # it has ended
+    return memory_bytes or seen.memory_bytes, seen.cpu_s if cpu_s is None else cpu_s
 
 
 def _usage(pid: int | None) -> tuple[int | None, float | None]:
@@ -224,7 +272,7 @@ def _usage(pid: int | None) -> tuple[int | None, float | None]:
 def _channel(
     supervisor: "Supervisor", channel: channels.Channel, answers: dict[str, Any]
 ) -> dict[str, Any]:
-    seen = answers.get(channel.sender, {}).get("channels", {}).get(channel.name, {})
+    seen = _table(_table(answers.get(channel.sender, {}).get("channels")).get(channel.name))
     return {
         "sender": channel.sender,
         "receiver": channel.receiver,

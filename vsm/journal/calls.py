@@ -12,11 +12,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 from vsm.journal.client import spawn_journal
+from vsm.journal.contents import hidden_line
 from vsm.journal.records import Retention
 from vsm.link import socketpair
 
@@ -52,6 +53,9 @@ class CallJournal:
         ends = socketpair() if enabled else (None, None)
         self._ours: socket.socket | None = ends[0]
         self._theirs: socket.socket | None = ends[1]
+        self._hidden: set[tuple[str, str]] = set()
+        self._hidden_fd = os.memfd_create("vsm-hidden") if enabled else -1
+        self._keeps_contents = False
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._timer: asyncio.TimerHandle | None = None
@@ -75,6 +79,19 @@ class CallJournal:
         """S1's end, to be sent to it; None where calls are not recorded."""
         return None if self._ours is None else self._ours.fileno()
 
+    def keep_contents(self, secrets: Iterable[tuple[str, str]]) -> None:
+        """Contents are kept from now on, without these values; it was given none before."""
+        self._keeps_contents = self._hidden_fd >= 0
+        self.hide([("", ""), *secrets])
+
+    def hide(self, secrets: Iterable[tuple[str, str]]) -> None:
+        """Let these values get into no record; said before anybody gets one of them."""
+        if self._keeps_contents:
+            for pair in secrets:
+                if pair not in self._hidden:
+                    self._hidden.add(pair)
+                    os.write(self._hidden_fd, hidden_line(*pair))
+
     def start(self, plan: str) -> None:
         """Start it, where calls are recorded.
 
@@ -89,7 +106,7 @@ class CallJournal:
         if self._theirs is None:
             return
         try:
-            self._process = spawn_journal(self._path, self._retention, self._plan, self._theirs)
+            self._process = self._spawn(self._theirs)
         except OSError as error:
             self._on_trouble(f"cannot start: {error.strerror}")
             self._start_later()
@@ -98,6 +115,13 @@ class CallJournal:
         self._started_s = time.monotonic()
         self._pidfd = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
+
+    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        hidden = os.open(f"/proc/self/fd/{self._hidden_fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return spawn_journal(self._path, self._retention, self._plan, theirs, hidden)
+        finally:
+            os.close(hidden)
 
     def _ended(self) -> None:
         """Reap it, and start another: what it had not committed is sent again by S1."""
@@ -128,6 +152,10 @@ class CallJournal:
             if end is not None:
                 end.close()
         self._ours = self._theirs = None
+        if self._hidden_fd >= 0:
+            os.close(self._hidden_fd)
+            self._hidden_fd = -1
+            self._keeps_contents = False
         if self._process is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), _END_S)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import vsm
 from vsm.journal.queue import JournalQueue
@@ -72,6 +72,8 @@ class JournalStatistics:
 class _Wire:
     """A message of the journal's link, as `vsm.link` wants it."""
 
+    is_urgent: ClassVar[bool] = False
+
     payload: bytes = b""
     answer: FromJournal | None = None
     fds: tuple[str, ...] = ()
@@ -93,21 +95,29 @@ _START: Final = (
 
 
 def spawn_journal(
-    path: Path, retention: Retention, plan: str, theirs: socket.socket
+    path: Path, retention: Retention, plan: str, theirs: socket.socket, hidden: int | None = None
 ) -> "subprocess.Popen[bytes]":
     """Start a journal process that writes `path` and reads `theirs`, which stays the caller's.
+
+    Args:
+        path: the database.
+        retention: how much of it is kept.
+        plan: JSON of its confinement; "" for none.
+        theirs: its end of the link.
+        hidden: for `vsm.journal.contents`; stays the caller's, too.
 
     Raises:
         OSError: it cannot be started.
     """
     age_s, size_bytes = retention.age_ns // 10**9, retention.size_bytes
     mode = "confined" if plan else "unconfined"
-    arguments = [theirs.fileno(), path, age_s, size_bytes, mode]
+    more = () if hidden is None else (hidden,)
+    arguments = [theirs.fileno(), path, age_s, size_bytes, mode, *more]
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", _START, _ROOT, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        pass_fds=(theirs.fileno(),),
+        pass_fds=(theirs.fileno(), *more),
         cwd="/",
         env={},  # nothing of the supervisor's environment, which may hold secrets
         start_new_session=True,  # a terminal's ^C is for the supervisor, which ends it in order

@@ -1,7 +1,8 @@
 """The journal process: takes records from its link, commits them in groups, acknowledges.
 
-`python -I -m vsm.journal.process FD PATH KEEP_AGE_S KEEP_BYTES confined|unconfined`, started by
-`vsm.journal.client`, which gives the plan of the confinement on stdin. Owns when to commit, what
+`python -I -m vsm.journal.process FD PATH KEEP_AGE_S KEEP_BYTES confined|unconfined [HIDDEN_FD]`,
+started by `vsm.journal.client`, which gives the plan of the confinement on stdin; HIDDEN_FD is
+what `vsm.journal.contents` reads, in the process that writes calls down. Owns when to commit, what
 to do while nothing can be written, and when to end; the file is `vsm.journal.store`'s.
 Single-threaded, blocking on the disk, standard library only, with the supervisor's user: it
 confines itself before it opens or reads anything else, and never opens a path that came over the
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from vsm.core.age_clock import AgeClock
+from vsm.journal.contents import Contents
 from vsm.journal.records import (
     Committed,
     Confined,
@@ -59,7 +61,7 @@ _RETRY_MAX_S: Final = 5.0
 _TRIM_EVERY_S: Final = 60.0
 _TRIM_STEP_S: Final = 0.05  # between steps while there is more to trim
 _NOTES_KEPT: Final = 16
-_ARGUMENTS: Final = 5
+_ARGUMENTS: Final = (5, 6)
 _MODES: Final = ("confined", "unconfined")
 _POLLRDHUP: Final = 0x2000  # linux/eventpoll.h; the select module has it on most builds only
 
@@ -69,14 +71,23 @@ class JournalProcess:
 
     Args:
         sock: the SEQPACKET end of the journal.
+        contents: what records may hold of calls; without it they come as they are to be written.
     """
 
-    def __init__(self, sock: socket.socket, path: Path, retention: Retention, boot_id: str) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        path: Path,
+        retention: Retention,
+        boot_id: str,
+        contents: Contents | None = None,
+    ) -> None:
         sock.settimeout(0)
         self._sock = sock
         self._path = path
         self._retention = retention
         self._boot_id = boot_id
+        self._contents = contents
         self._lock: int | None = None  # held until the process ends
         self._store: JournalStore | None = None
         self._hello: Hello | None = None
@@ -150,9 +161,16 @@ class JournalProcess:
                 return None
             except ConnectionResetError:
                 continue  # the sender died with answers unread; what it sent is still here
+            if not payload and not self._has_ended():
+                continue  # an empty message is no end
             self._ended = not payload
             return payload or None
         return None
+
+    def _has_ended(self) -> bool:
+        poll = select.poll()
+        poll.register(self._sock, _POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _take(self, message: Hello | Records) -> None:
         if isinstance(message, Hello):
@@ -162,6 +180,8 @@ class JournalProcess:
             self._say(Resend(self._received))
         elif self._hello is not None:
             fresh = message.records[self._received + 1 - message.first :]
+            if self._contents is not None:
+                fresh = [self._contents.fit(record) for record in fresh]
             self._batch += fresh
             self._received += len(fresh)
 
@@ -327,18 +347,20 @@ def _complain(text: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run on the inherited descriptor until the other end closes."""
-    if len(arguments) != _ARGUMENTS or arguments[-1] not in _MODES:
-        _complain("started by vsm itself: FD PATH KEEP_AGE_S KEEP_BYTES confined|unconfined")
+    if len(arguments) not in _ARGUMENTS or arguments[4] not in _MODES:
+        usage = "FD PATH KEEP_AGE_S KEEP_BYTES confined|unconfined [HIDDEN_FD]"
+        _complain(f"started by vsm itself: {usage}")
         return 2
     for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signo, signal.SIG_IGN)
-    fd, path, age_s, size_bytes, mode = arguments
+    fd, path, age_s, size_bytes, mode, *hidden = arguments
     retention = Retention(int(age_s) * 10**9, int(size_bytes))
     boot_id = _boot_id()  # /proc is out of reach afterwards
     with socket.socket(fileno=int(fd)) as sock:
         if mode == "confined" and not _confine(sys.stdin.read(), sock):
             return EXIT_UNCONFINED
-        return JournalProcess(sock, Path(path), retention, boot_id).run()
+        contents = Contents(int(hidden[0])) if hidden else None
+        return JournalProcess(sock, Path(path), retention, boot_id, contents).run()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ _BUSY_TIMEOUT_S: Final = 5.0
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION: Final = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
 
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
 Table: TypeAlias = Literal["events", "decisions"]
 Row: TypeAlias = dict[str, Any]
 
@@ -41,18 +43,72 @@ class JournalError(VsmError):
     """The journal cannot be read."""
 
 
+class Now(NamedTuple):
+    """This moment by every clock that a record may be held against.
+
+    Args:
+        steady_ns: CLOCK_MONOTONIC. asleep_ns: how long this boot was suspended so far.
+        boot_id: the kernel's, "" where it does not say.
+    """
+
+    wall_ns: int
+    steady_ns: int
+    asleep_ns: int
+    boot_id: str
+
+    @classmethod
+    def read(cls) -> Self:
+        """Look at the clocks."""
+        steady_ns = time.monotonic_ns()
+        asleep_ns = max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns())
+        try:
+            boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
+        except OSError:
+            boot_id = ""
+        return cls(time.time_ns(), steady_ns, asleep_ns, boot_id)
+
+    def age_ns(self, row: Row) -> int:
+        """How old a record is, whatever has become of the wall clock meanwhile.
+
+        A record of this boot is as old as the steady clock says, and no older than that and all
+        sleep; within these bounds the wall clock decides. One of another boot is older than this.
+        """
+        age_ns = self.wall_ns - int(row["at_ns"])
+        if not self.boot_id or row["boot_id"] != self.boot_id:
+            return max(age_ns, self.steady_ns + self.asleep_ns)
+        least_ns = self.steady_ns - int(row["monotonic_ns"])
+        return min(max(age_ns, least_ns), least_ns + self.asleep_ns)
+
+    def age_sql(self) -> tuple[str, list[object]]:
+        """`age_ns` as an SQL expression and its values."""
+        text = (
+            "CASE WHEN boot = (SELECT id FROM boots WHERE boot_id = ?)"
+            " THEN min(max(? - at_ns, ? - monotonic_ns), ? - monotonic_ns)"
+            " ELSE max(? - at_ns, ?) END"
+        )
+        awake_ns, up_ns = self.steady_ns, self.steady_ns + self.asleep_ns
+        return text, [self.boot_id or None, self.wall_ns, awake_ns, up_ns, self.wall_ns, up_ns]
+
+
+class Within(NamedTuple):
+    """Records that are no older than this at a moment."""
+
+    age_ns: int
+    now: Now
+
+
 class Filter(NamedTuple):
     """What to show. None does not restrict.
 
     Args:
-        since_ns: wall clock, inclusive.
+        since: what a record's wall clock says at least, in ns, or how old it is.
         kind: an event's kind or a decision's rule; a "*" at the end matches any ending.
         worker: an event's worker or integration, or a decision's subject.
         severity: the least one, an index into SEVERITIES; decisions have none.
         source: which process said so.
     """
 
-    since_ns: int | None = None
+    since: int | Within | None = None
     kind: str | None = None
     worker: str | None = None
     severity: int | None = None
@@ -60,22 +116,22 @@ class Filter(NamedTuple):
 
 
 class Kinds(NamedTuple):
-    """Counts of events by kind: before a moment, from it on, and since when there are any."""
+    """Counts of events by kind: older than an age, or not; and how old the oldest is."""
 
-    since_ns: int
+    oldest_ns: int
     early: dict[str, int]
     late: dict[str, int]
 
 
-def parse_since(text: str, now_ns: int) -> int:
-    """The wall clock time of "90s", "10m", "1h", "2d", "1w" ago, or of an ISO 8601 time.
+def parse_since(text: str, now: Now) -> int | Within:
+    """No older than "90s", "10m", "1h", "2d", "1w", or from an ISO 8601 time of the wall clock on.
 
     Raises:
         ConfigurationError: neither.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is not None:
-        return max(0, now_ns - int(match[1]) * _UNITS_S[match[2]] * 10**9)
+        return Within(int(match[1]) * _UNITS_S[match[2]] * 10**9, now)
     from datetime import datetime
 
     try:
@@ -97,9 +153,13 @@ def where(table: Table, chosen: Filter) -> tuple[str, list[object]]:
     """The filter as an SQL condition and its values; nothing of the filter is in the text."""
     conditions: list[str] = []
     values: list[object] = []
-    if chosen.since_ns is not None:
+    if isinstance(chosen.since, Within):
+        age, clocks = chosen.since.now.age_sql()
+        conditions.append(f"{age} <= ?")
+        values += [*clocks, chosen.since.age_ns]
+    elif chosen.since is not None:
         conditions.append("at_ns >= ?")
-        values.append(chosen.since_ns)
+        values.append(chosen.since)
     if chosen.kind is not None:
         _add_kind("kind" if table == "events" else "rule", chosen.kind, conditions, values)
     if chosen.worker is not None:
@@ -158,16 +218,17 @@ class JournalReader:
             condition, values = f"id > ? AND {condition}", [self.last_id(table) - BOUND, *values]
         return self._select(table, condition, values, "DESC", limit)[::-1]
 
-    def kinds(self, *, since_ns: int) -> "Kinds":
+    def kinds(self, recent: Within) -> "Kinds":
         """How often each kind of event happened, among the newest BOUND of them."""
-        first = self.last_id("events") - BOUND
+        age, clocks = recent.now.age_sql()
+        aged = f"(SELECT kind, {age} AS age_ns FROM events WHERE id > ?)"  # noqa: S608 - text of this module
         rows = self._execute(
-            "SELECT kind, at_ns >= ?, count(*), min(at_ns) FROM events WHERE id > ? GROUP BY 1, 2",
-            [since_ns, first],
+            f"SELECT kind, age_ns <= ?, count(*), max(age_ns) FROM {aged} GROUP BY 1, 2",  # noqa: S608 - as above
+            [recent.age_ns, *clocks, self.last_id("events") - BOUND],
         ).fetchall()
         early = {kind: count for kind, late, count, _ in rows if not late}
         late = {kind: count for kind, late, count, _ in rows if late}
-        return Kinds(min((at_ns for *_, at_ns in rows), default=0), early, late)
+        return Kinds(max((age_ns for *_, age_ns in rows), default=0), early, late)
 
     def after(self, table: Table, chosen: Filter, last_id: int) -> list[Row]:
         """The next records after `last_id`, oldest first; a bounded number of them."""

@@ -13,6 +13,7 @@ SEVERITIES: Final = ("debug", "info", "notice", "warning", "error", "critical")
 JOURNAL_FILE: Final = "journal.db"  # in the state directory
 MAX_TEXT: Final = 256  # characters of a name: kind, source, worker, rule, choice …
 MAX_JSON_BYTES: Final = 16 * 1024  # of one JSON column; a longer one is cut, and says so
+MAX_COLUMN_BYTES: Final = 3 * MAX_JSON_BYTES  # what the journal takes: calls with their contents
 MAX_RECORDS: Final = 100  # of one message of vsm's own sender
 DAY_NS: Final = 86_400 * 10**9
 MAX_INTEGER: Final = 2**63 - 1  # SQLite's
@@ -206,6 +207,7 @@ def parse_to_journal(payload: bytes) -> ToJournal:
     if fields.get("kind") != "records" or not isinstance(rows, list):
         raise ValueError("expected a hello or records")
     first = _checked_integer("first", fields.get("first"))
+    _checked_integer("last", first + len(rows))
     return Records(first, [_record_or_complaint(row) for row in rows])
 
 
@@ -265,7 +267,7 @@ def _is_plain_event(row: object) -> TypeGuard[list[Any]]:
         and _is_plain(kind, MAX_TEXT)
         and (worker is None or _is_plain(worker, MAX_TEXT))
         and (integration is None or _is_plain(integration, MAX_TEXT))
-        and _is_plain(detail, MAX_JSON_BYTES)
+        and _is_plain(detail, MAX_COLUMN_BYTES)
     )
 
 
@@ -287,7 +289,7 @@ def _check_column(name: str, value: object) -> None:
         if name == "severity" and number >= len(SEVERITIES):
             raise ValueError(f"severity: {number}")
     elif value is not None or name not in _OPTIONAL:
-        _checked_text(name, value, limit=MAX_JSON_BYTES if name in _JSON else MAX_TEXT)
+        _checked_text(name, value, limit=MAX_COLUMN_BYTES if name in _JSON else MAX_TEXT)
 
 
 def _checked_integer(name: str, value: object) -> int:

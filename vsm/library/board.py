@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 import vsm.core.demand as names
 from vsm.board.memory import BoardError
 from vsm.board.reader import Demand, DemandReader, as_array
+from vsm.board.resources import ResourceReader, Sample
 from vsm.control_socket import connect
 from vsm.errors import VsmError
 from vsm.paths import CONTROL_SOCKET
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S: Final = 10.0
 _MOST_ANSWER_BYTES: Final = 4096
-_MOST_SEGMENTS: Final = 8
+_MOST_FDS: Final = 9  # segments, and the resource board
 _WHERE: Final = "vsm.Board"
 
 
@@ -50,18 +51,27 @@ class Board:
     def __init__(self, runtime_dir: str | os.PathLike[str] | None = None) -> None:
         self._directory = None if runtime_dir is None else Path(runtime_dir)
         self.epoch = self.pid = 0
-        self._reader = self._open()
+        self._reader, self._resources = self._open()
 
-    def _open(self) -> DemandReader:
+    def _open(self) -> tuple[DemandReader, ResourceReader]:
         answer, fds = _ask(self._directory)
         try:
             self.epoch, self.pid = int(answer["epoch"]), int(answer["pid"])
-        except (KeyError, TypeError, ValueError) as error:
+            last = fds.pop(int(answer["segments"]))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             _close(fds)
             raise VsmError(_WHERE, "the answer makes no sense", "Use the same version.") from error
         try:
-            return DemandReader(fds, epoch=self.epoch, pid=self.pid or None)
+            resources = ResourceReader(last)
         except BoardError as error:
+            _close(fds)
+            raise VsmError(_WHERE, f"its memory must not be believed: {error}") from error
+        finally:
+            os.close(last)
+        try:
+            return DemandReader(fds, epoch=self.epoch, pid=self.pid or None), resources
+        except BoardError as error:
+            resources.close()
             raise VsmError(_WHERE, f"its memory must not be believed: {error}") from error
 
     def read(self) -> dict[str, Demand]:
@@ -77,18 +87,25 @@ class Board:
         """A number that is another whenever something was counted since."""
         return self._reader.changes()
 
+    def resources(self) -> dict[str, Sample]:
+        """What each integration that serves in a control group used at the newest look."""
+        return self._resources.read(self.read())
+
     def arrays(self) -> "list[np.ndarray[Any, Any]]":
         """The segments as read-only structured arrays over the shared memory; rows may be torn."""
         return [cast("np.ndarray[Any, Any]", as_array(fd)[1]) for fd in self._reader.fds]
 
     def refresh(self) -> None:
         """Ask for the memory anew: after a restart of system1, or for new integrations."""
-        before, self._reader = self._reader, self._open()
-        before.close()
+        before = self._reader, self._resources
+        self._reader, self._resources = self._open()
+        for one in before:
+            one.close()
 
     def close(self) -> None:
         """Give the memory back."""
         self._reader.close()
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +126,7 @@ def _ask(directory: Path | None) -> tuple[dict[str, Any], list[int]]:
         try:
             connection.sendall(b'{"command": "segments", "arguments": {}}\n')
             data, fds, _, _ = socket.recv_fds(
-                connection, _MOST_ANSWER_BYTES, _MOST_SEGMENTS, socket.MSG_CMSG_CLOEXEC
+                connection, _MOST_ANSWER_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC
             )
         except OSError as error:
             raise VsmError(_WHERE, f"no answer: {error}", "See `vsm status`.") from error

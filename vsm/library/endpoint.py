@@ -76,7 +76,7 @@ class _Wiring(Hooks):
     def noticed(self, worker: str, text: str) -> None:
         """Its server broke a rule for the first time; it is borne."""
 
-    def idle(self, integration: str) -> None:
+    def idle(self, integration: str, worker: str | None = None) -> None:
         """Nothing here drains."""
 
     def breaker(self, integration: str, phase: str, detail: str) -> None:
@@ -87,6 +87,9 @@ class _Wiring(Hooks):
 
     def learnt(self, integration: str, content: bytes) -> None:
         """Nothing is started late here."""
+
+    def retried(self, integration: str, answered: int, failed: int) -> None:
+        """The program keeps no record."""
 
     def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
         """Its caller was told; the program keeps no record."""

@@ -76,6 +76,7 @@ def prepare(request: Request) -> Case:
         "profile": profile,
         "executable": work.executable,
         "cwd": request.cwd,
+        "path": work.path,
         "read": [path for path in work.read if path not in write],
         "write": write,
         "tier": request.tier,

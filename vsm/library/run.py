@@ -65,10 +65,8 @@ def run(
         VsmError: the work cannot travel, or the runner died.
     """
     started = time.monotonic()
-    case = prepare(Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes))
-    exchange = Exchange(
-        case.message, case.work, stdin, output_bytes=output_bytes, most_bytes=value_bytes
-    )
+    request = Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes)
+    exchange = _begin(request, stdin, output_bytes)
     try:
         _wait(exchange, timeout_s)
         return _result(exchange, callable(what), started)
@@ -93,10 +91,8 @@ async def run_async(
 ) -> Result:
     """As `run`, without blocking the event loop; cancelling it kills the worker."""
     started = time.monotonic()
-    case = prepare(Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes))
-    exchange = Exchange(
-        case.message, case.work, stdin, output_bytes=output_bytes, most_bytes=value_bytes
-    )
+    request = Request(what, args, profile, limits, read, write, env, cwd, tier, value_bytes)
+    exchange = _begin(request, stdin, output_bytes)
     try:
         await _Watch(exchange, timeout_s).wait()
         return _result(exchange, callable(what), started)
@@ -146,6 +142,14 @@ def run_code(
         tier=tier,
         output_bytes=output_bytes,
         value_bytes=value_bytes,
+    )
+
+
+def _begin(request: Request, stdin: bytes, output_bytes: int) -> Exchange:
+    """Hand the work to the runner; the caller closes what this gives."""
+    case, most_bytes = prepare(request), request.value_bytes
+    return Exchange(
+        case.message, case.work, stdin, output_bytes=output_bytes, most_bytes=most_bytes
     )
 
 

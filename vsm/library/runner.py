@@ -93,10 +93,7 @@ class Runner:
 
     def _serve_ready(self, ready: list[tuple[int, int]]) -> bool:
         """Serve what is ready; False when all is to end."""
-        # First, for what follows closes descriptors, and a listener that is read in vain blocks.
-        for fd, events in ready:
-            if fd in self._refusals:
-                self._refusals.answer(fd, events)
+        self._refusals.answer_ready(ready)
         return all(self._serve_one(fd) for fd, _ in ready)
 
     def _serve_one(self, fd: int) -> bool:
@@ -167,6 +164,7 @@ class Runner:
             name="run",
             argv=(order.executable,),
             cwd=order.cwd,
+            path=order.path,
             read=order.read,
             write=order.write,
             uid=uids.run_uid(run.slot) if self.host.root else None,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from vsm.confinement.probe import HostFacts
 from vsm.core.egress import Rules
-from vsm.egress.link import EgressLink, egress_plan
+from vsm.egress.link import EgressLink, egress_plan_of_runs
 from vsm.errors import ConfinementError, VsmError
 
 _LAST_COUNTS_S = 1.0
@@ -87,7 +87,7 @@ class RunnerEgress:
 
     def _start(self) -> None:
         try:
-            self._link = EgressLink(egress_plan(self._host))
+            self._link = EgressLink(egress_plan_of_runs(self._host))
         except (VsmError, OSError) as error:
             self._cut_off(f"the egress process: {error}")
             return

@@ -40,6 +40,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile
     executable: str
     cwd: str | None
+    path: tuple[str, ...]
     read: tuple[str, ...]
     write: tuple[str, ...]
     tier: str | None

@@ -52,6 +52,7 @@ class Work:
         search = {**base_env, **env, "PATH": path}
         needed = closure(argv, env=search) if argv else _interpreter(search)
         self.executable = needed.executable
+        self.path = needed.folders
         self.read = (*needed.read, *read)
         self.visible = Visible((*needed.read, *read))
         table = {**head, "argv": argv, "env": dict(env), "path": self.visible.of(sys.path)}

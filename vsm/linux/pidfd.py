@@ -4,7 +4,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
 
@@ -35,6 +35,27 @@ def reap(pidfd: int, *, block: bool = True) -> os.waitid_result | None:
     with suppress(ChildProcessError):
         return os.waitid(os.P_PIDFD, pidfd, options)
     return None
+
+
+def kill_members(pids: Iterable[int], members: Callable[[], Collection[int]]) -> None:
+    """Kill those that are members still, whatever became of their numbers since `pids` was read.
+
+    Args:
+        pids: who was seen.
+        members: asks the kernel again; who is named then, once a handle is held, is who is killed.
+    """
+    held: dict[int, int] = {}
+    try:
+        for pid in pids:
+            with suppress(OSError):
+                held[pid] = os.pidfd_open(pid)
+        still = members()
+        for pid, fd in held.items():
+            if pid in still:
+                send_signal(fd, signal.SIGKILL)
+    finally:
+        for fd in held.values():
+            os.close(fd)
 
 
 def children_file() -> int:

@@ -19,6 +19,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from vsm.linux import prctl
+
 NAMESPACES = {  # linux/sched.h
     "user": 0x1000_0000,
     "mount": 0x0002_0000,
@@ -69,6 +71,7 @@ def unshare(*kinds: str) -> None:
     flags = sum(NAMESPACES[kind] for kind in kinds)
     _call("unshare " + "+".join(kinds), _libc.unshare(flags))
     if "user" in kinds:
+        prctl.allow_dumps()  # as a worker does: else /proc/self belongs to root, and is refused
         Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1", encoding="ascii")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1", encoding="ascii")

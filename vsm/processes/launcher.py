@@ -89,10 +89,7 @@ class Launcher:
 
     def _serve_ready(self, ready: list[tuple[int, int]]) -> bool:
         """Serve what is ready; False when all is to end."""
-        # First, for what follows closes descriptors, and a listener that is read in vain blocks.
-        for fd, events in ready:
-            if fd in self._refusals:
-                self._refusals.answer(fd, events)
+        self._refusals.answer_ready(ready)
         return all(self._serve_one(fd) for fd, _ in ready)
 
     def _serve_one(self, fd: int) -> bool:
@@ -324,6 +321,8 @@ class Launcher:
         self._poll.register(sibling.pidfd, select.POLLIN)
 
     def _hear_sibling(self, fd: int) -> None:
+        if not pidfd.wait(fd, 0):
+            return  # a number that was closed in this round, and is this sibling's since
         name, number, sibling = self._siblings.pop(fd)
         self._poll.unregister(fd)
         self._tell_attacked(name, number, sibling.finish())

@@ -7,11 +7,12 @@ no other vsm has begun there; the groups' names carry the supervisor's pid and s
 """
 
 import os
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
+
+from vsm.linux import pidfd
 
 FILES: Final = "files"
 GROUPS: Final = "groups"
@@ -111,13 +112,13 @@ def _kill_members(group: int) -> None:
     """
     _thaw(group)
     with suppress(OSError):
-        fd = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=group)
-        with os.fdopen(fd, encoding="ascii") as file:
-            members = [int(word) for word in file.read().split()]
-        for pid in members:
-            if pid:  # 0: of another pid namespace
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        pidfd.kill_members(_members(group), lambda: _members(group))
+
+
+def _members(group: int) -> set[int]:
+    fd = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=group)
+    with os.fdopen(fd, encoding="ascii") as file:
+        return {int(word) for word in file.read().split()} - {0}  # 0: of another pid namespace
 
 
 def _thaw(group: int) -> None:

@@ -40,12 +40,6 @@ from vsm.messages import (
 
 Entry = Callable[[str, int, str, dict[str, int], int], None]
 
-SINGLE_THREADED = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
-
 
 @dataclass
 class _Child:

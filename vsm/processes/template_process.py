@@ -1,4 +1,4 @@
-"""The supervisor's side of the template: its exec, its link, its death.
+"""The supervisor's side of the template: its link, its death.
 
 Runs in the supervisor. One object is one incarnation of the template.
 """
@@ -6,13 +6,11 @@ Runs in the supervisor. One object is one incarnation of the template.
 import asyncio
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from vsm.link import Link, close_fds, socketpair
+from vsm.link import Link, close_fds
 from vsm.messages import (
     Exited,
     Fork,
@@ -24,11 +22,9 @@ from vsm.messages import (
     parse_from_template,
 )
 from vsm.processes.pulse import Pulse
-from vsm.processes.template import SINGLE_THREADED
+from vsm.processes.template_start import TemplateStart
 
-# Everything else of our environment stays here: a variable of ours may be a worker's secret.
 MOST_SILENT_S: Final = 3
-_PASSED: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONPATH", "PYTHONHOME")
 
 
 @dataclass(frozen=True)
@@ -46,25 +42,19 @@ class TemplateProcess:
     """A running template.
 
     Args:
-        entry: "module:function" that a child runs.
-        modules: what the template imports before it forks.
-        stderr: a descriptor for its output; stays the caller's.
+        started: its process and link; its output stays the caller's.
         tell: the callbacks.
     """
 
-    def __init__(
-        self, entry: str, modules: Sequence[str], stderr: int, tell: TemplateCallbacks
-    ) -> None:
+    def __init__(self, started: TemplateStart, tell: TemplateCallbacks) -> None:
         self.ready = False
         self.lost = False
         self._tell = tell
-        ours, theirs = socketpair()
-        with theirs:
-            self._process = _execute(theirs.fileno(), entry, modules, stderr)
+        self._process = started.process
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._died)
-        self._link: Link[FromTemplate] = Link(ours, parse_from_template)
+        self._link: Link[FromTemplate] = Link(started.link, parse_from_template)
         self._link.start(self._on_message, lambda: None)
         self._pulse = Pulse(self._ask, self._silent, most=MOST_SILENT_S)
 
@@ -112,23 +102,6 @@ class TemplateProcess:
         self.ready, self.lost = False, True
         self._link.close()
         self._tell.lost(describe_status(status))
-
-
-def _execute(
-    link_fd: int, entry: str, modules: Sequence[str], stderr: int
-) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-P", "-m", "vsm.processes.template", str(link_fd), str(os.getpid())]
-    environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
-    return subprocess.Popen(
-        [*command, entry, *modules],
-        env=environment | SINGLE_THREADED,
-        pass_fds=(link_fd,),
-        stdin=subprocess.DEVNULL,
-        stdout=stderr,
-        stderr=stderr,
-        cwd="/",
-        start_new_session=True,
-    )
 
 
 def describe_status(status: int) -> str:

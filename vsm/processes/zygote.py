@@ -10,6 +10,7 @@ import array
 import asyncio
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -104,6 +105,7 @@ class Zygote:
         self._link.setblocking(False)  # noqa: FBT003 - the method takes no keyword
         senders.ask_for_senders(self._link)
         self._waiting: dict[int, asyncio.Future[Fork]] = {}
+        self._given_up: set[int] = set()  # ordered, and whoever wanted it has gone
         self._init_pid = self._pid = 0
         self._ended = False
         asyncio.get_running_loop().add_reader(self._link, self._readable)
@@ -123,7 +125,7 @@ class Zygote:
             self._unfit(f"it does not take its program: {error.strerror}")
 
     async def fork(self, number: int, stdio: tuple[int, int, int]) -> Fork:
-        """Make one more process of it.
+        """Make one more process of it; if this is cancelled, that process is killed.
 
         Args:
             number: of the instance, never used before.
@@ -141,6 +143,12 @@ class Zygote:
             self._link.sendmsg([json.dumps({"number": number}).encode()], rights)
             async with asyncio.timeout(FORK_TIMEOUT_S):
                 return await answer
+        except asyncio.CancelledError:
+            if answer.cancelled():
+                self._given_up.add(number)
+            elif answer.exception() is None:  # it had come, and nobody took it
+                _kill(answer.result())
+            raise
         except TimeoutError:
             self._unfit(f"it did not fork within {FORK_TIMEOUT_S:g} s")
             raise LaunchError("the zygote did not fork in time") from None
@@ -189,9 +197,15 @@ class Zygote:
         if said.kind == "unfit":
             self._unfit(printable(said.what.encode()), hopeless=True)
             return
-        if said.kind == "ready" and not self._pid and _parent(letter.pid) == self._init_pid:
+        parent = _parent(letter.pid)
+        if said.kind == "ready" and not self._pid and parent and parent == self._init_pid:
             self._pid = letter.pid
             self._on_ready()
+            return
+        if said.number in self._given_up and said.kind in {"forked", "failed"}:
+            self._given_up.discard(said.number)
+            if said.kind == "forked" and (fork := self._sender(letter)) is not None:
+                _kill(fork)
             return
         answer = self._waiting.get(said.number)
         if answer is None or answer.done():
@@ -200,25 +214,37 @@ class Zygote:
             what = printable(said.what.encode())
             answer.set_exception(LaunchError(f"the zygote could not fork: {what}"))
         elif said.kind == "forked":
-            self._answer(answer, letter)
+            fork = self._sender(letter)
+            if fork is None:
+                answer.set_exception(LaunchError("the fork ended at once"))
+            else:
+                answer.set_result(fork)
         else:
             raise ValueError(said.kind)
 
-    def _answer(self, answer: "asyncio.Future[Fork]", letter: senders.Letter) -> None:
-        """The fork is the sender, if that is the zygote's own child."""
+    def _sender(self, letter: senders.Letter) -> Fork | None:
+        """The sender, if that is the zygote's own child; None if it is dead.
+
+        Raises:
+            ValueError: it is another process.
+        """
         try:
             fd = os.dup(letter.pidfd) if letter.pidfd >= 0 else pidfd.open_pidfd(letter.pid)
         except OSError:
             fd = -1
         parent = _parent(letter.pid)  # looked at while the process is held
         if fd >= 0 and self._pid and parent == self._pid:
-            answer.set_result(Fork(letter.pid, fd))
-            return
+            return Fork(letter.pid, fd)
         if fd >= 0:
             os.close(fd)
         if parent:
             raise ValueError("not a child of the zygote")
-        answer.set_exception(LaunchError("the fork ended at once"))
+        return None
+
+
+def _kill(fork: Fork) -> None:
+    pidfd.send_signal(fork.pidfd, signal.SIGKILL)
+    os.close(fork.pidfd)
 
 
 def _parent(pid: int) -> int:

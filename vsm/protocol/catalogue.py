@@ -2,8 +2,8 @@
 
 Pure. A tool or prompt is called `PREFIX__NAME`; an empty prefix leaves the name bare, and a
 clash then drops every claimant and says so in `notes`. Resource URIs are never rewritten:
-one that two integrations claim is served by neither. Names and descriptions are foreign text
-and go through unchanged; nothing here interprets them.
+one that several integrations claim is listed to nobody but those who see only one of them. Names
+and descriptions are foreign text and go through unchanged; nothing here interprets them.
 """
 
 import hashlib
@@ -68,10 +68,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Template:
-    """A resource template: the literal parts of a URI, in order, and who serves it."""
+    """A resource template: the literal parts of a URI, in order, and who serves it.
+
+    Args:
+        pattern: as its server wrote it.
+    """
 
     integration: str
     literals: tuple[str, ...]
+    pattern: str = ""
 
     @property
     def weight(self) -> int:
@@ -98,6 +103,7 @@ class Catalogue:
     """The merged whole.
 
     Args:
+        contested: resources that several claim: who, and each one's item.
         items: what each list holds, in the order of `tools`, `prompts`, `resources`, `templates`.
         pages: results of list requests, without their last brace.
     """
@@ -105,7 +111,7 @@ class Catalogue:
     tools: dict[str, Entry] = field(default_factory=dict)
     prompts: dict[str, Entry] = field(default_factory=dict)
     resources: dict[str, str] = field(default_factory=dict)
-    contested: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    contested: dict[str, dict[str, Object]] = field(default_factory=dict)
     templates: tuple[Template, ...] = ()
     servers: tuple[str, ...] = ()
     items: Mapping[str, Sequence[Object]] = field(default_factory=dict)
@@ -115,7 +121,10 @@ class Catalogue:
     def restricted(
         self, serves: Callable[[str], bool], offers: Callable[[str], bool]
     ) -> "Catalogue":
-        """What a client sees that may not see everything; a clash stays one for everybody.
+        """What a client sees that may not see everything.
+
+        A name that clashes stays unserved for everybody; a resource that several claim is no
+        clash to a client that sees one of them.
 
         Args:
             serves: whether it sees an integration.
@@ -139,6 +148,12 @@ class Catalogue:
             )
             if serves(owner)
         ]
+        contested: dict[str, dict[str, Object]] = {}
+        for uri, claims in self.contested.items():
+            seen = {who: item for who, item in claims.items() if serves(who)}
+            if len(seen) > 1:
+                contested[uri] = seen
+            resources += [(uri, who, item) for who, item in seen.items() if len(seen) == 1]
         templates = [
             (template, item)
             for template, item in zip(
@@ -156,9 +171,7 @@ class Catalogue:
             tools={name: entry for name, entry, _ in tools},
             prompts={name: entry for name, entry, _ in prompts},
             resources={uri: owner for uri, owner, _ in resources},
-            contested={
-                u: seen for u, who in self.contested.items() if (seen := tuple(filter(serves, who)))
-            },
+            contested=contested,
             templates=tuple(template for template, _ in templates),
             servers=tuple(filter(serves, self.servers)),
         )
@@ -173,14 +186,18 @@ class Catalogue:
         return self.pages[method] + tail % ttl_ms
 
     def resource_owner(self, uri: str) -> str | tuple[str, ...]:
-        """The integration that serves `uri`, or all that claim it (none: an empty tuple)."""
+        """The integration that serves `uri`, or all that claim it (none: an empty tuple).
+
+        A template itself, which is what a completion names, belongs to whoever listed it.
+        """
         if len(uri) > MAX_URI_CHARS:
             return ()
         if uri in self.contested:
-            return self.contested[uri]
+            return tuple(self.contested[uri])
         if uri in self.resources:
             return self.resources[uri]
-        fits = [template for template in self.templates if template.matches(uri)]
+        fits = [template for template in self.templates if template.pattern == uri]
+        fits = fits or [template for template in self.templates if template.matches(uri)]
         best = max((template.weight for template in fits), default=0)
         owners = {template.integration for template in fits if template.weight == best}
         claimants = tuple(sorted(owners)) or self.servers
@@ -301,7 +318,7 @@ def _merge_named(
 
 def _merge_resources(
     surfaces: Mapping[str, Surface], notes: list[str]
-) -> tuple[dict[str, str], dict[str, tuple[str, ...]], list[Object]]:
+) -> tuple[dict[str, str], dict[str, dict[str, Object]], list[Object]]:
     claims: dict[str, list[tuple[str, Object]]] = {}
     for integration in sorted(surfaces):
         own: dict[str, Object] = {}
@@ -314,8 +331,11 @@ def _merge_resources(
             del own[uri]
         for uri, item in own.items():
             claims.setdefault(uri, []).append((integration, item))
-    contested = {uri: tuple(who for who, _ in c) for uri, c in claims.items() if len(c) > 1}
-    notes.extend(f"{uri}: claimed by {', '.join(who)}" for uri, who in contested.items())
+    contested = {uri: dict(c) for uri, c in claims.items() if len(c) > 1}
+    notes.extend(
+        f"{uri}: claimed by {', '.join(who)}, served where a client sees one of them"
+        for uri, who in contested.items()
+    )
     single = {uri: c[0] for uri, c in claims.items() if len(c) == 1}
     return (
         {uri: who for uri, (who, _) in single.items()},
@@ -336,6 +356,7 @@ def _merge_templates(surfaces: Mapping[str, Surface]) -> tuple[tuple[Template, .
             seen.add(pattern)
             if _is_suspended("resources/templates/list", pattern, surfaces[integration]):
                 continue
-            templates.append(Template(integration, tuple(_EXPRESSION.split(pattern))))
+            literals = tuple(_EXPRESSION.split(pattern))
+            templates.append(Template(integration, literals, pattern))
             items.append(item)
     return tuple(templates), items

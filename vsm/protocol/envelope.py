@@ -68,8 +68,8 @@ def check(
         EnvelopeError: a key is missing or of a wrong type, a header contradicts the body, or
             the version is not served; judged in this order.
     """
-    missing = [key for key in (META_VERSION, META_CAPABILITIES) if key not in meta]
-    if missing:
+    if META_VERSION not in meta or META_CAPABILITIES not in meta:
+        missing = [key for key in (META_VERSION, META_CAPABILITIES) if key not in meta]
         raise EnvelopeError(jsonrpc.INVALID_PARAMS, f"params._meta lacks {', '.join(missing)}")
     version = jsonrpc.text(meta, META_VERSION)
     if version is None:
@@ -77,7 +77,7 @@ def check(
     if not bytes(meta[META_CAPABILITIES]).startswith(b"{"):
         raise EnvelopeError(jsonrpc.INVALID_PARAMS, f"{META_CAPABILITIES} is an object")
     if headers is not None:
-        check_headers(method, params, meta, headers)
+        check_headers(method, params, version, headers)
     if version not in MODERN_VERSIONS:
         raise unsupported_version(version)
 
@@ -91,13 +91,15 @@ def unsupported_version(version: str) -> EnvelopeError:
     )
 
 
-def check_headers(method: str, params: Object, meta: Object, headers: Mapping[str, str]) -> None:
-    """Judge the HTTP headers of a modern request against its body.
+def check_headers(
+    method: str, params: Object, version: str | None, headers: Mapping[str, str]
+) -> None:
+    """Judge the HTTP headers of a modern request against its body, which is of a `version`.
 
     Raises:
         EnvelopeError: a header contradicts the body.
     """
-    if headers.get(VERSION_HEADER) != jsonrpc.text(meta, META_VERSION):
+    if headers.get(VERSION_HEADER) != version:
         raise _mismatch(VERSION_HEADER, "the protocol version in params._meta")
     if headers.get(METHOD_HEADER) != method:
         raise _mismatch(METHOD_HEADER, "the method")
@@ -116,7 +118,7 @@ def _mismatch(header: str, member: str) -> EnvelopeError:
 
 def unwrap_header(value: str) -> str | None:
     """A header's value, undone of its base64 wrapping; None where the wrapping is malformed."""
-    match = _WRAPPED.fullmatch(value)
+    match = _WRAPPED.fullmatch(value) if value.startswith("=?") else None
     if match is None:
         return value
     try:

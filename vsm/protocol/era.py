@@ -34,9 +34,9 @@ PROBE_TIMEOUT_S: Final = 5.0
 MAX_INSTRUCTIONS_CHARS: Final = 8192
 MAX_CAPABILITIES_BYTES: Final = 16384
 
-# Asked of the client that has a call in flight; a server that asks outside one gets an error.
+# Asked of the client that has a call in flight; see `vsm.gateway.relay` for who asks outside one.
 LEGACY_CAPABILITIES: Final[dict[str, Any]] = {
-    "roots": {},
+    "roots": {"listChanged": True},
     "sampling": {},
     "elicitation": {"form": {}, "url": {}},
 }
@@ -136,6 +136,8 @@ class Handshake:
     gateway: dict[str, Any]
     wanted: str = "auto"
     _initializing: bool = field(default=False, init=False)
+    _refused: bool = field(default=False, init=False)
+    _late: Established | None = field(default=None, init=False)
     _probes: int = field(default=0, init=False)
 
     def begin(self) -> Ask:
@@ -169,7 +171,7 @@ class Handshake:
         found = _decoded(message, _Discovery)
         if found is not None and MODERN_VERSION in found.supportedVersions:
             server = found.meta.get(META_SERVER)
-            return Established(
+            discovered = Established(
                 PeerSession(
                     era=Era.MODERN.value,
                     version=MODERN_VERSION,
@@ -178,6 +180,11 @@ class Handshake:
                     instructions=(found.instructions or "")[:MAX_INSTRUCTIONS_CHARS],
                 )
             )
+            if not self._initializing or self._refused:
+                return discovered
+            # It has `initialize` as well. If it takes that, its connection is a legacy one.
+            self._late = discovered
+            return Nothing()
         only = _unsupported(message)
         if self.wanted == Era.MODERN.value:
             return Refused("the server does not speak the modern era, as its `era` says")
@@ -201,6 +208,9 @@ class Handshake:
         return Established(session, announce="notifications/initialized")
 
     def _refused_handshake(self, message: Message) -> Step:
+        self._refused = True
+        if self._late is not None:
+            return self._late
         if MODERN_VERSION in _unsupported(message) and self._probes == 1:
             return self.begin()
         error = None if message.error is msgspec.UNSET else jsonrpc.error_of(message.error)

@@ -39,8 +39,9 @@ class InFlight(Generic[T]):
 
     def add(self, item: T) -> int:
         """Register `item` and return its id."""
-        request_id = self._epoch | self._next
-        self._next = (self._next + 1) & _COUNTER_MASK
+        number = self._next
+        self._next = number + 1 & _COUNTER_MASK
+        request_id = self._epoch | number
         self.waiting[request_id] = item
         return request_id
 
@@ -49,12 +50,9 @@ class InFlight(Generic[T]):
         """How many ids were given out."""
         return self._next - 1
 
-    def take(self, request_id: object) -> T | Stray:
-        """Remove and return what waits for `request_id`, or why nothing does."""
-        if type(request_id) is not int:
-            return Stray.UNKNOWN
-        item = self.waiting.pop(request_id, None)
-        return self._stray(request_id) if item is None else item
+    def take(self, request_id: object) -> T | None:
+        """Remove and return what waits for `request_id`; None: nothing does, see `stray`."""
+        return self.waiting.pop(request_id, None) if type(request_id) is int else None
 
     def discard(self, request_id: int) -> None:
         """Stop waiting for `request_id`; its answer will be late."""
@@ -66,7 +64,10 @@ class InFlight(Generic[T]):
         self.waiting.clear()
         yield from items
 
-    def _stray(self, request_id: int) -> Stray:
+    def stray(self, request_id: object) -> Stray:
+        """Why nothing waits for `request_id`."""
+        if type(request_id) is not int:
+            return Stray.UNKNOWN
         if request_id < 0 or request_id >> (COUNTER_BITS + EPOCH_BITS):
             return Stray.UNKNOWN
         if request_id & ~_COUNTER_MASK != self._epoch:

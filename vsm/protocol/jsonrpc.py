@@ -4,10 +4,10 @@ Sans-io. `decode` checks UTF-8, JSON syntax, nesting and the message's shape; no
 frame is forwarded that did not pass it. Runs in S1 on untrusted bytes.
 """
 
-from typing import Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -41,8 +41,8 @@ class DecodeError(Exception):
 class Message(msgspec.Struct, gc=False):
     """One JSON-RPC message of any kind; what is absent is UNSET."""
 
-    jsonrpc: str | UnsetType = UNSET
-    id: int | str | UnsetType | None = UNSET
+    jsonrpc: Literal["2.0"]
+    id: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID - 1)] | str | UnsetType | None = UNSET
     method: str | UnsetType = UNSET
     params: Raw | UnsetType = UNSET
     result: Raw | UnsetType = UNSET
@@ -57,7 +57,7 @@ class ErrorBody(msgspec.Struct):
     data: Raw | UnsetType = UNSET
 
 
-_messages = msgspec.json.Decoder(Message)
+_message_of = msgspec.json.Decoder(Message).decode
 _objects = msgspec.json.Decoder(Object)
 _errors = msgspec.json.Decoder(ErrorBody)
 _strings = msgspec.json.Decoder(str)
@@ -73,7 +73,7 @@ def decode(frame: bytes) -> Message:
     try:
         if not frame.isascii():
             frame.decode()
-        message = _messages.decode(frame)
+        message = _message_of(frame)
     except UnicodeDecodeError as error:
         raise DecodeError(PARSE_ERROR, f"invalid UTF-8 at byte {error.start}") from None
     except RecursionError:
@@ -82,11 +82,8 @@ def decode(frame: bytes) -> Message:
         raise DecodeError(INVALID_REQUEST, f"not a JSON-RPC message: {error}") from None
     except msgspec.DecodeError as error:
         raise DecodeError(PARSE_ERROR, f"invalid JSON: {error}") from None
-    number = message.id
     if (
-        message.jsonrpc != "2.0"
-        or type(number) is not int
-        or not -MAX_ID <= number < MAX_ID
+        type(message.id) is not int
         or (message.method is UNSET) is (message.result is UNSET)
         or message.error is not UNSET
     ):  # neither a plain request nor a plain result, as nearly all are
@@ -95,8 +92,6 @@ def decode(frame: bytes) -> Message:
 
 
 def _check_shape(message: Message) -> None:
-    if message.jsonrpc != "2.0":
-        raise DecodeError(INVALID_REQUEST, 'expected "jsonrpc": "2.0"')
     if message.method is UNSET:
         if message.id is UNSET or (message.result is UNSET) == (message.error is UNSET):
             raise DecodeError(INVALID_REQUEST, "neither a request nor an answer")

@@ -50,6 +50,8 @@ class Seal:
             whole = base64.b64decode(token[len(PREFIX) :], altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise SealError("is malformed") from None
+        if token != PREFIX + base64.urlsafe_b64encode(whole).decode():
+            raise SealError("is malformed")  # one spelling: base64 has bits that say nothing
         body, mac = whole[:-_MAC_BYTES], whole[-_MAC_BYTES:]
         if len(body) < _EXPIRY.size or not hmac.compare_digest(mac, self._mac(body)):
             raise SealError("was changed, or made before the gateway was started again")

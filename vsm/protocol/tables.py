@@ -40,7 +40,11 @@ ROUTED: Final = {
 }
 # Requests about one task; they go to whoever made it. `tasks/list` is not among them: a server that
 # several clients share would list everybody's.
-TASK_REQUESTS: Final = frozenset({"tasks/get", "tasks/result", "tasks/cancel", "tasks/update"})
+TASK_METHODS: Final = {
+    Era.LEGACY: frozenset({"tasks/get", "tasks/result", "tasks/cancel"}),
+    Era.MODERN: frozenset({"tasks/get", "tasks/update", "tasks/cancel"}),
+}
+TASK_REQUESTS: Final = TASK_METHODS[Era.LEGACY] | TASK_METHODS[Era.MODERN]
 TASK_NOTIFICATIONS: Final = frozenset({"notifications/tasks/status", "notifications/tasks"})
 # Client → server requests that the gateway answers from its merged catalogue, and the
 # member of the result that holds the list.
@@ -64,13 +68,14 @@ CLIENT_REQUESTS: Final = {
     ),
     Era.MODERN: frozenset({*ROUTED, *LISTS, "server/discover", "subscriptions/listen"}),
 }
+ROOTS_CHANGED: Final = "notifications/roots/list_changed"
 CLIENT_NOTIFICATIONS: Final = {
     Era.LEGACY: frozenset(
         {
             "notifications/cancelled",
             "notifications/initialized",
             "notifications/progress",
-            "notifications/roots/list_changed",
+            ROOTS_CHANGED,
         }
     ),
     Era.MODERN: frozenset({"notifications/cancelled"}),

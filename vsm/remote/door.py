@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 from urllib.parse import urljoin, urlsplit
 
+from vsm.core.login_words import login_command, missing_scope
 from vsm.remote.http_client import Exchange, HttpClient, HttpError, Origin
 
 MOST_CALLS: Final = 44
@@ -58,7 +59,7 @@ class Door:
         name: the integration's. client: makes them. target: path and query.
         headers: credentials and whatever else goes with every request.
         bearer: of OAuth, or None.
-        remedy: what somebody can do about refused credentials.
+        client_name: whose credentials they are; "" are the integration's own.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Door:
         room: Room,
         *,
         agent: str,
-        remedy: str,
+        client_name: str = "",
         bearer: Bearer | None = None,
     ) -> None:
         self.name = name
@@ -79,7 +80,7 @@ class Door:
         self._target = target
         self._fixed = {**headers, "user-agent": agent, "accept-encoding": "identity"}
         self._bearer = bearer
-        self._remedy = remedy
+        self._client_name = client_name
 
     @property
     def origin(self) -> Origin:
@@ -106,9 +107,18 @@ class Door:
                 exchange = await self._with(token, method, headers, body)
         if exchange.status in {_UNAUTHORIZED, _FORBIDDEN}:
             exchange.leave()
-            text = f"it refuses the credentials (HTTP {exchange.status}). {self._remedy}"
-            raise HandshakeRefusedError(text)
+            raise HandshakeRefusedError(self._why_refused(exchange))
         return exchange
+
+    def _why_refused(self, exchange: Exchange) -> str:
+        """And what somebody can do about it; a login may allow too little (RFC 6750, 3.1)."""
+        what = f"it refuses the credentials (HTTP {exchange.status})"
+        if self._bearer is None:
+            return f"{what}. Correct them in vsm.toml, or where they are kept"
+        scope = missing_scope(exchange.headers.get("www-authenticate", ""))
+        if scope:
+            what = f"its login allows too little for this (HTTP {exchange.status})"
+        return f"{what}. Run `{login_command(self.name, self._client_name, scope)}`"
 
     async def _with(
         self, token: str, method: str, headers: Mapping[str, str], body: bytes

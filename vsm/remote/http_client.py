@@ -289,7 +289,11 @@ class HttpClient:
             what = f"its certificate does not hold: {error.verify_message}"
             raise HttpError(what, sent=False) from None
         except OSError as error:
-            raise HttpError(f"cannot be reached: {_reason(error)}", sent=False) from None
+            what = f"cannot be reached: {_reason(error)}"
+            if isinstance(error, ConnectionResetError) and self._resolve is None:
+                # The egress process, which alone knows why there is no way, can only reset.
+                what += "; `vsm status` of this integration says why, under EGRESS TO"
+            raise HttpError(what, sent=False) from None
         return _Connection(reader, writer)
 
     def _take(self) -> _Connection | None:

@@ -8,6 +8,7 @@ process.
 import asyncio
 import base64
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import msgspec
 from vsm.remote.http_client import HttpClient, HttpError, Origin
 
 EARLY_S: Final = 30.0
+RENEWAL_TIMEOUT_S: Final = 30.0
 MOST_BYTES: Final = 64 * 1024
 _OK: Final = 200
 _USUAL: Final = {"http": 80, "https": 443}
@@ -126,18 +128,27 @@ class StoredTokens:
             expires_at=expires_at,
         )
         self._tokens = renewed
-        self._store(renewed)
+        try:
+            self._store(renewed)
+        except OSError as error:  # they are good all the same, as long as this process lives
+            sys.stderr.write(f"its new tokens cannot be kept: {error.strerror}\n")
+            sys.stderr.flush()
         return renewed
 
     async def _ask(self, endpoint: str, headers: dict[str, str], form: bytes) -> _Renewal | None:
         origin, target = split_url(endpoint)
         client = self._reach(origin)
+        what = "its tokens cannot be renewed"
         try:
-            exchange = await client.exchange("POST", target, headers.items(), form)
-            async with exchange:
-                body = await exchange.body(MOST_BYTES)
+            async with asyncio.timeout(RENEWAL_TIMEOUT_S):  # every call of this identity waits
+                exchange = await client.exchange("POST", target, headers.items(), form)
+                async with exchange:
+                    body = await exchange.body(MOST_BYTES)
         except HttpError as error:
-            raise HttpError(f"its tokens cannot be renewed: {error}", sent=False) from None
+            raise HttpError(f"{what}: {error}", sent=False) from None
+        except TimeoutError:
+            text = f"{what}: no answer within {RENEWAL_TIMEOUT_S:g} s"
+            raise HttpError(text, sent=False) from None
         finally:
             client.close()
         if exchange.status != _OK:

@@ -64,20 +64,17 @@ class Worker:
 
     def _peer(self, client: str, credentials: Credentials) -> Peer:
         bearer = None
-        remedy = "Correct them in vsm.toml, or where they are kept."
-        name = self._settings.name
         if credentials.tokens:
             bearer = StoredTokens(credentials.tokens, self._reach)
-            remedy = f"Run `vsm login {name}{f' --client {client}' if client else ''}`."
         one = self._settings
         door = Door(
-            name,
+            one.name,
             self._reach(Origin(one.scheme, one.host, one.port)),
             one.target,
             credentials.resolved(os.environ),
             self._room,
             agent=AGENT,
-            remedy=remedy,
+            client_name=client,
             bearer=bearer,
         )
         return Peer(door, self._common, own=not client)

@@ -14,15 +14,25 @@ FOLDER: Final = "etc/apparmor.d"
 NAME: Final = "vsm"
 MARK: Final = "# Written by `vsm service apparmor`; `vsm service apparmor --remove` removes it."
 RESTRICTION: Final = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+MEDIATION: Final = Path("/sys/kernel/security/apparmor/features/namespaces/mask")
 _SPECIAL: Final = '"\\?*[]{}^@,'  # apparmor.d(5): globbing, variables, quoting
 
 
 def is_restricted(setting: Path = RESTRICTION) -> bool:
-    """Whether this host needs it."""
+    """Whether all of this host's programs need a profile for it."""
+    return _says(setting).strip() == "1"
+
+
+def may_restrict(setting: Path = RESTRICTION, mediation: Path = MEDIATION) -> bool:
+    """Whether the profile can be of use: kernels without Ubuntu's switch leave it to profiles."""
+    return is_restricted(setting) or ("userns_create" in _says(mediation) and not setting.exists())
+
+
+def _says(setting: Path) -> str:
     try:
-        return setting.read_text(encoding="ascii").strip() == "1"
+        return setting.read_text(encoding="ascii")
     except OSError:
-        return False
+        return ""
 
 
 def profile(command: str) -> str:

@@ -16,6 +16,8 @@ SERVICE: Final = "vsm.service"
 SOCKET: Final = "vsm.socket"
 WATCHDOG_S: Final = 30
 MAX_STORED: Final = 32  # descriptors: an old and a new demand board, with room for slips
+# What systemd's managers give where nobody set another (systemd.exec(5)).
+MANAGER_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 MARK: Final = "# Written by `vsm service install`; `vsm service uninstall` removes it."
 
 
@@ -58,7 +60,8 @@ class Units:
 def place(*, user: bool, root: Path | None, home: Path) -> Place:
     """Where an administrator's units live; systemd.unit(5)."""
     if user and root is not None:
-        raise ConfigurationError("vsm service", "--root goes with the system's units only")
+        what = "--root goes with the system's units only"
+        raise ConfigurationError("vsm service", what, "Leave out --root or --user.")
     if user:
         return Place(user, None, home / ".config/systemd/user")
     return Place(user, root, (root or Path("/")) / "etc/systemd/system")
@@ -115,7 +118,7 @@ def _service(config: Config, path: str, command: str, *, user: bool) -> str:
         "RuntimeDirectoryPreserve=yes",
         *(f"LoadCredential={_percent(name)}" for name in credentials(config)),
         "",
-        "# Every line of this part, and what is left out, and why: docs/operations.md.",
+        "# Every line of this part, and what is left out, and why: `vsm docs operations`.",
         *hardening,
         "",
         "[Install]",

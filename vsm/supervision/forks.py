@@ -82,9 +82,8 @@ class Forks:
             return
         theirs: list[int] = []
         try:
-            ring, env = self._group.hooks.ring(running.name), base.provided.plan.env
-            secrets = self._group.integrations[running.name].secrets
-            stdio = open_pipes(running, ring, secrets, env, theirs)
+            ring = self._group.hooks.ring(running.name)
+            stdio = open_pipes(running, ring, base.provided.secrets, theirs)
             fork = await base.zygote.fork(number_of(running.key), stdio)
         except (LaunchError, OSError) as error:
             lost = self._group.running.get(base.key) is not base

@@ -1,4 +1,4 @@
-"""Runs a restart group: performs what `vsm.core.restart` decides and keeps its deadlines.
+"""Runs a restart group: performs what `vsm.core.replacement` decides and keeps its deadlines.
 
 Runs in the supervisor, on its event loop. Owns the clock, the jitter and the order of events;
 who really starts and kills is the actor.
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeAlias
 
-from vsm.core import restart
+from vsm.core import replacement, restart
 
 
 class Actor(Protocol):
@@ -43,6 +43,10 @@ def _ignore(_before: restart.Group, _event: restart.Event, _after: restart.Group
     """Nobody keeps a record."""
 
 
+def _no_successors(_change: replacement.Switched) -> None:
+    """Nothing is replaced in this group."""
+
+
 class GroupRunner:
     """One restart group on the event loop."""
 
@@ -55,6 +59,7 @@ class GroupRunner:
         self.group = restart.new_group(specs, strategy)
         self._actor = actor
         self.observe: Observer = _ignore
+        self.switched: Callable[[replacement.Switched], None] = _no_successors
         self._events: deque[restart.Event] = deque()
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
@@ -95,7 +100,7 @@ class GroupRunner:
         now = asyncio.get_running_loop().time()
         jitter = random.random()  # noqa: S311 - spreads restarts, guards nothing
         before = self.group
-        self.group, actions = restart.step(before, event, now, jitter)
+        self.group, actions = replacement.step(before, event, now, jitter)
         self.observe(before, event, self.group)
         for action in actions:
             self._perform(action)
@@ -115,6 +120,8 @@ class GroupRunner:
                 self._actor.kill(action.name)
             case restart.Changed():
                 self._actor.changed(action)
+            case replacement.Switched():
+                self.switched(action)
 
     def _schedule(self) -> None:
         if self._timer is not None:

@@ -32,6 +32,8 @@ _LIVE: Final = frozenset({"starting", "ready"})
 def terms_of(integration: Integration) -> Terms | None:
     """What an entry says of its instances; None where one is started and stays."""
     one, lazy = integration, integration.start == "lazy"
+    if not one.has_instances:
+        return None
     if one.instances == "session":
         return Terms(
             kind="session",
@@ -40,13 +42,9 @@ def terms_of(integration: Integration) -> Terms | None:
             idle_stop_s=one.idle_stop_s,
             lazy=lazy,
         )
-    if one.instances == "pool":
-        least, most = one.pool_min, one.pool_max
-    elif lazy or one.idle_stop_s:
-        least, most = 1, 1
-    else:
-        return None
-    resident = one.instances == "pool" and not lazy
+    pool = one.instances == "pool"
+    least, most = (one.pool_min, one.pool_max) if pool else (1, 1)
+    resident = pool and not lazy
     return Terms(
         kind="pool",
         least=least,
@@ -116,6 +114,8 @@ class InstanceSet:
         self._end_zygote = end_zygote
         self._opened = False
         self._closing = False
+        self._aside = ""
+        self._outdated: frozenset[str] = frozenset()
         self._verdict = restart.Exited(self.name, incarnation, "its instances ended")
         self._timer: asyncio.TimerHandle | None = None
 
@@ -136,11 +136,21 @@ class InstanceSet:
             if name.startswith(start):
                 yield worker
 
+    def _counted(self) -> Iterator[restart.Worker]:
+        """The members, but for one that is to show first whether its like can serve."""
+        return (worker for worker in self.members() if worker.spec.name != self._aside)
+
     def open(self) -> None:
         """Begin: what is lazy serves at once, the rest when its first instance does."""
         self._opened = True
         if self.terms.lazy:
             self._workers.send(restart.Ready(self.name, self._incarnation))
+        self._review()
+
+    def bind(self, terms: Terms) -> None:
+        """Go by other bounds from now on; S1, which knows who is idle, says which are to go."""
+        self.terms = terms
+        self._starts = replace(self._starts, wanted=min(self._starts.wanted, terms.most))
         self._review()
 
     # ---- S1 --------------------------------------------------------------------------------
@@ -154,7 +164,7 @@ class InstanceSet:
         """
         if not self._opened:  # S1 cannot know that there is none yet
             count = max(count, self.terms.first)
-        self._starts = replace(self._starts, wanted=min(count, self.terms.most))
+        self._starts = replace(self._starts, wanted=min(count, self.terms.most + self._replacing))
         for name, reason in release.items():
             if integration_of(name) == self.name and name in self._workers.group.workers:
                 self._stop(name, reason)
@@ -164,8 +174,39 @@ class InstanceSet:
         """S1 died, and with it the sessions: whose an instance was is not known any more."""
         self._starts = replace(self._starts, wanted=self.terms.first)
         if self.terms.kind == "session":
-            for worker in self.members():
+            for worker in self._counted():
                 self._stop(worker.spec.name, "the gateway restarted, and the sessions ended")
+
+    # ---- replacement -----------------------------------------------------------------------
+
+    @property
+    def serves(self) -> bool:
+        """Whether one of them is ready."""
+        return any(worker.phase == "ready" for worker in self._counted())
+
+    @property
+    def _replacing(self) -> bool:
+        """Whether the like of some is started before those go."""
+        if self.terms.kind == "session":
+            return False  # whose each is belongs to it until its session ends
+        return any(worker.spec.name in self._outdated for worker in self.members())
+
+    def begin_aside(self) -> str:
+        """The name of one more, by other terms, that does not count until `renew`."""
+        self._starts = instance_starts.started(self._starts, 1)
+        self._aside = f"{self.name}{SEPARATOR}{self._starts.number}"
+        return self._aside
+
+    def give_up_aside(self, name: str) -> None:
+        """It has ended."""
+        if name == self._aside:
+            self._aside = ""
+
+    def renew(self, spec: restart.WorkerSpec) -> None:
+        """The one aside serves, and is one of them: the others are to be replaced by its like."""
+        self._outdated = frozenset(worker.spec.name for worker in self._counted())
+        self._aside, self._spec = "", spec
+        self._review()
 
     # ---- what becomes of instances ---------------------------------------------------------
 
@@ -221,7 +262,7 @@ class InstanceSet:
         if not self._opened or self._closing or self._workers.group.panic:
             return
         loop = asyncio.get_running_loop()
-        phases = [worker.phase for worker in self.members()]
+        phases = [worker.phase for worker in self._counted()]
         live = sum(1 for phase in phases if phase in _LIVE)
         count = instance_starts.due(
             self._starts,
@@ -231,6 +272,7 @@ class InstanceSet:
             alive=len(phases),
             now=loop.time(),
             short_of_memory=(short := self._short_of_memory()),
+            replacing=self._replacing,
         )
         for _ in range(count):
             self._start_one()

@@ -1,14 +1,15 @@
 """The integrations: started through the launcher, attached to S1, restarted or quarantined.
 
 Runs in the supervisor. Owns the launcher's link and a duplicate of every worker's pipes, so that
-a new S1 gets them, with the record that resuming a session needs.
+a new S1 gets them, with the record that resuming a session needs. A bit long: whatever becomes of
+a worker changes the same few tables.
 """
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from vsm.configuration.config import Integration
@@ -24,21 +25,21 @@ from vsm.messages import (
     Idle,
     IntegrationRow,
     Known,
-    Message,
     Session,
     Unfit,
     Wanted,
 )
-from vsm.output import OutputRing
 from vsm.processes.launch import ExitReport, LauncherLink, LaunchError, Spawned
-from vsm.processes.launcher_link import Order
 from vsm.supervision import provision
-from vsm.supervision.egress_actor import EgressActor, Refused
+from vsm.supervision.egress_actor import EgressActor
 from vsm.supervision.forks import Forks
 from vsm.supervision.group import GroupRunner
-from vsm.supervision.instance_set import InstanceSet, integration_of, number_of, terms_of
+from vsm.supervision.instance_set import InstanceSet, integration_of, number_of
+from vsm.supervision.integration_hooks import IntegrationHooks
 from vsm.supervision.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
-from vsm.supervision.refused_calls import RefusedCalls, Said
+from vsm.supervision.pool_bounds import PoolBounds
+from vsm.supervision.refused_calls import RefusedCalls
+from vsm.supervision.replacements import Replacements
 from vsm.supervision.running_worker import (
     RunningWorker,
     availability_of,
@@ -49,39 +50,6 @@ from vsm.supervision.running_worker import (
     row_of,
     spec_of,
 )
-
-
-@dataclass(frozen=True)
-class IntegrationHooks:
-    """What the rest of the supervisor does for this group.
-
-    Args:
-        tell_operations: send to S1, False if there is none; the descriptors stay the sender's.
-        operations_ready: S1 serves.
-        changed: a worker changed.
-        ring: the output ring of a worker.
-        refused: an integration was not started, and why.
-        spared: confined children of the supervisor that are no orphans of the launcher.
-        remains: what every launcher is told first: what to remove when the supervisor is dead.
-        egress_refused: a worker asked the egress process for what it may not have.
-        calls_refused: an integration made system calls that its filter refuses: which, how often.
-        recall: a memfd of what an integration offered when it last ran, or None.
-        pins: tells S1 what of an integration was approved, before it gets its server.
-        host: what the host gives; asked for when the first integration starts.
-    """
-
-    tell_operations: Callable[[Message, list[int]], bool]
-    operations_ready: Callable[[], bool]
-    changed: Callable[[restart.Changed], None]
-    host: Callable[[], provision.Host]
-    ring: Callable[[str], OutputRing]
-    refused: Callable[[str, VsmError], None] = lambda _name, _error: None
-    spared: Callable[[], frozenset[int]] = frozenset
-    remains: Callable[[], Iterable[Order]] = tuple
-    egress_refused: Refused = lambda _worker, _host, _reason: None
-    calls_refused: Said = lambda _name, _calls: None
-    pins: Callable[[str], None] = lambda _name: None
-    recall: Callable[[Integration], int | None] = lambda _integration: None
 
 
 class IntegrationGroup:
@@ -98,10 +66,12 @@ class IntegrationGroup:
         self.sets: dict[str, InstanceSet] = {}
         self._numbers: dict[str, int] = {}
         self.forks = Forks(self)
+        self.replacements = Replacements(self)
         self.detection = Detection(self)
         self.refused = RefusedCalls(hooks.calls_refused)
         self.limits: dict[str, dict[str, Any]] = {}  # set by command; see vsm.governance.limits
         self.granted: dict[str, dict[str, Any]] = {}  # set by S3; see vsm.governance.regulation
+        self.bounds = PoolBounds(self)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- commands --------------------------------------------------------------------------
@@ -137,8 +107,9 @@ class IntegrationGroup:
     def forget(self, name: str) -> None:
         """Forget an integration that has no process."""
         self.workers.remove(name)
-        self.limits.pop(name, None)
-        self.granted.pop(name, None)
+        self.replacements.forget(name)
+        for kept in (self.limits, self.granted, self.bounds):
+            kept.pop(name, None)
         self.refused.forget(name)
         del self.integrations[name]
 
@@ -149,7 +120,7 @@ class IntegrationGroup:
         try:
             await asyncio.wait_for(self.workers.wait_all_dead(), drain_s)
         except TimeoutError:
-            for name in self.integrations:
+            for name in tuple(self.workers.group.workers):
                 self.stop_one(name, drain=False, reason="vsm is shutting down")
             await self.workers.wait_all_dead()
         await self.egress.stop()
@@ -160,6 +131,12 @@ class IntegrationGroup:
         """Stop an integration; draining needs an S1 that serves."""
         gentle = drain and self.hooks.operations_ready()
         self.workers.send(restart.Stop(name, drain=gentle, restart=restart_it, reason=reason))
+
+    async def wait_gone(self, name: str) -> None:
+        """Wait until an integration is stopped, with everything that it replaced."""
+        keys = (k for k in tuple(self.workers.group.workers) if integration_of(k) == name)
+        for key in keys:
+            await self.workers.wait_phase(key, "stopped")
 
     async def stop_launcher(self) -> None:
         """End the launcher, last of all."""
@@ -197,15 +174,15 @@ class IntegrationGroup:
 
     def on_operations_lost(self) -> None:
         """S1 is gone: a half-initialised server cannot be resumed, and nothing is in flight."""
-        for name in self.integrations:
-            if self.workers.phase(name) == "draining":
-                self.workers.send(restart.Drained(name))
+        for key in tuple(self.workers.group.workers):
+            self.workers.send(restart.Drained(key))
         for instances in list(self.sets.values()):
             instances.gateway_lost()
         for key, running in list(self.running.items()):
             if self.workers.phase(key) == "starting" and running.attached:
                 running.attached = False
-                again = not number_of(key)  # the set of an instance starts another one
+                alone = running.name not in self.sets  # which starts another one
+                again = alone or self.replacements.is_successor(key)
                 reason = "the gateway restarted while it was initialising"
                 self.workers.send(restart.Stop(key, drain=False, restart=again, reason=reason))
 
@@ -222,8 +199,10 @@ class IntegrationGroup:
                     self.workers.send(event)
             case Wanted():
                 self._on_wanted(message)
-            case Idle() if message.integration in self.integrations:
+            case Idle(worker=None) if message.integration in self.integrations:
                 self.workers.send(restart.Drained(message.integration))
+            case Idle() if (running := self._by_id(message.worker or "")) is not None:
+                self.workers.send(restart.Drained(running.key))
 
     def _on_session(self, message: Session) -> None:
         running = self._by_id(message.worker)
@@ -254,11 +233,15 @@ class IntegrationGroup:
     def attach(self, running: RunningWorker) -> None:
         """Give S1 a server's pipes."""
         self.hooks.pins(running.name)
+        beside = self.replacements.is_successor(running.key)
+        several = running.name in self.sets
         message = Attach(
             worker=running.worker_id,
             integration=running.name,
             record=running.record,
-            instance=number_of(running.key),
+            instance=number_of(running.key) if several else 0,
+            beside=row_of(running.entry) if beside else None,
+            outdated=running.outdated,
             fds=("stdin", "stdout"),
         )
         running.attached = self.hooks.tell_operations(message, [running.stdin, running.stdout])
@@ -266,21 +249,22 @@ class IntegrationGroup:
     def tell_availability(self, name: str) -> None:
         """Tell S1 how an integration stands."""
         self.hooks.tell_operations(availability_of(self.workers.worker(name)), [])
+        self.bounds.tell(name)
 
     # ---- what the restart decisions do -----------------------------------------------------
 
     def spawn(self, name: str, incarnation: int) -> None:
         """Note the incarnation; start it now or when the launcher can."""
-        integration = integration_of(name)
+        entry = self.replacements.entry_of(name) or self.integrations[integration_of(name)]
         self._forget_set(name)
-        terms = None if number_of(name) else terms_of(self.integrations[name])
+        terms = None if number_of(name) else self.bounds.terms_of(name)
         if terms is not None:
             self.forks.make_set(name, incarnation, terms, self._numbers.get(name, 0))
-            if not self.integrations[name].zygote:
+            if not entry.zygote:
                 return
         now = asyncio.get_running_loop().time()
-        running = self.running[name] = RunningWorker(integration, name, incarnation, now)
-        if self.integrations[integration].zygote and self.forks.take(running):
+        running = self.running[name] = RunningWorker(entry, name, incarnation, now)
+        if entry.zygote and self.forks.take(running):
             return
         link = self.launcher_actor.usable_link
         if link is not None:
@@ -299,11 +283,10 @@ class IntegrationGroup:
         task.add_done_callback(self._tasks.discard)
 
     async def _spawn(self, running: RunningWorker, link: LauncherLink) -> None:
-        integration = self.integrations[running.name]
         try:
             running.provided = provision.provide(
                 self.hooks.host(),
-                integration,
+                running.entry,
                 running.worker_id,
                 self.overrides(running.name),
                 instance=number_of(running.key),
@@ -334,22 +317,28 @@ class IntegrationGroup:
             self.attach(running)
 
     async def _launch(self, running: RunningWorker, link: LauncherLink) -> Spawned:
-        if running.provided is None:
+        provided = running.provided
+        if provided is None:
             raise LaunchError("nothing was provided")
         theirs: list[int] = []  # closed even if the next descriptor is the one too many
         try:
-            plan = running.provided.plan
-            ring, secrets = self.hooks.ring(running.name), self.integrations[running.name].secrets
-            stdin, stdout, stderr = open_pipes(running, ring, secrets, plan.env, theirs)
+            self.hooks.hide(provided.secrets.items())
+            ring = self.hooks.ring(running.name)
+            stdin, stdout, stderr = open_pipes(running, ring, provided.secrets, theirs)
             if running.zygote is not None:
                 running.close_pipes()  # nobody talks to it but by its channel
                 stdin = running.zygote.stdin
-            return await link.spawn(running.worker_id, plan, stdin, stdout, stderr)
+            return await link.spawn(running.worker_id, provided.plan, stdin, stdout, stderr)
         finally:
             close_fds(theirs)
 
     def drain(self, name: str) -> None:
         """S1 finishes what is in flight; it knows first whether new calls are to wait."""
+        if number_of(name):
+            worker = self.running[name].worker_id
+            message = Drain(integration=integration_of(name), worker=worker)
+            self.hooks.tell_operations(message, [])
+            return
         self.tell_availability(name)
         self.hooks.tell_operations(Drain(integration=name), [])
 
@@ -413,6 +402,11 @@ class IntegrationGroup:
         if change.phase not in restart.ALIVE:
             self._forget_set(change.name)
 
+    def next_number(self, name: str) -> int:
+        """The number of one more instance of an integration, never used before."""
+        self._numbers[name] = self._numbers.get(name, 0) + 1
+        return self._numbers[name]
+
     def _forget_set(self, name: str) -> None:
         """All its instances have ended; the next one's number goes on from there."""
         if name in self.sets:
@@ -422,6 +416,7 @@ class IntegrationGroup:
         instances = self.sets.get(integration_of(change.name))
         if change.phase == "stopped":
             self.workers.remove(change.name)
+        self.replacements.changed(change)
         if instances is None:
             return
         if change.phase == "stopped":
@@ -452,7 +447,9 @@ class IntegrationGroup:
             self._ended(running, report)
 
     def _ended(self, running: RunningWorker, report: ExitReport) -> None:
-        reason, hopeless = end_of(self.integrations[running.name], running, report)
+        if running.output is not None:
+            running.output.finish()  # its last words say what is to be done
+        reason, hopeless = end_of(running, report, self.hooks.ring(running.name).lines)
         self.gone(running, reason, clean=is_clean(report), hopeless=hopeless)
 
     def gone(
@@ -491,7 +488,7 @@ class IntegrationGroup:
         elif running.zygote is not None:
             instances.zygote_gone(verdict)
         else:
-            if unexpected and not lost:
+            if unexpected and not lost and not self.replacements.is_successor(running.key):
                 served = running.record is not None
                 instances.failed(running.key, reason, served=served, hopeless=hopeless)
             self.workers.send(verdict)

@@ -15,7 +15,8 @@ import msgspec
 
 from vsm import paths
 from vsm.configuration.config import Integration
-from vsm.core.addresses import judge, parse_host, parse_literal
+from vsm.configuration.remote import destination
+from vsm.core.addresses import judge, parse_literal
 from vsm.errors import ConfigurationError, VsmError
 from vsm.remote.tokens import Tokens, split_url
 
@@ -28,15 +29,24 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         tokens: until they are handed to the worker.
+        scope: what it was for.
     """
 
     token_endpoint: str
+    scope: str = ""
     tokens: Tokens | None = None
 
 
 def store(name: str, client: str, tokens: Tokens) -> None:
     """Keep a login for the next start of the integration's worker."""
-    _write(_file(name, client), Login(token_endpoint=tokens.token_endpoint, tokens=tokens))
+    login = Login(token_endpoint=tokens.token_endpoint, scope=tokens.scope, tokens=tokens)
+    _write(_file(name, client), login)
+
+
+def scope(name: str, client: str) -> str:
+    """What the last login was for; "" without one."""
+    login = _read(_file(name, client))
+    return login.scope if login is not None else ""
 
 
 def forget(integration: Integration, client: str) -> bool:
@@ -67,7 +77,7 @@ def endpoint_host(integration: Integration, endpoint: str) -> str:
     where = f"integrations.{integration.name}.oauth"
     try:
         origin, _ = split_url(endpoint)
-        host = parse_host(origin.host)
+        host = destination(origin.host, remote.addresses if remote else ())
     except ValueError as error:
         raise ConfigurationError(where, f"its token endpoint: {error}") from error
     target = f"[{host}]:{origin.port}" if ":" in host else f"{host}:{origin.port}"
@@ -97,7 +107,7 @@ def hand_over(integration: Integration, state_dir: str, uid: int | None) -> None
             _write_for_worker(state_dir, name, msgspec.json.encode(login.tokens), uid)
         except OSError as error:
             raise VsmError(str(path), f"cannot be handed over: {error.strerror}") from error
-        _write(path, Login(token_endpoint=login.token_endpoint))
+        _write(path, Login(token_endpoint=login.token_endpoint, scope=login.scope))
 
 
 def _write_for_worker(state_dir: str, name: str, content: bytes, uid: int | None) -> None:

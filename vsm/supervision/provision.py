@@ -6,7 +6,9 @@ from the next start on. Secrets are read here, into the plan's environment, and 
 
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from vsm.processes.zygote import zygote_argv
 from vsm.supervision import oauth_store
 
 LEAST_TOKEN_CHARS = 16
+_STATES = "integrations"
+_USUAL_STATE = "/var/lib/vsm"
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -37,13 +41,15 @@ DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 class Host:
     """What the trials found, and the cgroups of this run.
 
-    `uids` is empty for an ordinary user, whose workers run under the user's own. `written` is
-    what some integration may write: what lies there decides nothing about anybody's confinement.
+    `uids` (of integrations) and `system_uids` (of systems and egress) are empty for an ordinary
+    user, whose workers run under the user's own. `written` is what some integration may write:
+    what lies there decides nothing about anybody's confinement.
     """
 
     facts: HostFacts
     cgroups: cgroup.Cgroups
     uids: dict[str, int] = field(default_factory=dict)
+    system_uids: dict[str, int] = field(default_factory=dict)
     written: tuple[str, ...] = ()
 
 
@@ -54,9 +60,31 @@ def survey(config: Config) -> Host:
     host.cgroups.sweep()
     scratch.sweep(uids.may_be_workers)
     if host.facts.root:
-        host.uids = uids.integration_uids(list(config.integrations))
+        host.uids = integration_uids(config)
+        host.system_uids = system_uids(host.uids)
     host.written = written_paths(config)
     return host
+
+
+def integration_uids(config: Config) -> dict[str, int]:
+    """A uid for each integration of a vsm of root's; whoever has a state directory keeps its."""
+    kept = {}
+    for name in config.integrations:
+        with suppress(OSError):
+            status = (paths.state_dir() / _STATES / name).lstat()
+            if stat.S_ISDIR(status.st_mode):
+                kept[name] = status.st_uid
+    return uids.integration_uids(list(config.integrations), place=_place(), kept=kept)
+
+
+def system_uids(taken: Mapping[str, int]) -> dict[str, int]:
+    """A uid for each system and the egress process of a vsm of root's; none of `taken`."""
+    return uids.system_uids(place=_place(), taken=taken.values())
+
+
+def _place() -> str:
+    folder = os.path.realpath(paths.state_dir())
+    return "" if folder == _USUAL_STATE else f"{folder}/"
 
 
 def client_rows(config: Config) -> tuple[ClientRow, ...]:
@@ -115,7 +143,7 @@ def system_plan(host: Host, config: Config, system: str) -> Plan:
     """
     profile = load_profile(getattr(config.systems, system))
     group = _group(host, system, profile.limits)
-    uid = uids.system_uid(system) if host.facts.root else None
+    uid = host.system_uids.get(system)
     if uid is not None:
         uids.check_mapped(uid, where=system)
     request = WorkerRequest(
@@ -147,7 +175,10 @@ def egress_plan(host: Host) -> Plan:
     """
     group = _group(host, "egress", load_profile("egress").limits)
     return egress_link.egress_plan(
-        host.facts, group.paths if group else (), group.layers if group else ()
+        host.facts,
+        host.system_uids.get("egress"),
+        group.paths if group else (),
+        group.layers if group else (),
     )
 
 
@@ -162,6 +193,7 @@ class Provision:
     egress: Rules | None
     written: Limits
     private: tuple[str, ...] = ()  # its directories on the disk, which nobody else writes
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # of the plan's `env`
 
 
 def provide(
@@ -203,7 +235,8 @@ def provide(
         raise
     memory_bytes, rules = profile.limits.memory_bytes, egress_rules(profile)
     private = tuple(path for path in (request.state_dir, plan.scratch_dir) if path)
-    return Provision(plan, group, memory_bytes, profile, rules, written.limits, private)
+    hidden = {name: plan.env[name] for name in integration.secrets if name in plan.env}
+    return Provision(plan, group, memory_bytes, profile, rules, written.limits, private, hidden)
 
 
 def _uid(host: Host, integration: Integration, profile: Profile, instance: int) -> int | None:
@@ -212,7 +245,8 @@ def _uid(host: Host, integration: Integration, profile: Profile, instance: int) 
     written = integration.write or profile.files.write
     if uid is None or integration.instances != "session" or not instance or written:
         return uid
-    return uids.instance_uid(integration.name, instance, host.uids.values())
+    taken = (*host.uids.values(), *host.system_uids.values())
+    return uids.instance_uid(integration.name, instance, taken, place=_place())
 
 
 def profile_of(integration: Integration) -> Profile:
@@ -240,8 +274,8 @@ def with_limits(profile: Profile, limits: Mapping[str, Any] | None) -> Profile:
     return msgspec.structs.replace(profile, limits=changed)
 
 
-def check(host: Host, integration: Integration, uid: int | None) -> None:
-    """Find out whether it could be started, without making anything.
+def check(host: Host, integration: Integration, uid: int | None) -> Plan:
+    """Find out whether it could be started, without making anything, and by which plan.
 
     Raises:
         VsmError: as `provide`.
@@ -249,7 +283,19 @@ def check(host: Host, integration: Integration, uid: int | None) -> None:
     profile = profile_of(integration)
     held = () if host.cgroups.facts.kind == "none" else cgroup.Group(host.cgroups.facts, "x").layers
     request = _request(host, integration, profile, uid)
-    compile_plan(profile, msgspec.structs.replace(request, cgroup_layers=held), host.facts)
+    return compile_plan(profile, msgspec.structs.replace(request, cgroup_layers=held), host.facts)
+
+
+def visible(host: Host, integration: Integration) -> tuple[str, ...]:
+    """The host paths that it would see, with all that is in them.
+
+    Raises:
+        VsmError: as `provide`.
+    """
+    profile = profile_of(integration)
+    request = _request(host, integration, profile, None)
+    files = profile.files
+    return (*files.system, *files.read, *files.write, *request.read, *request.write)
 
 
 def _request(
@@ -257,8 +303,10 @@ def _request(
 ) -> WorkerRequest:
     """What the configuration says of a worker; its groups and state directory are added later."""
     env = {**integration.env, **_secrets(integration)}
-    search = {"PATH": os.environ.get("PATH", DEFAULT_PATH), **profile.environment, **env}
-    needed = closure(integration.command, env=search, cwd=integration.cwd)
+    inside = profile.environment.get("PATH", DEFAULT_PATH)
+    path = env.get("PATH") or f"{os.environ.get('PATH', '')}:{inside}"  # node may be only in ours
+    search = {**profile.environment, **env, "PATH": path}
+    needed = closure(integration.command, env=search, cwd=integration.cwd or "")
     written = (*host.written, *integration.write, *profile.files.write)
     _refuse_written(integration.name, (needed.executable, *needed.read), written)
     if uid is not None:
@@ -271,6 +319,7 @@ def _request(
         argv=argv,
         cwd=integration.cwd,
         env=env,
+        path=needed.folders,
         read=(*needed.read, *integration.read),
         write=integration.write,
         written=written,
@@ -299,9 +348,17 @@ def _secrets(integration: Integration) -> dict[str, str]:
     }
 
 
+def secret_values(config: Config) -> Iterator[tuple[str, str]]:
+    """The integrations' secrets, by name, as far as they can be read now."""
+    for integration in config.integrations.values():
+        for name, source in integration.secrets.items():
+            with suppress(ConfigurationError):  # whoever needs it says so when it is started
+                yield name, read_secret(source, where=name)
+
+
 def _state_dir(integration: Integration, uid: int | None) -> str:
     """The integration's own directory, 0700 and the worker's; it survives restarts."""
-    folder = paths.ensure_state_dir() / "integrations"
+    folder = paths.ensure_state_dir() / _STATES
     folder.mkdir(mode=0o711, exist_ok=True)
     own = folder / integration.name
     own.mkdir(mode=0o700, exist_ok=True)

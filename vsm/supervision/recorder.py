@@ -5,17 +5,18 @@ journal's client. Recording never stops or delays what it records.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from vsm import __version__, paths
-from vsm.configuration.config import Journal
+from vsm.configuration.config import Config, Journal
 from vsm.core import refusals, restart
 from vsm.errors import ConfinementError, VsmError
 from vsm.journal.calls import CALLS_FILE, CallJournal
 from vsm.journal.client import JournalClient, JournalStatistics
 from vsm.journal.records import DAY_NS, JOURNAL_FILE, Retention
 from vsm.link import LinkStatistics
+from vsm.supervision import provision
 from vsm.supervision.group import GroupRunner
 from vsm.supervision.instance_set import integration_of
 from vsm.supervision.last_words import OUT_OF_MEMORY
@@ -67,6 +68,16 @@ class Recorder:
             lambda reason: self._log.error("call journal: cannot write", reason=reason),
             enabled=calls,
         )
+
+    def keep_contents(self, config: Config, given: Iterable[tuple[str, str]]) -> None:
+        """Said before S1 hears of the configuration: what calls carry may be recorded.
+
+        Args:
+            config: says whether.
+            given: secrets that somebody has now, beside those that the configuration names.
+        """
+        if any(one.audit_contents_bytes for one in config.integrations.values()):
+            self.calls.keep_contents([*provision.secret_values(config), *given])
 
     def pids(self) -> frozenset[int]:
         """The journal processes': no orphans that may be swept."""
@@ -150,6 +161,13 @@ class Recorder:
             detail["layer"] = error.layer
         self.journal.event(
             "worker.refused", worker=name, integration=name, severity="error", detail=detail
+        )
+
+    def replacing(self, stage: str, name: str, detail: dict[str, Any]) -> None:
+        """A server is to take the place of one that serves, has done so, or has not."""
+        severity = "error" if stage == "failed" else "notice"
+        self.journal.event(
+            f"replacement.{stage}", worker=name, integration=name, severity=severity, detail=detail
         )
 
     def egress_refused(self, name: str, host: str, reason: str) -> None:
@@ -262,12 +280,13 @@ class Recorder:
         self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
     def _look_at_links(self) -> None:
-        """Record what links lost since the last look."""
+        """Record what links lost since the last look; what is no more is forgotten."""
+        before, self._seen = self._seen, {}
         for name, epoch, statistics in self._links():
             for what in _LOST:
                 total = getattr(statistics, what)
                 key = (name, epoch, what)
-                lost, self._seen[key] = total - self._seen.get(key, 0), total
+                lost, self._seen[key] = total - before.get(key, 0), total
                 if lost > 0:
                     detail = {"count": lost, "epoch": epoch}
                     self.journal.event(

@@ -8,11 +8,14 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from vsm.core import refusals
 from vsm.core.syscalls import names
 
 Said = Callable[[str, Mapping[str, int]], None]
+MOST_UNNAMED: Final = 16
+OTHERS: Final = "other numbers"
 
 
 class RefusedCalls:
@@ -26,6 +29,7 @@ class RefusedCalls:
         self._said = said
         self._names = names(os.uname().machine)
         self._totals: dict[str, Counter[str]] = {}
+        self._unnamed: dict[str, set[int]] = {}
         self._tallies: dict[str, refusals.Tally] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -35,11 +39,22 @@ class RefusedCalls:
 
     def add(self, integration: str, calls: Mapping[int, int]) -> None:
         """Count; say it when it is due."""
-        named = {self._names.get(nr, f"number {nr}"): count for nr, count in calls.items()}
+        named: Counter[str] = Counter()
+        for nr, count in calls.items():
+            named[self._name_of(integration, nr)] += count
         self._totals.setdefault(integration, Counter()).update(named)
         tally = self._tallies.get(integration, refusals.Tally())
         self._tallies[integration] = refusals.add(tally, named)
         self._tell(integration)
+
+    def _name_of(self, integration: str, nr: int) -> str:
+        """A server may try any of four thousand million numbers: so many are told apart."""
+        if nr in self._names:
+            return self._names[nr]
+        unnamed = self._unnamed.setdefault(integration, set())
+        if len(unnamed) < MOST_UNNAMED:
+            unnamed.add(nr)
+        return f"number {nr}" if nr in unnamed else OTHERS
 
     def ended(self, integration: str) -> None:
         """Its process has ended: say what waits."""
@@ -50,6 +65,7 @@ class RefusedCalls:
         self._cancel(integration)
         self._totals.pop(integration, None)
         self._tallies.pop(integration, None)
+        self._unnamed.pop(integration, None)
 
     def close(self) -> None:
         """Say no more."""

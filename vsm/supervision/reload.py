@@ -1,8 +1,9 @@
 """Applying an edited vsm.toml to the running whole: all of it is checked before any of it counts.
 
-Runs in the supervisor. Owns the order: removed integrations drain, changed ones restart, new ones
-start, limits move under running workers; whoever is not named is not touched. One reload at a
-time; signals that arrive during one are answered by one more.
+Runs in the supervisor. Owns the order: removed integrations drain, changed ones are replaced or
+restart, new ones start, limits move under running workers; whoever is not named is not touched. An
+entry whose server is to be replaced is in force once the new server serves. One reload at a time;
+signals that arrive during one are answered by one more.
 """
 
 import asyncio
@@ -17,7 +18,6 @@ from vsm.configuration import changes
 from vsm.configuration.changes import Change
 from vsm.configuration.config import Config, Integration
 from vsm.configuration.profile import Profile, load_profile
-from vsm.confinement import uids
 from vsm.confinement.cgroup import CgroupLimits
 from vsm.core import restart
 from vsm.errors import ConfigurationError, VsmError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SETTLE_S: Final = 60.0
 _SETTLED: Final[tuple[restart.Phase, ...]] = ("ready", "quarantined", "stopped", "backing_off")
+_REPAIR: Final = "Repair the entry, then `vsm reload`."
 _NEEDS_RESTART: Final = "takes effect when vsm itself is restarted"
 
 
@@ -57,6 +58,7 @@ class Reloader:
         self._signalled: asyncio.Task[None] | None = None
         self._again = False
         self._removals: set[asyncio.Task[None]] = set()
+        self._replacing: dict[str, asyncio.Future[str]] = {}
 
     # ---- who asks --------------------------------------------------------------------------
 
@@ -128,7 +130,7 @@ class Reloader:
         found = {change.name: change for change in changes.compare(self._supervisor.config, config)}
         for running in self._supervisor.integrations.running.values():
             name = running.name
-            if running.provided is None or name not in config.integrations:
+            if running.provided is None or name not in config.integrations or running.outdated:
                 continue
             commanded = self._supervisor.integrations.overrides(name)  # on both: no difference
             old = provision.with_limits(running.provided.profile, commanded)
@@ -142,8 +144,9 @@ class Reloader:
         """A uid for each; whoever has one keeps it."""
         if not self._supervisor.host.facts.root:
             return {}
-        numbers = uids.integration_uids(list(config.integrations)) | self._supervisor.host.uids
-        if len(set(numbers.values())) != len(numbers):
+        numbers = provision.integration_uids(config) | self._supervisor.host.uids
+        every = (*numbers.values(), *self._supervisor.host.system_uids.values())
+        if len(set(every)) != len(every):
             raise VsmError("reload", "two names share a uid", "Restart vsm instead.")
         return numbers
 
@@ -167,21 +170,62 @@ class Reloader:
         numbers: dict[str, int],
     ) -> list[Outcome]:
         supervisor, group = self._supervisor, self._supervisor.integrations
-        # What takes effect at a restart only is compared with what is in force, again and again.
+        kept = self._replaceable(config, found)
+        self._review_pending(config, kept)
+        # What takes effect later is compared with what is in force, again and again.
         supervisor.config = msgspec.structs.replace(
             supervisor.config,
             path=config.path,
-            integrations=config.integrations,
+            integrations={**config.integrations, **kept},
             policy=config.policy,
         )
         supervisor.policing.configure()
         supervisor.host.uids.update(numbers)
-        supervisor.host.written = provision.written_paths(config)
-        new = [one.name for one in config.integrations.values() if group.put(one)]
+        written = (*provision.written_paths(config), *provision.written_paths(supervisor.config))
+        supervisor.host.written = tuple(dict.fromkeys(written))
+        new = [one.name for one in supervisor.config.integrations.values() if group.put(one)]
         supervisor.configure_systems()
+        for change in found:
+            if change.name in group.integrations:
+                group.bounds.refresh(change.name)
         for name in new:
             group.tell_availability(name)
-        return [self._apply_one(change, profiles) for change in found]
+            supervisor.regulator.acquired(name)
+        for change in found:
+            if "trust" in change.keys and change.name not in kept:
+                supervisor.pinning.tell(change.name)
+        for name in kept:
+            reason = "its configuration changed"
+            self._replacing[name] = group.replacements.begin(config.integrations[name], reason)
+        return [
+            Outcome(change.name, "replacing", change.keys)
+            if change.name in kept
+            else self._apply_one(change, profiles)
+            for change in found
+        ]
+
+    def _replaceable(self, config: Config, found: list[Change]) -> dict[str, Integration]:
+        """The entries that stay in force until the new one has a server that serves."""
+        supervisor = self._supervisor
+        can_begin = supervisor.integrations.replacements.can_begin
+        return {
+            change.name: supervisor.config.integrations[change.name]
+            for change in found
+            if change.action == "restart" and can_begin(config.integrations[change.name])
+        }
+
+    def _review_pending(self, config: Config, kept: dict[str, Integration]) -> None:
+        """What is under way by an entry that is not wanted any more is given up."""
+        replacements = self._supervisor.integrations.replacements
+        for name, entry in replacements.entries().items():
+            wanted = config.integrations.get(name)
+            change = None if wanted is None else changes.compare_one(entry, wanted)
+            if name in kept:  # which begins anew
+                continue
+            if wanted is not None and (change is None or change.action == "update"):
+                replacements.amend(wanted)
+            else:
+                replacements.give_up(name, "the configuration was changed again")
 
     def _apply_one(self, change: Change, profiles: dict[str, Profile]) -> Outcome:
         group = self._supervisor.integrations
@@ -238,13 +282,14 @@ class Reloader:
     def _begin_removal(self, name: str) -> None:
         group = self._supervisor.integrations
         group.stop_one(name, drain=True, reason="removed from the configuration")
+        self._supervisor.regulator.acquired(name, gone=True)
         task = asyncio.create_task(self._finish_removal(name))
         self._removals.add(task)
         task.add_done_callback(self._removals.discard)
 
     async def _finish_removal(self, name: str) -> None:
         """Forget it once it is dead, unless a later reload brought it back."""
-        await self._supervisor.integrations.workers.wait_phase(name, "stopped")
+        await self._supervisor.integrations.wait_gone(name)
         if name not in self._supervisor.config.integrations:
             self._supervisor.forget(name)
 
@@ -252,6 +297,8 @@ class Reloader:
 
     async def _settled(self, outcome: Outcome) -> Outcome:
         """The outcome once the worker has come to rest."""
+        if outcome.outcome == "replacing":
+            return await self._replaced(outcome)
         if outcome.outcome not in {"removing", "stopping", "starting", "restarting"}:
             return outcome
         workers = self._supervisor.integrations.workers
@@ -267,6 +314,19 @@ class Reloader:
         if worker is None:  # a later reload removed it
             return Outcome(outcome.name, "removed")
         return Outcome(outcome.name, worker.phase, outcome.keys, worker.reason)
+
+    async def _replaced(self, outcome: Outcome) -> Outcome:
+        """The outcome once the new server serves, or did not come to that."""
+        try:
+            done = self._replacing[outcome.name]
+            failure = await asyncio.wait_for(asyncio.shield(done), SETTLE_S)
+        except TimeoutError:
+            return replace(outcome, detail="not done yet: see `vsm status`")
+        if not failure:
+            return replace(outcome, outcome="replaced")
+        text = failure.rstrip(".")
+        detail = f"{text}. The server before serves on, by the entry before. {_REPAIR}"
+        return replace(outcome, outcome="not applied", detail=detail)
 
 
 def _check_one(host: provision.Host, integration: Integration, uid: int | None) -> None:

@@ -29,6 +29,7 @@ class RunningSystem:
     layers: tuple[LayerReport, ...] = ()
     started_at: float = 0.0
     doomed: bool = False
+    late: tuple[int, int] | None = None  # the last beat, once late, and `waited_ns` at that time
     queries: dict[int, asyncio.Future[Body]] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -43,6 +44,18 @@ class RunningSystem:
             os.close(self.pidfd)
         for future in self.queries.values():
             future.cancel()
+
+
+def waited_ns(pid: int | None) -> int:
+    """How long a process's first thread was ready and waited for a processor, since its start.
+
+    0 where the kernel does not say (its Documentation/scheduler/sched-stats.rst).
+    """
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            return int(file.read().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def send_signal(running: RunningSystem, signo: signal.Signals) -> None:

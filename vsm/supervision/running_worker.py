@@ -6,13 +6,14 @@ Runs in the supervisor. Owns the supervisor's ends of the pipes until they are c
 import asyncio
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
 from vsm.configuration.config import Integration
 from vsm.core import restart
+from vsm.core.login_words import login_command, scope_said
 from vsm.link import close_fds
 from vsm.messages import Availability, AvailabilityChanged, Body, IntegrationRow, ResilienceRow
 from vsm.output import OutputReader, OutputRing
@@ -41,12 +42,14 @@ class RunningWorker:
     """One incarnation of an integration, or one instance of several; owns its descriptors.
 
     Args:
-        name: the integration's. key: the worker's in the restart group.
+        entry: of the integration, as it was when this was started.
+        key: the worker's in the restart group; another one once it was replaced.
+        outdated: another one has its place; it finishes what it has begun.
         zygote: the other end of its channel, where sessions' instances are forked from it.
         base: what it is a fork of; then it has no provision of its own.
     """
 
-    name: str
+    entry: Integration
     key: str
     incarnation: int
     started_at: float
@@ -62,12 +65,19 @@ class RunningWorker:
     tier: str = ""
     zygote: Zygote | None = None
     base: "RunningWorker | None" = None
+    outdated: bool = False
+    worker_id: str = field(init=False)  # what launcher and S1 know it by, as long as it lives
+
+    def __post_init__(self) -> None:
+        number = number_of(self.key)
+        again = f"r{self.incarnation}" if self.incarnation > 1 else ""
+        own = f"i{number}{again}" if number else f"{self.incarnation}"
+        self.worker_id = f"{self.name}-{own}"
 
     @property
-    def worker_id(self) -> str:
-        """The id that launcher and S1 know it by."""
-        number = number_of(self.key)
-        return f"{self.name}-i{number}" if number else f"{self.name}-{self.incarnation}"
+    def name(self) -> str:
+        """The integration's."""
+        return self.entry.name
 
     @property
     def label(self) -> str:
@@ -84,18 +94,23 @@ class RunningWorker:
 def open_pipes(
     running: RunningWorker,
     ring: OutputRing,
-    secrets: Iterable[str],
-    env: Mapping[str, str],
+    hidden: Mapping[str, str],
     theirs: list[int],
 ) -> tuple[int, int, int]:
-    """Make a server's three pipes; `theirs` gets its ends, each as soon as there is one."""
+    """Make a server's three pipes.
+
+    Args:
+        running: gets our ends.
+        ring: gets what it prints.
+        hidden: secrets, by name, whose values do not get there.
+        theirs: gets its ends, each as soon as there is one.
+    """
     stdin, running.stdin = os.pipe2(os.O_CLOEXEC)
     theirs.append(stdin)
     running.stdout, stdout = os.pipe2(os.O_CLOEXEC)
     theirs.append(stdout)
     stderr_read, stderr = os.pipe2(os.O_CLOEXEC)
     theirs.append(stderr)
-    hidden = {name: env[name] for name in secrets if name in env}
     running.output = OutputReader(stderr_read, ring, running.label, hidden)
     return stdin, stdout, stderr
 
@@ -134,14 +149,16 @@ def row_of(one: Integration) -> IntegrationRow:
         most_argument_bytes=one.most_argument_bytes,
         most_argument_depth=one.most_argument_depth,
         strict_arguments=one.strict_arguments,
+        audit_contents_bytes=one.audit_contents_bytes,
         remote=one.remote is not None,
         credentials=one.remote.clients if one.remote else (),
     )
 
 
 def availability_of(worker: restart.Worker) -> AvailabilityChanged:
-    """How an integration stands, for S1."""
-    restarts = worker.after == "restart" and worker.phase in {"draining", "stopping"}
+    """How an integration stands, for S1. What failed and ends yet will be started again."""
+    again = worker.after == "restart" or (worker.after == "crash" and worker.wanted)
+    restarts = again and worker.phase in {"draining", "stopping"}
     return AvailabilityChanged(
         integration=worker.spec.name,
         state="restarting" if restarts else _AVAILABILITY[worker.phase],
@@ -150,16 +167,21 @@ def availability_of(worker: restart.Worker) -> AvailabilityChanged:
 
 
 def end_of(
-    integration: Integration, running: RunningWorker, report: ExitReport
+    running: RunningWorker, report: ExitReport, said: Iterable[str] = ()
 ) -> tuple[str, bool]:
     """How it ended, in words, and whether a person has to do something before it can serve.
 
-    Only a remote server's worker, which is ours, can say so.
+    Only a remote server's worker, which is ours, can say so; `said` is what it printed.
     """
-    if integration.remote is not None and report.status == os.EX_CONFIG:
-        name = integration.name
-        return f"the server refuses its credentials: see `vsm logs {name}`", True
-    return describe(running, report), False
+    if running.entry.remote is None or report.status != os.EX_CONFIG:
+        return describe(running, report), False
+    name = running.entry.name
+    what, remedy = "the server refuses its credentials", "correct them"
+    if "" in running.entry.remote.oauth:
+        scope = scope_said(name, said)
+        remedy = f"run `{login_command(name, scope=scope)}`"
+        what = f"its login lacks the scope {scope!r}" if scope else what
+    return f"{what}: {remedy}; see `vsm logs {name}`", True
 
 
 def is_clean(report: ExitReport) -> bool:

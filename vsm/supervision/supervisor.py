@@ -1,8 +1,9 @@
 """The supervisor: wires endpoint, systems and integrations together, and ends them in order.
 
 The parent of every process, single-threaded on asyncio, with the privilege that `vsm up` was
-given. Runs no foreign code, parses no MCP and holds no secret longer than a spawn takes. Signals
-only enqueue.
+given. Runs no foreign code, parses no MCP and holds no secret longer than its worker runs, but
+those that what is recorded of calls must not hold. Signals only enqueue. A bit long: who is told
+what, and in which order, stands in one place.
 """
 
 import asyncio
@@ -11,11 +12,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from vsm import endpoint, logs, paths
-from vsm.configuration.config import Config
+from vsm.configuration.config import Config, Integration
 from vsm.confinement import cgroup_files
 from vsm.core import restart
 from vsm.errors import VsmError
@@ -23,7 +28,7 @@ from vsm.governance.pinning import Pinning
 from vsm.governance.policing import Policing, govern
 from vsm.governance.regulation import Regulator
 from vsm.introspection import own_answers
-from vsm.introspection.control import ControlServer, NotFoundError
+from vsm.introspection.control import ControlServer
 from vsm.introspection.reflection import Reflection
 from vsm.link import LinkStatistics
 from vsm.linux.prctl import become_subreaper
@@ -32,16 +37,17 @@ from vsm.output import OutputRing
 from vsm.pins import PinStore
 from vsm.processes.launcher_link import Order
 from vsm.processes.remains import FILES, GROUPS
+from vsm.processes.template_start import TemplateStart
 from vsm.service.notify import notify, take_over, watchdog_interval_s
 from vsm.supervision import provision
-from vsm.supervision.integration_group import IntegrationGroup, IntegrationHooks
+from vsm.supervision.integration_group import IntegrationGroup
+from vsm.supervision.integration_hooks import IntegrationHooks
 from vsm.supervision.recorder import Recorder
 from vsm.supervision.reload import Reloader
 from vsm.supervision.surfaces import SurfaceStore
 from vsm.supervision.system_group import SystemGroup, SystemHooks
 
 DRAIN_S: Final = 5.0
-MOVE_TIMEOUT_S: Final = 120.0
 
 
 class Supervisor:
@@ -59,8 +65,10 @@ class Supervisor:
         *,
         on_ready: Callable[[], None] = lambda: None,
         load: Callable[[], Config] | None = None,
+        template: TemplateStart | None = None,
     ) -> None:
         self.config = config
+        self._template = template
         self.on_ready = on_ready
         self.log = logs.logger()
         self.began = time.monotonic()
@@ -90,7 +98,7 @@ class Supervisor:
         self._shutdown = asyncio.Event()
         self._hurry = asyncio.Event()
         self._plans: dict[str, str] = {}
-        self._foreign = set(_children())
+        self._foreign = set(_children()) - ({template.process.pid} if template else set())
         self._groups: Order = ({"kind": GROUPS, "folders": cgroup_files.places()}, ())
         self._files: list[Order] = []
         self._watchdog: asyncio.TimerHandle | None = None
@@ -182,6 +190,7 @@ class Supervisor:
             regulate=lambda system, message: govern(self, system, message),
         )
         self.systems = SystemGroup(hooks)
+        self.systems.template_actor.ahead = self._template
         for runner in (self.systems.systems, self.systems.template):
             self.recorder.watch(runner, integrations=False)
 
@@ -197,7 +206,10 @@ class Supervisor:
             egress_refused=self._egress_refused,
             calls_refused=self._calls_refused,
             pins=self.pinning.tell,
+            hide=self.recorder.calls.hide,
             recall=self.surfaces.recall,
+            adopted=self._adopted,
+            replacing=self._replacing,
             remains=self._orders,
         )
         self.integrations = IntegrationGroup(self.config.integrations, hooks)
@@ -235,8 +247,9 @@ class Supervisor:
     def _start_message(self, system: str, epoch: int) -> tuple[Start, list[int]]:
         if system != "system1":
             rows, own = self.integrations.rows(), self.regulator.settings(system)
-            policy = self.policing.table if system == "system5" else {}
+            policy = self.policing.table if system in {"system4", "system5"} else {}
             return Start(epoch=epoch, integrations=rows, settings=own, policy=policy), []
+        self._keep_contents()
         listeners = self.endpoint.listeners() if not self._shutdown.is_set() else {}
         fds = {name: sock.fileno() for name, sock in listeners.items()}
         calls = self.recorder.calls.fileno()
@@ -251,11 +264,18 @@ class Supervisor:
             audit_rate=self.config.gateway.audit_rate,
             list_wait_s=self.config.gateway.list_wait_s,
             integrations=self.integrations.rows(),
-            snapshots=self.systems.snapshots,
             fds=tuple(fds),
             **self.policing.start_of_operations(),
         )
         return message, list(fds.values())
+
+    def _keep_contents(self) -> None:
+        """Before S1 hears of the integrations: what their calls carry may be recorded."""
+        tokens = [("token", self.endpoint.token), *(("token", one.token) for one in self._clients)]
+        running = [
+            one.provided.secrets for one in self.integrations.running.values() if one.provided
+        ]
+        self.recorder.keep_contents(self.config, [*tokens, *chain(*(s.items() for s in running))])
 
     def _operations_lost(self) -> None:
         self.integrations.on_operations_lost()
@@ -283,6 +303,20 @@ class Supervisor:
         say.get(severity, self.log.error)(kind, worker=name, **detail)
         self.recorder.trust(kind, name, severity, detail)
         self.policing.trust(kind, name, detail)
+
+    def _adopted(self, entry: Integration) -> None:
+        """A server by this entry serves in place of the one before: it is in force."""
+        if self.config.integrations.get(entry.name) == entry:
+            return
+        integrations = {**self.config.integrations, entry.name: entry}
+        self.config = msgspec.structs.replace(self.config, integrations=integrations)
+        self.integrations.put(entry)
+        self.configure_systems()
+
+    def _replacing(self, stage: str, name: str, detail: dict[str, Any]) -> None:
+        say = self.log.error if stage == "failed" else self.log.info
+        say(f"replacement {stage}", worker=name, **detail)
+        self.recorder.replacing(stage, name, detail)
 
     def _calls_refused(self, name: str, calls: Mapping[str, int]) -> None:
         self.recorder.calls_refused(name, calls)
@@ -336,37 +370,6 @@ class Supervisor:
 
     # ---- commands --------------------------------------------------------------------------
 
-    async def move(self, command: str, name: str) -> None:
-        """Start, stop, restart or drain an integration and wait until it is so, bounded.
-
-        Raises:
-            VsmError: there is no such integration, or panic forbids a start.
-        """
-        workers = self.integrations.workers
-        if name not in self.integrations.integrations:
-            known = ", ".join(self.integrations.integrations) or "none"
-            raise NotFoundError(command, f"no integration {name!r}", f"Known: {known}.")
-        if command in {"start", "restart"} and workers.group.panic:
-            raise VsmError(name, "panic: nothing is started", "End it by `vsm resume`.")
-        if command == "start":
-            workers.send(restart.Start(name))
-        else:
-            self.integrations.stop_one(
-                name, drain=command != "stop", restart_it=command == "restart",
-                reason=f"{command} by command",
-            )  # fmt: skip
-        await self._settled(name, ("stopped",) if command in {"stop", "drain"} else _RUNS)
-
-    async def _settled(self, name: str, phases: tuple[restart.Phase, ...]) -> None:
-        if phases is _RUNS:
-            await asyncio.sleep(0)
-        try:
-            wait = self.integrations.workers.wait_phase(name, *phases)
-            await asyncio.wait_for(wait, MOVE_TIMEOUT_S)
-        except TimeoutError:
-            what = f"is still {self.integrations.workers.phase(name)}"
-            raise VsmError(name, what, "See `vsm status`.") from None
-
     async def panic(self) -> None:
         """Stop every integration now; nothing starts before `resume`."""
         self.log.error("panic: every integration is killed")
@@ -382,10 +385,12 @@ class Supervisor:
 
     def configure_systems(self) -> None:
         """Tell every system which integrations there are, and which rules hold."""
+        self._keep_contents()
         rows, policing = self.integrations.rows(), self.policing
-        self.systems.tell_all(
-            Configure(integrations=rows, rules=policing.digest, policy=policing.table)
-        )
+        message = Configure(integrations=rows, rules=policing.digest, policy=policing.table)
+        if untold := self.systems.tell_all(message):
+            text = "systems not told of the configuration: restart vsm"
+            self.log.error(text, systems=untold, bytes=len(message.to_wire()))
 
     def forget(self, name: str) -> None:
         """An integration that was removed from the configuration is dead: nothing is left of it."""
@@ -451,31 +456,22 @@ class Supervisor:
 
     def _sweep(self) -> None:
         """Kill and reap what a killed launcher or template left: it was reparented to us."""
-        template = self.systems.template_actor.process
-        own = {template.pid} if template is not None else set()
-        own |= self.recorder.pids()
-        own.add(self.integrations.launcher_actor.pid or 0)
-        own |= self.integrations.egress.pids()
+        own = {self.systems.template_actor.pid, self.integrations.launcher_actor.pid or 0}
+        own |= self.recorder.pids() | self.integrations.egress.pids()
         for pid in set(_children()) - own - self._foreign:
             _kill_and_reap(pid)
 
 
-_RUNS: Final[tuple[restart.Phase, ...]] = ("ready", "quarantined", "stopped")
-
-
 def _children() -> list[int]:
-    pid = os.getpid()
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    text = Path("/proc/thread-self/children").read_text(encoding="ascii")
     return [int(word) for word in text.split()]
 
 
 def _kill_and_reap(pid: int) -> None:
     """Our own child, so its pid cannot be reused before we reap it; SIGCHLD brings us back."""
-    try:
+    with suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, os.WNOHANG)
-    except (ProcessLookupError, ChildProcessError):
-        return
 
 
 def run_supervisor(
@@ -484,8 +480,9 @@ def run_supervisor(
     on_ready: Callable[[], Any] = lambda: None,
     load: Callable[[], Config] | None = None,
     log: logs.Style = "auto",
+    template: TemplateStart | None = None,
 ) -> int:
-    """Run vsm until it is told to stop; the exit code.
+    """Run vsm until it is told to stop; the exit code. `template` was executed ahead of this.
 
     Raises:
         VsmError: it cannot start here.
@@ -495,6 +492,6 @@ def run_supervisor(
     logs.configure(log)
 
     async def main() -> int:
-        return await Supervisor(config, on_ready=on_ready, load=load).run()
+        return await Supervisor(config, on_ready=on_ready, load=load, template=template).run()
 
     return asyncio.run(main())

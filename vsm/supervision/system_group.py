@@ -40,20 +40,23 @@ from vsm.messages import (
     Start,
     Stop,
     Told,
-    parse_from_system,
+    reports_of,
 )
 from vsm.output import OutputReader, OutputRing
 from vsm.processes.template_process import describe_status
 from vsm.supervision.group import GroupRunner
-from vsm.supervision.running_system import RunningSystem, kill, send_signal
+from vsm.supervision.running_system import RunningSystem, kill, send_signal, waited_ns
 from vsm.supervision.template_actor import TEMPLATE, TemplateActor
 
 LIVENESS_INTERVAL_S: Final = 0.5
 LIVENESS_TIMEOUT_S: Final = 3.0
+LATE_S: Final = 1.0  # a beat is due every half second
+MOST_WAITING_S: Final = 12.0
 FORK_TIMEOUT_S: Final = 5.0
 STATUS_GRACE_S: Final = 0.05  # between a death and the template's word how it died
 MAX_CONSULTING: Final = 16
 QUERY_TIMEOUT_S: Final = 0.5
+TOO_MUCH: Final = "its start is larger than a message can be: too many integrations"
 SPARE_DELAY_S: Final = 0.1  # a spare is made when the rush of a start is over
 
 
@@ -63,7 +66,7 @@ def _spec(name: str) -> restart.WorkerSpec:
         intensity=5,
         backoff_initial_s=0.1,
         backoff_max_s=10.0,
-        start_timeout_s=20.0,
+        start_timeout_s=60.0,
         stop_timeout_s=3.0,
         escalates=True,
     )
@@ -161,11 +164,10 @@ class SystemGroup:
         operations = self.running.get("system1")
         return operations.link if operations else None
 
-    def tell_all(self, message: Message) -> None:
-        """Send to every system that runs; one that starts later learns it with its `start`."""
-        for running in self.running.values():
-            if running.link is not None:
-                running.link.send(message)
+    def tell_all(self, message: Message) -> list[str]:
+        """Send to every system that runs (others learn it by `start`); return who was not told."""
+        linked = [(name, one.link) for name, one in self.running.items() if one.link is not None]
+        return [name for name, link in linked if not link.send(message)]
 
     @property
     def operations_ready(self) -> bool:
@@ -249,7 +251,7 @@ class SystemGroup:
         self.template_actor.fork(running.name, running.epoch, plan, fds)
         theirs.close()
         os.close(write_end)
-        running.link = Link(control, parse_from_system)
+        running.link = Link(control, reports_of(running.name))
         running.link.start(
             lambda message, given: self._on_message(running, message, given), lambda: None
         )
@@ -260,10 +262,14 @@ class SystemGroup:
         message, fds = self.hooks.start(running.name, running.epoch)
         running.started_at = asyncio.get_running_loop().time()
         if running.link is not None:
-            running.link.send(message, fds)
+            if not running.link.send(message, fds):
+                self._gone(running, TOO_MUCH)
+                return
             if running.name in {"system1", "system4"}:
                 running.link.send(*self.demand.message())
         if running.name == "system1":
+            for sender, body in self.snapshots.items():  # each by itself: none crowds another out
+                self._tell_snapshot(sender, body)
             self.hooks.operations_started()
 
     def _channel_ends(self, name: str) -> dict[str, int]:
@@ -372,30 +378,31 @@ class SystemGroup:
         )
 
     def _on_message(self, running: RunningSystem, message: FromSystem, fds: list[int]) -> None:
+        """Do what it says; that it may say so its link has looked at (`reports_of`)."""
         match message:
             case Ready() if len(fds) == 1:
                 self._on_ready(running, message, fds[0])
                 return
-            case Segments() if running.name == "system1" and fds:
+            case Segments() if fds:
                 self._on_segments(running, fds)
                 return
-            case Ask() if running.name == "system1" and len(self._consulting) < MAX_CONSULTING:
+            case Ask() if len(self._consulting) < MAX_CONSULTING:
                 task = asyncio.get_running_loop().create_task(self._consult(running, message))
                 self._consulting.add(task)
                 task.add_done_callback(self._consulting.discard)
-            case SnapshotOut() if running.name in channels.SNAPSHOTS:
+            case SnapshotOut():
                 self._relay(running.name, message.body)
             case Answer():
                 future = running.queries.get(message.id)
                 if future is not None and not future.done():
                     future.set_result(message.body)
-            case Offered() | Learnt() if running.name == "system1" and len(fds) == 1:
+            case Offered() | Learnt() if len(fds) == 1:
                 hooks = self.hooks
                 take = hooks.offered if isinstance(message, Offered) else hooks.learnt
                 take(message.integration, fds[0])
             case _ if isinstance(message, Regulation | Policed):
                 self.hooks.regulate(running.name, message)
-            case _ if running.name == "system1":
+            case _:
                 self.hooks.from_operations(message)
         close_fds(fds)
 
@@ -436,6 +443,9 @@ class SystemGroup:
 
     def _relay(self, sender: str, body: Body) -> None:
         self.snapshots[sender] = body
+        self._tell_snapshot(sender, body)
+
+    def _tell_snapshot(self, sender: str, body: Body) -> None:
         link = self.operations_link()
         if link is not None:
             link.send(SnapshotIn(sender=sender, body=body))
@@ -457,8 +467,16 @@ class SystemGroup:
         if running.board is None or self.systems.phase(running.name) == "stopping":
             return
         beat = running.board.read()
-        age_s = asyncio.get_running_loop().time() - (beat.beat_ns / 1e9 if beat else 0)
-        if age_s > LIVENESS_TIMEOUT_S:
+        beat_ns = beat.beat_ns if beat else 0
+        age_s = asyncio.get_running_loop().time() - beat_ns / 1e9
+        if age_s <= LATE_S:
+            return
+        # A host with too few processors starves it; to replace it would only add to the load.
+        waited = waited_ns(running.pid)
+        if running.late is None or running.late[0] != beat_ns:
+            running.late = (beat_ns, waited)
+        starved_s = min((waited - running.late[1]) / 1e9, MOST_WAITING_S)
+        if age_s - starved_s > LIVENESS_TIMEOUT_S:
             reason = f"hung: no heartbeat for {LIVENESS_TIMEOUT_S:g} s"
             self.systems.send(restart.Hung(running.name, running.incarnation, reason))
 

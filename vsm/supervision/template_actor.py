@@ -4,13 +4,13 @@ Runs in the supervisor. The systems' side of it is in `vsm.supervision.system_gr
 """
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Final
 
 from vsm.core import restart
 from vsm.output import OutputReader
 from vsm.processes.template_process import TemplateCallbacks, TemplateProcess
-from vsm.systems import entry
+from vsm.processes.template_start import TemplateStart, execute
+from vsm.systems.preload import ENTRY, PRELOAD
 
 if TYPE_CHECKING:
     from vsm.supervision.system_group import SystemGroup
@@ -19,11 +19,16 @@ TEMPLATE: Final = "template"
 
 
 class TemplateActor:
-    """Starts and ends the template for its restart group."""
+    """Starts and ends the template for its restart group.
+
+    Args:
+        ahead: one that was executed already: the first.
+    """
 
     def __init__(self, group: "SystemGroup") -> None:
         self._group = group
         self.process: TemplateProcess | None = None
+        self.ahead: TemplateStart | None = None
         self.incarnation = 0
         self.started_at = 0.0
         self._output: OutputReader | None = None
@@ -32,6 +37,13 @@ class TemplateActor:
     def can_fork(self) -> bool:
         """It runs and has imported everything."""
         return self.process is not None and self.process.ready
+
+    @property
+    def pid(self) -> int:
+        """Its process, the one executed ahead included; 0 where there is none."""
+        if self.process is not None:
+            return self.process.pid
+        return self.ahead.process.pid if self.ahead is not None else 0
 
     def fork(self, system: str, epoch: int, plan: str, fds: dict[str, int]) -> None:
         """Ask for a system."""
@@ -45,14 +57,14 @@ class TemplateActor:
     def spawn(self, name: str, incarnation: int) -> None:
         """Exec it."""
         self.incarnation = incarnation
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        self._output = OutputReader(read_end, self._group.hooks.ring(name))
+        started, self.ahead = self.ahead or execute(ENTRY, PRELOAD), None
+        started.taken = True
+        self._output = OutputReader(started.output, self._group.hooks.ring(name))
         tell = TemplateCallbacks(
             self._ready, self._group.on_forked, self._group.on_exited, self._lost, self.hung
         )
-        self.process = TemplateProcess(entry.ENTRY, entry.PRELOAD, write_end, tell)
+        self.process = TemplateProcess(started, tell)
         self.started_at = asyncio.get_running_loop().time()
-        os.close(write_end)
 
     def _ready(self) -> None:
         self._group.template.send(restart.Ready(TEMPLATE, self.incarnation))

@@ -41,6 +41,11 @@ class Audits:
         self._last_s: dict[str, float] = {}
         self._hurting: set[str] = set()
 
+    def forget(self) -> None:
+        """Who is no more."""
+        self._last_s = {name: at_s for name, at_s in self._last_s.items() if name in self.names}
+        self._hurting.intersection_update(self.names)
+
     async def run(self) -> None:
         """Look at somebody, at times that nobody can foretell."""
         while self.interval_s > 0:

@@ -23,7 +23,7 @@ from vsm.messages import (
     ToSystem,
 )
 
-HEARTBEAT_INTERVAL_S = 0.25
+HEARTBEAT_INTERVAL_S = 0.5
 
 MessageCallback: TypeAlias = Callable[[Any, list[int]], None]
 SystemMain: TypeAlias = Callable[["SystemContext"], Coroutine[Any, Any, None]]
@@ -57,6 +57,7 @@ class SystemContext:
         self.board = board
         self.layers = layers
         self.stopping = asyncio.Event()
+        self.failure: BaseException | None = None
         self.answers: dict[str, Callable[[], Body]] = {"state": self.channel_state}
         self.answers_about: dict[str, Callable[[str], Body]] = {}
         self._callbacks: dict[str, MessageCallback] = {}
@@ -109,6 +110,20 @@ class SystemContext:
     def answer_about(self, what: str, body: Callable[[str], Body]) -> None:
         """Answer `query what` with what `body(about)` returns."""
         self.answers_about[what] = body
+
+    def run_beside(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run it beside `main`. Where it fails the system ends, and a successor begins.
+
+        A system that beats, and whose periodic turn is dead, would be taken for one that works.
+        """
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._beside_ended)
+        return task
+
+    def _beside_ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self.failure = failure
+            self.stopping.set()
 
     def ready(self) -> None:
         """Report readiness, with the board."""
@@ -189,7 +204,14 @@ class SystemContext:
         for index, channel in enumerate(channels.sends(self.name)):
             if channel.name in self.outgoing:
                 one = self.outgoing[channel.name].statistics()
-                self.board.channel(index, one.sent, one.dropped, one.queued, MAX_QUEUED)
+                self.board.channel(
+                    index,
+                    sent=one.sent,
+                    sent_bytes=one.sent_bytes,
+                    dropped=one.dropped,
+                    queued=one.queued,
+                    limit=MAX_QUEUED,
+                )
 
 
 async def _heartbeat(context: SystemContext) -> None:
@@ -200,15 +222,21 @@ async def _heartbeat(context: SystemContext) -> None:
 
 
 async def run_system(make_context: Callable[[], SystemContext], main: SystemMain) -> None:
-    """Run one system until it is told to stop; `main` returns when `context.stopping` is set."""
+    """Run one system until it is told to stop; `main` returns when `context.stopping` is set.
+
+    Raises:
+        BaseException: what ended work that ran beside `main`.
+    """
     context = make_context()
     context.open()
     if not await context.wait_start():
         return
     context.beat(0.0)
-    heart = asyncio.create_task(_heartbeat(context))
+    heart = context.run_beside(_heartbeat(context))
     try:
         await main(context)
     finally:
         heart.cancel()
         context.control.flush()
+    if context.failure is not None:
+        raise context.failure

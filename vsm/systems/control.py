@@ -1,25 +1,23 @@
 """S3, control: the resource bargain of inside-and-now. S3* is in vsm.systems.audits.
 
 Runs in its own confined process. Divides the configured budget by what the supervisor measures,
-asks the supervisor to move limits (which judges every wish), explains each move in the journal,
-and says why it moves none. What S2 found to go to and fro, and what was refused lately, is left
-alone.
+asks the supervisor to move limits and the sizes of pools (which judges every wish), explains each
+move in the journal (vsm.systems.moves), and says why it moves none. What S2 found to go to and
+fro, and what was refused lately, is left alone.
 """
 
-import asyncio
 import itertools
 import random
 from collections import deque
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from vsm.configuration.regulation import INSTANCES
 from vsm.core.budget import Change, Claim, Plan, need_of, plan
 from vsm.core.policy_weighing import CEILING
 from vsm.messages import (
     Body,
     Budgets,
     Configure,
-    Decided,
-    Move,
     Moved,
     Noted,
     Outlook,
@@ -28,19 +26,21 @@ from vsm.messages import (
     Rates,
     ResourceRow,
     Resources,
-    Settled,
     SnapshotOut,
     Start,
     Summary,
 )
 from vsm.systems.audits import Audits
 from vsm.systems.base import SystemContext
-from vsm.systems.samples import amount, gap_bits, gap_share, is_pressed, used_of
+from vsm.systems.exhaustion import Exhaustion, lacking_of
+from vsm.systems.moves import Moves
+from vsm.systems.pools import Pools, whole
+from vsm.systems.samples import gap_bits, gap_share, is_pressed, rising_of, used_of
 from vsm.systems.verdicts import Verdicts
 
-LEAST: Final = {"memory": 2.0 * 2**20, "cpu": 0.02, "processes": 2.0}
+LEAST: Final = {"memory": 2.0 * 2**20, "cpu": 0.02, "processes": 2.0, INSTANCES: 0.5}
 """A limit is not moved by less."""
-QUANTUM: Final = {"memory": 2.0**20, "cpu": 0.01, "processes": 1.0}
+QUANTUM: Final = {"memory": 2.0**20, "cpu": 0.01, "processes": 1.0, INSTANCES: 1.0}
 REMEMBERED: Final = 6  # samples whose greatest use counts
 MOST_MOVES: Final = 8  # at once; the rest waits for the next sample
 PROPOSE_EVERY_S: Final = 600.0
@@ -49,16 +49,6 @@ SAFE: Final = 1.05  # memory is never limited below what is in use
 
 NO_BUDGET: Final = "no budget is configured: limits stay as the profiles have them"
 NO_SAMPLE: Final = "nothing was measured yet"
-
-
-class _Made(NamedTuple):
-    """A move on its way, and what is to be compared when it came through."""
-
-    key: str
-    resource: str
-    change: Change
-    pressure: float
-    killed: int
 
 
 class Control:
@@ -77,16 +67,16 @@ class Control:
         self.policy: deque[Body] = deque(maxlen=KEPT)
         self.budget: dict[str, float] = {}
         self.plans: dict[str, Plan] = {}
+        self.exhaustion = Exhaustion()
         self.claims: dict[str, list[Claim]] = {}
-        self.moves: deque[Body] = deque(maxlen=KEPT)
         self.audits = Audits(context, dice or random.Random())  # noqa: S311 - guards nothing
         self.samples = 0
         self._numbers = itertools.count(1)
         self._before: Resources | None = None
         self._used: dict[tuple[str, str], deque[float]] = {}
-        self._made: dict[int, _Made] = {}
-        self._unsettled: list[_Made] = []
         self.verdicts = Verdicts(self._answer)
+        self.pools = Pools()
+        self.moves = Moves(context, self.pools, self.verdicts, self._numbers)
         self._damped: dict[str, list[str]] = {}
         self._proposed: dict[tuple[str, str], float] = {}  # that somebody needs a higher ceiling
         self._told_limits: Body = {}
@@ -98,6 +88,7 @@ class Control:
         """Keep the newest load summary of S1."""
         del fds
         self.last_summary = message
+        self.pools.hear(message)
 
     def reconfigure(self, message: Configure, fds: list[int]) -> None:
         """Take them again: vsm.toml was reloaded."""
@@ -136,6 +127,8 @@ class Control:
         resources = start.limits if isinstance(start, Start) else self.snapshot["resources"]
         self.snapshot = {"limits": calls, "resources": resources}
         self.audits.names = tuple(row.name for row in start.integrations)
+        self.audits.forget()
+        self._killed = {name: self._killed[name] for name in calls if name in self._killed}
         if isinstance(start, Start):
             budget: Any = start.settings.get("budget", {})
             self.budget = {str(name): float(value) for name, value in budget.items()}
@@ -147,9 +140,11 @@ class Control:
     def on_resources(self, message: Resources, fds: list[int]) -> None:
         """A sample: settle what was moved before it, then divide anew."""
         del fds
+        rows = {name: self.pools.fill(name, row) for name, row in message.rows.items()}
+        message = Resources(at_s=message.at_s, rows=rows)
         before, self._before = self._before, message
         self.samples += 1
-        self._settle(message)
+        self.moves.settle(message)
         self.verdicts.settle_undone(message.rows)
         for key in [key for key in self._used if key[0] not in message.rows]:
             del self._used[key]
@@ -167,6 +162,10 @@ class Control:
             found = plan(budget, claims, least=LEAST[resource], quantum=QUANTUM[resource])
             found = self._explained(resource, found, claims)
             self.claims[resource], self.plans[resource] = claims, found
+            lacking = lacking_of(found, claims)
+            signal = self.exhaustion.feel(resource, budget, lacking, message.at_s)
+            if signal is not None:
+                self.context.send("system5", signal)
             spare = budget - sum(claim.held for claim in claims)
             for change in found.changes[:room]:
                 if self._is_disputed(resource, change, message.at_s):
@@ -176,7 +175,9 @@ class Control:
                 if 0 < more > spare + LEAST[resource]:
                     continue  # until somebody else has given
                 spare -= more
-                self._move(resource, change, claims, message.at_s)
+                self.moves.ask(
+                    resource, change, claims, budget=budget, sample=message, before=before
+                )
                 room -= 1
             self._propose(resource, found, claims, message.at_s)
             self._give_up(resource, message.at_s)
@@ -206,6 +207,8 @@ class Control:
         held = row.limit[resource]
         pressed = is_pressed(resource, row, last, span_s, used or 0.0)
         pressed = pressed or (killed and resource == "memory")
+        if resource == INSTANCES:
+            pressed = self.pools.is_pressed(name)
         floor = row.floor.get(resource, 0.0)
         if resource == "memory":
             floor = max(floor, min(max(history, default=0.0) * SAFE, row.ceiling[resource]))
@@ -213,21 +216,25 @@ class Control:
         if foreseen and self.verdicts.refusal((name, resource), now.at_s):
             floor = max(floor, min(held, row.ceiling[resource]))  # raised it may be, not lowered
         need = need_of(list(history), held, pressed=pressed) if history else held
+        need = max(need, foreseen)
         return Claim(
             name=name,
             floor=floor,
             ceiling=row.ceiling[resource],
             held=held,
-            need=max(need, foreseen),
+            need=whole(need) if resource == INSTANCES else need,
             weight=row.priority * (1.0 + gap_share(self.outlook, name)),
             fixed=self._fixed(name, resource, now.at_s),
+            pressed=pressed,
         )
 
     def _fixed(self, name: str, resource: str, now_s: float) -> str:
         if resource in self._damped.get(name, ()):
             return "it went to and fro: damped by system 2"
-        if any(one.change.name == name and one.resource == resource for one in self._made.values()):
+        if (name, resource) in self.moves.on_their_way():
             return "a move is on its way"
+        if resource == INSTANCES and not self.pools.is_known(name):
+            return "what its last move changed is not known yet"
         if self.verdicts.foreseen((name, resource)):
             return ""  # it may be raised, whatever was refused before
         return self.verdicts.refusal((name, resource), now_s)
@@ -252,12 +259,11 @@ class Control:
 
     def _give_up(self, resource: str, now_s: float) -> None:
         """What S4 foresaw is not waited for longer than it makes sense."""
-        moving = [*self._made.values(), *self._unsettled]
         self.verdicts.give_up(
             resource,
             self.claims[resource],
             reason=self.plans[resource].reason,
-            moving=frozenset((one.change.name, one.resource) for one in moving),
+            moving=self.moves.unsettled(),
             least=LEAST[resource],
             now_s=now_s,
         )
@@ -273,10 +279,9 @@ class Control:
 
     def _is_disputed(self, resource: str, change: Change, now_s: float) -> bool:
         """It takes from somebody of whom S4 expects that he will need more: S5 decides."""
-        rising: Any = (self.outlook or {}).get("rising") or ()
         lowers = change.after < change.before and change.rule == "lower.budget"
         allowed = self.verdicts.approves((change.name, resource), now_s)
-        return lowers and change.name in rising and not allowed
+        return lowers and change.name in rising_of(self.outlook) and not allowed
 
     def _ask(self, resource: str, change: Change, found: Plan, now_s: float) -> None:
         where = change.name, resource
@@ -310,91 +315,16 @@ class Control:
             outcomes.clear()
             self.context.send("system4", Budgets(body=body))
 
-    def _move(self, resource: str, change: Change, claims: list[Claim], now_s: float) -> None:
-        number = next(self._numbers)
-        claim = next(one for one in claims if one.name == change.name)
-        key = f"move-{number}"
-        sent = self.context.report(
-            Move(id=number, integration=change.name, limits={resource: change.after})
-        )
-        if not sent:
-            return  # the link is full; the next sample decides again
-        row = self._before.rows[change.name] if self._before is not None else ResourceRow()
-        pressure = row.pressure.get(resource, 0.0)
-        self._made[number] = _Made(key, resource, change, pressure, row.out_of_memory)
-        others = {one.name: round(one.held, 3) for one in claims if one.name != change.name}
-        self.context.report(
-            Decided(
-                key=key,
-                subject=change.name,
-                rule=f"budget.{change.rule}",
-                inputs={
-                    "resource": resource,
-                    "budget": self.budget[resource],
-                    "held": change.before,
-                    "need": round(claim.need, 3),
-                    "floor": claim.floor,
-                    "ceiling": claim.ceiling,
-                    "weight": round(claim.weight, 3),
-                    "pressure": pressure,
-                    "out_of_memory": row.out_of_memory,
-                    "others": dict(itertools.islice(others.items(), 20)),
-                    "at_s": round(now_s, 3),
-                },
-                alternatives=(
-                    f"keep {amount(resource, change.before)}",
-                    f"ceiling {amount(resource, claim.ceiling)}",
-                    f"floor {amount(resource, claim.floor)}",
-                ),
-                choice=f"{resource} {amount(resource, change.after)}",
-            )
-        )
-
     def on_moved(self, message: Moved, fds: list[int]) -> None:
         """The supervisor put a limit in force, or refused."""
         del fds
-        made = self._made.pop(message.id, None)
-        if made is None:
-            return
-        self.moves.append(
-            {
-                "integration": made.change.name,
-                "resource": made.resource,
-                "from": made.change.before,
-                "to": made.change.after,
-                "rule": made.change.rule,
-                "state": message.state,
-                "detail": message.detail,
-            }
-        )
-        if message.state == "in force":
-            self._unsettled.append(made)
-            self.context.send("system2", Budgets(body={"moved": self.moves[-1]}))
-            return
-        now_s = self._before.at_s if self._before is not None else 0.0
-        where = made.change.name, made.resource
-        self.verdicts.refuse(where, f"refused: {message.detail}", now_s)
-        outcome: Body = {"state": "refused", "detail": message.detail}
-        self.context.report(Settled(key=made.key, outcome=outcome))
-        self.verdicts.moved(where, made.change, outcome)
-
-    def _settle(self, now: Resources) -> None:
-        """Tell what came of the moves: whether the limit was met again since."""
-        for made in self._unsettled:
-            row = now.rows.get(made.change.name)
-            outcome: Body = {"state": "in force"}
-            if row is not None:
-                met = row.pressure.get(made.resource, 0.0) - made.pressure
-                killed = row.out_of_memory > made.killed
-                outcome |= {"pressure_since": met, "relieved": met <= 0 and not killed}
-            self.context.report(Settled(key=made.key, outcome=outcome))
-            self.verdicts.moved((made.change.name, made.resource), made.change, outcome)
-        self._unsettled = []
+        self.moves.on_moved(message, self._before.at_s if self._before is not None else 0.0)
 
     def _propose(self, resource: str, found: Plan, claims: list[Claim], now_s: float) -> None:
         """What is beyond S3's power goes to S5: somebody needs more than his ceiling."""
+        self._proposed = {key: until for key, until in self._proposed.items() if now_s < until}
         for name in found.bounded:
-            if now_s < self._proposed.get((name, resource), 0.0):
+            if (name, resource) in self._proposed:
                 continue
             self._proposed[name, resource] = now_s + PROPOSE_EVERY_S
             claim = next(one for one in claims if one.name == name)
@@ -438,7 +368,7 @@ class Control:
             "budget": {resource: self._budget_row(resource) for resource in self.budget},
             "reason": self.reason(),
             "samples": self.samples,
-            "moves": list(self.moves),
+            "moves": list(self.moves.told),
             "audits": list(self.audits.results),
             "audit_interval_s": self.audits.interval_s,
             "policy": list(self.policy),
@@ -485,7 +415,7 @@ async def main(context: SystemContext) -> None:
     control.configure(start)
     context.report(SnapshotOut(body=control.snapshot))
     context.ready()
-    audits = asyncio.create_task(control.audits.run())
+    audits = context.run_beside(control.audits.run())
     try:
         await context.stopping.wait()
     finally:

@@ -1,8 +1,8 @@
 """S2, coordination: rates between clients and integrations, and damping of what goes to and fro.
 
 Runs in its own confined process. Publishes the configured rates for S1 to enforce. Hears from the
-supervisor of restarts and moved limits; what oscillates is left alone by S3, or restarted more
-slowly by the supervisor, until it has rested.
+supervisor of restarts, moved limits, and pools that grow and shrink; what oscillates is left alone
+by S3, restarted more slowly by the supervisor, or keeps its instances in S1, until it has rested.
 """
 
 import asyncio
@@ -31,8 +31,15 @@ from vsm.systems.base import SystemContext
 TICK_S: Final = 1.0
 KEPT: Final = 16
 RESTARTS: Final = "restart"
+SCALING: Final = "scaling"
+ACQUISITION: Final = "acquisition"
 SLOWER: Final = 8.0
 """A restart loop waits so much longer, and must serve so much longer to be forgiven."""
+_CHOICES: Final = {
+    RESTARTS: "restart more slowly",
+    SCALING: "let no instance go",
+    ACQUISITION: "tell the operator and wait",
+}
 
 
 class Coordination:
@@ -40,7 +47,7 @@ class Coordination:
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
-        self.snapshot: Body = {"rates": [], "configured": False}
+        self.snapshot: Body = {"rates": [], "configured": False, "steady": []}
         self.terms = Terms()
         self.watch: Watch = {}
         self.found: deque[Body] = deque(maxlen=KEPT)
@@ -54,7 +61,7 @@ class Coordination:
         """Take the operator's rates, and what counts as oscillation."""
         own: Any = start.settings
         rates = own.get("rates", [])
-        self.snapshot = {"rates": rates, "configured": bool(rates)}
+        self.snapshot = {"rates": rates, "configured": bool(rates), "steady": []}
         known = {name: own[name] for name in Terms._fields if name in own}
         self.terms = Terms(**known)
 
@@ -89,6 +96,18 @@ class Coordination:
                 self._release(action)
         if actions:
             self.tell()
+        if any(action.series == SCALING for action in actions):
+            self.publish()
+
+    def publish(self) -> None:
+        """Tell S1 the rates, and which pools are to let no instance go."""
+        steady: list[Any] = [
+            name
+            for (name, series), track in self.watch.items()
+            if series == SCALING and track.damped_until_s is not None
+        ]
+        self.snapshot = {**self.snapshot, "steady": steady}
+        self.context.report(SnapshotOut(body=self.snapshot))
 
     def tell(self) -> None:
         """Tell S3 what to leave alone."""
@@ -110,7 +129,7 @@ class Coordination:
             )
         )
         key = self._keys[name, series] = f"damp-{next(self._numbers)}"
-        choice = "restart more slowly" if series == RESTARTS else "leave the limit alone"
+        choice = _CHOICES.get(series, "leave the limit alone")
         self.context.report(
             Decided(
                 key=key,
@@ -189,10 +208,10 @@ async def main(context: SystemContext) -> None:
     context.answer("state", coordination.state)
     start, _ = await context.started()
     coordination.configure(start)
-    context.report(SnapshotOut(body=coordination.snapshot))
+    coordination.publish()
     context.ready()
     coordination.tell()  # a predecessor's word holds no longer
-    resting = asyncio.create_task(coordination.rest())
+    resting = context.run_beside(coordination.rest())
     try:
         await context.stopping.wait()
     finally:

@@ -21,30 +21,8 @@ from vsm.link import Link
 from vsm.linux.prctl import set_death_signal
 from vsm.messages import CHANNEL_PARSERS, ChannelMessage, parse_to_system
 from vsm.systems.base import SystemContext, SystemMain, run_system
+from vsm.systems.preload import MODULES
 
-MODULES: Final = {
-    "system1": "vsm.systems.operations",
-    "system2": "vsm.systems.coordination",
-    "system3": "vsm.systems.control",
-    "system4": "vsm.systems.intelligence",
-    "system5": "vsm.systems.policy",
-}
-ENTRY: Final = "vsm.systems.entry:enter"
-# Imported once by the template. A child may be unable to read any file, so nothing is left to
-# be imported later: encodings and event loops included.
-PRELOAD: Final = (
-    "numpy",
-    "pydantic",
-    "msgspec",
-    "structlog",
-    "uvloop",
-    "httptools",
-    "encodings.idna",
-    "asyncio.unix_events",
-    "concurrent.futures.thread",
-    "traceback",
-    *MODULES.values(),
-)
 EXIT_UNCONFINED: Final = 3
 
 

@@ -2,7 +2,7 @@
 
 Runs in its own confined process. Reads S1's demand board, keeps what was asked lately in a window
 that fades, forecasts each demand class for the next step and keeps the score of its forecasts,
-tells S3 its outlook, and S5 when the requisite ratio is too low for chance or when what nobody
+tells S3 its outlook, and S5 when a goal is missed by more than chance or when what nobody
 serves is going to be asked on. It acquires nothing yet, and says so. It has no channel to S1.
 """
 
@@ -10,20 +10,21 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, cast
 
 from vsm.board.reader import Demand, DemandReader
 from vsm.board.relay import take_segments
-from vsm.core.demand import NOBODY, OK, OUTCOMES
-from vsm.core.demand_series import DemandSeries, Forewarning, Told, recorded
+from vsm.core.demand import NOBODY, OK, OVERFLOW
+from vsm.core.demand_series import DemandSeries, Forewarning, Told, recorded, words
 from vsm.core.demand_window import DemandWindow, Key
 from vsm.core.forecast import Score
+from vsm.core.policy_weighing import RESOURCES
 from vsm.core.variety_report import latency_quantile_s, report, summary
 from vsm.core.what_if import at_stake, what_if
 from vsm.messages import (
-    Algedonic,
     Body,
     Budgets,
+    Configure,
     Noted,
     Outlook,
     Policy,
@@ -32,13 +33,15 @@ from vsm.messages import (
     Start,
 )
 from vsm.systems.base import SystemContext
+from vsm.systems.goals import Goals
+from vsm.systems.sought import Sought, answered_well
 
 SAMPLE_INTERVAL_S: Final = 1.0
 OUTLOOK_EVERY: Final = 5  # samples
 HALF_LIFE_S: Final = 600.0
-LEAST_RATIO: Final = 0.7  # pain below it, relief above RELIEF_RATIO: no flapping in between
-RELIEF_RATIO: Final = 0.75
 MOST_INTEGRATIONS: Final = 200
+MOST_CLASSES: Final = 8192
+"""A turn looks at each of them, and a beat is due; of more, the rest of an integration is one."""
 MOST_FORECASTS: Final = 20  # in a record or a report
 MOST_WARNINGS: Final = 8
 MOST_RECORDED: Final = 64  # classes of a step in its record
@@ -49,14 +52,6 @@ KEPT: Final = 16
 SERVE: Final = "serve"
 
 Totals = dict[Key, list[int]]
-
-
-class Sought(NamedTuple):
-    """What S5 approved to be served: its proposal, until when, how often it was answered then."""
-
-    proposal: int
-    until_s: float
-    answered: int
 
 
 class Intelligence:
@@ -76,12 +71,13 @@ class Intelligence:
         self._changes = -1
         self._demand: dict[str, Demand] = {}
         self._seen: Totals | None = None
-        self._in_pain = False
+        self.goals = Goals()
         self._told: Body | None = None
         self.series = DemandSeries(step_s=60.0, season=60, now_s=now_s)
         self.series_since_s = now_s
         self.relearnt = 0
         self.warnings: list[Forewarning] = []
+        self.surprises: list[Any] = []
         self.policy: deque[Body] = deque(maxlen=KEPT)
         self.budgets: Body = {}
         self._warned: set[tuple[str, Key]] = set()
@@ -92,8 +88,10 @@ class Intelligence:
         self._numbers = itertools.count(1)
 
     def configure(self, start: Start, now_s: float) -> None:
-        """Take the length of a step and of a season."""
+        """Take the goals, the length of a step and of a season."""
+        self.goals.configure(start.policy)
         own: Any = start.settings
+        self.goals.relearn(own.get("missed", []))
         if own:
             step_s, season = float(own["step_s"]), int(own["season_steps"])
             score = Score(*own["score"]) if own.get("score") else None
@@ -103,6 +101,12 @@ class Intelligence:
             self.relearnt = self.series.relearn(steps, now_s)
             if self.relearnt:
                 self.series_since_s = now_s - steps[-self.relearnt][0] - step_s
+
+    def reconfigure(self, message: Configure, fds: list[int]) -> None:
+        """Take the goals again: vsm.toml was reloaded."""
+        del fds
+        self.goals.configure(message.policy)
+        self.tell()
 
     def on_policy(self, message: Policy, fds: list[int]) -> None:
         """S5 decided: what it approved to be served is sought; limits are S3's to move."""
@@ -122,9 +126,13 @@ class Intelligence:
         self.budgets = message.body
         outcomes: Any = message.body.get("outcomes", [])
         for one in outcomes if isinstance(outcomes, list) else []:
-            where = self._room.pop(one["proposal"], None)
-            if where is not None:
-                self._settle(one["proposal"], *where, one["outcome"])
+            self._on_outcome(one if isinstance(one, dict) else {})
+
+    def _on_outcome(self, told: Body) -> None:
+        number, outcome = cast("int", told.get("proposal")), told.get("outcome")
+        where = self._room.pop(number, None) if type(number) is int else None
+        if where is not None and isinstance(outcome, dict):
+            self._settle(number, *where, outcome)
 
     def _settle(self, proposal: int, subject: str, change: str, outcome: Body) -> None:
         """The decision of S5 gets its outcome."""
@@ -138,24 +146,17 @@ class Intelligence:
     def _seek(self, key: Key, proposal: int) -> None:
         """Somebody should serve this: the operator hears what; nothing installs itself."""
         until_s = self._now_s + PROPOSE_EVERY_S
-        self.sought[key] = Sought(proposal, until_s, self._answered(key))
+        self.sought[key] = Sought(proposal, until_s, answered_well(self._seen or {}, [key])[key])
         name = " ".join(filter(None, key))
         what = f"{name} is asked for and nobody serves it: `vsm install` something that does"
         detail: Body = {"integration": key[0], "demand": key[1], "what": what}
         self.context.report(Noted(event="intelligence.sought", severity="notice", detail=detail))
 
-    def _answered(self, key: Key) -> int:
-        """How often what was asked for there was answered well, by whom ever."""
-        names = {key[1], f"{key[0]}__{key[1]}"}
-        rows = (self._seen or {}).items()
-        return sum(
-            row[OK] for one, row in rows if one == key or names & {one[1], f"{one[0]}__{one[1]}"}
-        )
-
     def _look_for_sought(self, now_s: float) -> None:
         """Is it served now, or has nobody come to serve it?"""
+        served = answered_well(self._seen or {}, self.sought)
         for key, sought in list(self.sought.items()):
-            answered = self._answered(key) - sought.answered
+            answered = served[key] - sought.answered
             if answered > 0:
                 outcome: Body = {"state": "served", "answered_well": answered}
             elif now_s >= sought.until_s:
@@ -220,7 +221,12 @@ class Intelligence:
         self._record_step()
         if told:
             self._record(told)
+        self.surprises = self.series.surprises(told, self._seen or {})
+        for row in self.surprises:
+            note = Noted(event="intelligence.surprise", severity="notice", detail=row)
+            self.context.report(note)
         self.warnings = self.series.warnings()[:MOST_WARNINGS]
+        self._proposed = {key: until for key, until in self._proposed.items() if now_s < until}
         known = {(one.kind, one.key) for one in self.warnings}
         for warning in self.warnings:
             if (warning.kind, warning.key) not in self._warned:
@@ -267,31 +273,40 @@ class Intelligence:
             self.context.report(Noted(event="intelligence.forecast", detail=detail))
 
     def _warn(self, warning: Forewarning) -> None:
-        detail: Body = {**self._warning_row(warning), "what": _text(warning, self.series.step_s)}
+        detail: Body = {**self._warning_row(warning), "what": words(warning, self.series.step_s)}
         self.context.report(Noted(event="intelligence.warning", severity="notice", detail=detail))
 
     def _propose_room(self, warning: Forewarning, now_s: float) -> None:
         """Who is about to be asked for more should have more: against S3, S5 weighs it."""
-        held: Any = self.budgets.get("held", {})
         gain = at_stake(self.recent.table, warning.key)
         self._proposed[warning.key] = now_s + PROPOSE_EVERY_S
         growth = min(MOST_GROWTH, warning.forecast.expected / max(warning.usual, 1e-9))
-        for resource, amount in dict(held.get(warning.key[0], {})).items():
+        for resource, amount in self._held(warning.key[0]).items():
             number = next(self._numbers)
-            self._room[number] = warning.key[0], str(resource)
-            while len(self._room) > MOST_OPEN:
-                del self._room[next(iter(self._room))]
+            self._room[number] = warning.key[0], resource
+            _keep_newest(self._room)
             proposal = Proposal(
                 id=number,
                 sender="system4",
                 subject=warning.key[0],
-                change=str(resource),
-                from_value=float(amount),
-                to_value=float(amount) * growth,
+                change=resource,
+                from_value=amount,
+                to_value=amount * growth,
                 evidence=self._warning_row(warning),
                 expected_gain_bits=gain,
             )
             self.context.send("system5", proposal)
+
+    def _held(self, name: str) -> dict[str, float]:
+        """What S3 says that an integration is given."""
+        held: Any = self.budgets.get("held")
+        row = held.get(name) if isinstance(held, dict) else None
+        found = row.items() if isinstance(row, dict) else ()
+        return {
+            resource: float(amount)
+            for resource, amount in found
+            if resource in RESOURCES and isinstance(amount, int | float)
+        }
 
     def _propose_serving(self, warning: Forewarning, now_s: float) -> None:
         """Somebody should serve this: S5 weighs it."""
@@ -302,6 +317,7 @@ class Intelligence:
         self._proposed[warning.key] = now_s + PROPOSE_EVERY_S
         number = next(self._numbers)
         self._serving[number] = warning.key
+        _keep_newest(self._serving)
         self.context.send(
             "system5",
             Proposal(
@@ -343,6 +359,7 @@ class Intelligence:
             "since_s": round(now_s - self.series_since_s, 3),
             "forecasts": rows,
             "warnings": [self._warning_row(one) for one in self.warnings],
+            "surprises": list(self.surprises),
             "calibration": calibration,
         }
         if not rows:
@@ -397,10 +414,12 @@ class Intelligence:
             lacks.insert(0, "no demand board of system 1")
         elif not self._seen:
             lacks.insert(0, "no demand observed")
+        outlook = summary(report(self.recent.table))
         return {
             "role": "intelligence",
             "snapshot": None,
-            "variety": summary(report(self.recent.table)),
+            "variety": outlook,
+            "goals": self.goals.rows(self.recent.table, outlook),
             "warnings": [self._warning_row(one) for one in self.warnings],
             "steps": self.series.closed,
             "sought": [{"integration": key[0], "demand": key[1]} for key in self.sought],
@@ -415,26 +434,17 @@ class Intelligence:
     def tell(self) -> None:
         """Tell S3 the outlook where it changed, and S5 where it hurts or no longer does."""
         outlook = summary(report(self.recent.table))
+        felt = self.goals.feel(self.recent.table, outlook, self._now_s)
+        for signal in felt:
+            self.context.send("system5", signal)
+        if felt:
+            self.context.report(self.goals.record())
         rising: list[Any] = [one.key[0] for one in self.warnings if one.kind == "surge"]
         body: Body = {"variety": outlook, "rising": sorted(set(rising))}
         if body == self._told:
             return
         self._told = body
         self.context.send("system3", Outlook(body=body))
-        ratio = outlook.get("requisite_ratio")
-        if ratio is not None:
-            self._feel(ratio["low"], ratio["high"])
-
-    def _feel(self, low: float, high: float) -> None:
-        """Raise pain when the whole interval is too low, relief when it is high enough again."""
-        if not self._in_pain and high < LEAST_RATIO:
-            self._in_pain = True
-            text = f"the requisite ratio is at most {high:.2f}, below {LEAST_RATIO:g}"
-            self.context.send("system5", _signal("pain", text))
-        elif self._in_pain and low > RELIEF_RATIO:
-            self._in_pain = False
-            text = f"the requisite ratio is at least {low:.2f} again"
-            self.context.send("system5", _signal("relief", text))
 
     async def watch(self) -> None:
         """Sample at intervals, tell less often."""
@@ -452,29 +462,20 @@ class Intelligence:
             self._reader.close()
 
 
-def _text(warning: Forewarning, step_s: float) -> str:
-    name = " ".join(warning.key)
-    found = warning.forecast
-    span = f"{found.low:.3g} to {found.high:.3g} in the next {step_s:g} s"
-    if warning.kind == "unserved":
-        return f"{name} is asked for and not served: {span}"
-    return f"{name} is asked for more than usual: {span}, usually {warning.usual:.3g}"
-
-
-def _signal(severity: Any, text: str) -> Algedonic:  # noqa: ANN401 - a literal of the model's
-    return Algedonic(
-        severity=severity, subject="requisite ratio", cause="ratio too low", detail=text
-    )
+def _keep_newest(proposals: dict[int, Any]) -> None:
+    """S5 may be away: what it never answers is forgotten."""
+    while len(proposals) > MOST_OPEN:
+        del proposals[next(iter(proposals))]
 
 
 def _by_class(demand: dict[str, Demand]) -> Totals:
-    width = len(OUTCOMES)
-    return {
-        (name, label): row
-        for name, one in demand.items()
-        for label, row in one.classes.items()
-        if len(row) == width
-    }
+    found: Totals = {}
+    for name, one in demand.items():
+        for label, row in one.classes.items():
+            key = (name, label) if len(found) < MOST_CLASSES else (name, OVERFLOW)
+            known = found.get(key)
+            found[key] = row if known is None else [a + b for a, b in zip(known, row, strict=True)]
+    return found
 
 
 async def main(context: SystemContext) -> None:
@@ -482,6 +483,7 @@ async def main(context: SystemContext) -> None:
     intelligence = Intelligence(context, time.monotonic())
     context.handle("segments", intelligence.on_segments)
     context.answer("state", intelligence.state)
+    context.handle("configure", intelligence.reconfigure)
     context.handle("system5>system4:policy", intelligence.on_policy)
     context.handle("system3>system4:budgets", intelligence.on_budgets)
     context.answer("variety", intelligence.variety)
@@ -490,7 +492,7 @@ async def main(context: SystemContext) -> None:
     start, _ = await context.started()
     intelligence.configure(start, time.monotonic())
     context.ready()
-    watching = asyncio.create_task(intelligence.watch())
+    watching = context.run_beside(intelligence.watch())
     try:
         await context.stopping.wait()
     finally:

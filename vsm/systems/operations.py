@@ -17,6 +17,7 @@ import msgspec
 from vsm.board.memory import BoardError
 from vsm.board.relay import take_segments
 from vsm.core.instance_demand import Terms
+from vsm.core.retry import RETRIED, ROUTED
 from vsm.gateway.accounting import Accounting
 from vsm.gateway.call_log import CallLog
 from vsm.gateway.contract import Kept
@@ -24,6 +25,7 @@ from vsm.gateway.gate_rates import gate_maker, rules_of
 from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
 from vsm.gateway.own_tools import OwnTools
+from vsm.gateway.pool_load import LOOK_S, PoolLoad
 from vsm.gateway.resilience import Resilience
 from vsm.gateway.views import View
 from vsm.link import close_fds
@@ -33,6 +35,7 @@ from vsm.messages import (
     Attach,
     AvailabilityChanged,
     Body,
+    Bound,
     ClientRow,
     Configure,
     Contract,
@@ -51,6 +54,7 @@ from vsm.messages import (
     SnapshotIn,
     Start,
     Summary,
+    Switch,
     Told,
     Unfit,
     Wanted,
@@ -96,9 +100,9 @@ class SupervisorReports:
         """The worker's server broke a rule for the first time; the log is enough."""
         sys.stderr.write(f"{worker}: {text[:MAX_REASON_CHARS]}\n")
 
-    def idle(self, integration: str) -> None:
-        """A draining integration has nothing in flight."""
-        self._context.report(Idle(integration=integration))
+    def idle(self, integration: str, worker: str | None = None) -> None:
+        """A draining integration has nothing in flight, or a server of it that was replaced."""
+        self._context.report(Idle(integration=integration, worker=worker))
 
     def wanted(self, integration: str, count: int, release: dict[str, str]) -> None:
         """How many instances there should be, and which should not."""
@@ -134,6 +138,11 @@ class SupervisorReports:
         if phase != "half_open":
             self._feel("pain" if phase == "open" else "relief", integration, "breaker", text)
 
+    def retried(self, integration: str, answered: int, failed: int) -> None:
+        """Calls that were sent again ended: the journal keeps whether that helped."""
+        detail: Body = {"answered": answered, "failed": failed}
+        self._context.report(Noted(event=RETRIED, integration=integration, detail=detail))
+
     def dead_letter(self, integration: str, letter: dict[str, Any]) -> None:
         """A call was accepted and not answered: the journal keeps it."""
         self._context.report(
@@ -154,8 +163,9 @@ class Operations:
         self.accounting = Accounting(start.epoch, [row.name for row in start.integrations])
         views = [_view(row) for row in start.clients]
         self.gateway = Gateway(start.epoch, SupervisorReports(context), self.accounting, views)
-        self.snapshots: dict[str, Body] = dict(start.snapshots)
+        self.snapshots: dict[str, Body] = {}
         self._has_rates = False
+        self._pools = PoolLoad(self.gateway.fleet)
         self._summarised: dict[str, dict[str, int]] = {}
         self._asked: dict[int, asyncio.Future[Body | None]] = {}
         self._asked_last = 0
@@ -170,12 +180,14 @@ class Operations:
     def register(self) -> None:
         """Take control messages from now on."""
         self.context.handle("attach", self._attach)
+        self.context.handle("switch", self._switch)
         self.context.handle("pins", self._pinned)
         self.context.handle("known", self._known)
         self.context.handle("detach", self._detach)
         self.context.handle("availability", self._availability)
         self.context.handle("drain", self._drain)
         self.context.handle("contract", self._contract)
+        self.context.handle("bound", self._bind)
         self.context.handle("configure", self._configure)
         self.context.handle("snapshot", self._snapshot)
         self.context.handle("segments", self._inherit)
@@ -217,13 +229,20 @@ class Operations:
     async def summarise(self) -> None:
         """Tell S2 and S3, at intervals, what was asked since the last time."""
         while True:
-            await asyncio.sleep(SUMMARY_INTERVAL_S)
-            totals = self._totals()
+            for _ in range(round(SUMMARY_INTERVAL_S / LOOK_S)):
+                await asyncio.sleep(LOOK_S)
+                self._pools.look()
+            totals, pools = self._totals(), self._pools.take()
+            rows = {name: self._since(name, row) for name, row in totals.items()}
             summary = Summary(
                 interval_s=SUMMARY_INTERVAL_S,
-                integrations={name: self._since(name, row) for name, row in totals.items()},
+                integrations={name: {**row, **pools.get(name, {})} for name, row in rows.items()},
             )
             self._summarised = totals
+            for name, instances in self._pools.routed().items():
+                told: list[Any] = [*instances]
+                detail: Body = {"instances": told}
+                self.context.report(Noted(event=ROUTED, integration=name, detail=detail))
             for receiver in ("system2", "system3"):
                 self.context.send(receiver, summary)
 
@@ -252,7 +271,13 @@ class Operations:
             pipes,
             message.record,
             instance=message.instance,
+            beside=None if message.beside is None else _settings(message.beside),
+            outdated=message.outdated,
         )
+
+    def _switch(self, message: Switch, fds: list[int]) -> None:
+        close_fds(fds)
+        self.gateway.fleet.switch(message.integration, message.worker)
 
     def _known(self, message: Known, fds: list[int]) -> None:
         try:
@@ -282,7 +307,7 @@ class Operations:
 
     def _drain(self, message: Drain, fds: list[int]) -> None:
         close_fds(fds)
-        self.gateway.fleet.drain(message.integration)
+        self.gateway.fleet.drain(message.integration, message.worker)
 
     def _contract(self, message: Contract, fds: list[int]) -> None:
         close_fds(fds)
@@ -294,6 +319,10 @@ class Operations:
             )
 
         self.gateway.fleet.check_contract(message.integration, done)
+
+    def _bind(self, message: Bound, fds: list[int]) -> None:
+        close_fds(fds)
+        self.gateway.fleet.bind(message.integration, message.most)
 
     def _configure(self, message: Configure, fds: list[int]) -> None:
         close_fds(fds)
@@ -333,8 +362,10 @@ class Operations:
         self.context.control.send(Segments(fds=names), fds)
 
     def _take_rates(self) -> None:
-        """Put S2's rates before the integrations that they concern."""
-        rules = rules_of(self.snapshots.get("system2", {"rates": []}))
+        """Put S2's rates before the integrations that they concern, and hold pools steady."""
+        snapshot: Any = self.snapshots.get("system2", {"rates": []})
+        self.gateway.fleet.hold(str(name) for name in snapshot.get("steady", ()))
+        rules = rules_of(snapshot)
         if rules or self._has_rates:
             self._has_rates = bool(rules)
             self.gateway.fleet.guard("rates", gate_maker(rules))
@@ -371,6 +402,7 @@ def _settings(row: IntegrationRow) -> Settings:
         most_argument_bytes=row.most_argument_bytes,
         most_argument_depth=row.most_argument_depth,
         strict_arguments=row.strict_arguments,
+        audit_contents_bytes=row.audit_contents_bytes,
         remote=row.remote,
         credentials=frozenset(row.credentials),
     )
@@ -383,7 +415,7 @@ async def main(context: SystemContext) -> None:
     operations.register()
     await operations.listen(start, fds)
     context.ready()
-    summaries = asyncio.create_task(operations.summarise())
+    summaries = context.run_beside(operations.summarise())
     try:
         await context.stopping.wait()
     finally:

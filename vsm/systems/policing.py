@@ -42,7 +42,6 @@ class Policing:
         self.gate = RuleGate(self, digest=start.rules, denials_per_minute=per_minute)
         self._grant(start.grants)
         self.gate.restore(start.spent)
-        self.take(start.snapshots.get("system5", {}))
         self._put()
 
     def register(self) -> None:

@@ -7,7 +7,7 @@ each decision; passes pain on to the operator at once, and what is like it once 
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Final, Literal
 
 from vsm.core import channels
@@ -24,7 +24,7 @@ from vsm.core.policy_weighing import (
     feel,
     weigh,
 )
-from vsm.core.repeats import OTHERS, Repeats
+from vsm.core.repeats import OTHERS, Repeats, keep_newest_of
 from vsm.link import close_fds
 from vsm.messages import (
     Algedonic,
@@ -42,7 +42,7 @@ from vsm.messages import (
 from vsm.systems.base import SystemContext
 
 KEPT_SIGNALS: Final = 64
-MOST_PAINS: Final = 256
+MOST_PAINS: Final = 256  # of one sender
 MOST_DECISIONS: Final = 512
 REPEAT_INTERVAL_S: Final = 10.0
 FLUSH_S: Final = 1.0
@@ -67,7 +67,9 @@ class PolicySystem:
         self._epoch = 0
         self._table: Body = {}
         self._repeats = Repeats(REPEAT_INTERVAL_S)
-        self._held: dict[Cause, Algedonic] = {}
+        self._held: dict[
+            Hashable, tuple[str, Algedonic]
+        ] = {}  # by kind: who said it last, and what
         self._keys: OrderedDict[tuple[str, int], str] = OrderedDict()
         self._flusher: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -125,12 +127,12 @@ class PolicySystem:
         cause = (sender, message.subject, message.cause)
         if message.severity == "relief":
             repeats: int | None = self._repeats.ends(cause)
-            self._held.pop(cause, None)
         else:
             repeats = self._repeats.passes(cause, self._loop.time())
         if repeats is None:
-            self._hold(cause, message)
+            self._hold(cause if self._repeats.knows(cause) else OTHERS, sender, message)
         else:
+            self._held.pop(cause, None)
             self._tell(sender, message, repeats)
 
     def _remember(self, sender: str, message: Algedonic | Hurt) -> None:
@@ -141,36 +143,38 @@ class PolicySystem:
         self.pains.pop(cause, None)
         if message.severity == "pain":
             self.pains[cause] = (now_s, message.detail)
-        while self.pains and (
-            len(self.pains) > MOST_PAINS or next(iter(self.pains.values()))[0] < now_s - FORGOTTEN_S
-        ):
-            (_, subject, _), _ = self.pains.popitem(last=False)
-            self._hurts(subject)
-        self._hurts(message.subject)
+        keep_newest_of(sender, self.pains, MOST_PAINS)
+        self._forget(now_s)
+        self._weigh_pain()
 
-    def _hurts(self, about: str) -> None:
-        hurts = any(subject == about for _, subject, _ in self.pains)
-        self.weighing = feel(self.weighing, about, hurts=hurts)
+    def _forget(self, now_s: float) -> None:
+        """What nobody has repeated for long is over."""
+        while self.pains and next(iter(self.pains.values()))[0] < now_s - FORGOTTEN_S:
+            self.pains.popitem(last=False)
 
-    def _hold(self, cause: Cause, message: Algedonic) -> None:
-        if len(self._held) < MOST_PAINS:
-            self._held[cause] = message
+    def _weigh_pain(self) -> None:
+        hurting = frozenset(subject for _, subject, _ in self.pains)
+        for subject in self.weighing.hurting ^ hurting:
+            self.weighing = feel(self.weighing, subject, hurts=subject in hurting)
+
+    def _hold(self, kind: Hashable, sender: str, message: Algedonic) -> None:
+        self._held[kind] = (sender, message)
         if self._flusher is None:
             self._flusher = self._loop.call_later(FLUSH_S, self._flush)
 
     def _flush(self) -> None:
         """Tell the last of what was held back, once its interval is over."""
         self._flusher = None
-        for cause, held in self._repeats.due(self._loop.time()):
-            message = None if cause == OTHERS else self._held.pop(cause, None)  # type: ignore[call-overload]
-            if message is not None:
-                self._tell(cause[0], message, held - 1)  # type: ignore[index]
+        for kind, count in self._repeats.due(self._loop.time()):
+            held = self._held.pop(kind, None)
+            if held is not None:
+                self._tell(*held, count - 1)
         if self._repeats.holds:
             self._flusher = self._loop.call_later(FLUSH_S, self._flush)
 
     def _tell(self, sender: str, message: Algedonic, repeats: int) -> None:
         felt = Felt(
-            sender=sender,
+            sender=sender,  # type: ignore[arg-type]  # a channel's of the table
             severity=message.severity,
             subject=message.subject,
             cause=message.cause,
@@ -207,6 +211,8 @@ class PolicySystem:
             message.cost,
         )
         now_s = self._loop.time()
+        self._forget(now_s)
+        self._weigh_pain()
         self.weighing, ruling = weigh(self.weighing, offer, self.weights, now_s)
         verdict: Literal["approved", "refused"] = "approved" if ruling.approved else "refused"
         self.decided[verdict] += 1
@@ -287,6 +293,8 @@ class PolicySystem:
         configured = not self.rules.say_nothing
         return {
             "role": "policy",
+            "purpose": self._table.get("purpose", ""),
+            "goals": self._table.get("goals", []),
             "rules": len(self.rules.rules),
             "default": self.rules.default,
             "digest": self.rules.digest,

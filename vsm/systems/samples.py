@@ -39,17 +39,33 @@ def is_pressed(
 
 
 def gap_bits(outlook: Body | None, name: str) -> float:
-    """The variety that is lost at an integration, by S4's outlook."""
-    variety: Any = (outlook or {}).get("variety", {})
-    parts = variety.get("gap_by_class") or ()
-    return float(sum(part["bits"] for part in parts if part.get("integration") == name))
+    """The variety that is lost at an integration, by S4's outlook; what makes no sense is none."""
+    parts = _variety(outlook).get("gap_by_class")
+    bits = [
+        part.get("bits")
+        for part in (parts if isinstance(parts, list) else ())
+        if isinstance(part, dict) and part.get("integration") == name
+    ]
+    return float(sum(one for one in bits if isinstance(one, int | float) and one > 0))
 
 
 def gap_share(outlook: Body | None, name: str) -> float:
     """Which part of the environment's variety is lost there."""
-    variety: Any = (outlook or {}).get("variety", {})
-    whole = variety.get("environmental_bits") or 0.0
-    return min(1.0, gap_bits(outlook, name) / whole) if whole > 0 else 0.0
+    whole = _variety(outlook).get("environmental_bits")
+    if not isinstance(whole, int | float) or whole <= 0:
+        return 0.0
+    return min(1.0, gap_bits(outlook, name) / whole)
+
+
+def rising_of(outlook: Body | None) -> list[Any]:
+    """Who is about to need more, by S4's outlook."""
+    rising = (outlook or {}).get("rising")
+    return rising if isinstance(rising, list) else []
+
+
+def _variety(outlook: Body | None) -> dict[str, Any]:
+    variety = (outlook or {}).get("variety")
+    return variety if isinstance(variety, dict) else {}
 
 
 def amount(resource: str, value: float) -> str:

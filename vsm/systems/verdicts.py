@@ -6,13 +6,16 @@ kernel's limits show it, S4's by way of S4, and stands beside the decision in th
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from vsm.core.budget import Change, Claim
 from vsm.messages import Body, Policy, ResourceRow
 
 STANDING_S: Final = 60.0
 """So long a verdict, or a refusal of the supervisor's, is heeded."""
+
+MOST: Final = 256
+"""Of what S5 says or does not answer, and no sample settles."""
 
 Where = tuple[str, str]  # integration, resource
 Answer = Callable[[int, Where, Body], None]
@@ -51,7 +54,7 @@ class Verdicts:
     def hear(self, message: Policy, now_s: float) -> None:
         """S5 decided about a proposal of S3's or of S4's."""
         if message.verdict == "refused":
-            self._undone.append(message)
+            self._undone = [*self._undone[-MOST + 1 :], message]
         where = message.subject, message.change
         if message.sender == "system4":
             self._foresee(message, where, now_s)
@@ -63,6 +66,7 @@ class Verdicts:
         if message.verdict == "approved" and message.to_value is not None:
             until_s = now_s + STANDING_S
             self._foreseen[where] = _Foreseen(message.proposal, message.to_value, until_s)
+            _keep_newest(self._foreseen)
         elif standing is not None and standing.proposal == message.proposal:
             del self._foreseen[where]  # revoked; S5 has said so itself
 
@@ -78,6 +82,7 @@ class Verdicts:
 
     def refuse(self, where: Where, why: str, now_s: float) -> None:
         """A limit is not to be moved for a while."""
+        self._refused = {key: held for key, held in self._refused.items() if now_s < held[0]}
         self._refused[where] = (now_s + STANDING_S, why[:200])
 
     def refusal(self, where: Where, now_s: float) -> str:
@@ -104,10 +109,12 @@ class Verdicts:
     def asked(self, where: Where, proposal: int, now_s: float) -> None:
         """S5 is asked."""
         self._asked[where] = proposal, now_s
+        _keep_newest(self._asked)
 
     def asked_for_ceiling(self, where: Where, proposal: int) -> None:
         """S5 is told that somebody needs more than his ceiling."""
         self._ceilings[proposal] = where
+        _keep_newest(self._ceilings)
 
     # ---- what came of it -------------------------------------------------------------------
 
@@ -168,3 +175,8 @@ class Verdicts:
         wish = self._foreseen.pop(where, None)
         if wish is not None:
             self.outcomes.append({"proposal": wish.proposal, "outcome": outcome})
+
+
+def _keep_newest(table: dict[Any, Any]) -> None:
+    while len(table) > MOST:
+        del table[next(iter(table))]

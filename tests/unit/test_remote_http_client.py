@@ -1,0 +1,33 @@
+"""What the client of remote servers says of a connection that does not come about."""
+
+import asyncio
+import socket
+import ssl
+import struct
+
+import pytest
+
+from vsm.remote.http_client import HttpClient, HttpError, Origin
+
+
+def test_a_connection_that_is_reset_on_the_way_says_where_the_reason_is() -> None:
+    """The egress process resets what it refuses, and a name that does not resolve."""
+
+    async def main() -> str:
+        def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            now = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+            writer.transport.abort()
+
+        server = await asyncio.start_server(reset, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            origin = Origin("https", "127.0.0.1", port)
+            client = HttpClient(origin, ssl.create_default_context())
+            with pytest.raises(HttpError) as failed:
+                await client._connect()
+            return str(failed.value)
+
+    text = asyncio.run(main())
+    assert text.startswith("cannot be reached: ")
+    assert "`vsm status` of this integration says why, under EGRESS TO" in text

@@ -1,0 +1,216 @@
+"""What the supervisor tells a system at its start, and of how many it believes what."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vsm.configuration.config import MOST_INTEGRATIONS
+from vsm.configuration.policy import MOST_BYTES as MOST_RULE_BYTES
+from vsm.core import restart
+from vsm.link import MAX_MESSAGE_BYTES
+from vsm.messages import (
+    Ask,
+    Configure,
+    InstanceTerms,
+    IntegrationRow,
+    Message,
+    SnapshotIn,
+    SnapshotOut,
+    Start,
+)
+from vsm.supervision import system_group
+from vsm.supervision.running_system import RunningSystem, waited_ns
+from vsm.supervision.supervisor import Supervisor
+from vsm.supervision.system_group import (
+    LATE_S,
+    LIVENESS_TIMEOUT_S,
+    MAX_CONSULTING,
+    TOO_MUCH,
+    SystemGroup,
+    SystemHooks,
+)
+from vsm.systems.base import HEARTBEAT_INTERVAL_S
+
+
+class Link:
+    """A control link that takes what a message may hold."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+
+    def send(self, message: Message, _fds: Any = ()) -> bool:
+        if len(message.to_wire()) > MAX_MESSAGE_BYTES:
+            return False
+        self.sent.append(message)
+        return True
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def with_group(scenario: Callable[[SystemGroup, Link], Any], **start: Any) -> None:
+    async def main() -> None:
+        hooks = SystemHooks(
+            plan=lambda _system: "",
+            start=lambda _system, epoch: (Start(epoch=epoch, **start), []),
+            from_operations=lambda _message: None,
+            changed=lambda _change: None,
+            operations_started=lambda: None,
+            operations_lost=lambda: None,
+            ring=lambda _name: None,  # type: ignore[arg-type, return-value]
+            consult=_for_ever,
+        )
+        group, link = SystemGroup(hooks), Link()
+        running = RunningSystem("system1", 1, 1, link=link)  # type: ignore[arg-type]
+        group.running["system1"] = running
+        try:
+            await scenario(group, link)
+        finally:
+            group.close()
+
+    asyncio.run(main())
+
+
+async def _for_ever(_what: str, _about: str) -> None:
+    await asyncio.Event().wait()
+
+
+def test_snapshots_that_fill_a_message_each_keep_no_new_s1_from_starting() -> None:
+    """Whoever publishes one might be taken over, and S1 be restarted."""
+
+    async def scenario(group: SystemGroup, link: Link) -> None:
+        body = {"x": "y" * 120_000}
+        for name in ("system2", "system3", "system5"):
+            group._on_message(RunningSystem(name, 1, 2), SnapshotOut(body=body), [])
+        link.sent.clear()
+        group._send_start(group.running["system1"])
+        assert isinstance(link.sent[0], Start)
+        told = [one.sender for one in link.sent if isinstance(one, SnapshotIn)]
+        assert told == ["system2", "system3", "system5"]
+
+    with_group(scenario)
+
+
+def test_start_that_is_too_large_for_a_message_is_said_as_that() -> None:
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        said: list[restart.Event] = []
+        group.systems.send = said.append  # type: ignore[method-assign]
+        group.template_actor = SimpleNamespace(can_fork=True)  # type: ignore[assignment]
+        group._send_start(group.running["system1"])
+        assert [one.reason for one in said if isinstance(one, restart.Exited)] == [TOO_MUCH]
+        assert "system1" not in group.running
+
+    with_group(scenario, token="x" * MAX_MESSAGE_BYTES)
+
+
+def test_all_that_one_vsm_can_have_fits_into_the_message_that_tells_of_it() -> None:
+    """Rows in which nothing is as by default, names at their limit, and rules at theirs."""
+    terms = InstanceTerms(kind="pool", least=1, most=64, spares=8, idle_stop_s=3600.5, lazy=True)
+    row = IntegrationRow(
+        name="n" * 32,
+        prefix="p" * 32,
+        era="legacy",
+        start_timeout_s=120.5,
+        call_timeout_s=600.5,
+        concurrency=1000,
+        trust="first-use",
+        most_argument_bytes=100_000,
+        strict_arguments=True,
+        instances=terms,
+    )
+    rules: dict[str, Any] = {"rules": "r" * MOST_RULE_BYTES}
+    message = Configure(integrations=(row,) * MOST_INTEGRATIONS, rules="d" * 64, policy=rules)
+    assert len(message.to_wire()) <= MAX_MESSAGE_BYTES
+    assert Configure.model_validate_json(message.to_wire()) == message
+
+
+def test_who_could_not_be_told_is_named() -> None:
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        assert group.tell_all(Configure()) == []
+        too_large: dict[str, Any] = {"rules": "r" * MAX_MESSAGE_BYTES}
+        assert group.tell_all(Configure(policy=too_large)) == ["system1"]
+
+    with_group(scenario)
+
+
+def test_questions_of_s1_beyond_a_bound_are_not_asked() -> None:
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        for number in range(3 * MAX_CONSULTING):
+            group._on_message(group.running["system1"], Ask(id=number, what="status"), [])
+        assert len(group._consulting) == MAX_CONSULTING
+        await asyncio.sleep(0)
+
+    with_group(scenario)
+
+
+def test_supervisor_that_was_late_itself_calls_no_system_hung() -> None:
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        said: list[restart.Event] = []
+        group.systems.send = said.append  # type: ignore[method-assign]
+        silent = SimpleNamespace(read=lambda: None, close=lambda: None)
+        group.running["system1"].board = silent  # type: ignore[assignment]
+        now_s = asyncio.get_running_loop().time()
+        group._watch(now_s - system_group.LIVENESS_INTERVAL_S - 0.1)
+        assert said == []
+        group._watch(now_s)
+        assert [type(one) for one in said] == [restart.Hung]
+
+    with_group(scenario)
+
+
+def test_the_time_that_a_process_waited_for_a_processor_is_read() -> None:
+    assert waited_ns(os.getpid()) >= 0
+    assert waited_ns(None) == 0  # not known yet
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        assert waited_ns(child.pid) < 60e9
+
+
+def test_system_that_gets_no_processor_is_not_called_hung_for_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Many servers that start at once starve it; all of them would be started anew with it."""
+
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        said: list[restart.Event] = []
+        group.systems.send = said.append  # type: ignore[method-assign]
+        now_s = asyncio.get_running_loop().time()
+        beat = SimpleNamespace(beat_ns=int((now_s - 1.5) * 1e9))
+        board = SimpleNamespace(read=lambda: beat, close=lambda: None)
+        group.running["system1"].board = board  # type: ignore[assignment]
+
+        def look(*, later_s: float, waited_s: float) -> int:
+            monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s + later_s)
+            monkeypatch.setattr(system_group, "waited_ns", lambda _pid: int((100 + waited_s) * 1e9))
+            group._check_beat(group.running["system1"])
+            return len(said)
+
+        assert look(later_s=0, waited_s=0) == 0  # late
+        assert look(later_s=2, waited_s=1) == 0  # 3.5 s old, of which it waited 1
+        assert look(later_s=5, waited_s=3.6) == 0
+        assert look(later_s=5, waited_s=3.4) == 1  # what it had itself was too long
+        assert look(later_s=30, waited_s=30) == 2  # no starving excuses it for ever
+
+    with_group(scenario)
+
+
+def test_a_system_may_miss_a_beat_before_it_is_late_and_several_before_it_hangs() -> None:
+    assert 2 * HEARTBEAT_INTERVAL_S <= LATE_S
+    assert 5 * HEARTBEAT_INTERVAL_S < LIVENESS_TIMEOUT_S
+
+
+def test_system_that_was_not_told_of_the_configuration_is_named_in_the_log() -> None:
+    said: list[dict[str, Any]] = []
+    supervisor: Any = SimpleNamespace(
+        _keep_contents=lambda: None,
+        integrations=SimpleNamespace(rows=tuple),
+        policing=SimpleNamespace(digest="", table={}),
+        systems=SimpleNamespace(tell_all=lambda _message: ["system3"]),
+        log=SimpleNamespace(error=lambda _text, **more: said.append(more)),
+    )
+    Supervisor.configure_systems(supervisor)
+    assert [one["systems"] for one in said] == [["system3"]]

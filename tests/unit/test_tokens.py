@@ -1,0 +1,75 @@
+"""Renewing the tokens of a login, at an endpoint that answers as it likes."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from vsm.remote import tokens
+from vsm.remote.http_client import HttpClient, HttpError
+from vsm.remote.tokens import StoredTokens, Tokens
+
+ANSWER = b'{"access_token":"new","refresh_token":"next","token_type":"Bearer"}'
+GENEROUS_S = 60.0
+
+
+def keep_expired(path: Path, endpoint: str) -> None:
+    expired = Tokens(
+        access_token="old",
+        token_endpoint=endpoint,
+        client_id="me",
+        refresh_token="first",
+        expires_at=0.0,
+    )
+    path.write_bytes(msgspec.json.encode(expired))
+
+
+async def renew(path: Path, answer: bytes | None) -> str:
+    """The new token of an expired login, from an endpoint that answers so, or never (None)."""
+    gone = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if answer is not None:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
+        await reader.read()
+        writer.close()
+        gone.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        keep_expired(path, f"http://127.0.0.1:{port}/token")
+        stored = StoredTokens(str(path), lambda origin: HttpClient(origin, None))
+        async with asyncio.timeout(GENEROUS_S):
+            try:
+                return await stored.token()
+            finally:
+                await gone.wait()
+
+
+def test_an_expired_token_is_renewed_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "oauth.json"
+    assert asyncio.run(renew(path, ANSWER)) == "new"
+    kept = msgspec.json.decode(path.read_bytes(), type=Tokens)
+    assert (kept.access_token, kept.refresh_token) == ("new", "next")
+
+
+def test_an_endpoint_that_never_answers_holds_calls_up_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "RENEWAL_TIMEOUT_S", 0.2)
+    with pytest.raises(HttpError, match="no answer within") as caught:
+        asyncio.run(renew(tmp_path / "oauth.json", None))
+    assert not caught.value.sent
+
+
+def test_a_token_that_cannot_be_kept_is_used_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "oauth.json"
+    path.with_suffix(".new").mkdir()  # where it is written first
+    assert asyncio.run(renew(path, ANSWER)) == "new"
+    told = capsys.readouterr().err
+    assert "cannot be kept" in told
+    assert "next" not in told
