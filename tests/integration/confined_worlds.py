@@ -26,6 +26,7 @@ WORLDS = [
     for tier in ("namespaced", "landlocked")
 ]
 BOUND_S = 30.0
+MUCH = 1 << 40  # bytes
 WHOLE_LANDLOCK = 6  # the ABI from which on it can stand alone
 
 
@@ -90,6 +91,10 @@ def plan_for(who: str, tier: str, argv: list[str], **changes: Any) -> Any:
     if tier == "landlocked" and 0 < facts.landlock_abi < WHOLE_LANDLOCK:
         lacks = chosen.may_lack | {"landlock"}  # what there is of it
         chosen = msgspec.structs.replace(chosen, may_lack=lacks)
+    # Forked from these tests, without a control group: RLIMIT_DATA stands for the limit of memory,
+    # and counts what hours of tests have left in this process.
+    limits = msgspec.structs.replace(chosen.limits, memory_bytes=MUCH)
+    chosen = msgspec.structs.replace(chosen, limits=limits)
     fields = {"name": "test", "uid": WORKER_UID if facts.root else None, **changes}
     request = WorkerRequest(argv=tuple(argv), tier=tier, **fields)  # type: ignore[arg-type]
     return compile_plan(chosen, request, facts)

@@ -9,17 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vsm.commands.sandbox import FIRST_RUN_UID
-from vsm.configuration.profile import load_profile
+sys.path.insert(0, str(Path(__file__).parent))
+from confined_worlds import IS_ROOT, host, plan_for
+
 from vsm.confinement.execution import Plan
 from vsm.confinement.operations import DropPrivileges, FilterSystemCalls, SetLimits
-from vsm.confinement.plan import WorkerRequest, compile_plan
-from vsm.confinement.probe import probe_host
 from vsm.confinement.root_operations import EnterRoot, Mount
 from vsm.governance.kernel_facts import compare, compare_all
 from vsm.linux import namespaces
@@ -88,11 +88,9 @@ def test_process_that_is_gone_fails_nothing() -> None:
 
 @pytest.mark.parametrize("tier", ["namespaced", "landlocked"])
 def test_confined_process_is_as_planned_in_both_tiers(tier: Any, require: Any) -> None:
-    host = probe_host()
-    require(f"the {tier} tier", tier in {host.tier, "landlocked"}, "this user has the other")
-    uid = FIRST_RUN_UID + os.getpid() if host.root else None
-    request = WorkerRequest(name="audited", argv=("/bin/sleep", "60"), tier=tier, uid=uid)
-    plan = compile_plan(load_profile("integration"), request, host)
+    who = "root" if IS_ROOT else "user"
+    require(f"the {tier} tier", tier in {host(who).tier, "landlocked"}, "this user has the other")
+    plan = plan_for(who, tier, ["/bin/sleep", "60"])
     with open(os.devnull, "r+b") as null:
         spawned = spawn_confined(plan, null.fileno(), null.fileno(), null.fileno())
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from vsm.audit import battery
 from vsm.audit.battery import audit
 from vsm.audit.result import Accepted, Result, compare
 from vsm.configuration.profile import load_profile
@@ -62,6 +64,7 @@ FRESH = """
 import json, sys
 import msgspec
 from vsm.confinement import operations
+from vsm.audit import battery
 from vsm.audit.battery import audit
 from vsm.confinement.probe import HostFacts
 from vsm.configuration.profile import load_profile
@@ -338,6 +341,28 @@ def test_audit_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(60) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_signal_that_falls_into_the_making_of_the_victim_leaves_no_process(
+    host: HostFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst moment: it runs, and nobody has noted it."""
+    del host
+    real = subprocess.Popen
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(real(*arguments, **options))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt), battery._world(load_profile("integration")):
+        pytest.fail("the signal is forgotten")
+    ended = started[0].poll()
+    started[0].kill()
+    started[0].wait()
+    assert ended == -signal.SIGKILL
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -21,7 +21,7 @@ import msgspec
 
 from vsm.attempts import ATTEMPTS, outcome_of
 from vsm.audit.result import Result, judge
-from vsm.audit.world import LEAKED_FD, SECRET_VARIABLE, World
+from vsm.audit.world import EVERYBODY, LEAKED_FD, SECRET_VARIABLE, World, uninterrupted
 from vsm.configuration.profile import Limits, Profile
 from vsm.confinement import uids
 from vsm.confinement.cgroup import Cgroups, Group, limits_of
@@ -143,13 +143,13 @@ def _world(profile: Profile) -> Iterator[tuple[Path, dict[str, Any]]]:
         "shm_bytes": files.shm_bytes or SHM,
         "cpu_cores": CORES,
     }
-    folder = Path(tempfile.mkdtemp(prefix="vsm-audit-"))
-    folder.chmod(0o777)  # nothing but the sandbox is in an attacker's way
-    try:
-        with World(folder, os.geteuid(), numbers) as world:
-            yield folder, world
-    finally:
-        shutil.rmtree(folder)
+    with ExitStack() as made:
+        with uninterrupted():
+            folder = Path(tempfile.mkdtemp(prefix="vsm-audit-"))
+            made.callback(shutil.rmtree, folder)
+            folder.chmod(EVERYBODY)
+            world = made.enter_context(World(folder, os.geteuid(), numbers))
+        yield folder, world
 
 
 def _names(site: _Site, *, cpu: bool) -> list[str]:

@@ -9,7 +9,8 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,21 @@ from vsm.attempts.base import last_error, libc
 EVERYBODY = 0o777  # nothing but the sandbox is in an attacker's way
 LEAKED_FD = 77
 ASKED_SIGNALS = tuple(range(signal.SIGRTMIN + 3, signal.SIGRTMAX))
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECRET_VARIABLE = "VSM_TEST_SECRET"  # noqa: S105  # a name
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM come after the block: none falls between a thing and the note to undo it.
+
+    For a process of one thread; what it starts within the block has them blocked.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def copy_attempts(folder: Path) -> None:
