@@ -52,10 +52,9 @@ def test_own_server_of_ten_lines_is_served_confined(tmp_path: Path) -> None:
     assert len([line for line in FILES["server.py"].splitlines() if line]) <= 10
     tmp_path.chmod(0o755)
     for name, text in FILES.items():
-        own = text.replace('"python3"', f'"{sys.executable}"')
-        own = own.replace('"server.py"', f'"{tmp_path}/server.py"')
-        (tmp_path / name).write_text(own, encoding="utf-8")
-    with running(tmp_path / "vsm.toml") as system:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with running(tmp_path / "vsm.toml", settings={"PATH": path}) as system:
         text = asyncio.run(asyncio.wait_for(_count(system.url, system.token), 60))
         assert "3" in text
         _check_board(system)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from vsm.cli import main
-from vsm.configuration.config import Config, Gateway, Integration
+from vsm.commands.service_reach import unreached
+from vsm.configuration.config import Config, Gateway, Integration, load_config
 from vsm.configuration.secrets import SecretSource
 from vsm.errors import ConfigurationError
 from vsm.service import unit_files as service
@@ -123,7 +124,7 @@ def test_no_decision_depends_on_the_wall_clock(pattern: str) -> None:
         assert len(found) <= STAMPS.get(path.name, 0), path
 
 
-def test_a_command_that_only_this_shell_finds_is_said_when_the_service_is_installed(
+def test_what_the_service_would_not_reach_is_said_when_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The managers' PATH has no folder of a tool that keeps several versions of node."""
@@ -133,9 +134,40 @@ def test_a_command_that_only_this_shell_finds_is_said_when_the_service_is_instal
     file = tmp_path / "vsm.toml"
     file.write_text(
         '[integrations.a]\ncommand = ["only-here"]\n[integrations.b]\ncommand = ["true"]\n'
+        '[integrations.c]\ncommand = ["/opt/gone/server"]\n'
+        '[integrations.d]\ncommand = ["./vsm.toml"]\n'
+        '[integrations.e]\ncommand = ["python3", "server.py"]\n'
+        f'[integrations.f]\ncommand = ["only-here"]\nenv = {{ PATH = "{tmp_path}" }}\n'
+        '[integrations.g]\ncommand = ["/opt/gone/too"]\nenabled = false\n'
+        '[integrations.h]\nurl = "https://example.com/mcp"\n'
     )
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin")
     assert main(["service", "install", "--user", "--dry-run", "--config", str(file)]) == 0
     said = capsys.readouterr().err
     assert f"write {tmp_path}/only-here in its command" in said
-    assert "b: the service" not in said
+    assert "c: the service cannot start it: /opt/gone/server: the executable" in said
+    assert f"d: the service cannot start it: {file}: {file} is not executable" in said
+    assert "e: the service cannot start it: python3: it would look for server.py" in said
+    assert not re.search(r"(?m)^[bfgh]: ", said), said
+
+
+def test_what_hardening_takes_from_an_integration_is_said_of_the_systems_unit_alone(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "gpu.toml").write_text(
+        'extends = "integration"\n[files]\ndevices = ["/dev/null", "/dev/nvidia0"]\n'
+        'write = ["/usr/share/x"]\n'
+    )
+    file = tmp_path / "vsm.toml"
+    file.write_text(
+        '[integrations.a]\ncommand = ["true"]\nprofile = "./gpu.toml"\n'
+        f'write = ["/etc/x", "{tmp_path}", "/etcetera"]\n'
+    )
+    config = load_config(file)
+    said = "\n".join(unreached(config, user=False))
+    for path in ("/etc/x", "/usr/share/x"):
+        assert f"a: {path} is read-only for the service" in said
+        assert f"add ReadWritePaths={path} by" in said
+    assert "  DeviceAllow=/dev/nvidia0 by" in said
+    assert (str(tmp_path) in said, "etcetera" in said, "/dev/null" in said) == (False,) * 3
+    assert list(unreached(config, user=True)) == []

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from vsm.commands.service_reach import unreached
 from vsm.commands.terminal import print_json
 from vsm.configuration.config import Config, load_config
 from vsm.errors import ConfigurationError, VsmError
@@ -173,10 +174,7 @@ def _install(work: Work, args: argparse.Namespace) -> None:
         work.systemctl("enable", SERVICE)
     if manager and not args.no_start:
         _start(work, changed=bool(changed))
-    for name in _missing_credentials(config, work.place):
-        what = f"credential {name} is missing: put it into /etc/credstore/{name} (mode 0600)"
-        print(f"{what}, then restart vsm", file=sys.stderr)
-    for line in _unfound(config) if args.root is None else ():
+    for line in _lacks(config, work.place):
         print(line, file=sys.stderr)
     if not manager and args.root is None and not args.dry_run:
         print("systemd does not run here: it will start vsm when it does", file=sys.stderr)
@@ -185,14 +183,13 @@ def _install(work: Work, args: argparse.Namespace) -> None:
         print(f"{what}, until root runs `{command} service apparmor`", file=sys.stderr)
 
 
-def _unfound(config: Config) -> Iterator[str]:
-    """What is to be said of commands that are in this shell's PATH and not in the manager's."""
-    for name, integration in config.integrations.items():
-        command = integration.command[0] if integration.command else "/"
-        if "/" not in command and shutil.which(command, path=service.MANAGER_PATH) is None:
-            here = shutil.which(command) or f"/full/path/to/{command}"
-            yield f"{name}: the service looks for {command} in {service.MANAGER_PATH} alone:"
-            yield f"  write {here} in its command"
+def _lacks(config: Config, place: Place) -> Iterator[str]:
+    """What integrations will not find when the service starts them."""
+    for name in _missing_credentials(config, place):
+        what = f"credential {name} is missing: put it into /etc/credstore/{name} (mode 0600)"
+        yield f"{what}, then restart vsm"
+    if place.root is None and (place.user or os.geteuid() == 0):  # nobody else sees what root does
+        yield from unreached(config, user=place.user)
 
 
 def _missing_credentials(config: Config, place: Place) -> list[str]:

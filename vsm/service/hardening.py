@@ -23,6 +23,12 @@ CAPABILITIES: Final = (
     "CAP_NET_ADMIN",  # the loopback device of a worker's own network namespace
 )
 
+READ_ONLY: Final = ("/usr", "/boot", "/efi", "/etc")  # what ProtectSystem=full covers
+# What is left open by ProtectClock, which closes all devices but these and the real-time clock.
+DEVICES: Final = tuple(
+    f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx")
+)
+
 
 @dataclass(frozen=True)
 class Directive:

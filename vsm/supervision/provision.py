@@ -20,7 +20,7 @@ from vsm.configuration.config import Config, Integration
 from vsm.configuration.profile import Limits, Profile, extend_profile, load_profile
 from vsm.configuration.secrets import SecretSource, read_secret
 from vsm.confinement import cgroup, scratch, uids
-from vsm.confinement.closure import closure
+from vsm.confinement.closure import Closure, closure
 from vsm.confinement.execution import Plan
 from vsm.confinement.plan import WorkerRequest, compile_plan, egress_rules
 from vsm.confinement.probe import HostFacts
@@ -303,10 +303,7 @@ def _request(
 ) -> WorkerRequest:
     """What the configuration says of a worker; its groups and state directory are added later."""
     env = {**integration.env, **_secrets(integration)}
-    inside = profile.environment.get("PATH", DEFAULT_PATH)
-    path = env.get("PATH") or f"{os.environ.get('PATH', '')}:{inside}"  # node may be only in ours
-    search = {**profile.environment, **env, "PATH": path}
-    needed = closure(integration.command, env=search, cwd=integration.cwd or "")
+    needed = needed_by(integration, profile, env=env, path=os.environ.get("PATH", ""))
     written = (*host.written, *integration.write, *profile.files.write)
     _refuse_written(integration.name, (needed.executable, *needed.read), written)
     if uid is not None:
@@ -326,6 +323,25 @@ def _request(
         uid=uid,
         report=True,
     )
+
+
+def needed_by(
+    integration: Integration, profile: Profile, *, env: Mapping[str, str], path: str
+) -> Closure:
+    """What its command needs of the host.
+
+    Args:
+        integration: which has a command.
+        profile: its own.
+        env: what the integration adds to the profile's; its PATH goes before all others.
+        path: vsm's own PATH, in which a program is looked for before the profile's.
+
+    Raises:
+        VsmError: something is missing or not executable.
+    """
+    inside = profile.environment.get("PATH", DEFAULT_PATH)
+    search = {**profile.environment, **env, "PATH": env.get("PATH") or f"{path}:{inside}"}
+    return closure(integration.command, env=search, cwd=integration.cwd or "")
 
 
 def _refuse_written(name: str, code: tuple[str, ...], written: tuple[str, ...]) -> None:
