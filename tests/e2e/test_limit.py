@@ -52,6 +52,14 @@ def limit(vsm: Running, *arguments: str) -> dict[str, str]:
     return {row["key"]: row["state"] for row in json.loads(done.stdout)["limits"]}
 
 
+def said_of(vsm: Running) -> dict[str, str]:
+    """What `vsm limit` says of those that are in force and that somebody set."""
+    done = vsm.vsm("limit", "a", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in json.loads(done.stdout)["held"] if row["state"] == "in force"]
+    return {row["key"]: row["detail"] for row in rows if "set by" in row["detail"]}
+
+
 def test_limits_move_now_or_from_the_next_start_and_survive_a_restart(config: Path) -> None:
     with running(config) as vsm:
         assert vsm.vsm("call", "a", "echo", '{"text": "x"}').returncode == 0
@@ -61,7 +69,9 @@ def test_limits_move_now_or_from_the_next_start_and_survive_a_restart(config: Pa
         if states["memory"] != "in force":
             pytest.skip("no control group holds memory here")
         assert worker(vsm)["pid"] == before
-        assert detail(vsm, "memory").startswith("300 MiB, by cgroup")
+        assert detail(vsm, "memory") == "300 MiB, by cgroup, set by command"
+        assert "set by" not in detail(vsm, "cpu"), "nobody moved it"
+        assert said_of(vsm) == {"memory": "set by command", "processes": "set by command"}
         memory = ("memory.max", "memory.limit_in_bytes")
         assert str(300 << 20) in kernel_value(before, memory)
         assert "40" in kernel_value(before, ("pids.max",))
@@ -69,6 +79,7 @@ def test_limits_move_now_or_from_the_next_start_and_survive_a_restart(config: Pa
         after = worker(vsm)["pid"]
         assert after != before
         assert str(300 << 20) in kernel_value(after, memory)
+        assert said_of(vsm).keys() == {"memory", "processes", "open_files"}
         limits = Path(f"/proc/{after}/limits").read_text(encoding="ascii")
         assert any(line.split()[3:5] == ["100", "100"] for line in limits.splitlines())
         assert vsm.stop() == 0

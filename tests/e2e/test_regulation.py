@@ -129,8 +129,10 @@ def test_limit_too_tight_is_raised_within_its_ceiling_and_the_calls_succeed(vsm:
     assert told["outcomes_known"] >= 1
     assert told["before_after"]["moves"] >= 1
     row = next(one for one in vsm.status()["workers"] if one["name"] == "hungry")
-    detail = next(one["detail"] for one in row["layers"] if one["name"] == "memory")
-    assert detail.endswith("set by system 3")
+    details = {one["name"]: one["detail"] for one in row["layers"]}
+    assert details["memory"].endswith("set by system 3")
+    assert "set by" not in details["cpu"], "it moved the limit of memory alone"
+    assert {one["key"] for one in row["limits"] if "set by system 3" in one["detail"]} == {"memory"}
 
 
 def test_operators_own_limit_is_left_alone(vsm: Running) -> None:

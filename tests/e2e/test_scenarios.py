@@ -301,13 +301,14 @@ def test_missed_goal_hurts_until_it_is_met_again(
     with vsm_with(tmp_path, GOAL) as vsm:
         client = Client(vsm.folder)
         assert goal(vsm) == ("not enough evidence", False)
+        assert "is asked answered well: not enough evidence" in vsm.vsm("status").stdout
         for _ in range(40):
             client.call("fails")
         until(lambda: told(vsm, "events", "--kind", "algedonic.pain", "--worker", "it"), vsm)
         until(lambda: goal(vsm) == ("missed", True), vsm)
         shown = vsm.vsm("status").stdout
         assert "for: answers what is asked of it" in shown
-        assert "of at least 0.5: missed" in shown
+        assert "goal: at least 0.5 of what it is asked answered well: missed" in shown
         for _ in range(200):
             client.call("works")
         until(lambda: told(vsm, "events", "--kind", "algedonic.relief", "--worker", "it"), vsm)

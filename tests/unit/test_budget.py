@@ -3,7 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm.core.budget import Claim, divide, need_of, plan
+from vsm.core.budget import Change, Claim, divide, need_of, plan
+from vsm.systems.reasons import why
+
+MIB = 2.0**20
 
 
 @st.composite
@@ -137,3 +140,42 @@ def test_raise_that_others_make_too_little_room_for_does_not_come() -> None:
     found = plan(200, [a, b])
     assert found.changes == ()
     assert set(found.short) == {"b"}
+
+
+def reasons(budget: float, *claims: Claim) -> dict[str, str]:
+    """Why each limit of memory moves, in MiB."""
+    scaled = [
+        one._replace(
+            **{key: getattr(one, key) * MIB for key in ("floor", "ceiling", "held", "need")}
+        )
+        for one in claims
+    ]
+    found = plan(budget * MIB, scaled)
+    return {one.name: why("memory", one, scaled, budget * MIB) for one in found.changes}
+
+
+def test_each_move_says_in_words_and_units_why_it_is_made() -> None:
+    used = reasons(1000, Claim("a", 10, 500, 100, 120))
+    assert used == {
+        "a": "its greatest use lately and a quarter more are 120 MiB, its limit is 100 MiB"
+    }
+    met = reasons(1000, Claim("a", 10, 140, 100, 150, pressed=True))["a"]
+    assert met.startswith("it met its limit of 100 MiB: half as much again is tried, 150 MiB")
+    assert met.endswith("its ceiling is 140 MiB")
+    over = reasons(150, Claim("a", 10, 500, 100, 20), Claim("b", 10, 500, 100, 20))["a"]
+    assert over == "all limits together are 200 MiB, the budget is 150 MiB; it needs 20 MiB"
+    given = reasons(200, Claim("a", 10, 500, 100, 150), Claim("b", 10, 500, 100, 20))["b"]
+    assert given == "a needs more than the budget has left; it needs 20 MiB"
+    above = reasons(1000, Claim("a", 10, 50, 100, 20))["a"]
+    assert above == "it has more than its ceiling of 50 MiB"
+    floor = reasons(1000, Claim("a", 200, 500, 100, 20))["a"]
+    assert floor == "nobody is left below his floor, here 200 MiB"
+
+
+def test_a_pool_is_explained_in_instances() -> None:
+    claim = Claim("a", 1, 8, 2, 4)
+    change = Change("a", 2, 3, "raise.need")
+    told = why("instances", change, [claim], 3)
+    assert told.endswith("are 4, its limit is 2; the budget has room for 3")
+    foreseen = why("instances", change._replace(rule="raise.foreseen"), [claim], 3)
+    assert foreseen == "system 4 expects that it will need 4"

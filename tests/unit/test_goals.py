@@ -57,6 +57,14 @@ def test_ratio_is_taken_as_it_was_measured() -> None:
     assert [one.state for one in measure([RATIO], {}, None)] == ["not enough evidence"]
 
 
+def test_goal_says_of_what_how_much_and_how_it_stands() -> None:
+    told = words(standing(PAPERS, 100, 40))
+    assert told.startswith("at least 0.9 of what papers is asked answered well: missed (0.6")
+    everything = words(Standing(Goal("answered_well", "", 0.5), None))
+    assert everything == "at least 0.5 of all that is asked answered well: not enough evidence"
+    assert words(Standing(RATIO, (0.8, 0.9))).endswith("of at least 0.7: met (0.800 to 0.900)")
+
+
 def test_missed_goal_hurts_once_and_until_it_is_met_by_a_margin() -> None:
     told = []
     missed: frozenset[Goal] = frozenset()

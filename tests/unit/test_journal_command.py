@@ -65,6 +65,24 @@ def test_an_event_is_one_line_with_its_pairs(
     assert "outcome: reason=" in line
 
 
+def test_numbers_and_tables_of_a_decision_are_written_for_people(
+    journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = JournalStore(journal / "journal.db", "boot", Retention())
+    inputs = {
+        "period_s": 0.5682328380000096, "held": 568328192.0, "at_s": 2034.8181, "so": True,
+        "others": {"a b": 1073741824.0, "c": ["x\u202e", 0.25]},
+    }  # fmt: skip
+    store.append(
+        "me", 5, [Decision(1, 1, "s", "k", "w", "budget.raise", json_text(inputs), "[]", "x")]
+    )
+    store.close()
+    run("decisions", "--rule", "budget.*")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "period_s=0.568 held=568328192 at_s=2034.818 so=true" in line
+    assert 'others={"a b": 1073741824, "c": ["x\\u202e", 0.25]}' in line
+
+
 def test_json_is_a_list_and_keeps_what_was_said(
     journal: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

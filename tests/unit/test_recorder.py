@@ -45,9 +45,9 @@ def events(recorder: Recorder) -> list[dict[str, Any]]:
     return [row | {"detail": json.loads(row["detail"])} for row in rows]
 
 
-def drive(recorder: Recorder, *steps: restart.Event, name: str = "w") -> None:
+def drive(recorder: Recorder, *steps: restart.Event, name: str = "w", intensity: int = 1) -> None:
     async def main() -> None:
-        spec = restart.WorkerSpec(name=name, intensity=1, backoff_initial_s=60.0)
+        spec = restart.WorkerSpec(name=name, intensity=intensity, backoff_initial_s=60.0)
         runner = GroupRunner([spec], Idle())
         recorder.watch(runner, integrations=name == "w")
         for step in steps:
@@ -107,6 +107,24 @@ def test_a_restart_is_a_decision_whose_outcome_follows(recorder: Recorder) -> No
     assert decision[9] == "restart"
     assert outcome[2] == decision[4]  # by its key
     assert json.loads(outcome[3]) == {"state": "ready"}
+
+
+def test_pause_before_a_restart_is_in_the_record(recorder: Recorder) -> None:
+    crashes = (restart.Exited("w", 1, "crash"), restart.Ready("w", 2), restart.Exited("w", 2, "so"))
+    drive(recorder, START, READY, *crashes, intensity=9)
+    rows = queued(recorder)
+    pauses = [json.loads(row[7])["pause_s"] for row in rows if row[0] == "d"]
+    assert pauses[0] < 1.0, "the first restart comes at once"
+    assert 20.0 < pauses[1] <= 60.0
+    told = [row for row in rows if row[0] == "e" and row[4] == "worker.backing_off"]
+    assert json.loads(told[-1][8])["pause_s"] == pytest.approx(pauses[1], abs=0.1)
+
+
+def test_quarantine_has_no_pause(recorder: Recorder) -> None:
+    crashes = (restart.Exited("w", 1, "crash"), restart.Ready("w", 2), restart.Exited("w", 2, "so"))
+    drive(recorder, START, READY, *crashes)
+    last = [row for row in queued(recorder) if row[0] == "d"][-1]
+    assert (last[9], json.loads(last[7])["pause_s"]) == ("quarantine", None)
 
 
 def test_what_died_with_something_else_is_no_decision(recorder: Recorder) -> None:

@@ -15,6 +15,8 @@ from vsm.commands import regulation_text
 from vsm.commands.status import _print_breaker, _print_identity, _print_worker
 from vsm.commands.variety import _print_report, _print_what_if
 from vsm.core import channels
+from vsm.core.demand import NOBODY
+from vsm.core.variety_report import report
 from vsm.errors import VsmError
 from vsm.introspection import own_answers, status
 from vsm.introspection.control import ControlServer
@@ -89,6 +91,18 @@ def test_words_of_system_4_reach_no_terminal_raw() -> None:
     shown += printed(_print_what_if, {**found, **figures}, as_json=False)
     shown += printed(_print_what_if, {**found, "not_enough_evidence": ESCAPE}, as_json=False)
     assert "\x1b" not in shown
+
+
+def test_figures_that_are_shown_as_measured_are_the_measured_ones() -> None:
+    """No response tells more of the demand than there is to tell: I(D;R) is at most H(D)."""
+    served, lost = [20, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 20]
+    table = {(f"server {n}", "tool"): served for n in range(8)} | {(NOBODY, "other"): lost}
+    found = report(table)
+    shown = printed(_print_report, "Lately", found).splitlines()
+    bits = {line.split()[0]: line for line in shown if " bits" in line}
+    measured = f"{found['figures']['environmental_bits']['measured']:.3f} bits"
+    assert measured in bits["environmental"]
+    assert measured in bits["transinformation"], "each demand has a responder of its own"
 
 
 @pytest.mark.parametrize("failure", [KeyError("events"), TypeError("x"), VsmError("a", "b")])

@@ -110,11 +110,23 @@ def _event_line(row: Row) -> str:
 
 def _decision_line(row: Row) -> str:
     outcome = "" if row["outcome"] is None else f"  outcome: {_pairs(row['outcome'])}"
+    why, inputs = _why(row["inputs"])
     return (
         f"{when_text(row['at_ns'])}  {_cell(row['subject'], 14)}  {_cell(row['choice'], 12)}"
-        f"  by {_cell(row['rule'], 20)}  from {_pairs(row['inputs'])}"
+        f"  by {_cell(row['rule'], 20)}{why}  from {_pairs(inputs)}"
         f"  instead of {_pairs(row['alternatives'])}{outcome}"
     )
+
+
+def _why(inputs: Any) -> tuple[str, Any]:  # noqa: ANN401 - JSON
+    """What a system says in words of why it decided so, and the other inputs."""
+    table = inputs if isinstance(inputs, dict) else {}
+    words = table.get("why", table.get("reasons"))
+    told = words if isinstance(words, str) else "; ".join(map(str, words or ()))
+    if not told:
+        return "", inputs
+    rest = {key: value for key, value in table.items() if key not in {"why", "reasons"}}
+    return f"  because {clean(told)}", rest
 
 
 def _cell(text: str, width: int) -> str:
@@ -139,5 +151,19 @@ def _pairs(value: Any) -> str:  # noqa: ANN401 - JSON
 
 
 def _value(item: Any) -> str:  # noqa: ANN401 - JSON
-    text = item if isinstance(item, str) else json.dumps(item)
+    if isinstance(item, dict | list):
+        return clean(json.dumps(_rounded(item)))  # its own quotes and brackets bound it
+    text = item if isinstance(item, str) else json.dumps(_rounded(item))
     return json.dumps(clean(text), ensure_ascii=False) if " " in text else clean(text)
+
+
+def _rounded(item: Any) -> Any:  # noqa: ANN401 - JSON
+    """Numbers as a person reads them: no digits that nobody needs, nor a fraction of nothing."""
+    if isinstance(item, dict):
+        return {key: _rounded(value) for key, value in item.items()}
+    if isinstance(item, list):
+        return [_rounded(value) for value in item]
+    if not isinstance(item, float):
+        return item
+    short = round(item, 3) if abs(item) >= 1 else float(f"{item:.3g}")
+    return int(short) if short.is_integer() else short

@@ -89,12 +89,11 @@ def _print_all(status: dict[str, Any]) -> None:
 
 
 def _print_identity(identity: dict[str, Any]) -> None:
-    """What it is for and how its goals stand, where anything is known of either."""
+    """What it is for and how its goals stand."""
     if identity["purpose"]:
         print(clean(f"for: {identity['purpose']}"))
     for goal in identity["goals"]:
-        if goal["state"] != "not enough evidence":
-            print(clean(f"goal: {goal['words']}"))
+        print(clean(f"goal: {goal['words']}"))
 
 
 def _print_quarantine(worker: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ def _print_report(title: str, report: dict[str, Any]) -> None:
     rows = [_figure(figures, *row) for row in _FIGURES]
     found = figures.get("information")
     if found:
-        rows.append(("transinformation", "I(D;R)", f"{found['corrected_bits']:.3f} bits", ""))
+        rows.append(("transinformation", "I(D;R)", f"{found['mutual_bits']:.3f} bits", ""))
         ashby = figures["ashby"]
         text = f"{ashby['outcome_bits']:.3f} bits", f"at least {ashby['bound_bits']:.3f} by Ashby"
         rows.append(("outcomes", "H(E)", *text))

@@ -146,10 +146,11 @@ def changes(
 def words(one: Standing) -> str:
     """How a goal stands, for people."""
     goal = one.goal
+    whole = f"what {goal.integration} is asked" if goal.integration else "all that is asked"
     what = (
-        "a requisite ratio"
+        f"a requisite ratio of at least {goal.at_least:g}"
         if goal.measure == "requisite_ratio"
-        else f"answered well of what is asked of {goal.integration or 'all'}"
+        else f"at least {goal.at_least:g} of {whole} answered well"
     )
     span = "" if one.interval is None else f" ({one.interval[0]:.3f} to {one.interval[1]:.3f})"
-    return f"{what} of at least {goal.at_least:g}: {one.state}{span}"
+    return f"{what}: {one.state}{span}"

@@ -6,6 +6,7 @@ holds here, counts from the next start. Kept until this vsm ends: what is to sta
 profile.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -164,11 +165,24 @@ def move(running: "RunningWorker", fields: dict[str, Any], *, by: str) -> None:
         raise
     provided.profile = msgspec.structs.replace(before, limits=limits)
     provided.memory_bytes = limits.memory_bytes
-    _describe(running, limits, by)
+    _describe(running, limits, fields, by)
 
 
-def _describe(running: "RunningWorker", limits: Limits, by: str) -> None:
-    """What `vsm status` says of the layers that a control group holds."""
+def set_by(group: "IntegrationGroup", running: "RunningWorker | None") -> dict[str, str]:
+    """Who set which limit that a worker runs with, where that is not its profile."""
+    if running is None or running.provided is None:
+        return {}
+    limits, found = running.provided.profile.limits, {}
+    for by, given in (("system 3", group.granted), ("command", group.limits)):
+        values = given.get(running.name, {})
+        for key, field in FIELDS.items():
+            if field in values and values[field] == getattr(limits, field):
+                found[key] = by
+    return found
+
+
+def _describe(running: "RunningWorker", limits: Limits, moved: Collection[str], by: str) -> None:
+    """What `vsm status` says of the layers whose limits were moved."""
     amounts = {
         "memory": limits.memory_bytes and f"{limits.memory_bytes >> 20} MiB",
         "processes": limits.processes and str(limits.processes),
@@ -176,7 +190,8 @@ def _describe(running: "RunningWorker", limits: Limits, by: str) -> None:
         "io": rates_text(limits),
     }
     group = running.provided.group if running.provided else None
-    held = group.layers if group else ()
+    held = {layer for key, layer in _LAYERS.items() if FIELDS[key] in moved}
+    held &= set(group.layers if group else ())
     for layer in running.spawned.layers if running.spawned else ():
         if layer["name"] in held and layer["name"] in amounts:
             amount = amounts[layer["name"]]

@@ -5,7 +5,7 @@ it: from the control group's files, or from /proc of the worker's first process.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -54,8 +54,13 @@ class Held(NamedTuple):
     detail: str = ""
 
 
-def table(running: "RunningWorker | None") -> list[dict[str, str]]:
-    """Every limit of a worker that runs; nothing for one that does not."""
+def table(running: "RunningWorker | None", by: Mapping[str, str]) -> list[dict[str, str]]:
+    """Every limit of a worker that runs; nothing for one that does not.
+
+    Args:
+        running: the worker.
+        by: who set which limit, where that is not its profile.
+    """
     if running is None or running.provided is None or running.spawned is None:
         return []
     provided, pid = running.provided, running.spawned.pid
@@ -65,7 +70,15 @@ def table(running: "RunningWorker | None") -> list[dict[str, str]]:
         *_time_and_disk(provided),
         *_memory_disks(provided.plan),
     ]
-    return [one._asdict() for one in held]
+    return [_signed(one, by)._asdict() for one in held]
+
+
+def _signed(one: Held, by: Mapping[str, str]) -> Held:
+    """Who set it, beside what is said of it."""
+    if one.key not in by:
+        return one
+    told = f"set by {by[one.key]}"
+    return one._replace(detail=f"{one.detail}; {told}" if one.detail else told)
 
 
 def of_pool(group: "IntegrationGroup", name: str) -> list[dict[str, str]]:

@@ -184,9 +184,10 @@ class ControlServer:
         if not isinstance(wanted, dict):
             raise VsmError("control socket", "arguments.limits: expected an object")
         rows = limits.set_limits(self._supervisor, name, wanted) if wanted else []
-        workers = self._supervisor.integrations.running_of(name)
-        held = limits_in_force.table(workers[0] if workers else None)
-        held += limits_in_force.of_pool(self._supervisor.integrations, name)
+        group = self._supervisor.integrations
+        running = next(iter(group.running_of(name)), None)
+        held = limits_in_force.table(running, limits.set_by(group, running))
+        held += limits_in_force.of_pool(group, name)
         return {"name": name, "limits": rows, "held": held}
 
     async def _trust(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vsm import __version__
 from vsm.core import channels, restart
-from vsm.governance import limits_in_force
+from vsm.governance import limits, limits_in_force
 from vsm.governance.detection import measure
 from vsm.supervision.egress_actor import EGRESS
 from vsm.supervision.instance_set import integration_of, number_of
@@ -238,7 +238,8 @@ def _integrations(supervisor: "Supervisor") -> list[dict[str, Any]]:
         if running is not None and spawned is not None:
             row["tier"] = running.tier
             row["layers"] = spawned.layers
-            row["limits"] = limits_in_force.table(running)
+            by = limits.set_by(supervisor.integrations, running)
+            row["limits"] = limits_in_force.table(running, by)
             group = running.provided.group if running.provided else None
             row["memory_bytes"], row["cpu_s"] = _usage_of_all(spawned.pid, group)
         rows.append(row)

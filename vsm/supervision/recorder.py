@@ -229,6 +229,8 @@ class Recorder:
         detail: dict[str, object] = {"incarnation": worker.incarnation}
         if worker.reason:
             detail["reason"] = worker.reason
+        if phase == "backing_off":
+            detail["pause_s"] = _pause_s(worker)
         severity = _PHASE_SEVERITY.get(phase, "info")
         self._tell(f"worker.{phase}", name, severity, detail, integrations=integrations)
         if phase in {"ready", "stopped"}:
@@ -247,6 +249,7 @@ class Recorder:
             rule=rule,
             inputs={
                 "reason": event.reason,
+                "pause_s": _pause_s(worker),
                 "crashes": len(worker.crashes),
                 "streak": worker.streak,
                 "intensity": spec.intensity,
@@ -292,6 +295,15 @@ class Recorder:
                     self.journal.event(
                         f"link.{what}", worker=name, severity="warning", detail=detail
                     )
+
+
+def _pause_s(worker: restart.Worker) -> float | None:
+    """How long it waits for its next start; None where none is ahead."""
+    if worker.phase == "quarantined":
+        return None
+    if worker.phase != "backing_off" or worker.deadline is None:
+        return 0.0
+    return max(0.0, round(worker.deadline - asyncio.get_running_loop().time(), 3))
 
 
 def _named(

@@ -15,6 +15,7 @@ from vsm.core.budget import Change, Claim
 from vsm.messages import Body, Budgets, Decided, Move, Moved, ResourceRow, Resources, Settled
 from vsm.systems.base import SystemContext
 from vsm.systems.pools import Pools, came_of
+from vsm.systems.reasons import why
 from vsm.systems.samples import amount
 from vsm.systems.verdicts import STANDING_S, Verdicts, Where
 
@@ -101,6 +102,7 @@ class Moves:
         claim = next(one for one in claims if one.name == change.name)
         others = {one.name: round(one.held, 3) for one in claims if one.name != change.name}
         inputs: Body = {
+            "why": why(resource, change, claims, budget),
             "resource": resource,
             "budget": budget,
             "held": change.before,
