@@ -15,6 +15,8 @@ MCP_SOCKET = "mcp.sock"
 TOKEN = "token"  # noqa: S105 - a file's name
 LOCK = "lock"
 ENDPOINT = "endpoint.json"
+SYSTEM_CONFIG = Path("/etc/vsm/vsm.toml")
+USER_CONFIG = Path(".config/vsm/vsm.toml")  # below the home
 
 _SYSTEM_PROFILES = Path("/etc/vsm/profiles")
 

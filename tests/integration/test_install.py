@@ -498,6 +498,28 @@ def test_a_damaged_record_stops_nothing_else_and_can_be_uninstalled(
     assert "its record was damaged" in done.stdout
 
 
+def test_uninstalling_names_the_entries_that_run_it(
+    host: Host, wheels: Path, tmp_path: Path
+) -> None:
+    host.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    host.install("pypi:tiny-server==1.0")
+    program = f"{host.servers}/tiny-server/current/env/bin/tiny-server"
+    config = tmp_path / "named.toml"
+    entries = {"mine": program, "other": f"{host.servers}/tiny-server-2/x", "bare": "tiny-server"}
+    text = "".join(f'[integrations.{k}]\ncommand = ["{v}"]\n' for k, v in entries.items())
+    config.write_text(text + "[integrations.wrong]\ncommand = 3\n[policy]\nnonsense = 1\n")
+    done = host.vsm("uninstall", "tiny-server", "--config", str(config))
+    (said,) = done.stdout.splitlines()[1:]
+    assert said.startswith(f"{config}: [integrations.mine] runs it and cannot start again: remove")
+    host.install("pypi:tiny-server==1.0")
+    host.env["VSM_CONFIG"] = str(config)
+    done = host.vsm("uninstall", "tiny-server", "--json")
+    assert json.loads(done.stdout) == {
+        "removed": ["tiny-server"],
+        "left": [{"file": str(config), "integration": "mine"}],
+    }
+
+
 # -- the command line ------------------------------------------------------------------------------
 
 

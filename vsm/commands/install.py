@@ -6,7 +6,9 @@ is stripped of control characters.
 
 import argparse
 import json
+import os
 import sys
+from pathlib import Path
 
 from vsm.commands.interrupt import end_in_order_on_sigterm
 from vsm.commands.terminal import clean, print_json, print_table
@@ -34,6 +36,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             parser.add_argument("--name", default="", help="of the server; default: the package's")
         elif name == "uninstall":
             parser.add_argument("names", nargs="+", metavar="NAME")
+            parser.add_argument(
+                "--config", type=Path, metavar="FILE", help="a further vsm.toml that may name it"
+            )
         if name != "uninstall":
             parser.add_argument(
                 "--allow", action="append", default=[], metavar="HOST:PORT", help="a further host"
@@ -90,16 +95,33 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _uninstall(args: argparse.Namespace) -> int:
+    from vsm.install.entries import entries_of
     from vsm.install.installation import uninstall
 
-    removed = [uninstall(name) for name in args.names]
+    removed, left = [], []
+    for name in args.names:
+        removed.append(uninstall(name))
+        left += entries_of(name, _configurations(args.config))
     if args.json:
-        print_json({"removed": [server.name for server in removed]})
-    else:
-        for server in removed:
-            what = f"{server.kind}:{server.package} {server.version}"
-            print(f"{server.name}: removed ({what if server.kind else 'its record was damaged'})")
+        rows = [{"file": str(one.file), "integration": one.integration} for one in left]
+        print_json({"removed": [server.name for server in removed], "left": rows})
+        return 0
+    for server in removed:
+        what = f"{server.kind}:{server.package} {server.version}"
+        print(f"{server.name}: removed ({what if server.kind else 'its record was damaged'})")
+    for one in left:
+        what = f"{one.file}: [integrations.{clean(one.integration)}] runs it and cannot start again"
+        print(f"{what}: remove the entry, then `vsm reload`")
     return 0
+
+
+def _configurations(given: Path | None) -> list[Path]:
+    """Where entries usually are: what a vsm here, or a service, would be started with."""
+    from vsm import paths
+
+    usual = [Path("vsm.toml"), paths.SYSTEM_CONFIG, Path.home() / paths.USER_CONFIG]
+    named = os.environ.get("VSM_CONFIG")
+    return [one for one in (given, Path(named) if named else None, *usual) if one is not None]
 
 
 def _outdated(args: argparse.Namespace) -> int:

@@ -16,13 +16,12 @@ from vsm.commands.service_reach import unreached
 from vsm.commands.terminal import print_json
 from vsm.configuration.config import Config, load_config
 from vsm.errors import ConfigurationError, VsmError
+from vsm.paths import SYSTEM_CONFIG, USER_CONFIG
 from vsm.service import apparmor
 from vsm.service import unit_files as service
 from vsm.service.unit_files import SERVICE, SOCKET, Place
 from vsm.supervision.provision import profile_of
 
-SYSTEM_CONFIG = Path("/etc/vsm/vsm.toml")
-USER_CONFIG = Path(".config/vsm/vsm.toml")
 COMMAND_TIMEOUT_S = 180.0
 _CREDENTIAL_STORES = ("etc/credstore", "run/credstore", "usr/lib/credstore")  # systemd.exec(5)
 
