@@ -1,5 +1,6 @@
 """Limits beside those of control groups: each holds or is noticed, and a control goes on."""
 
+import os
 import re
 import subprocess
 import sys
@@ -197,6 +198,8 @@ def test_rates_of_reading_move_under_a_running_worker(
 ) -> None:
     before = wait_until(vsm, lambda seen: seen["slow"]["state"] == "ready")["slow"]
     require("an io control group", host(WORLDS[0][0]).cgroup.io, "none here")
+    if not os.major(os.stat(vsm.folder).st_dev):  # tmpfs reads past its cache, too, since 6.6
+        pytest.skip("the state directory is on no block device, whose rates could be seen")
     free_s = seconds_of_reading(vsm)
     answer = ask(vsm, "limit", name="slow", limits={"io_read": "1M"})
     assert answer["limits"][0]["state"] == "in force"
