@@ -20,10 +20,16 @@ SUMMARIES = {
     "outdated": "compare installed servers with what their registries have",
 }
 
-SEES_NOTHING = (
-    "It sees none of your files and no network. `read` and `write` give it folders; a profile\n"
-    'that extends "networked" and names hosts in `network.allow`, those: `vsm docs egress`.'
-)
+SEES_NOTHING = """\
+It sees none of your files and no network. `read` and `write` give it folders. For hosts write
+a profile, such as {name}.toml beside vsm.toml, and name it by profile = "./{name}.toml"
+(`vsm docs egress`):
+
+extends = "{profile}"
+tier = "namespaced"
+[network]
+mode = "proxy"
+allow = ["api.example.com:443"]"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -76,7 +82,7 @@ def _install(args: argparse.Namespace) -> int:
         listed = ", ".join(map(clean, server.commands)) or "none"
         print(f"command = []   # its commands: {listed}")
     print(f'profile = "{profile}"')
-    print(f"\n{SEES_NOTHING}")
+    print(f"\n{SEES_NOTHING.format(name=server.name, profile=profile)}")
     return 0
 
 
@@ -95,10 +101,10 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _uninstall(args: argparse.Namespace) -> int:
-    from vsm.install.entries import entries_of
+    from vsm.install.entries import NamedEntry, entries_of
     from vsm.install.installation import uninstall
 
-    removed, left = [], []
+    removed, left = [], list[NamedEntry]()
     for name in args.names:
         removed.append(uninstall(name))
         left += entries_of(name, _configurations(args.config))

@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import pytest
+
+from vsm.commands.install import SEES_NOTHING
+from vsm.configuration.profile import load_profile
+
+
+@pytest.mark.parametrize("shipped", ["node-server", "python-server"])
+def test_the_profile_that_an_installation_proposes_opens_its_host_and_changes_nothing_else(
+    tmp_path: Path, shipped: str
+) -> None:
+    _, _, text = SEES_NOTHING.format(name="a", profile=shipped).partition("\n\n")
+    file = tmp_path / "a.toml"
+    file.write_text(text, encoding="utf-8")
+    proposed, own, networked = (load_profile(one) for one in (str(file), shipped, "networked"))
+    assert (proposed.limits, proposed.environment) == (own.limits, own.environment)
+    assert (proposed.tier, proposed.network.mode) == (networked.tier, networked.network.mode)
+    assert proposed.network.allow == ("api.example.com:443",)
