@@ -45,6 +45,7 @@ def test_wall_time_ends_the_whole_tree_and_nothing_shorter(
         ("wall_time_s = 1", "import time; time.sleep(60)", 137, "wall time of 1 s was over"),
         (MEMORY, "b = bytearray(200 << 20)", 137, "out of memory, peak 64 MiB of 64 MiB"),
         (MEMORY, "b = bytearray(20 << 20)", 0, "exited with status 0"),
+        ('memory = "64K"', "", 1, "did not start in time: out of memory, peak 0 MiB of 0 MiB"),
     ],
 )
 def test_a_command_in_a_sandbox_says_which_limit_ended_it(

@@ -1,4 +1,7 @@
-"""`vsm sandbox run` hands on streams, the terminal, signals and the exit status."""
+"""`vsm sandbox run` hands on streams, the terminal, signals and the exit status.
+
+As whoever runs the tests and, where that is root, as an ordinary user as well.
+"""
 
 import json
 import os
@@ -7,34 +10,59 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from supervised import NOBODY, OURSELVES, Who, folder_of, ordinary_user
 
 pytestmark = pytest.mark.isolation
 VSM = [sys.executable, "-m", "vsm"]
-RUN = [*VSM, "sandbox", "run", "--profile", "integration"]
+WORDS = ["sandbox", "run", "--profile", "integration"]
+RUN = [*VSM, *WORDS]
 TIERS = ("namespaced", "landlocked")
 READY = "import sys, signal, time; print('READY', flush=True);"
 
 
-def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(params=["ourselves", "an ordinary user"])
+def who(
+    request: pytest.FixtureRequest, scratch: Path, require: Callable[[str, bool, str], None]
+) -> Iterator[Who]:
+    """Who runs the command."""
+    if request.param == "ourselves":
+        yield OURSELVES
+        return
+    if os.geteuid() != 0:
+        pytest.skip("the tests are run by an ordinary user as it is")
+    with folder_of(NOBODY, scratch) as folder:
+        yield ordinary_user(folder, require)
+
+
+def run(*words: str, by: Who = OURSELVES, **options: Any) -> subprocess.CompletedProcess[str]:
     options = {"capture_output": True, "text": True, "timeout": 60, "check": False, **options}
-    return subprocess.run([*RUN, *words], **options)  # noqa: PLW1510  # among the options
+    argv, terms = _command(by)
+    return subprocess.run([*argv, *words], **terms | options)  # noqa: PLW1510  # among the options
+
+
+def _command(by: Who) -> tuple[list[str], dict[str, Any]]:
+    """The argv of `sandbox run`, and the Popen options that make it that user's."""
+    if by.uid is None:
+        return RUN, {}
+    terms = {"user": by.uid, "group": by.uid, "extra_groups": [], "cwd": "/", "env": by.environment}
+    return [*by.command, *WORDS], terms
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_streams_and_status_pass_through_and_nothing_is_added(tier: str) -> None:
+def test_streams_and_status_pass_through_and_nothing_is_added(who: Who, tier: str) -> None:
     script = "cat; echo to-stderr >&2; exit 7"
-    done = run("--tier", tier, "--", "/bin/sh", "-c", script, input="from stdin")
+    done = run("--tier", tier, "--", "/bin/sh", "-c", script, by=who, input="from stdin")
     assert (done.stdout, done.stderr, done.returncode) == ("from stdin", "to-stderr\n", 7)
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_death_by_a_signal_is_128_and_its_number(tier: str) -> None:
-    done = run("--tier", tier, "--", "/bin/sh", "-c", "kill -9 $$")
+def test_death_by_a_signal_is_128_and_its_number(who: Who, tier: str) -> None:
+    done = run("--tier", tier, "--", "/bin/sh", "-c", "kill -9 $$", by=who)
     assert done.returncode == 128 + signal.SIGKILL, done.stderr
 
 
@@ -60,6 +88,20 @@ def test_required_layer_that_is_missing_stops_the_command(tmp_path: Path) -> Non
     assert done.returncode == 3
     assert "it ran" not in done.stdout
     assert "proxy" in done.stderr
+
+
+def test_profile_of_vsms_own_processes_is_refused() -> None:
+    done = run("--profile", "system1", "--", "/bin/echo", "it ran")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vsm: --profile: the profile system1 is for vsm's own processes")
+    assert 'Take "integration"' in done.stderr
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_folder_that_is_not_there_inside_is_named_with_what_it_has_to_be(tier: str) -> None:
+    done = run("--tier", tier, "--cwd", "/no/such/folder", "--", "/bin/echo", "it ran")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "/no/such/folder, which has to exist, and to be among what it sees" in done.stderr
 
 
 def test_environment_has_what_was_given_and_nothing_else() -> None:
@@ -117,18 +159,20 @@ def test_read_paths_are_readable_and_write_paths_keep_what_is_written(tmp_path: 
 
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_signals_reach_the_command(tier: str, signo: signal.Signals) -> None:
+def test_signals_reach_the_command(who: Who, tier: str, signo: signal.Signals) -> None:
     script = f"signal.signal({int(signo)}, lambda *_: sys.exit(42)); {READY} time.sleep(60)"
     script = f"import sys, signal, time; {script}"
-    with _started("--tier", tier, "--", "/usr/bin/python3", "-c", script) as process:
+    with _started(who, "--tier", tier, "--", "/usr/bin/python3", "-c", script) as process:
         process.send_signal(signo)
         assert process.wait(30) == 42
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_nothing_survives_when_the_command_line_is_killed(tier: str, wait_gone: Any) -> None:
+def test_nothing_survives_when_the_command_line_is_killed(
+    who: Who, tier: str, wait_gone: Any
+) -> None:
     script = f"import os; {READY} print(os.getpid(), flush=True); time.sleep(600)"
-    with _started("--tier", tier, "--", "/usr/bin/python3", "-c", script) as process:
+    with _started(who, "--tier", tier, "--", "/usr/bin/python3", "-c", script) as process:
         children = _descendants(process.pid)
         assert children
         process.kill()
@@ -136,18 +180,19 @@ def test_nothing_survives_when_the_command_line_is_killed(tier: str, wait_gone: 
         for pid in children:
             wait_gone(pid)
     # What the killed one could not remove, the next run does.
-    _sweep()
+    assert run("--", "/bin/true", by=who).returncode == 0
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_terminal_passes_through(tier: str) -> None:
+def test_terminal_passes_through(who: Who, tier: str) -> None:
     script = "test -t 0 && test -t 1 && test -t 2 && stty size"
-    output, status = _in_terminal(["--tier", tier, "--", "/bin/sh", "-c", script], keys=b"")
+    words = ["--tier", tier, "--", "/bin/sh", "-c", script]
+    output, status = _in_terminal(who, words, keys=b"")
     assert (output, status) == (b"0 0\r\n", 0)
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_interrupt_key_interrupts_the_command_once(tier: str) -> None:
+def test_interrupt_key_interrupts_the_command_once(who: Who, tier: str) -> None:
     script = (
         "import signal, sys, time\n"
         "count = []\n"
@@ -158,7 +203,7 @@ def test_interrupt_key_interrupts_the_command_once(tier: str) -> None:
         "sys.exit(len(count))\n"
     )
     words = ["--tier", tier, "--", "/usr/bin/python3", "-c", script]
-    output, status = _in_terminal(words, keys=b"\x03")
+    output, status = _in_terminal(who, words, keys=b"\x03")
     assert status == 1, output
 
 
@@ -176,8 +221,9 @@ def test_probe_prints_a_row_for_every_layer() -> None:
 class _started:  # noqa: N801  # reads as a verb
     """A sandboxed command that has printed READY."""
 
-    def __init__(self, *words: str) -> None:
-        self.process = subprocess.Popen([*RUN, *words], stdout=subprocess.PIPE, text=True)
+    def __init__(self, by: Who, *words: str) -> None:
+        argv, terms = _command(by)
+        self.process = subprocess.Popen([*argv, *words], stdout=subprocess.PIPE, text=True, **terms)
 
     def __enter__(self) -> subprocess.Popen[str]:
         assert self.process.stdout is not None
@@ -201,20 +247,17 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _sweep() -> None:
-    """What the next run does before it starts."""
-    from vsm.confinement import scratch, uids
-    from vsm.confinement.cgroup import Cgroups, detect
-
-    Cgroups(detect()).sweep()
-    scratch.sweep(uids.may_be_workers)
-
-
-def _in_terminal(words: list[str], *, keys: bytes) -> tuple[bytes, int]:
+def _in_terminal(by: Who, words: list[str], *, keys: bytes) -> tuple[bytes, int]:
     """Run in a terminal of its own; type `keys` after READY; all output and the status."""
+    argv, terms = _command(by)
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(RUN[0], [*RUN, *words])
+        if by.uid is not None:
+            os.chdir("/")
+            os.setgroups([])
+            os.setresgid(by.uid, by.uid, by.uid)
+            os.setresuid(by.uid, by.uid, by.uid)
+        os.execve(argv[0], [*argv, *words], terms.get("env", os.environ))
     output = b""
     try:
         for block in _blocks(terminal):
@@ -239,7 +282,9 @@ def _blocks(terminal: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_resizing_and_continuing_reach_the_command_and_stopping_stops_vsm(tier: str) -> None:
+def test_resizing_and_continuing_reach_the_command_and_stopping_stops_vsm(
+    who: Who, tier: str
+) -> None:
     script = (
         "import os, signal\n"
         "told, tell = os.pipe()\n"
@@ -251,8 +296,9 @@ def test_resizing_and_continuing_reach_the_command_and_stopping_stops_vsm(tier: 
         "for _ in range(2):\n"
         "    print(signal.Signals(os.read(told, 1)[0]).name, flush=True)\n"
     )
-    command = [*RUN, "--tier", tier, "--", "/usr/bin/python3", "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    argv, terms = _command(who)
+    command = [*argv, "--tier", tier, "--", "/usr/bin/python3", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **terms) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"READY\n"
         process.send_signal(signal.SIGWINCH)

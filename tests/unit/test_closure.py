@@ -285,6 +285,15 @@ def test_a_script_cannot_call_any_file_its_interpreters_argument(
     assert closure([str(file)], env={}).read == (str(file),)
 
 
+def test_a_command_that_is_no_program_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    server = script(tmp_path / "server", "print('no line names my interpreter')\n")
+    with pytest.raises(VsmError, match="is neither a program nor a script that names one") as told:
+        closure([str(server)], env={})
+    assert "`#!` line" in told.value.remedy
+    script(server, f"#!/bin/sh\n{server.read_text()}")
+    assert str(server) in closure([str(server)], env={}).read
+
+
 def test_a_script_cannot_call_any_executable_file_its_interpreter(
     tmp_path: Path, key: Path
 ) -> None:

@@ -12,6 +12,7 @@ from vsm.configuration import config as configuration
 from vsm.configuration.config import MOST_INTEGRATIONS, Config, load_config
 from vsm.configuration.secrets import SecretSource, read_secret
 from vsm.errors import ConfigurationError
+from vsm.supervision.provision import profile_of
 
 Write = Callable[[str], Path]
 
@@ -214,3 +215,30 @@ def test_contents_of_calls_are_recorded_where_calls_are_and_within_a_bound(write
     off = refusal(write(one('audit_contents = "4K"') + '[gateway]\naudit = "off"\n'))
     assert "integrations.time.audit_contents" in str(off)
     assert "at most 8K" in str(refusal(write(one('audit_contents = "9K"'))))
+
+
+def test_an_integration_gets_no_profile_of_vsms_own_processes(write: Write) -> None:
+    config = load_config(write(one('profile = "journal"')))
+    with pytest.raises(ConfigurationError, match="for vsm's own processes") as caught:
+        profile_of(config.integrations["time"])
+    assert caught.value.where == "integrations.time.profile"
+    assert "integration" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("extra", "where"),
+    [
+        ('oauth = { scop = "read" }', "integrations.time.oauth"),
+        ('bearer = { file = "x", fil = "y" }', "integrations.time.bearer"),
+        ('headers = { X = { fil = "x" } }', "integrations.time.headers.X"),
+        ('secrets = { X = { file = "x", fil = "y" } }', "integrations.time.secrets.X"),
+        ("clients.a.oauth = { scop = 1 }", "integrations.time.clients.a.oauth"),
+        ('[[policy.rules]]\nactoin = "deny"', "policy.rules.1"),
+        ("[[coordination.rates]]\nper_secnd = 1", "coordination.rates.1"),
+    ],
+)
+def test_an_unknown_key_is_refused_in_every_table(write: Write, extra: str, where: str) -> None:
+    path = write(one(extra))
+    error = refusal(path)
+    assert error.where == f"{path}: {where}"
+    assert error.what.startswith("unknown key ")

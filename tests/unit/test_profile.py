@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsm.configuration import profile as profiles
-from vsm.configuration.profile import LAYERS, Layer, Profile, load_profile, profile_names
+from vsm.configuration.profile import (
+    LAYERS,
+    Layer,
+    Profile,
+    extend_profile,
+    load_profile,
+    profile_names,
+)
 from vsm.errors import ConfigurationError
 from vsm.paths import shipped_profiles
 
@@ -93,7 +100,27 @@ def test_a_missing_parent_names_file_and_nearest_profile(write: Write) -> None:
     write("", "parent")
     error = refusal(write('extends = "parnt"'))
     assert error.where.endswith("mine.toml: extends")
+    assert error.what.startswith("'parnt': not found in ")
     assert "'parent'" in error.remedy
+
+
+@pytest.mark.parametrize("mode", ["none", "host"])
+def test_hosts_that_no_proxy_would_read_are_refused(write: Write, mode: str) -> None:
+    write(f'[network]\nmode = "{mode}"', "parent")
+    named = '[network]\nallow = ["a.example:443"]\n'
+    path = write(f'extends = "parent"\n{named}')
+    error = refusal(path)
+    assert error.where == f"{path}: network.allow"
+    assert error.what == f"'a.example:443' is allowed, but network.mode is \"{mode}\""
+    with pytest.raises(ConfigurationError, match=r"network\.allow"):
+        extend_profile(load_profile("parent", search=(path.parent,)),
+                       {"network": {"allow": ["a.example:443"]}}, "x")  # fmt: skip
+    assert load(write(f'extends = "parent"\n{named}mode = "proxy"')).network.mode == "proxy"
+
+
+def test_a_profile_may_close_the_network_that_it_inherits_hosts_for(write: Write) -> None:
+    write('[network]\nmode = "proxy"\nallow = ["a.example:443"]', "parent")
+    assert load(write('extends = "parent"\n[network]\nmode = "none"')).network.mode == "none"
 
 
 def test_extends_may_be_a_path_beside_the_file(write: Write) -> None:

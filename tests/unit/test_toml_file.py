@@ -2,6 +2,7 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -17,11 +18,21 @@ class Inner(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
 
 
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    file: str | None = None
+
+
 class Outer(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     inner: Inner = Inner()
     many: dict[str, Inner] = {}
     ratio: float = 0.0
+    exact: bool = False
+    level: Literal["low", "high"] = "low"
+    days: tuple[Literal["mon", "tue"], ...] = ()
+    token: Source | None = None
+    headers: dict[str, str | Source] = {}
+    rows: tuple[Inner, ...] = ()
 
 
 def refusal(table: dict[str, object]) -> ConfigurationError:
@@ -52,7 +63,7 @@ def test_a_missing_key_is_named() -> None:
 def test_a_wrong_type_names_the_full_key_and_both_types(value: object) -> None:
     error = refusal({"title": "x", "many": {"m": {"size": value}}})
     assert error.where == "f.toml: many.m.size"
-    assert "expected `int`" in error.what
+    assert "expected a whole number" in error.what
 
 
 def test_a_boolean_is_no_number() -> None:
@@ -67,6 +78,52 @@ def test_a_line_of_words_is_shown_as_the_array_that_it_should_be() -> None:
     error = refusal({"title": "x", "inner": {"names": "node server.js"}})
     assert error.remedy == 'Write names = ["node", "server.js"].'
     assert refusal({"title": "x", "inner": {"names": "x" * 100}}).remedy == ""
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"ratio": True}, "ratio: expected a number, found true."),
+        ({"ratio": "0.5"}, "ratio: expected a number, found '0.5'. Write ratio = 0.5."),
+        ({"exact": 1}, ("exact: expected true or false, found 1. "
+         "Write exact = true or exact = false.")),
+        ({"title": 7}, 'title: expected a text in quotes, found 7. Write title = "7".'),
+        ({"title": ["x"]}, "title: expected a text in quotes, found a list in brackets."),
+        ({"level": "lwo"}, "level: expected one of low, high, found 'lwo'."),
+        ({"days": ["mon", "fri"]}, "days: expected one of mon, tue, found 'fri' at item 1."),
+        ({"days": "mon"}, ("days: expected a list in brackets, found 'mon'. "
+         'Write days = ["mon"].')),
+        ({"inner": 1}, "inner: expected a table, found an integer. Write inner = { size = … }."),
+        ({"rows": {"size": 1}}, ("rows: expected a list of tables, found something else. "
+         "Write [[rows]] above each.")),
+    ],
+)  # fmt: skip
+def test_an_error_is_in_the_words_of_toml_and_says_what_to_write(
+    table: dict[str, object], told: str
+) -> None:
+    assert str(refusal({"title": "x", **table})) == f"f.toml: {told}"
+
+
+@pytest.mark.parametrize(
+    ("table", "where"),
+    [
+        ({"token": {"fil": "x"}}, "token"),
+        ({"headers": {"X": {"fil": "x"}}}, "headers.X"),
+        ({"rows": [{}, {"fil": 1}]}, "rows.2"),
+    ],
+)
+def test_an_unknown_key_is_refused_where_a_table_is_optional_or_in_a_list(
+    table: dict[str, object], where: str
+) -> None:
+    error = refusal({"title": "x", **table})
+    assert error.where == f"f.toml: {where}"
+    assert "unknown key 'fil'" in error.what
+
+
+def test_a_text_in_place_of_a_secrets_source_is_not_repeated() -> None:
+    error = refusal({"title": "x", "token": "the token itself"})
+    assert "the token itself" not in str(error)
+    assert error.remedy == "Write token = { file = … }."
 
 
 def test_a_table_is_expected_where_a_string_stands() -> None:

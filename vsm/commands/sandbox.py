@@ -101,7 +101,7 @@ def _probe(*, as_json: bool) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vsm.configuration.profile import load_profile
+    from vsm.configuration.profile import check_foreign, load_profile
     from vsm.confinement import scratch, uids
     from vsm.confinement.cgroup import detect
     from vsm.confinement.probe import probe_host
@@ -109,13 +109,13 @@ def _run(args: argparse.Namespace) -> int:
     argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
     if not argv:
         raise ConfigurationError("sandbox run", "no command", "Write it after `--`.")
-    profile = _allow(load_profile(args.profile), args.allow)
+    profile = _allow(check_foreign(load_profile(args.profile), "--profile"), args.allow)
     scratch.sweep(uids.may_be_workers)
     groups = detect()
     host = probe_host(groups=groups)
     with _group(profile, groups) as group:
         plan = _plan(args, argv, profile, host, group)
-        with egress_process(profile, host) as egress:
+        with egress_process(profile, host) as egress, _start_explained(group, profile):
             report = _spawn_and_wait(plan, egress, verbose=args.verbose)
         if args.verbose:
             _print_end(report, group, profile)
@@ -247,6 +247,19 @@ def _has_terminal() -> bool:
     return any(os.isatty(fd) for fd in (0, 1, 2))
 
 
+@contextmanager
+def _start_explained(group: "Group | None", profile: "Profile") -> "Iterator[None]":
+    """A command that did not start is an error that says which limit ended it, if one did."""
+    from vsm.processes.launch import LaunchError
+    from vsm.supervision.last_words import start_failure
+
+    try:
+        yield
+    except LaunchError as error:
+        usage = group.usage() if group else None
+        raise VsmError("sandbox run", start_failure(error, usage, profile.limits), "") from error
+
+
 def _print_end(report: "ExitReport", group: "Group | None", profile: "Profile") -> None:
     from vsm.supervision.last_words import words
 
@@ -255,7 +268,7 @@ def _print_end(report: "ExitReport", group: "Group | None", profile: "Profile") 
 
 
 def _spawn_and_wait(plan: "Plan", egress: "Egress | None", *, verbose: bool) -> "ExitReport":
-    from vsm.processes.launch import LaunchError, spawn_confined
+    from vsm.processes.launch import spawn_confined
 
     tty = _has_terminal()
     # Blocked before the fork, so that no signal falls between it and the wait below.
@@ -267,8 +280,6 @@ def _spawn_and_wait(plan: "Plan", egress: "Egress | None", *, verbose: bool) -> 
         if verbose:
             _print_layers(plan, spawned)
         report = _wait(spawned, tty=tty)
-    except LaunchError as error:
-        raise VsmError("sandbox run", str(error), "") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if verbose and egress:

@@ -1,7 +1,8 @@
 """Profiles: what a worker may see and use, read from TOML with `extends`.
 
 Owns the file format (`ProfileDocument`), its inheritance and the resolved `Profile`. How a
-profile is enforced is not known here. Runs in the command line and the supervisor.
+profile is enforced is not known here. Runs in the command line and the supervisor. A bit
+long: the keys, what they inherit and what is refused of them are read together.
 """
 
 import difflib
@@ -228,8 +229,22 @@ def extend_profile(profile: Profile, table: dict[str, Any], name: str) -> Profil
     plain = build(_without_removals(table), ProfileDocument, file=name)
     _check(plain, name)
     merged = _merge(_document_table(profile), table, name, "")
+    _check_reach(table, merged, name)
     document = build(merged, ProfileDocument, file=name)
     return msgspec.structs.replace(_resolve(document, Path(profile.path)), name=name)
+
+
+def check_foreign(profile: Profile, where: str) -> Profile:
+    """The profile, for a program that is not vsm's own.
+
+    Raises:
+        ConfigurationError: it is for vsm's own processes, which confine themselves; names `where`.
+    """
+    if profile.confine != "exec":
+        what = f"the profile {profile.name} is for vsm's own processes, which confine themselves"
+        remedy = 'Take "integration", or one that extends it; `vsm profile list` has them.'
+        raise ConfigurationError(where, what, remedy)
+    return profile
 
 
 def file_key(field: str) -> str:
@@ -315,13 +330,27 @@ def _inherit(path: Path, folders: tuple[Path, ...], chain: tuple[Path, ...]) -> 
     table = read_toml(path)
     document = build(_without_removals(table), ProfileDocument, file=str(path))
     _check(document, str(path))
-    if not document.extends:
-        return _merge({}, table, f"{path}", "")
-    try:
-        parent = _find_parent(document.extends, path, folders)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: extends", error.what, error.remedy) from error
-    return _merge(_inherit(parent, folders, (*chain, path)), table, str(path), "")
+    inherited = {}
+    if document.extends:
+        try:
+            parent = _find_parent(document.extends, path, folders)
+        except ConfigurationError as error:
+            what = f"{document.extends[:64]!r}: {error.what}"
+            raise ConfigurationError(f"{path}: extends", what, error.remedy) from error
+        inherited = _inherit(parent, folders, (*chain, path))
+    merged = _merge(inherited, table, str(path), "")
+    _check_reach(table, merged, str(path))
+    return merged
+
+
+def _check_reach(table: dict[str, Any], merged: dict[str, Any], file: str) -> None:
+    """Refuse hosts that would be named in vain: only the proxy reads them."""
+    named = [host for host in table.get("network", {}).get("allow", ()) if not host.startswith("-")]
+    mode = merged.get("network", {}).get("mode", "none")
+    if named and mode != "proxy":
+        what = f'{named[0][:80]!r} is allowed, but network.mode is "{mode}"'
+        remedy = 'Write mode = "proxy" beside it, or extend "networked".'
+        raise ConfigurationError(f"{file}: network.allow", what, remedy)
 
 
 def _find_parent(name: str, child: Path, folders: tuple[Path, ...]) -> Path:

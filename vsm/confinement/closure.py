@@ -162,6 +162,9 @@ class _Search:
             raise self.shim(path)
         if depth:
             self.check_interpreter(path, start)
+        elif start and not start.startswith((b"#!", ELF_START)):
+            remedy = "Name its interpreter in the command, or begin it with a `#!` line."
+            raise self.error(f"{path} is neither a program nor a script that names one", remedy)
         if start.startswith(b"#!"):
             if not depth:
                 self.script(path, "the script")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from vsm.configuration.profile import Profile
+from vsm.configuration.profile import Profile, check_foreign
 from vsm.errors import ConfigurationError
 from vsm.library import profile_cache
 from vsm.library.work import Work
@@ -91,8 +91,7 @@ def _profile(request: Request) -> Profile:
     profile = request.profile
     if not isinstance(profile, Profile):
         profile = profile_cache.load(profile)
-    if profile.confine != "exec":
-        raise ConfigurationError(_WHERE, f"the profile {profile.name} is for vsm's own", "")
+    check_foreign(profile, _WHERE)
     if request.tier not in {None, "namespaced", "landlocked"}:
         raise ConfigurationError(_WHERE, f"no such tier: {request.tier!r}", "")
     return _limited(profile, dict(request.limits or {}))

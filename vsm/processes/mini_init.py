@@ -377,9 +377,12 @@ def _fork(plan: Plan, program: Program) -> int:
 def _exec_failure(error: OSError, plan: Plan) -> str:
     reason = error.strerror or str(error)
     if error.filename == plan.cwd:
-        return f"cannot enter {plan.cwd}: {reason}"
+        what = "which has to exist, and to be among what it sees"
+        return f"cannot enter {plan.cwd}, {what}: {reason}"
     if error.errno == errno.ENOENT:
         reason += " (the file itself, or the interpreter that it names)"
+    if error.errno == errno.ENOEXEC:
+        reason += " (no program of this machine, nor a script with a `#!` line)"
     return f"cannot exec {plan.argv[0]}: {reason}"
 
 

@@ -36,6 +36,7 @@ from vsm.supervision.forks import Forks
 from vsm.supervision.group import GroupRunner
 from vsm.supervision.instance_set import InstanceSet, integration_of, number_of
 from vsm.supervision.integration_hooks import IntegrationHooks
+from vsm.supervision.last_words import describe_start
 from vsm.supervision.launcher_actor import LAUNCHER, LauncherActor, launcher_spec
 from vsm.supervision.pool_bounds import PoolBounds
 from vsm.supervision.refused_calls import RefusedCalls
@@ -299,7 +300,7 @@ class IntegrationGroup:
             return
         except (LaunchError, OSError) as error:
             lost = self.launcher_actor.usable_link is not link
-            self.gone(running, str(error), collateral=lost)
+            self.gone(running, describe_start(running, error), collateral=lost)
             return
         self.detection.start()
         if running.provided.egress is not None:

@@ -11,6 +11,7 @@ from vsm.confinement.cgroup import Usage
 from vsm.processes.launch import ExitReport
 
 if TYPE_CHECKING:
+    from vsm.supervision.provision import Provision
     from vsm.supervision.running_worker import RunningWorker
 
 OUT_OF_MEMORY: Final = "out of memory"  # the journal has a kind of its own for it
@@ -20,10 +21,18 @@ _KILLED: Final = 128 + signal.SIGKILL
 def describe(running: "RunningWorker", report: ExitReport) -> str:
     """One line for status, log and journal."""
     provided = running.provided
-    if provided is None:
-        return _plain(report)
+    return _plain(report) if provided is None else words(report, *_counted(provided))
+
+
+def describe_start(running: "RunningWorker", error: Exception) -> str:
+    """Why it did not come to run."""
+    provided = running.provided
+    return str(error) if provided is None else start_failure(error, *_counted(provided))
+
+
+def _counted(provided: "Provision") -> tuple[Usage | None, Limits]:
     usage = provided.group.usage() if provided.group is not None else None
-    return words(report, usage, provided.profile.limits)
+    return usage, provided.profile.limits
 
 
 def words(report: ExitReport, usage: Usage | None, limits: Limits) -> str:
@@ -35,12 +44,25 @@ def words(report: ExitReport, usage: Usage | None, limits: Limits) -> str:
     return _plain(report)
 
 
+def start_failure(error: Exception, usage: Usage | None, limits: Limits) -> str:
+    """Why it did not come to run, with what its control group counted."""
+    if usage is None or not usage.oom_kills:
+        return str(error)
+    return f"{error}: {OUT_OF_MEMORY}{_of_limit(usage, limits.memory_bytes)}"
+
+
 def _out_of_memory(usage: Usage, limit_bytes: int | None, report: ExitReport) -> str:
-    peak = "" if usage.memory_peak_bytes is None else f", peak {_mebibytes(usage)}"
-    of = f" of {limit_bytes >> 20} MiB" if limit_bytes and peak else ""
+    cause = f"killed: {OUT_OF_MEMORY}{_of_limit(usage, limit_bytes)}"
     if report.signal == signal.SIGKILL or report.status == _KILLED:
-        return f"killed: {OUT_OF_MEMORY}{peak}{of}"
-    return f"{_plain(report)} after a process of it was killed: {OUT_OF_MEMORY}{peak}{of}"
+        return cause
+    return f"{_plain(report)} after a process of it was {cause}"
+
+
+def _of_limit(usage: Usage, limit_bytes: int | None) -> str:
+    if usage.memory_peak_bytes is None:
+        return ""
+    of = f" of {limit_bytes >> 20} MiB" if limit_bytes else ""
+    return f", peak {_mebibytes(usage)}{of}"
 
 
 def _mebibytes(usage: Usage) -> str:

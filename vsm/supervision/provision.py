@@ -17,7 +17,13 @@ import msgspec
 
 from vsm import paths
 from vsm.configuration.config import Config, Integration
-from vsm.configuration.profile import Limits, Profile, extend_profile, load_profile
+from vsm.configuration.profile import (
+    Limits,
+    Profile,
+    check_foreign,
+    extend_profile,
+    load_profile,
+)
 from vsm.configuration.secrets import SecretSource, read_secret
 from vsm.confinement import cgroup, scratch, uids
 from vsm.confinement.closure import Closure, closure
@@ -255,10 +261,10 @@ def profile_of(integration: Integration) -> Profile:
     Raises:
         VsmError: it is wrong, or lets a remote server's worker reach more than that.
     """
-    profile = load_profile(integration.profile)
+    where = f"integrations.{integration.name}.profile"
+    profile = check_foreign(load_profile(integration.profile), where)
     if integration.remote is None:
         return profile
-    where = f"integrations.{integration.name}.profile"
     if profile.network.mode != "proxy" or profile.network.allow:
         what = f'{profile.name} has no network of mode "proxy" with an empty allow-list'
         raise ConfigurationError(where, what, 'Extend "remote" and name no hosts.')
