@@ -13,6 +13,7 @@ import httpx2
 import pytest
 import uvloop
 
+from vsm.gateway import http
 from vsm.gateway.http_connection import MAX_BODY_BYTES
 
 META = {
@@ -305,5 +306,43 @@ def test_the_listener_is_closed_when_the_gateway_stops() -> None:
             await gateway.gateway.stop()
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port), timeout=5)
+
+    uvloop.run(main())
+
+
+def test_where_there_is_no_room_the_session_that_nobody_uses_makes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "MAX_SESSIONS", 3)
+
+    async def main() -> None:
+        async with served() as (_, client, url):
+
+            async def begin() -> tuple[int, dict[str, str]]:
+                message = rpc("initialize", **LEGACY)
+                answer = await client.post(url, headers=AUTHORIZED, json=message)
+                session_id = answer.headers.get("mcp-session-id", "")
+                return answer.status_code, {**AUTHORIZED, "mcp-session-id": session_id}
+
+            async def status(session: dict[str, str]) -> int:
+                answer = await client.post(url, headers=session, json=rpc("ping"))
+                return answer.status_code
+
+            (_, listens), (_, calls), (_, left) = [await begin() for _ in range(3)]
+            slow = rpc("tools/call", name="old__slow", arguments={"seconds": 600})
+            async with (
+                client.stream("GET", url, headers=listens) as stream,
+                asyncio.TaskGroup() as tasks,
+            ):
+                lines = stream.aiter_lines()  # what forgets them closes the stream
+                assert await anext(lines) == "id: 0-0"
+                calling = tasks.create_task(client.post(url, headers=calls, json=slow))
+                assert await status(left) == 200
+                assert (await begin())[0] == 503, "it was used a moment ago"
+                monkeypatch.setattr(http, "SESSION_SPARED_S", 0.0)
+                monkeypatch.setattr(http, "SESSION_IDLE_S", 0.0)
+                assert (await begin())[0] == 200
+                assert [await status(one) for one in (listens, calls, left)] == [200, 200, 404]
+                calling.cancel()
 
     uvloop.run(main())

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -233,3 +234,72 @@ def test_a_client_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
             greedy.close()
 
     uvloop.run(main())
+
+
+@pytest.mark.parametrize("shown", [harness.TOKEN, "a wrong one"])
+@pytest.mark.parametrize("line_end", [b"\r\n", b""])
+def test_trailers_without_end_are_cut_off(shown: str, line_end: bytes) -> None:
+    async def main(wire: Wire) -> None:
+        head = wire.head("transfer-encoding: chunked").replace(
+            harness.TOKEN.encode(), shown.encode()
+        )
+        wire.writer.write(head + b"2\r\n{}\r\n0\r\nx: ")
+        with suppress(ConnectionError):
+            for number in range(1024):
+                wire.writer.write(b"y" * 16_384 + line_end + (b"x-%d: " % number) * bool(line_end))
+                await wire.writer.drain()
+        assert wire.reader.at_eof() or await wire.ended()
+
+    with_wire(main)
+
+
+def test_trailers_say_nothing() -> None:
+    async def main(wire: Wire) -> None:
+        body = wire.echo(7).partition(b"\r\n\r\n")[2]
+        trailers = b"mcp-name: old__slow\r\nmcp-session-id: another\r\nhost: evil.example\r\n"
+        chunks = b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, trailers)
+        wire.writer.write(wire.head("transfer-encoding: chunked") + chunks + wire.echo(8))
+        assert [await wire.number(), await wire.number()] == [7, 8]
+
+    with_wire(main)
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [
+        ("content-length: {n}\r\ntransfer-encoding: chunked", 400),
+        ("content-length: {n}\r\ncontent-length: 5", 400),
+        ("content-length: {n}, {n}", 400),
+        ("content-length: +{n}", 400),
+        ("transfer-encoding: xchunked", 400),
+        ("transfer-encoding: chunked, identity", 400),
+        ("transfer-encoding : chunked", 400),
+        ("x: y\r\n transfer-encoding: chunked\r\ncontent-length: {n}", 400),
+        ("x: a\rb\r\ncontent-length: {n}", 400),
+        ("x: a\0b\r\ncontent-length: {n}", 400),
+        ("transfer-encoding: gzip, chunked", 501),
+    ],
+)
+def test_a_body_whose_end_two_readers_would_see_differently_is_refused(
+    length: str, status: int
+) -> None:
+    async def main(wire: Wire) -> None:
+        body = wire.echo(7).partition(b"\r\n\r\n")[2]
+        head = wire.head(length.format(n=len(body)))
+        chunked = "transfer-encoding" in length
+        wire.writer.write(
+            head + (b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
+        )
+        assert (await wire.answer())[0] == status
+
+    with_wire(main)
+
+
+def test_a_second_host_is_not_hidden_by_another_repeated_header() -> None:
+    async def main(wire: Wire) -> None:
+        for more in (("host: evil.example", "mcp-name: b"), ("mcp-name: b", "host: evil.example")):
+            again = f"host: {wire.host}:{wire.port}"
+            wire.writer.write(wire.echo(1, more[0], again, more[1]))
+            assert (await wire.answer())[0] == 403
+
+    with_wire(main)

@@ -281,6 +281,7 @@ class Bridge:
         old = parked.call
         old.client, old.sink, old.id_bytes = call.client, call.sink, call.id_bytes
         old.progress, old.capabilities = call.progress, call.capabilities
+        old.log_level = call.log_level
         parked.asked.update(parked.unasked)
         parked.unasked.clear()
         if parked.asked and parked.outcome is None:
@@ -446,8 +447,18 @@ def check_offered(capabilities: Object, method: str, params: Object) -> None:
     if key is None or key not in capabilities:
         text = f"the client does not offer {method[:80]}"
         raise BridgeError(jsonrpc.METHOD_NOT_FOUND, text)
-    if jsonrpc.text(params, "mode") == "url" and "url" not in jsonrpc.nested(capabilities, key):
-        raise BridgeError(jsonrpc.INVALID_PARAMS, "the client does not offer elicitation by URL")
+    offered = jsonrpc.nested(capabilities, key)
+    if method == "elicitation/create":
+        mode = jsonrpc.text(params, "mode") or "form"
+        # Before there were modes, a client declared none and meant forms.
+        if mode not in offered and (mode != "form" or "url" in offered):
+            how = {"form": "form", "url": "URL"}.get(mode, mode[:80])
+            raise BridgeError(
+                jsonrpc.INVALID_PARAMS, f"the client does not offer elicitation by {how}"
+            )
+    if "tools" not in offered and ("tools" in params or "toolChoice" in params):
+        text = "the client does not offer tools in sampling"
+        raise BridgeError(jsonrpc.INVALID_PARAMS, text)
 
 
 def _embedded(call: BridgedCall, raw: Raw) -> tuple[str, Raw]:

@@ -122,7 +122,8 @@ class Call(msgspec.Struct, eq=False):  # a struct is made three times as quickly
 
     def _answered_with_error(self, message: Message) -> None:
         error = message.error
-        if error is UNSET or jsonrpc.error_of(error) is None:
+        body = None if error is UNSET else jsonrpc.error_of(error)
+        if error is UNSET or body is None:
             self._fail(jsonrpc.INTERNAL_ERROR, f"{self.integration} sent a malformed error.")
         else:
             self.sink.answer(jsonrpc.forwarded_error(self.id_bytes, error))
@@ -130,6 +131,7 @@ class Call(msgspec.Struct, eq=False):  # a struct is made three times as quickly
             if self.log is not None:
                 self.log.note(self, PROTOCOL_ERROR, len(memoryview(error)), error)
             if self.upstream is not None:
+                self.upstream.elicitations.required(self.client, body)
                 self.upstream.guard.answered(self)
 
     def failed(self, code: int, text: str) -> None:
@@ -211,6 +213,14 @@ def passage(gates: tuple[Gate, ...], release: Callable[[tuple[Gate, ...], Call],
     return tuple(
         (gate.admit, partial(release, gates[number:])) for number, gate in enumerate(gates, 1)
     )
+
+
+def is_admitted(call: Call, way: Passage) -> bool:
+    """Whether every gate on a call's way lets it pass now; raises RequestError."""
+    for admit, go in way:  # noqa: SIM110 - the hot path: a generator costs
+        if not admit(call, go):
+            return False
+    return True
 
 
 class Inquiry:

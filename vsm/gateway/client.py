@@ -44,11 +44,16 @@ class Asked(Protocol):
 
 @dataclass(eq=False)
 class Question:
-    """A legacy server's request that was passed to a legacy client as it is."""
+    """A legacy server's request that was passed to a legacy client.
+
+    Args:
+        progress: the server's token, where it wants to hear how far the client is.
+    """
 
     upstream: Upstream
     id_bytes: bytes
     call: Call
+    progress: Raw | None = None
 
     def answered(self, message: Message) -> None:
         """Pass the answer back; the call gets its full time again."""
@@ -68,10 +73,15 @@ class Question:
 
 @dataclass(eq=False)
 class SessionQuestion:
-    """What the server of one session alone asked that session outside any call."""
+    """What the server of one session alone asked that session outside any call.
+
+    Args:
+        progress: as of a `Question`.
+    """
 
     upstream: Upstream
     id_bytes: bytes
+    progress: Raw | None = None
     timer: asyncio.TimerHandle | None = None
 
     def answered(self, message: Message) -> None:

@@ -11,13 +11,14 @@ from vsm.gateway.call import Call
 from vsm.gateway.client import Client
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.instances import Instances
-from vsm.gateway.integration import Integration
+from vsm.gateway.integration import Integration, Server
 from vsm.gateway.listings import Listings
 from vsm.gateway.upstream import Upstream
 from vsm.gateway.views import View
 from vsm.protocol import jsonrpc
 from vsm.protocol.catalogue import SEPARATOR, Catalogue, Entry, public_name, suspension_key
 from vsm.protocol.jsonrpc import DecodeError, Object
+from vsm.protocol.tables import Era
 
 
 class RequestError(DecodeError):
@@ -102,6 +103,17 @@ class Finder:
         """The integrations that a client sees."""
         found = self._fleet.integrations
         return {n: i for n, i in found.items() if view is None or view.serves(n)}
+
+    def only_upstream(self, client: Client) -> Upstream | None:
+        """The server of the only integration that a client sees, if it speaks the client's era."""
+        seen = list(self.seen(client.view).values())
+        server: Server | None = seen[0] if len(seen) == 1 else None
+        if server is not None and seen[0].instances is not None:
+            server = seen[0].instances.of(client)
+        upstream = None if server is None else server.upstream
+        if upstream is None or client.initialized is not (upstream.era is Era.LEGACY):
+            return None
+        return upstream
 
     def catalogue(self, client: Client) -> Catalogue:
         """The merged catalogue as this client sees it."""

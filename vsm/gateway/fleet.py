@@ -555,6 +555,13 @@ class Fleet:
         """Tell the supervisor how many there should be, and which should not."""
         self._reports.wanted(name, count, release)
 
+    def forget_elicited(self, client: Client) -> None:
+        """A client is gone that servers may have sent to URLs."""
+        for integration in self.integrations.values() if client.initialized else ():
+            for server in integration.servers:
+                if server.upstream is not None:
+                    server.upstream.elicitations.left(client)
+
     def left(self, client: Client) -> None:
         """A client's session ended, and with it the instances that were its own."""
         for integration in self.integrations.values():
@@ -673,6 +680,11 @@ class Fleet:
             if instance.client in (None, client):
                 wishes.unwatch(instance, uri)
         wishes.count_down(integration.watched, uri)
+
+    def want_log_level(self, level: int) -> None:
+        """One call wants to hear what is at or above `level`: servers shall tell it, too."""
+        if self.log_level is None or level < self.log_level:
+            self.set_log_level(level)
 
     def set_log_level(self, level: int) -> None:
         """Servers shall tell what is at or above the index `level` in LOG_LEVELS."""

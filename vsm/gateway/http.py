@@ -17,7 +17,7 @@ from msgspec import UNSET
 from vsm.gateway.call import id_json
 from vsm.gateway.client import MAX_IN_FLIGHT, Client
 from vsm.gateway.http_connection import Connection
-from vsm.gateway.http_exchange import Exchange, RefusedError, Request
+from vsm.gateway.http_exchange import HOST, Exchange, RefusedError, Request
 from vsm.gateway.resumption import Backlog, EventStream, parse_event_id
 from vsm.gateway.router import Router
 from vsm.protocol import envelope, jsonrpc
@@ -30,6 +30,8 @@ PRIMED_SINCE: Final = "2025-11-25"
 MAX_STREAMS: Final = 64
 """Of one session, kept for who lost the connection; those that wait for an answer are more."""
 SESSION_IDLE_S: Final = 3600.0
+SESSION_SPARED_S: Final = 60.0
+"""Where there is no room, the session that was unused for longest goes, but not before this."""
 SWEEP_INTERVAL_S: Final = 1.0
 HTTP_PORT: Final = 80
 
@@ -92,6 +94,11 @@ class HttpSession(Client):
         for frame in self._missed:
             self.stream.notify(frame)
         self._missed.clear()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a call of it is in flight, or somebody reads a stream of it."""
+        return bool(self.in_flight) or any(one.is_attached for one in self.streams.values())
 
     def open_stream(self, exchange: Exchange) -> EventStream:
         """A stream for one request's answer."""
@@ -167,7 +174,7 @@ class HttpApplication:
             RefusedError: it is not to be served.
         """
         headers = request.headers
-        if headers.get("host", "").lower() not in self._hosts or request.repeated == "host":
+        if headers.get(HOST, "").lower() not in self._hosts or request.repeated == HOST:
             raise RefusedError(403, "This host name is not served here.\n")
         origin = headers.get("origin")
         if origin is not None and not self._is_ours(origin):
@@ -269,15 +276,25 @@ class HttpApplication:
     def _open_session(self, request: Request) -> HttpSession:
         now = self._loop.time()
         if len(self._sessions) >= MAX_SESSIONS:
-            for session in list(self._sessions.values()):
-                if now - session.used_at > SESSION_IDLE_S and not session.in_flight:
-                    self._close_session(session)
+            self._make_room(now)
         if len(self._sessions) >= MAX_SESSIONS:
             raise RefusedError(503, "There are too many sessions.\n")
         session = HttpSession(now, request, self._backlog)
         self._sessions[session.id] = session
         self._router.join(session)
         return session
+
+    def _make_room(self, now: float) -> None:
+        """End what clients left behind that never said so: all that is old, or else the oldest."""
+        unused = sorted(
+            (one for one in self._sessions.values() if not one.is_used), key=lambda one: one.used_at
+        )
+        limit_s = SESSION_SPARED_S
+        for session in unused:
+            if now - session.used_at < limit_s:
+                return
+            self._close_session(session)
+            limit_s = SESSION_IDLE_S
 
     def _session(self, request: Request) -> HttpSession:
         session_id = request.headers.get(SESSION_HEADER)

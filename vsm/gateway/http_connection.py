@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         self._refusal: RefusedError | None = None
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._body_came = False
         self._head_bytes = 0
         self._in_head = True
         self._waiting: deque[tuple[Request, bytes, RefusedError | None, bool, bool]] = deque()
@@ -87,8 +88,9 @@ class Connection(asyncio.Protocol):
         self._limit_at = self._loop.time() + HEADER_LIMIT_S
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; headers without end are cut off."""
-        if self._in_head:
+        """Take bytes; headers without end are cut off, and so are trailers."""
+        in_head, self._body_came = self._in_head, False
+        if in_head:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -98,7 +100,9 @@ class Connection(asyncio.Protocol):
             self._give_up()
             return
         self._serve_next()
-        if self._in_head and self._head_bytes > MAX_HEADER_BYTES:
+        if not (in_head or self._in_head):
+            self._head_bytes = 0 if self._body_came else self._head_bytes + len(data)
+        if self._head_bytes > MAX_HEADER_BYTES:
             self.abort()
 
     def _decline_upgrade(self) -> None:
@@ -148,8 +152,9 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header."""
-        self._request.add(name, value)
+        """A header; trailers are dropped: the request was judged without them."""
+        if self._in_head:
+            self._request.add(name, value)
 
     def on_headers_complete(self) -> None:
         """Judge a request before its body."""
@@ -168,6 +173,8 @@ class Connection(asyncio.Protocol):
             self.write(_CONTINUE)
 
     def _admit_body(self, request: Request) -> None:
+        if request.headers.get("transfer-encoding", "chunked").lower() != "chunked":
+            raise RefusedError(501, "Send the body as it is, or in chunks.\n")
         declared = request.headers.get("content-length", "0")
         if not declared.isdigit() or len(declared) > MAX_LENGTH_DIGITS:
             raise RefusedError(413, _TOO_LARGE)
@@ -176,6 +183,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, part: bytes) -> None:
         """A part of a body; some of a refused one is read too, so that the client sees why."""
+        self._body_came = True
         self._body_bytes += len(part)
         if self._body_bytes > MAX_BODY_BYTES and self._refusal is None:
             self._refusal = RefusedError(413, _TOO_LARGE)
@@ -189,7 +197,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """A request is there: serve it, or let it wait for those before it."""
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._in_head, self._limit_at = True, inf
+        self._in_head, self._head_bytes, self._limit_at = True, 0, inf
         if len(self._waiting) >= MAX_WAITING:
             self.abort()
             return

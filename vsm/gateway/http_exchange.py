@@ -16,12 +16,13 @@ from vsm.protocol import envelope, jsonrpc, parameter_headers
 MAX_UNREAD_BYTES: Final = 16 * 1024 * 1024
 MAX_NAMES: Final = 256
 MAX_NAME_CHARS: Final = 64
+HOST: Final = "host"
 PING: Final = b": ping\r\n\r\n"
 
 Header = tuple[bytes, bytes]
 
 _ROUTING_HEADERS: Final = (
-    "host",
+    HOST,
     envelope.VERSION_HEADER,
     envelope.METHOD_HEADER,
     envelope.NAME_HEADER,
@@ -66,7 +67,7 @@ class RefusedError(Exception):
 class Request:
     """A request's method, path and headers, and what its sender sees.
 
-    `repeated` is a header that may be there only once.
+    `repeated` is a header that may be there only once; the host's name before any other.
     """
 
     __slots__ = ("headers", "method", "path", "repeated", "view")
@@ -85,7 +86,7 @@ class Request:
             name = raw_name.decode("latin-1").lower()
             if len(_names) < MAX_NAMES and len(name) <= MAX_NAME_CHARS:
                 _names[raw_name] = name
-        if name in self.headers and name.startswith(_ROUTING_HEADERS):
+        if name in self.headers and name.startswith(_ROUTING_HEADERS) and self.repeated != HOST:
             self.repeated = name
         self.headers[name] = raw_value.decode("latin-1").strip(" \t")
 

@@ -7,11 +7,12 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final, cast
 
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from vsm.gateway.bridge import QUESTION_TIMEOUT_S, Bridge, BridgedCall, check_offered
 from vsm.gateway.call import Call, id_json
 from vsm.gateway.client import MAX_ASKED, Client, Question, SessionQuestion
+from vsm.gateway.elicitations import COMPLETE
 from vsm.gateway.tasks import Tasks
 from vsm.gateway.upstream import Upstream
 from vsm.gateway.views import View
@@ -103,26 +104,29 @@ class Relay:
         self, upstream: Upstream, call: Call, id_bytes: bytes, message: Message
     ) -> None:
         client, method = call.client, cast("str", message.method)
-        check_offered(client.capabilities, method, jsonrpc.members(message.params))
+        params = jsonrpc.members(message.params)
+        check_offered(client.capabilities, method, params)
         _check_room(client)
         asked_id = client.number_question()
-        client.asked[asked_id] = Question(upstream, id_bytes, call)
+        progress, body = _as_asked(message, params, asked_id)
+        client.asked[asked_id] = Question(upstream, id_bytes, call, progress)
+        upstream.elicitations.asked(client, params)
         upstream.postpone(call, QUESTION_TIMEOUT_S)
-        params = b"{}" if message.params is UNSET else message.params
-        call.sink.ask(jsonrpc.request(asked_id, method, params))
+        call.sink.ask(jsonrpc.request(asked_id, method, body))
 
     def _ask_session(self, upstream: Upstream, id_bytes: bytes, message: Message) -> None:
         """Ask the session whose own the server is, where it is there to hear it."""
         (client,) = self._audience_of(upstream) or (None,)
         if client is None or not client.initialized:
             raise DecodeError(jsonrpc.METHOD_NOT_FOUND, "no session has this server yet")
-        check_offered(client.capabilities, ROOTS, jsonrpc.members(message.params))
+        params = jsonrpc.members(message.params)
+        check_offered(client.capabilities, ROOTS, params)
         asked_id = client.number_question()
-        params = b"{}" if message.params is UNSET else message.params
+        progress, body = _as_asked(message, params, asked_id)
         _check_room(client)
-        if not client.ask_session(jsonrpc.request(asked_id, ROOTS, params)):
+        if not client.ask_session(jsonrpc.request(asked_id, ROOTS, body)):
             raise DecodeError(jsonrpc.UNAVAILABLE, "the client keeps no stream open to be asked on")
-        question = client.asked[asked_id] = SessionQuestion(upstream, id_bytes)
+        question = client.asked[asked_id] = SessionQuestion(upstream, id_bytes, progress)
 
         def unanswered() -> None:
             if client.asked.pop(asked_id, None) is question:
@@ -130,6 +134,15 @@ class Relay:
 
         loop = asyncio.get_running_loop()
         question.timer = loop.call_later(QUESTION_TIMEOUT_S, unanswered)
+
+    @staticmethod
+    def client_progressed(client: Client, params: Object) -> None:
+        """A client says how far it is with what a server asked: the server's token goes back."""
+        question = client.asked.get(jsonrpc.text(params, "progressToken") or "")
+        if isinstance(question, Question | SessionQuestion) and question.progress is not None:
+            params["progressToken"] = question.progress
+            body = jsonrpc.encode(params)
+            question.upstream.mention(jsonrpc.notification("notifications/progress", body))
 
     @staticmethod
     def refuse(
@@ -151,11 +164,20 @@ class Relay:
             if owner is not None and owner in self.clients:
                 owner.notify(jsonrpc.notification(method, jsonrpc.encode(params)))
         elif method != "notifications/subscriptions/acknowledged":
-            # The end of an elicitation by URL, or one that we do not know.
-            calls = upstream.calls()
-            alone = len({call.client for call in calls}) == 1
-            if alone and not isinstance(calls[-1], BridgedCall):
-                calls[-1].sink.notify(jsonrpc.notification(method, jsonrpc.encode(params)))
+            self._told_one(upstream, method, params)
+
+    def _told_one(self, upstream: Upstream, method: str, params: Object) -> None:
+        """The end of an elicitation by URL, or one that we do not know: it concerns one client."""
+        calls = upstream.calls()
+        frame = jsonrpc.notification(method, jsonrpc.encode(params))
+        client = upstream.elicitations.done(params) if method == COMPLETE else None
+        if client is not None:
+            calls = [call for call in calls if call.client is client]
+            if not calls and client in self.clients:
+                client.notify(frame)
+        alone = len({call.client for call in calls}) == 1
+        if alone and not isinstance(calls[-1], BridgedCall):
+            calls[-1].sink.notify(frame)
 
     def _resource_updated(self, upstream: Upstream, params: Object) -> None:
         uri = jsonrpc.text(params, "uri")
@@ -197,11 +219,10 @@ class Relay:
                 call.sink.notify(frame)
             return
         audience = self._audience_of(upstream)
-        alone = [c for c in audience if c.log_level is not None]
-        if not clients and len(alone) == 1 and len(audience) == 1:
-            alone[0].notify(frame)
-        else:
+        if clients or len(audience) != 1:
             self.dropped_messages += 1
+        elif audience[0].initialized and level >= (audience[0].log_level or 0):
+            audience[0].notify(frame)
 
     def _question_withdrawn(self, upstream: Upstream, params: Object) -> None:
         request_id = jsonrpc.identifier(params, "requestId")
@@ -223,6 +244,16 @@ class Relay:
                     else:
                         question.end()
                         client.notify(frame)
+
+
+def _as_asked(message: Message, params: Object, asked_id: str) -> tuple[Raw | None, bytes | Raw]:
+    """A server's progress token, if it has one, and its question with one that we know again."""
+    meta = jsonrpc.nested(params, "_meta")
+    if jsonrpc.identifier(meta, "progressToken") is None:
+        return None, b"{}" if message.params is UNSET else message.params
+    token = meta["progressToken"]
+    meta["progressToken"] = jsonrpc.raw_of(asked_id)
+    return token, jsonrpc.encode({**params, "_meta": jsonrpc.raw_of(meta)})
 
 
 def _changes(before: Catalogue, after: Catalogue, announced: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ from vsm.gateway.accounting import (
     routed_label,
 )
 from vsm.gateway.bridge import Bridge, BridgedCall
-from vsm.gateway.call import Call, Gate, Passage, Sink, id_json, passage
+from vsm.gateway.call import Call, Gate, Sink, id_json, is_admitted, passage
 from vsm.gateway.call_log import CallLog
 from vsm.gateway.client import MAX_IN_FLIGHT, Client
 from vsm.gateway.finder import Finder, RequestError, StartingError, check_offered
@@ -37,6 +37,7 @@ from vsm.protocol import envelope, jsonrpc, parameter_headers
 from vsm.protocol.envelope import EnvelopeError, unwrap_header
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
 from vsm.protocol.tables import (
+    CLIENT_NOTIFICATIONS,
     CLIENT_REQUESTS,
     LISTS,
     META_CLIENT,
@@ -54,6 +55,7 @@ LIST_WAIT_S: Final = 10.0  # as long as a call waits for its server
 OTHER: Final = "other requests"
 _PLAIN_METHOD: Final = re.compile(r"[A-Za-z0-9_./$-]{1,128}")  # goes into frames as it is
 _KNOWN_REQUESTS: Final = CLIENT_REQUESTS[Era.LEGACY] | CLIENT_REQUESTS[Era.MODERN]
+_KNOWN_NOTIFICATIONS: Final = CLIENT_NOTIFICATIONS[Era.LEGACY] | CLIENT_NOTIFICATIONS[Era.MODERN]
 _MODERN: Final = Era.MODERN  # to look it up in its class takes three times as long
 _PROGRESS_TOKEN = "progressToken"  # noqa: S105 - the name of a member
 
@@ -94,6 +96,7 @@ class Router:
             question.dropped("the client is gone")
         client.asked.clear()
         self._tasks.left(client)
+        self._fleet.forget_elicited(client)
         if client.lasts:
             self._bridge.client_left(client)
         for name, uri in client.subscribed:
@@ -368,6 +371,8 @@ class Router:
             call.change_era(params, meta)
         if meta:  # as of every modern request
             _take_meta(call, meta, modern=modern)
+            if call.log_level is not None and upstream.era is not _MODERN:
+                self._fleet.want_log_level(call.log_level)
             if type(call) is BridgedCall and modern and "requestState" in params:
                 self._bridge.resume(call)
                 return
@@ -375,7 +380,7 @@ class Router:
         if way:
             if modern:
                 client.introduces_itself(jsonrpc.nested(meta, META_CLIENT))
-            admitted = _admitted(call, way)
+            admitted = is_admitted(call, way)
         client.in_flight[id_bytes] = call
         if admitted:
             upstream.call(call)
@@ -397,7 +402,7 @@ class Router:
             upstream = integration.upstream or self._finder.instance_of(integration, call.client)
             if isinstance(call, TaskCall):
                 upstream = call.server(upstream)
-            if _admitted(call, passage(gates, self._release)):
+            if is_admitted(call, passage(gates, self._release)):
                 upstream.call(call)
         except StartingError:
             call.failed(jsonrpc.UNAVAILABLE, integration.unavailable)
@@ -438,14 +443,27 @@ class Router:
     # ---- notifications and answers from clients --------------------------------------------
 
     def _client_told(self, client: Client, message: Message) -> None:
-        if message.method == ROOTS_CHANGED:
-            self._fleet.roots_changed(client)
-        if message.method != "notifications/cancelled":
-            return
+        method = cast("str", message.method)
         try:
             params = jsonrpc.members(message.params)
         except DecodeError:
             return
+        if method == ROOTS_CHANGED:
+            self._fleet.roots_changed(client)
+        elif method == "notifications/progress":
+            self.relay.client_progressed(client, params)
+        elif method not in _KNOWN_NOTIFICATIONS:
+            self._pass_on(client, method, params)
+        elif method == "notifications/cancelled":
+            self._client_cancelled(client, params)
+
+    def _pass_on(self, client: Client, method: str, params: Object) -> None:
+        """What we do not know goes to the only integration that the client sees, or to nobody."""
+        upstream = self._finder.only_upstream(client)
+        if upstream is not None and _PLAIN_METHOD.fullmatch(method):
+            upstream.mention(jsonrpc.notification(method, jsonrpc.encode(params)))
+
+    def _client_cancelled(self, client: Client, params: Object) -> None:
         request_id = jsonrpc.identifier(params, "requestId")
         if request_id is not None:
             reason = (jsonrpc.text(params, "reason") or "cancelled by the client")[:200]
@@ -470,13 +488,6 @@ def _take_meta(call: Call, meta: Object, *, modern: bool) -> None:
         call.log_level = level_index(jsonrpc.text(meta, META_LOG_LEVEL))
     if _PROGRESS_TOKEN in meta and jsonrpc.identifier(meta, _PROGRESS_TOKEN) is not None:
         call.progress = meta[_PROGRESS_TOKEN]
-
-
-def _admitted(call: Call, way: Passage) -> bool:
-    for admit, go in way:  # noqa: SIM110 - the hot path: a generator costs
-        if not admit(call, go):
-            return False
-    return True
 
 
 def _unknown_method(method: str) -> RequestError:

@@ -17,6 +17,7 @@ from msgspec import UNSET, Raw
 
 from vsm.core.fair_queue import FairQueue
 from vsm.gateway.call import Call, Inquiry, Waiting
+from vsm.gateway.elicitations import Elicitations
 from vsm.gateway.intake import Intake
 from vsm.gateway.resilience import Guard
 from vsm.gateway.task_maker import Maker
@@ -117,6 +118,7 @@ class Upstream:
         "broken_frames",
         "client",
         "closed",
+        "elicitations",
         "era",
         "failed_some",
         "guard",
@@ -152,6 +154,7 @@ class Upstream:
         self.title = integration  # what callers are told it is called
         self.private = False  # nobody but `client` may hear of it
         self.client: Client | None = None
+        self.elicitations = Elicitations()
         self.failed_some = False
         self.guard = guard
         self.era = Era.LEGACY
@@ -379,6 +382,11 @@ class Upstream:
     def tell(self, frame: bytes) -> None:
         """Send a notification or an answer, without a line end."""
         self._write(frame + b"\n")
+
+    def mention(self, frame: bytes) -> None:
+        """Send what a client tells; dropped while the server is behind with reading."""
+        if self.writable:
+            self._write(frame + b"\n")
 
     def cancel(self, call: Call, reason: str) -> None:
         """Forget a call and tell the server, if it knows of it."""

@@ -37,7 +37,7 @@ MAX_CAPABILITIES_BYTES: Final = 16384
 # Asked of the client that has a call in flight; see `vsm.gateway.relay` for who asks outside one.
 LEGACY_CAPABILITIES: Final[dict[str, Any]] = {
     "roots": {"listChanged": True},
-    "sampling": {},
+    "sampling": {"context": {}, "tools": {}},
     "elicitation": {"form": {}, "url": {}},
 }
 

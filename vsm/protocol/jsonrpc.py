@@ -21,6 +21,7 @@ DENIED: Final = -32003
 HEADER_MISMATCH: Final = -32020
 MISSING_CAPABILITY: Final = -32021
 UNSUPPORTED_VERSION: Final = -32022
+URL_REQUIRED: Final = -32042
 
 Id: TypeAlias = int | str
 Object: TypeAlias = dict[str, Raw]
