@@ -47,6 +47,21 @@ def test_nobody_has_more_than_he_needs_while_another_is_short(
             assert got[claim.name] <= max(claim.need, claim.floor) * (1 + 1e-6)
 
 
+@given(claims(), st.floats(1, 3000))
+def test_whoever_is_short_has_as_much_above_his_floor_for_his_weight_as_every_other(
+    those: list[Claim], budget: float
+) -> None:
+    got, near = divide(budget, those), 1e-6 * budget
+    wanted = {c.name: min(max(c.need, c.floor), c.ceiling) for c in those}
+    if not sum(c.floor for c in those) < budget < sum(wanted.values()):
+        return
+    assert abs(sum(got.values()) - budget) <= near, "nothing is left while somebody is short"
+    level = {c.name: (got[c.name] - c.floor) / c.weight for c in those}
+    short = [level[name] for name in got if got[name] < wanted[name] - near]
+    assert max(short, default=0) - min(short, default=0) <= near
+    assert all(one <= min(short, default=one) + near for one in level.values())
+
+
 @given(claims(), st.floats(1, 3000), st.randoms(use_true_random=False))
 def test_order_of_the_claims_does_not_matter(
     those: list[Claim], budget: float, random: object

@@ -198,6 +198,30 @@ def test_system_that_gets_no_processor_is_not_called_hung_for_that(
     with_group(scenario)
 
 
+def test_heartbeat_stamped_in_the_future_hides_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that was taken over writes what it likes into its board, and then stands still."""
+
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        said: list[restart.Event] = []
+        group.systems.send = said.append  # type: ignore[method-assign]
+        monkeypatch.setattr(system_group, "waited_ns", lambda _pid: 0)
+        now_ns = int(asyncio.get_running_loop().time() * 1e9)
+        beat = SimpleNamespace(beat_ns=now_ns)
+        board = SimpleNamespace(read=lambda: beat, close=lambda: None)
+        group.running["system1"].board = board  # type: ignore[assignment]
+        group._check_beat(group.running["system1"])
+        assert said == []
+        for later_s in (2, 3600, 10**9):
+            beat.beat_ns = now_ns + later_s * 10**9
+            group._check_beat(group.running["system1"])
+            (hung,) = said
+            assert isinstance(hung, restart.Hung)
+            assert hung.name == "system1"
+            said.clear()
+
+    with_group(scenario)
+
+
 def test_a_system_may_miss_a_beat_before_it_is_late_and_several_before_it_hangs() -> None:
     assert 2 * HEARTBEAT_INTERVAL_S <= LATE_S
     assert 5 * HEARTBEAT_INTERVAL_S < LIVENESS_TIMEOUT_S

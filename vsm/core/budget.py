@@ -6,6 +6,7 @@ budget is exceeded: limits that are wide enough stay, so that nothing goes to an
 sake. Nobody is put below his floor, and a budget that the floors exceed is a reason, no excuse.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -150,21 +151,27 @@ def _target(claim: Claim, share: float) -> float:
 
 
 def _pour(left: float, given: dict[str, float], wishes: Sequence[tuple[Claim, float]]) -> None:
-    """Hand `left` out by weight until everybody has what he wishes or nothing is left."""
-    open_ = [(claim, most) for claim, most in wishes if most > given[claim.name]]
-    while open_ and left > 0:
-        weights = sum(claim.weight for claim, _ in open_)
-        level = min((most - given[c.name]) / c.weight for c, most in open_)
-        if level * weights >= left:
-            for claim, _ in open_:
-                given[claim.name] += left * claim.weight / weights
+    """Hand `left` out by weight until everybody has what he wishes or nothing is left.
+
+    Like water that rises in all at once: who wishes least for his weight is full first.
+    """
+    filling = [
+        ((most - given[claim.name]) / claim.weight, claim, most)
+        for claim, most in wishes
+        if most > given[claim.name]
+    ]
+    filling.sort(key=lambda one: one[0])
+    weights = list(itertools.accumulate(claim.weight for _, claim, _ in reversed(filling)))
+    level = 0.0
+    for index, (full, claim, most) in enumerate(filling):
+        weight = weights[-1 - index]  # of those that are not full
+        if (full - level) * weight > left:
+            level += left / weight
+            for _, other, limit in filling[index:]:
+                given[other.name] = min(limit, given[other.name] + level * other.weight)
             return
-        for claim, most in open_:
-            room = most - given[claim.name]
-            part = min(level * claim.weight, room)
-            given[claim.name] = most if part >= room else given[claim.name] + part
-            left -= part
-        open_ = [(claim, most) for claim, most in open_ if most > given[claim.name]]
+        left -= (full - level) * weight
+        level, given[claim.name] = full, most
 
 
 def _rule(claim: Claim, after: float) -> str:

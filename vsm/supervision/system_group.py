@@ -466,9 +466,10 @@ class SystemGroup:
     def _check_beat(self, running: RunningSystem) -> None:
         if running.board is None or self.systems.phase(running.name) == "stopping":
             return
-        beat = running.board.read()
-        beat_ns = beat.beat_ns if beat else 0
-        age_s = asyncio.get_running_loop().time() - beat_ns / 1e9
+        beat, now_s = running.board.read(), asyncio.get_running_loop().time()
+        # A stamp of the future is a lie, which would hide a hang: as good as none.
+        beat_ns = beat.beat_ns if beat and beat.beat_ns / 1e9 <= now_s + LATE_S else 0
+        age_s = now_s - beat_ns / 1e9
         if age_s <= LATE_S:
             return
         # A host with too few processors starves it; to replace it would only add to the load.
