@@ -624,7 +624,7 @@ class Noted(Message):
 
 
 class Decided(Message):
-    """S2 to S5: a decision for the journal. `key` is the system's own name for it."""
+    """A decision for the journal. `key` is the system's own name for it."""
 
     kind: Literal["decided"] = "decided"
     key: str = Field(max_length=64)
@@ -636,7 +636,7 @@ class Decided(Message):
 
 
 class Settled(Message):
-    """S2 to S5: what came of the decision with that key."""
+    """What came of the decision with that key."""
 
     kind: Literal["settled"] = "settled"
     key: str = Field(max_length=64)

@@ -96,12 +96,28 @@ def test_worker_killed_again_and_again_leaves_a_trace_that_tells_the_story(
         assert refused.returncode != 0
 
         trace = [row["kind"] for row in told(vsm, "events", "--limit", "1000")]
-        story = ("breaker.open", "breaker.half_open", "breaker.closed")
+        story = (
+            *("worker.exited", "worker.backing_off", "breaker.open", "algedonic.pain"),
+            *("breaker.half_open", "breaker.closed", "algedonic.relief"),
+        )
         marks = [trace.index(kind) for kind in story]
-        assert marks == sorted(marks)
-        restarts = [row for row in told(vsm, "decisions") if row["subject"] == "frail"]
-        backed_off = [row for row in restarts if "back" in json.dumps(row)]
-        assert backed_off, restarts
+        assert marks == sorted(marks), trace
+
+        decided = told(vsm, "decisions", "--worker", "frail")
+        restarts = [row for row in decided if row["rule"] == "restart.intensity"]
+        pauses = [row["inputs"]["pause_s"] for row in restarts]
+        assert 3 <= len(pauses) <= deaths
+        assert 0.0 <= pauses[0] < pauses[1] < pauses[2] <= 0.5, "it waits longer each time"
+        assert {row["outcome"]["state"] for row in restarts} == {"ready"}
+        breaker = [row for row in decided if row["rule"] == "breaker.failures"]
+        assert breaker[0]["inputs"]["why"].startswith("3 failures, the last: frail: ")
+        assert breaker[-1]["outcome"]["state"] == "closed"
+        assert "because 3 failures, the last" in vsm.vsm("decisions", "--rule", "breaker.*").stdout
+        client = Client(vsm.folder)
+        about = {"name": "vsm__explain_decision", "arguments": {"about": "breaker.failures"}}
+        explained = client.ask("tools/call", **about)["result"]["structuredContent"]["decisions"]
+        assert [row["outcome"]["state"].removeprefix("> ") for row in explained][-1] == "closed"
+        client.close()
 
 
 def test_tug_of_war_over_memory_is_found_and_damped(

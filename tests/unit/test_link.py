@@ -311,6 +311,7 @@ def test_system_notes_in_the_record_only_what_it_can_know(who: set[str], event: 
     [
         ({"system1"}, "policy.rule"),
         ({"system1"}, "policy.default"),
+        ({"system1"}, "breaker.failures"),
         ({"system2"}, "coordination.oscillation"),
         ({"system3"}, "budget.raise.need"),
         ({"system5"}, "closure.conflict"),

@@ -95,6 +95,15 @@ def test_moved_size_of_a_pool_is_told_by_its_throughput() -> None:
         ({"state": "in force"}, None),  # nothing was measured
         ({"state": "refused", "detail": "no"}, False),
         ({"state": "ready"}, True),
+        ({"state": "exited", "reason": "killed"}, False),
+        ({"state": "stopped"}, None),  # by command
+        ({"state": "rested"}, True),
+        ({"state": "closed", "reason": "answered"}, True),
+        ({"state": "opened again"}, False),
+        ({"state": "not served"}, False),
+        ({"state": "revoked"}, None),
+        ({"state": "not carried out"}, None),  # nobody knows what it would have brought
+        ({"state": ["ready"]}, None),
         ({"verdict": "approved"}, True),
         ({"after_s": 3}, None),
         (None, None),

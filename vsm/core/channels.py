@@ -76,7 +76,7 @@ NOTES: Final[dict[str, tuple[str, ...]]] = {
     "system5": (),
 }
 RULES: Final[dict[str, tuple[str, ...]]] = {
-    "system1": ("policy.rule", "policy.default"),
+    "system1": ("policy.rule", "policy.default", "breaker."),
     "system2": ("coordination.",),
     "system3": ("budget.",),
     "system4": (),

@@ -25,9 +25,12 @@ MOST_ROUTES: Final = 8  # instances of one pool, or integrations with one tool
 MOST_TOOLS: Final = 20
 BUDGET: Final = "budget."
 CLIENT_ROUTE: Final = "client.route"  # its choices hold words of clients
-IN_FORCE: Final = "in force"
 _ENDED: Final = ("answered", "failed")
-_GOOD: Final = {"relieved": True, "state": "ready", "verdict": "approved"}
+_GOOD: Final = {"ready": True, "rested": True, "served": True, "closed": True}
+_BAD: Final = dict.fromkeys(
+    ("exited", "not served", "opened again", "refused", "not answered"), False
+)
+"""States of outcomes; of others, as of what was commanded or revoked, nothing is learned."""
 _FIGURES: Final = {
     "answered_per_s": "answers per second",
     "pressure": "times that it was met in a sample",
@@ -75,9 +78,12 @@ def turned_out_well(outcome: Any) -> bool | None:  # noqa: ANN401 - JSON
     """Whether an outcome says that the choice was a good one; None where it says neither."""
     if not isinstance(outcome, dict):
         return None
-    if outcome.get("state") == IN_FORCE and "relieved" not in outcome:
-        return None  # a limit that nothing was measured of
-    return next((bool(outcome[key] == good) for key, good in _GOOD.items() if key in outcome), None)
+    if "relieved" in outcome:  # a limit that something was measured of
+        return bool(outcome["relieved"])
+    if "verdict" in outcome:
+        return bool(outcome["verdict"] == "approved")
+    state = outcome.get("state")
+    return (_GOOD | _BAD).get(state) if isinstance(state, str) else None
 
 
 def _figure(outcome: Any) -> list[tuple[str, float, float]]:  # noqa: ANN401 - JSON

@@ -7,6 +7,7 @@ no thread and no loop, because the template does it before it forks.
 """
 
 import asyncio
+import itertools
 import os
 import socket
 import sys
@@ -40,6 +41,7 @@ from vsm.messages import (
     Configure,
     Contract,
     Contracted,
+    Decided,
     Detach,
     Drain,
     Idle,
@@ -51,6 +53,7 @@ from vsm.messages import (
     Pins,
     Segments,
     Session,
+    Settled,
     SnapshotIn,
     Start,
     Summary,
@@ -74,6 +77,8 @@ class SupervisorReports:
     def __init__(self, context: SystemContext) -> None:
         self._context = context
         self._unfit: set[str] = set()  # integrations that hurt
+        self._opened: dict[str, str] = {}  # integration → the decision to open its breaker
+        self._openings = itertools.count(1)
 
     def session(self, worker: str, record: dict[str, Any]) -> None:
         """The worker's session stands."""
@@ -137,6 +142,25 @@ class SupervisorReports:
         self._context.report(noted)
         if phase != "half_open":
             self._feel("pain" if phase == "open" else "relief", integration, "breaker", text)
+            self._decided(integration, text, closed=phase == "closed")
+
+    def _decided(self, integration: str, text: str, *, closed: bool) -> None:
+        """To open a breaker is a decision; what came of it is that it closed, or opened again."""
+        if integration in self._opened:
+            outcome: Body = {"state": "closed" if closed else "opened again", "reason": text}
+            self._context.report(Settled(key=self._opened.pop(integration), outcome=outcome))
+        if closed:
+            return
+        key = self._opened[integration] = f"breaker-{next(self._openings)}"
+        decided = Decided(
+            key=key,
+            subject=integration,
+            rule="breaker.failures",
+            inputs={"why": text},
+            alternatives=("let calls through",),
+            choice="refuse calls",
+        )
+        self._context.report(decided)
 
     def retried(self, integration: str, answered: int, failed: int) -> None:
         """Calls that were sent again ended: the journal keeps whether that helped."""
