@@ -14,6 +14,8 @@ import pytest
 import uvloop
 from gateway_harness import Raw
 
+from vsm.gateway.unix import UnixListener
+
 CONNECT = [sys.executable, "-m", "vsm", "connect"]
 
 
@@ -261,3 +263,55 @@ def test_importing_the_gateway_starts_no_thread_and_no_loop() -> None:
         "assert 'mcp' not in __import__('sys').modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+async def cancelled_in(gateway: harness.Harness) -> None:
+    """The server has nothing in flight any more."""
+    upstream = gateway.gateway.fleet.integrations["old"].upstream
+    assert upstream is not None
+    async with asyncio.timeout(20):
+        while upstream.in_flight:  # noqa: ASYNC110 - the gateway tells nobody
+            await asyncio.sleep(0)
+
+
+def test_a_client_that_ended_its_side_and_then_closes_has_its_calls_cancelled() -> None:
+    async def main() -> None:
+        async with harness.running({"old": harness.echo_legacy("old")}) as gateway:
+            fds = len(os.listdir("/proc/self/fd"))
+            client, other = await gateway.raw(), await gateway.raw()
+            params = {"name": "old__slow", "arguments": {"seconds": 600}}
+            client.send(id=1, method="tools/call", params=params)
+            client.writer.write_eof()
+            listener = gateway.gateway._listeners[0]
+            assert isinstance(listener, UnixListener)
+            async with asyncio.timeout(20):
+                while not any(one.ending for one in listener.connections):  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            assert "result" in await other.call(2, "old__echo")
+            assert gateway.gateway.status()["clients"] == 2, "it reads still"
+            await client.close()
+            await cancelled_in(gateway)
+            assert gateway.gateway.status()["clients"] == 1
+            assert len(os.listdir("/proc/self/fd")) <= fds + 2
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("server", ["old", "new"])
+@pytest.mark.parametrize("when", ["asked before", "asked after"])
+def test_a_client_that_ended_its_side_is_not_waited_for_to_answer(server: str, when: str) -> None:
+    async def main() -> None:
+        servers = {"old": harness.echo_legacy("old"), "new": harness.echo_modern("new")}
+        async with harness.running(servers) as gateway:
+            client = await gateway.raw(roots={}, elicitation={})
+            tool = "old__ask" if server == "old" else "new__question"
+            params = {"name": tool, "arguments": {"method": "roots/list"}}
+            client.send(id=1, method="tools/call", params=params)
+            if when == "asked before":
+                assert (await client.receive())["id"] == "vsm-1"
+            client.writer.write_eof()
+            answer = await client.answer(1)
+            assert "the client sends no more" in json.dumps(answer)
+            assert await client.reader.read() == b""
+
+    uvloop.run(main())

@@ -167,10 +167,9 @@ class RoundQuestion:
         """The client answered."""
         self.bridge.client_said(self.round, self.name, message)
 
-    def dropped(self, reason: str) -> None:  # noqa: ARG002 - Asked's
-        """The client is gone; its calls end with it."""
-        if self.round.timer is not None:
-            self.round.timer.cancel()
+    def dropped(self, reason: str) -> None:
+        """The client will not answer, and its call ends."""
+        self.bridge.give_up(self.round, reason)
 
 
 class Bridge:
@@ -332,6 +331,8 @@ class Bridge:
         if call.rounds > MAX_ROUNDS:
             raise BridgeError(jsonrpc.INTERNAL_ERROR, f"more than {MAX_ROUNDS} times for one call")
         questions = jsonrpc.nested(members, "inputRequests")
+        if questions and not call.client.can_answer:
+            raise BridgeError(jsonrpc.INTERNAL_ERROR, "the client sends no more")
         if len(questions) + len(call.client.asked) > MAX_QUESTIONS:
             raise BridgeError(jsonrpc.INTERNAL_ERROR, f"more than {MAX_QUESTIONS} things at once")
         asked = {name: _embedded(call, raw) for name, raw in questions.items()}
@@ -354,7 +355,7 @@ class Bridge:
         if message.result is UNSET:
             error = jsonrpc.error_of(cast("Raw", message.error))
             said = "an error" if error is None else f"an error: {error.message[:200]}"
-            self._give_up(one, f"the client answered the question with {said}")
+            self.give_up(one, f"the client answered the question with {said}")
             return
         one.missing.discard(name)
         one.responses[name] = message.result
@@ -369,9 +370,10 @@ class Bridge:
                 del call.client.asked[asked_id]
 
     def _unanswered(self, one: Round) -> None:
-        self._give_up(one, f"the client did not answer within {QUESTION_TIMEOUT_S:g} s")
+        self.give_up(one, f"the client did not answer within {QUESTION_TIMEOUT_S:g} s")
 
-    def _give_up(self, one: Round, reason: str) -> None:
+    def give_up(self, one: Round, reason: str) -> None:
+        """There will be no answer to a round: its call fails with the reason."""
         one.missing.clear()
         if one.timer is not None:
             one.timer.cancel()

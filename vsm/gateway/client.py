@@ -198,6 +198,11 @@ class Client(ABC):
     def notify(self, frame: bytes) -> None:
         """Send a notification that belongs to no request; dropped where nobody listens."""
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether it may still say something to what it is asked."""
+        return True
+
     def ask_session(self, frame: bytes) -> bool:  # noqa: ARG002 - of those who can be asked
         """Send a question that belongs to no request; False: nobody would hear it."""
         return False

@@ -266,8 +266,10 @@ def _check_room(client: Client) -> None:
     """Judge whether a client can be asked one thing more; nobody waits for what a lost one asked.
 
     Raises:
-        DecodeError: it has too many questions open.
+        DecodeError: it has too many questions open, or sends nothing any more.
     """
+    if not client.can_answer:
+        raise DecodeError(jsonrpc.UNAVAILABLE, "the client sends no more")
     for asked_id, question in list(client.asked.items()):
         if isinstance(question, Question | SessionQuestion) and question.upstream.lost:
             del client.asked[asked_id]

@@ -92,9 +92,7 @@ class Router:
         if self._deferred:
             for key in [key for key in self._deferred if key[0] is client]:
                 self._deferred.pop(key).cancel()
-        for question in client.asked.values():
-            question.dropped("the client is gone")
-        client.asked.clear()
+        self.hears_only(client, "the client is gone")
         self._tasks.left(client)
         self._fleet.forget_elicited(client)
         if client.lasts:
@@ -107,6 +105,13 @@ class Router:
         client.listens.clear()
         if client.lasts:
             self._fleet.left(client)
+
+    @staticmethod
+    def hears_only(client: Client, reason: str = "the client sends no more") -> None:
+        """A client sends nothing more, and so no answer to what it was asked."""
+        for asked_id, question in list(client.asked.items()):
+            if client.asked.pop(asked_id, None) is question:
+                question.dropped(reason)
 
     def is_busy(self, client: Client) -> bool:
         """Whether the client waits for an answer."""

@@ -36,6 +36,11 @@ class UnixClient(Client):
         super().__init__()
         self._protocol = protocol
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether it has not ended its side."""
+        return not self._protocol.ending
+
     def ask_session(self, frame: bytes) -> bool:
         """Send a question that belongs to no request."""
         self._protocol.ask(frame)
@@ -60,6 +65,7 @@ class UnixProtocol(asyncio.Protocol):
         self._behind: asyncio.TimerHandle | None = None
         self._untouched = True
         self._left: Iterator[bytes | OversizedFrame] | None = None
+        self._hang_up: select.epoll | None = None
         self.ending = False
         self.writable = True
         self.dropped = 0
@@ -191,11 +197,21 @@ class UnixProtocol(asyncio.Protocol):
 
         One that closed its whole end reads none either: it is gone.
         """
-        if _hung_up(cast("asyncio.Transport", self._transport).get_extra_info("socket")):
+        sock = cast("asyncio.Transport", self._transport).get_extra_info("socket")
+        if _hung_up(sock):
             return False
         self.ending = True
+        self._watch_hang_up(sock)
+        self._router.hears_only(self._client)
         self._loop.call_soon(self.close_when_answered)
         return True
+
+    def _watch_hang_up(self, sock: socket.socket) -> None:
+        """Nobody reads from it any more, so that only this tells when it closes its other end."""
+        self._hang_up = select.epoll()
+        self._hang_up.register(sock.fileno(), 0)
+        transport = cast("asyncio.Transport", self._transport)
+        self._loop.add_reader(self._hang_up.fileno(), transport.abort)
 
     def close_when_answered(self) -> None:
         """Close once nothing is owed to a client that sends no more."""
@@ -204,6 +220,9 @@ class UnixProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The connection is gone."""
+        if self._hang_up is not None:
+            self._loop.remove_reader(self._hang_up.fileno())
+            self._hang_up.close()
         if self._behind is not None:
             self._behind.cancel()
         self._listener.connections.discard(self)
