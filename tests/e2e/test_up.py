@@ -100,6 +100,13 @@ def test_missing_command_quarantines_that_integration_alone(time_config: Path) -
         broken = next(w for w in vsm.status()["workers"] if w["name"] == "broken")
         assert broken["state"] == "quarantined"
         assert "/nowhere/server" in broken["detail"]
+        for command in ("start", "restart"):
+            done = vsm.vsm(command, "time", "broken")
+            assert done.returncode == 1
+            assert "time: ready\nbroken: quarantined: /nowhere/server: " in done.stdout
+        logs = vsm.vsm("logs", "broken")
+        assert (logs.returncode, logs.stdout) == (0, "")
+        assert "broken has written nothing" in logs.stderr
         assert _state(vsm) == "ready"
         assert vsm.stop() == 0
 

@@ -18,6 +18,7 @@ SUMMARIES = {
 }
 # The supervisor bounds every one of these itself; this only guards against a hung supervisor.
 ANSWER_TIMEOUT_S = 180.0
+FAILED = ("backing_off", "quarantined")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,7 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send the command once for each name."""
+    """Send the command once for each name; 1 where one was to serve and does not."""
     if args.command == "stop" and args.all == bool(args.names):
         raise ConfigurationError("vsm stop", "expected names or --all", "Give one of them.")
     if args.command == "stop" and args.all:
@@ -49,13 +50,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         for name, answer in answers.items():
             print(f"{clean(name)}: {clean(_told(answer))}")
-    return 0
+    return int(any(answer["state"] in FAILED for answer in answers.values()))
 
 
 def _told(answer: dict[str, Any]) -> str:
     """Its state; the reason as well where it was to serve and does not."""
     state, detail = answer["state"], answer["detail"]
-    return f"{state}: {detail}" if detail and state in {"backing_off", "quarantined"} else state
+    return f"{state}: {detail}" if detail and state in FAILED else state
 
 
 def _shut_down(args: argparse.Namespace) -> int:

@@ -255,8 +255,11 @@ class ControlServer:
         self, arguments: Arguments, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         name = _text(arguments, "name")
-        ring = self._supervisor.rings.get(name)
-        if ring is None:
+        if name in self._supervisor.integrations.integrations:
+            ring = self._supervisor.ring(name)  # empty where it never ran
+        elif name in self._supervisor.rings:
+            ring = self._supervisor.rings[name]
+        else:
             known = ", ".join(sorted(self._supervisor.rings)) or "none"
             what = f"{name!r} has written nothing, or is no worker"
             raise NotFoundError("logs", what, f"These have: {known}. `vsm status` shows all.")

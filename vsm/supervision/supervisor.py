@@ -183,7 +183,7 @@ class Supervisor:
             changed=self._changed,
             operations_started=lambda: self.integrations.on_operations_started(),  # noqa: PLW0108 - built later
             operations_lost=self._operations_lost,
-            ring=self._ring,
+            ring=self.ring,
             offered=self.pinning.offered,
             learnt=self._learnt,
             consult=lambda what, about: own_answers.answer(self, what, about),
@@ -200,7 +200,7 @@ class Supervisor:
             operations_ready=lambda: self.systems.operations_ready,
             changed=self._changed,
             host=lambda: self.host,
-            ring=self._ring,
+            ring=self.ring,
             refused=self.recorder.refused,
             spared=lambda: self.recorder.pids() | self.integrations.egress.pids(),
             egress_refused=self._egress_refused,
@@ -285,7 +285,8 @@ class Supervisor:
         link = self.systems.operations_link()
         return link is not None and link.send(message, fds)
 
-    def _ring(self, name: str) -> OutputRing:
+    def ring(self, name: str) -> OutputRing:
+        """What that worker wrote to stderr; an empty one where it never did."""
         if name not in self.rings:
             self.rings[name] = OutputRing(name, self._on_line)
         return self.rings[name]
