@@ -84,8 +84,9 @@ def decisions(vsm: Running, rule: str) -> list[dict[str, Any]]:
 
 
 def held(vsm: Running, name: str) -> float:
+    """Its limit in MiB; 0 while it does not run."""
     claims = state(vsm, "system3")["budget"]["memory"]["claims"]
-    return next(float(one["held"]) / 2**20 for one in claims if one["name"] == name)
+    return next((float(one["held"]) / 2**20 for one in claims if one["name"] == name), 0.0)
 
 
 def measures_memory(vsm: Running) -> None:
@@ -133,6 +134,28 @@ def test_limit_too_tight_is_raised_within_its_ceiling_and_the_calls_succeed(vsm:
     assert details["memory"].endswith("set by system 3")
     assert "set by" not in details["cpu"], "it moved the limit of memory alone"
     assert {one["key"] for one in row["limits"] if "set by system 3" in one["detail"]} == {"memory"}
+
+
+def test_server_that_was_killed_for_want_of_memory_is_given_more_and_answers(vsm: Running) -> None:
+    """The kernel kills it at its limit; by the next sample it has half as much again."""
+    measures_memory(vsm)
+    samples = state(vsm, "system3")["samples"]
+    wait(  # nothing of what was used before is on its way any more
+        vsm,
+        "system3",
+        lambda s: s["samples"] > samples + 8 and s["reason"].endswith("for what is used"),
+    )
+    before = held(vsm, "hungry")
+    mib = int(before) + 16
+    assert not call(vsm, "hungry", "hold", mib=mib)
+    wait_ready(vsm, "hungry")
+    wait(vsm, "system3", lambda _: held(vsm, "hungry") >= before * 1.4)
+    assert call(vsm, "hungry", "hold", mib=mib)
+    done = vsm.vsm("events", "--json", "--kind", "worker.out_of_memory", "--worker", "hungry")
+    assert json.loads(done.stdout)
+    raised = [row for row in decisions(vsm, "budget.raise.need") if row["subject"] == "hungry"]
+    assert raised[-1]["inputs"]["why"].startswith("it met its limit of ")
+    assert raised[-1]["inputs"]["out_of_memory"] == 1
 
 
 def test_operators_own_limit_is_left_alone(vsm: Running) -> None:

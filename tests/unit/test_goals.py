@@ -138,7 +138,9 @@ def test_successor_hurts_as_its_predecessor_did_and_says_what_lasts_again_and_ag
     assert [one.severity for one in heir.feel({}, ratio, 5.0)] == ["pain"]
     assert heir.record().detail == {"missed": [list(RATIO)]}
     assert heir.feel({}, ratio, 4.0 + SAY_AGAIN_S) == []
-    assert [one.severity for one in heir.feel({}, ratio, 5.0 + SAY_AGAIN_S)] == ["pain"]
+    (again,) = heir.feel({}, ratio, 5.0 + SAY_AGAIN_S)
+    assert again.severity == "pain"
+    assert again.detail.endswith(": undecided (0.650 to 0.720) now, missed before")
     assert [one.severity for one in heir.feel({}, clear, 6.0 + SAY_AGAIN_S)] == ["relief"]
     assert heir.record().detail == {"missed": []}
     assert heir.feel({}, clear, 9.0 + 3 * SAY_AGAIN_S) == []

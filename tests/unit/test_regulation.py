@@ -1,6 +1,7 @@
 """The supervisor judges whatever S2 and S3 wish; a few fakes stand for its parts."""
 
 import asyncio
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 
 from vsm.configuration.config import Config
-from vsm.configuration.profile import load_profile
+from vsm.configuration.profile import LimitsDocument, compile_limits, load_profile
 from vsm.configuration.regulation import Control
-from vsm.confinement.cgroup import CgroupLimits
+from vsm.confinement.cgroup import CgroupLimits, Usage
 from vsm.core import restart
 from vsm.errors import VsmError
 from vsm.governance.regulation import _MOST_OPEN_DECISIONS, Regulator
 from vsm.messages import Damp, Decided, Happened, Move, Moved, Noted, ResourceRow, Settled
+from vsm.processes.launch import ExitReport
+from vsm.supervision.last_words import words
 
 MIB = 2**20
 BUDGET = {"memory": 700.0 * MIB, "cpu": 2.0}
@@ -274,7 +277,40 @@ def test_only_what_s4_says_is_kept_for_a_successor_of_s4() -> None:
     run(scenario)
 
 
+def ended(report: ExitReport, *, oom_kills: int) -> str:
+    """What the supervisor says of the end of a worker."""
+    usage = Usage(
+        memory_bytes=0, memory_peak_bytes=64 << 20, oom_kills=oom_kills, cpu_s=0.0, processes=0
+    )
+    return words(report, usage, compile_limits(LimitsDocument(memory="64M"), "test"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "counts"),
+    [
+        (ended(ExitReport(None, signal.SIGKILL), oom_kills=1), True),
+        (ended(ExitReport(1, None), oom_kills=1), True),  # a process below the server was killed
+        (ended(ExitReport(1, None), oom_kills=0), False),
+        (ended(ExitReport(None, signal.SIGKILL), oom_kills=0), False),
+        ("unfit: its server says killed: out of memory", False),
+    ],
+)
+def test_want_of_memory_is_known_by_the_words_that_are_said_of_it(
+    reason: str, counts: bool
+) -> None:
+    def scenario(world: World) -> None:
+        phases: list[restart.Phase] = ["starting", "ready", "backing_off"]
+        for phase, why in zip(phases, ["", "", reason], strict=True):
+            changed = restart.Changed(name="a", incarnation=1, phase=phase, reason=why)
+            world.regulator.changed(changed)
+        assert world.regulator.out_of_memory == ({"a": 1} if counts else {})
+
+    run(scenario)
+
+
 def test_crash_counts_once_however_many_phases_it_takes() -> None:
+    killed = ended(ExitReport(None, signal.SIGKILL), oom_kills=1)
+
     def scenario(world: World) -> None:
         def change(phase: restart.Phase, reason: str = "") -> None:
             world.regulator.changed(
@@ -283,8 +319,8 @@ def test_crash_counts_once_however_many_phases_it_takes() -> None:
 
         change("starting")
         change("ready")
-        change("backing_off", "out of memory: 64 MiB")
-        change("starting", "out of memory: 64 MiB")
+        change("backing_off", killed)
+        change("starting", killed)
         change("ready")
         swings = [message.change for message in world.told]
         assert swings == [1.0, -1.0, 1.0]

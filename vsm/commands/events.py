@@ -113,7 +113,7 @@ def _decision_line(row: Row) -> str:
     why, inputs = _why(row["inputs"])
     return (
         f"{when_text(row['at_ns'])}  {_cell(row['subject'], 14)}  {_cell(row['choice'], 12)}"
-        f"  by {_cell(row['rule'], 20)}{why}  from {_pairs(inputs)}"
+        f"  by {_cell(row['rule'], 20)}{why}{f'  from {_pairs(inputs)}' if inputs else ''}"
         f"  instead of {_pairs(row['alternatives'])}{outcome}"
     )
 

@@ -214,7 +214,7 @@ class Guard:
         tried = "a call that was tried failed"
         cause = tried if before == "half_open" else f"{terms.failures} failures, the last"
         detail = {
-            "open": f"{cause}: {why}; calls are refused for {terms.open_s:g} s",
+            "open": f"{cause}: {why.rstrip('.')}; calls are refused for {terms.open_s:g} s",
             "half_open": f"calls are tried one at a time, {terms.successes} in a row close it",
             "closed": why or f"{terms.successes} calls in a row were answered",
         }[phase]

@@ -35,6 +35,7 @@ from vsm.messages import (
     Settled,
 )
 from vsm.supervision.instance_set import integration_of
+from vsm.supervision.last_words import is_out_of_memory
 
 if TYPE_CHECKING:
     from vsm.configuration.profile import Limits
@@ -118,7 +119,7 @@ class Regulator:
             and change.phase in {"backing_off", "starting", "quarantined", "stopped"}
             and before not in {"backing_off", "quarantined"}  # else it is the same crash
         )
-        if crashed and change.reason.startswith("out of memory"):
+        if crashed and is_out_of_memory(change.reason):
             self.out_of_memory[name] = self.out_of_memory.get(name, 0) + 1
         told = change.phase == "ready" or (crashed and change.phase != "stopped")
         if told and change.name == name:

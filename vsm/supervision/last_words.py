@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vsm.supervision.running_worker import RunningWorker
 
 OUT_OF_MEMORY: Final = "out of memory"  # the journal has a kind of its own for it
+_KILLED_FOR_IT: Final = f"killed: {OUT_OF_MEMORY}"
+_A_PROCESS: Final = " after a process of it was "
 _KILLED: Final = 128 + signal.SIGKILL
 
 
@@ -22,6 +24,12 @@ def describe(running: "RunningWorker", report: ExitReport) -> str:
     """One line for status, log and journal."""
     provided = running.provided
     return _plain(report) if provided is None else words(report, *_counted(provided))
+
+
+def is_out_of_memory(reason: str) -> bool:
+    """Whether a worker that served ended so: it, or a process of it, had no memory left."""
+    before, killed, _ = reason.partition(_KILLED_FOR_IT)
+    return bool(killed) and (not before or before.endswith(_A_PROCESS))
 
 
 def describe_start(running: "RunningWorker", error: Exception) -> str:
@@ -52,10 +60,10 @@ def start_failure(error: Exception, usage: Usage | None, limits: Limits) -> str:
 
 
 def _out_of_memory(usage: Usage, limit_bytes: int | None, report: ExitReport) -> str:
-    cause = f"killed: {OUT_OF_MEMORY}{_of_limit(usage, limit_bytes)}"
+    cause = f"{_KILLED_FOR_IT}{_of_limit(usage, limit_bytes)}"
     if report.signal == signal.SIGKILL or report.status == _KILLED:
         return cause
-    return f"{_plain(report)} after a process of it was {cause}"
+    return f"{_plain(report)}{_A_PROCESS}{cause}"
 
 
 def _of_limit(usage: Usage, limit_bytes: int | None) -> str:

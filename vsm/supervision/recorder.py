@@ -19,13 +19,12 @@ from vsm.link import LinkStatistics
 from vsm.supervision import provision
 from vsm.supervision.group import GroupRunner
 from vsm.supervision.instance_set import integration_of
-from vsm.supervision.last_words import OUT_OF_MEMORY
+from vsm.supervision.last_words import is_out_of_memory
 
 OPERATIONS: Final = "system1"
 _LOOK_S: Final = 10.0  # how often links are asked what they dropped
 _RETRY_S: Final = 30.0  # for a state directory that is not there or not private
 _PHASE_SEVERITY: Final = {"backing_off": "warning", "quarantined": "error"}
-_OUT_OF_MEMORY: Final = f"killed: {OUT_OF_MEMORY}"
 _LOST: Final = ("dropped", "invalid")
 
 Links = Callable[[], Iterator[tuple[str, int, LinkStatistics]]]
@@ -314,7 +313,7 @@ def _named(
         return "worker.hung", "error"
     if isinstance(event, restart.Failed):
         return "worker.unfit", "error"
-    if event.reason.startswith(_OUT_OF_MEMORY):
+    if is_out_of_memory(event.reason):
         return "worker.out_of_memory", "error"
     commanded = old.after in {"stop", "restart"} or not old.wanted
     return "worker.exited", "info" if commanded or event.clean else "warning"

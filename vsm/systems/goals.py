@@ -64,7 +64,7 @@ class Goals:
                 severity=change.severity,
                 subject=change.standing.goal.subject,
                 cause=change.standing.goal.cause,
-                detail=words(change.standing),
+                detail=_told(change),
             )
             for change in found
         ]
@@ -86,3 +86,10 @@ class Goals:
         ratio: Any = outlook.get("requisite_ratio")
         interval = None if ratio is None else (ratio["low"], ratio["high"])
         return measure(self._goals, table, interval)
+
+
+def _told(change: Change) -> str:
+    """A pain that lasts although its figure no longer shows it was felt on earlier evidence."""
+    told = words(change.standing)
+    lasts = change.severity == "pain" and change.standing.state != "missed"
+    return f"{told} now, missed before" if lasts else told
