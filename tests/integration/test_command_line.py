@@ -165,6 +165,21 @@ def test_doctor_finds_a_wrong_configuration(scratch: Path) -> None:
     assert findings["python"]["result"] == "ok"
 
 
+def test_doctor_finds_a_working_directory_that_is_not_there(scratch: Path) -> None:
+    config = scratch / "vsm.toml"
+    config.write_text(
+        '[integrations.a]\ncommand = ["/bin/true"]\ncwd = "./missing"\n'
+        '[integrations.b]\ncommand = ["/bin/true"]\ncwd = "."\n'
+    )
+    done = _vsm("doctor", "--config", str(config), "--json")
+    config.unlink()
+    findings = {item["check"]: item for item in json.loads(done.stdout)}
+    assert findings["integration a"]["result"] == "fail"
+    assert "integrations.a.cwd: no folder " in findings["integration a"]["detail"]
+    assert "correct the path" in findings["integration a"]["remedy"]
+    assert findings["integration b"]["result"] == "ok"
+
+
 def test_doctor_warns_of_grants_that_include_vsms_own_folders(
     runtime_dir: Path, scratch: Path
 ) -> None:

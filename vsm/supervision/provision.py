@@ -309,6 +309,7 @@ def _request(
 ) -> WorkerRequest:
     """What the configuration says of a worker; its groups and state directory are added later."""
     env = {**integration.env, **_secrets(integration)}
+    _check_cwd(integration)
     needed = needed_by(integration, profile, env=env, path=os.environ.get("PATH", ""))
     written = (*host.written, *integration.write, *profile.files.write)
     _refuse_written(integration.name, (needed.executable, *needed.read), written)
@@ -329,6 +330,14 @@ def _request(
         uid=uid,
         report=True,
     )
+
+
+def _check_cwd(integration: Integration) -> None:
+    cwd = integration.cwd
+    if cwd is None or os.path.isdir(cwd) or integration.state:  # a state directory may yet be made
+        return
+    remedy = "Make it, or correct the path; it must be in read or write as well."
+    raise ConfigurationError(f"integrations.{integration.name}.cwd", f"no folder {cwd}", remedy)
 
 
 def needed_by(
