@@ -33,6 +33,9 @@ WAYS = (
     "silence",
     "flood",
     "deaf",
+    "late",
+    "change",
+    "die",
 )
 CALLS = 300
 PACE_S = 0.001

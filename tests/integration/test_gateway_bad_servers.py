@@ -52,6 +52,77 @@ def test_a_broken_answer_ends_its_call_with_the_reason_and_harms_no_other(
     uvloop.run(main())
 
 
+# What a server does: how many of two calls are answered, and what is said to those that are not.
+WAYS: dict[str, tuple[int, str]] = {
+    "bad_utf8": (0, "invalid UTF-8"),
+    "garbage": (2, ""),
+    "endless": (0, "Raise max_frame_bytes"),
+    "deep": (0, "nested too deeply"),
+    "big": (2, ""),
+    "unknown_id": (2, ""),
+    "duplicate": (2, ""),
+    "same_id": (2, ""),
+    "silence": (0, "did not answer within 1 s"),
+    "flood": (2, ""),
+    "deaf": (1, "did not answer within 1 s"),
+    "die": (0, "while the request was in flight"),
+    "late": (0, "did not answer within 1 s"),
+    "change": (2, ""),
+    "mute": (0, "will be started again"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_a_server_does_its_neighbour_answers_every_call_meanwhile(way: str) -> None:
+    answered, says = WAYS[way]
+    asked = 1 if way == "endless" else 2  # two would be written into each other's line
+    large = {"max_frame_bytes": 64 * 2**20} if way == "big" else {}
+    patience_s = 1.0 if "did not answer" in says else 60.0  # what is read slowly comes late
+
+    async def main() -> None:
+        mode = [way] if way == "mute" else []
+        async with harness.running({"good": harness.echo_legacy("good")}) as gateway:
+            bad = harness.echo_legacy("bad", *mode)
+            worker = await gateway.start(
+                "bad", bad, call_timeout_s=patience_s, start_timeout_s=1.0, **large
+            )
+            if not mode:
+                await gateway.ready()
+            client, other = await gateway.raw(roots={}), await gateway.raw()
+            arguments = {"bytes": 50_000_000} if way == "big" else {}
+            ended: list[dict[str, Any]] = []
+
+            async def misuse() -> None:
+                for number in range(asked):
+                    params = {"name": f"bad__{way}", "arguments": arguments}
+                    client.send(id=f"bad {number}", method="tools/call", params=params)
+                while len(ended) < asked:
+                    message = await client.receive()
+                    if message.get("method") == "roots/list":
+                        client.send(id=message["id"], result={"roots": []})
+                    elif "method" not in message:
+                        ended.append(message)
+
+            misused = asyncio.create_task(misuse())
+            calls = 0
+            while calls < 100 or not misused.done():
+                assert echoed(await other.call(f"good {calls}", "good__echo")) == "good"
+                calls += 1
+            await misused
+            errors = [one["error"]["message"] for one in ended if "error" in one]
+            assert len(errors) == asked - answered, errors
+            assert all(says in text and text.startswith("bad") for text in errors), errors
+            heard = {message.get("method") for message in other.early}
+            assert heard <= {"notifications/tools/list_changed"}, "of the other's tools"
+            neighbour = gateway.gateway.fleet.integrations["good"].upstream
+            assert neighbour is not None
+            assert (neighbour.broken_frames, neighbour.strays, neighbour.tally[1]) == (0, 0, 0)
+            assert gateway.reported.unfit_reasons.keys() <= {worker}
+            assert {who for who, _ in gateway.reported.notices} <= {worker}
+
+    uvloop.run(main())
+
+
 @pytest.mark.parametrize("tool", ["garbage", "unknown_id", "duplicate"])
 def test_noise_between_answers_is_counted_and_passed_to_nobody(tool: str) -> None:
     async def main() -> None:

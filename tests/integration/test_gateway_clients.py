@@ -257,3 +257,20 @@ def test_a_modern_client_hears_log_messages_only_where_it_asks_for_them() -> Non
             assert (await client.receive())["id"] == 2
 
     asyncio.run(main())
+
+
+def test_every_call_of_every_client_reaches_the_same_process() -> None:
+    async def main() -> None:
+        servers = {"old": harness.echo_legacy("old"), "new": harness.echo_modern("new")}
+        processes: dict[str, set[int]] = {name: set() for name in servers}
+        async with harness.running(servers) as gateway:
+            for transport in TRANSPORTS:
+                for mode in ("legacy", "2026-07-28"):
+                    async with gateway.client(transport, mode=mode) as c:
+                        for name in (*servers, *servers):
+                            called = json.loads(text_of(await c.call_tool(f"{name}__echo", {})))
+                            processes[name].add(called["pid"])
+            started = {worker.split("-")[0]: one.pid for worker, one in gateway.servers.items()}
+        assert processes == {name: {pid} for name, pid in started.items()}
+
+    asyncio.run(main())

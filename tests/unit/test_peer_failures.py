@@ -9,7 +9,7 @@ FAILURES = (
     *("leaked", "takes all down", "gateway dead", "UTF-8", "100,000 deep", "50 MB", "noise"),
     *("share one server", "stale", "notifications", "cancellations", "64 characters"),
     *("fill the context", "time-outs", "Host or Origin", "no tools and no error", "asks back"),
-    *("one credential", "without a sandbox"),
+    *("one credential", "without a sandbox", "for every call"),
 )
 
 
