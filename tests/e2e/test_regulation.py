@@ -108,7 +108,10 @@ def test_budget_is_kept_then_an_idle_system_moves_nothing_and_says_why(vsm: Runn
     samples = state(vsm, "system3")["samples"]
     seen = wait(vsm, "system3", lambda s: s["samples"] > samples + 3)
     assert seen["moves"] == before
+    assert {row["source"] for row in decisions(vsm, "")} == {"system3"}, "nobody else did anything"
+    assert "no demand observed" in state(vsm, "system4")["lacks"]
     told = vsm.vsm("status").stdout
+    assert "goal: a requisite ratio of at least 0.7: not enough evidence" in told
     assert "of 448 MiB given: every limit is wide enough for what is used" in told
 
 

@@ -140,7 +140,7 @@ def test_a_held_call_is_released_refused_or_taken_back() -> None:
             denied = await client.answer(1)
             assert denied["error"] == {
                 "code": -32003,
-                "message": "Denied: denied, by root.",
+                "message": "Not approved: denied, by root.",
                 "data": {"integration": "it", "sent": False},
             }
             gate.verdict(second.id, "approved", approved=True)

@@ -181,6 +181,9 @@ def test_each_move_says_in_words_and_units_why_it_is_made() -> None:
     assert over == "all limits together are 200 MiB, the budget is 150 MiB; it needs 20 MiB"
     given = reasons(200, Claim("a", 10, 500, 100, 150), Claim("b", 10, 500, 100, 20))["b"]
     assert given == "a needs more than the budget has left; it needs 20 MiB"
+    rounded = Change("a", 40.0 * MIB, 43.0 * MIB, "raise.need")
+    close = Claim("a", 10 * MIB, 500 * MIB, 40 * MIB, 43.8 * MIB)
+    assert "room" not in why("memory", rounded, [close], 1000 * MIB), "rounded, not cut"
     above = reasons(1000, Claim("a", 10, 50, 100, 20))["a"]
     assert above == "it has more than its ceiling of 50 MiB"
     floor = reasons(1000, Claim("a", 200, 500, 100, 20))["a"]

@@ -351,7 +351,7 @@ class RuleGate(Gate):
         elif approved:
             held.go(held.call)
         else:
-            held.call.failed(jsonrpc.DENIED, f"Denied: {reason}.")
+            held.call.failed(jsonrpc.DENIED, f"Not approved: {reason}.")
 
     def _overdue(self, question_id: int) -> None:
         self.verdict(question_id, "nobody approved it in time", approved=False)

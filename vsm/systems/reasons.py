@@ -5,7 +5,7 @@ Pure; runs in system 3.
 
 from collections.abc import Sequence
 
-from vsm.core.budget import Change, Claim
+from vsm.core.budget import LEAST_CHANGE, Change, Claim
 from vsm.systems.samples import amount
 
 _SHOWN = 3  # of those for whom somebody else gives
@@ -41,7 +41,7 @@ def _needed(resource: str, change: Change, mine: Claim) -> str:
         if mine.pressed
         else f"its greatest use lately and a quarter more are {need}, its limit is {held}"
     )
-    if change.after >= mine.need:
+    if change.after >= mine.need * (1 - LEAST_CHANGE):  # but for what is rounded down
         return found
     bound = "its ceiling is" if change.after >= mine.ceiling else "the budget has room for"
     return f"{found}; {bound} {amount(resource, change.after)}"
