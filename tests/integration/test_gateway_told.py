@@ -217,3 +217,47 @@ def test_a_modern_request_makes_a_legacy_server_tell_as_much_as_it_asks_for() ->
                 assert levels == (["error"] if level == "alert" else ["error", "info"])
 
     uvloop.run(main())
+
+
+def test_a_question_that_its_server_withdraws_is_withdrawn_from_the_client_that_was_asked() -> None:
+    async def main() -> None:
+        async with running({"it": remembering(), "other": remembering()}) as gateway:
+            client, caller = await gateway.raw(elicitation={}), await gateway.raw()
+            for server in ("it", "other"):
+                call = {"method": "elicitation/create", "params": FORM}
+                params = {"name": f"{server}__ask", "arguments": call}
+                client.send(id=server, method="tools/call", params=params)
+            first, second = await client.receive(), await client.receive()
+            question = value(await caller.call(1, "it__asking"))[0]
+            gone = {"requestId": question, "reason": "no longer"}
+            await caller.call(2, "it__tell", method="notifications/cancelled", params=gone)
+            withdrawn = await told(client, "notifications/cancelled")
+            assert withdrawn["params"]["requestId"] == first["id"]
+            for one in (first, second):
+                client.send(id=one["id"], result={"action": one["id"]})
+            assert value(await client.answer("other")) == {"action": second["id"]}
+            assert value(await caller.call(3, "it__asking")) == [question], "nobody answered it"
+
+    uvloop.run(main())
+
+
+def test_a_question_that_is_withdrawn_while_a_modern_client_thinks_is_not_answered() -> None:
+    async def main() -> None:
+        async with running({"it": remembering()}) as gateway:
+            client = await Raw.connect(gateway.socket_path)
+            gateway.raws.append(client)
+            other = await gateway.raw()
+            meta = {**MODERN, META + "clientCapabilities": {"elicitation": {}}}
+            call = {"method": "elicitation/create", "params": FORM}
+            params = {"name": "it__ask", "arguments": call, "_meta": meta}
+            asked = (await client.request(1, "tools/call", **params))["result"]
+            (name,) = asked["inputRequests"]
+            (question,) = value(await other.call(1, "it__asking"))
+            gone = {"requestId": question}
+            await other.call(2, "it__tell", method="notifications/cancelled", params=gone)
+            back = {"requestState": asked["requestState"], "inputResponses": {name: {}}}
+            client.send(id=2, method="tools/call", params={**params, **back})
+            await client.request(3, "server/discover", _meta=MODERN)
+            assert value(await other.call(3, "it__asking")) == [question], "nobody answered it"
+
+    uvloop.run(main())

@@ -2,7 +2,8 @@
 
 `ask` puts a question and is answered by what comes back, `tell` sends a notification once it is
 answered, `refer` answers by the error that wants its client to go to a URL first; `heard` waits
-for so many messages of a method and is answered by their params.
+for so many messages of a method and is answered by their params, `asking` by the ids of questions
+that nobody answered.
 """
 
 import json
@@ -14,7 +15,8 @@ asking: dict[str, int] = {}
 waiting: list[tuple[int, dict[str, Any]]] = []
 CAPABILITIES = {"tools": {}, "logging": {}}
 TOOLS = [
-    {"name": name, "inputSchema": {"type": "object"}} for name in ("ask", "tell", "refer", "heard")
+    {"name": name, "inputSchema": {"type": "object"}}
+    for name in ("ask", "tell", "refer", "heard", "asking")
 ]
 
 
@@ -39,6 +41,8 @@ def call(request_id: int, tool: str, arguments: dict[str, Any]) -> None:
         send(id=request_id, error={"code": -32042, "message": "go there first", "data": data})
     elif tool == "heard":
         waiting.append((request_id, arguments))
+    elif tool == "asking":
+        answer(request_id, list(asking))
     else:
         answer(request_id, "soon")
         send(**said)
