@@ -76,6 +76,7 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code (docs/cli.md lists them)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _fill_standard_streams()
     try:
         return _told(words) if words else _usage()
     except KeyboardInterrupt:
@@ -84,6 +85,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone; keep the interpreter from failing again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_BROKEN_PIPE
+
+
+def _fill_standard_streams() -> None:
+    """Put /dev/null where a caller closed 0, 1 or 2.
+
+    Else what is opened next gets that number, and is read, written and handed on as the stream.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(number, True)  # noqa: FBT003 - positional only
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _told(words: list[str]) -> int:

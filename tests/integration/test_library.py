@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import ctypes
 import mmap
 import os
@@ -665,15 +666,19 @@ input()
         assert select.select([runner], [], [], 20)[0], "the runner outlived its program"
     finally:
         os.close(runner)
+        program.kill()
         program.communicate()
 
 
 def _wait_descendants(root: int, name: str, count: int) -> None:
     import psutil
 
-    deadline = time.monotonic() + 30
+    deadline, names = time.monotonic() + 30, list[str]()
     while time.monotonic() < deadline:
-        names = [child.name() for child in psutil.Process(root).children(recursive=True)]
+        names = []
+        for child in psutil.Process(root).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended as we looked
+                names.append(child.name())
         if names.count(name) >= count:
             return
         time.sleep(0.02)
@@ -684,9 +689,14 @@ def test_a_killed_runner_fails_the_run_and_the_next_run_has_another() -> None:
     text = """
 import os, signal, sys, threading, time, psutil, vsm
 from vsm.library.runner_link import runner_pid
+def is_sleep(child):
+    try:
+        return child.name() == "sleep"
+    except psutil.NoSuchProcess:  # it ended as we looked
+        return False
 def kill():
     runner = psutil.Process(runner_pid())
-    while "sleep" not in [child.name() for child in runner.children(recursive=True)]:
+    while not any(map(is_sleep, runner.children(recursive=True))):
         time.sleep(0.02)
     runner.kill()
 vsm.run(int)

@@ -66,6 +66,27 @@ def test_death_by_a_signal_is_128_and_its_number(who: Who, tier: str) -> None:
     assert done.returncode == 128 + signal.SIGKILL, done.stderr
 
 
+@pytest.mark.parametrize("tier", TIERS)
+def test_closed_streams_are_empty_inside_and_hold_nothing_of_vsms(who: Who, tier: str) -> None:
+    script = (
+        "import os\n"
+        "links = [os.readlink(f'/proc/self/fd/{fd}') for fd in range(3)]\n"
+        "os.write(2, '\\n'.join(links).encode())\n"
+        "os._exit(7 + len(os.read(0, 1)))\n"
+    )
+    argv, terms = _command(who)
+    words = [*argv, "--tier", tier, "--", "/usr/bin/python3", "-c", script]
+    for closed, seen in (("<&-", "0"), (">&-", "1"), ("<&- >&-", "01")):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *words],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+            **terms,
+        )  # fmt: skip
+        links = done.stderr.splitlines()
+        assert [links[int(number)] for number in seen] == ["/dev/null"] * len(seen), done
+        assert (done.returncode, len(links)) == (7, 3), done
+
+
 def test_verbose_prints_every_layer() -> None:
     done = run("-v", "--", "/bin/true")
     for layer in ("user", "root_filesystem", "network", "landlock", "seccomp", "memory"):
