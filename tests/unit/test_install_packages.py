@@ -26,7 +26,9 @@ from vsm.core.packages import (
     server_name,
     without_password,
 )
+from vsm.install.python import last_words
 from vsm.install.registry import _allow
+from vsm.install.sandbox import Done
 
 REGISTRY = Sources(("r", 443), {"@own": ("own", 443)}, lambda *place: place == ("more", 443))
 HASH = "sha512-" + "A" * 86 + "=="
@@ -202,6 +204,19 @@ def test_why_a_page_was_not_got_is_told_from_pips_words(reason: str, trouble: st
     assert trouble in found
     assert bool(found) == bool(trouble)
     assert parse_fetch_trouble("x (2.0)\nAvailable versions: 2.0") == ""
+
+
+@pytest.mark.parametrize("word", ["error", "ERR!"])  # npm 10 and before it
+def test_of_what_npm_says_the_first_sentence_is_told(word: str) -> None:
+    lines = [
+        "code FETCH_ERROR",
+        "errno FETCH_ERROR",
+        "invalid json at http://x",
+        "more",
+        "log in y",
+    ]
+    said = last_words(Done(1, "".join(f"npm {word} {line}\n" for line in lines)))
+    assert said == f"npm {word} invalid json at http://x"
 
 
 def test_a_registrys_name_that_leads_to_metadata_is_not_let_there(

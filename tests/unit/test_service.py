@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hardened import PROBES
 
 from vsm.cli import main
 from vsm.commands.service_reach import unreached
@@ -46,6 +47,11 @@ def test_a_user_unit_holds_only_what_a_user_manager_can_do() -> None:
 @pytest.mark.parametrize("directive", [*USED, *NOT_USED], ids=lambda one: one.line[:40])
 def test_the_documentation_has_a_row_for_each_directive(directive: object) -> None:
     assert f"| `{directive.line}` |" in OPERATIONS  # type: ignore[attr-defined]
+
+
+def test_each_directive_has_an_attempt_that_it_refuses() -> None:
+    """`scripts/service-proof --hardening` makes them without it, under it alone and under all."""
+    assert set(PROBES) == {directive.name for directive in USED}
 
 
 def test_what_supervision_needs_is_there() -> None:

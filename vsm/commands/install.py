@@ -73,14 +73,18 @@ def _install(args: argparse.Namespace) -> int:
         return 0
     state = "installed" if done else "is installed already"
     print(f"{server.name} {server.version} {state}: {len(server.files)} packages pinned")
+    if not server.commands:
+        print(f"It offers no command, as a library does: `vsm uninstall {server.name}` removes it,")
+        print("unless its own page says how it is started.")
+        return 0
     print("\nFor vsm.toml:\n")
     print(f"[integrations.{server.name}]")
     profile = "node-server" if server.kind == "npm" else "python-server"
     if server.command:
         print(f"command = {json.dumps(list(server.command))}")
     else:
-        listed = ", ".join(map(clean, server.commands)) or "none"
-        print(f"command = []   # its commands: {listed}")
+        listed = ", ".join(map(clean, server.commands))
+        print(f"command = []   # which of its commands is the server? {listed}")
     print(f'profile = "{profile}"')
     print(f"\n{SEES_NOTHING.format(name=server.name, profile=profile)}")
     return 0
@@ -157,4 +161,5 @@ def _verdict(row: dict[str, str]) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"vsm: {clean(line)} ...", file=sys.stderr, flush=True)
+    more = "" if line.endswith(".") else " ..."  # a sentence has ended
+    print(f"vsm: {clean(line)}{more}", file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from vsm.install.store import CURRENT, HASHES_FILE, PinnedFile, Server, ServerSt
 from vsm.install.tree import freeze, remove
 
 _TEMPORARY: Final = ("tmp", WHEELS)
+_WITHOUT_SCRIPT: Final = "if the server does not work without it, look for another version."
 Installer = PythonInstaller | NodeInstaller
 Say = Callable[[str], None]
 
@@ -75,7 +76,7 @@ def _install(
         hashes = _compare(package, files, store.hashes())
         for one in files:
             if one.install_script:
-                say(f"{one.file} brings an install script, which is not run")
+                say(f"{one.file} brings an install script, which is not run: {_WITHOUT_SCRIPT}")
         say(f"unpacking {len(files)} packages, offline" if package.kind == "pypi" else "unpacking")
         installer.unpack(files)
         command, commands = installer.commands()

@@ -39,7 +39,9 @@ LOCK: Final = "lock.txt"
 ENVIRONMENT: Final = "env"
 _MOST_TEXT_BYTES: Final = 1 << 20
 _CHATTER: Final = ("Removed ", "Remote version", "Cleaning up")  # what pip -vv says at its end
+_NOT_FOUND: Final = "404 Client Error"
 _NO_SPACE: Final = re.compile(r"\[Errno 28\]|ENOSPC")
+_NPM_SAYS: Final = re.compile(r"npm (error|ERR!) (?!(code|errno|syscall|type) )")
 _EXEC: Final = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
 REFUSED_PROGRAM: Final = "vsm lets no program start here"
 # Runs as pip. pip itself is no attacker, it only has to be kept from building: a hook of the
@@ -240,13 +242,21 @@ class PythonInstaller:
         where = str(self._package)
         done = self._versions()
         if done.status != 0:
-            return VsmError(where, "there is no such package", "Correct its name.")
+            return self._explain_unknown(done)
         listed = re.search(r"(?m)^Available versions: (.*)$", done.output)
         if listed and self._package.version in listed.group(1).split(", "):
             what = "has no wheel for this Python; building it would run its code"
             return VsmError(where, what, "Choose another version, or another Python.")
         newest = parse_latest(done.output)
         return VsmError(where, "there is no such version", f"The newest is {newest}.")
+
+    def _explain_unknown(self, done: Done) -> VsmError:
+        """A registry that has no such package says so; a page without a file may be anything's."""
+        where = str(self._package)
+        if _NOT_FOUND in done.output or not self.registry.hosts:
+            return VsmError(where, "there is no such package", "Correct its name.")
+        what = f"the registry ({_hosts(self.registry)}) answers, and lists no file of it"
+        return VsmError(where, what, "Correct its name, or that address: see `pip config list`.")
 
 
 def _is_link(name: str, folder_fd: int) -> bool:
@@ -278,6 +288,6 @@ def last_words(done: Done) -> str:
     lines = [line for line in lines if not line.startswith(_CHATTER)]
     pip = [line for line in lines if line.startswith("ERROR") and line != "ERROR: Exception:"]
     # npm says first what happened, and then at length what to do about it.
-    npm = [line for line in lines if line.startswith("npm error") and " code " not in line]
+    npm = [line for line in lines if _NPM_SAYS.match(line)]
     text = pip[-1] if pip else npm[0] if npm else lines[-1] if lines else f"status {done.status}"
     return "".join(character for character in text if character.isprintable())[:300]

@@ -22,6 +22,8 @@ from vsm.core.packages import Location, parse_location, parse_pip_settings, with
 from vsm.errors import VsmError
 
 _ASK_TIMEOUT_S: Final = 60.0
+_NPM_PATIENCE: Final = "300000"  # npm's own default, in ms; it tries twice
+_PATIENCE: Final = "120000"
 _DEFAULT_NPM: Final = "https://registry.npmjs.org/"
 _DEFAULT_INDEX: Final = "https://pypi.org/simple"
 # The one index that keeps its files elsewhere by design.
@@ -116,7 +118,11 @@ def npm_registry(scope: str = "") -> Registry:
     urls = [url, *own.values()]
     locations = [_location(one, "npm's configuration") for one in urls]
     certificate = settings.get("cafile", "")
-    env = {"npm_config_registry": url}
+    patience = settings.get("fetch-timeout", _NPM_PATIENCE)
+    env = {
+        "npm_config_registry": url,
+        "npm_config_fetch_timeout": _PATIENCE if patience == _NPM_PATIENCE else patience,
+    }
     if certificate:
         env["npm_config_cafile"] = certificate
     if settings.get("strict-ssl") == "False":
