@@ -6,6 +6,7 @@ from typing import Any
 
 import gateway_harness as harness
 import pytest
+import uvloop
 from mcp import Client
 
 from vsm.gateway.client import MAX_IN_FLIGHT
@@ -274,3 +275,22 @@ def test_every_call_of_every_client_reaches_the_same_process() -> None:
         assert processes == {name: {pid} for name, pid in started.items()}
 
     asyncio.run(main())
+
+
+def test_what_a_modern_server_tells_is_heard_while_subscriptions_change() -> None:
+    async def main() -> None:
+        async with harness.running({"new": harness.echo_modern("new")}) as gateway:
+            client = await gateway.raw()
+            for number in range(3):
+                uri = f"mem://new/{number}"
+                await client.request(f"on {number}", "resources/subscribe", uri=uri)
+            await client.request("off", "resources/unsubscribe", uri="mem://new/0")
+            unheard = await client.call("unheard", "new__unheard")
+            assert json.loads(unheard["result"]["content"][0]["text"]) == []
+            for number in range(3):
+                uri = f"mem://new/{number}"
+                await client.call(f"touch {number}", "new__touch", uri=uri)
+            told = [one["params"]["uri"] for one in client.early]
+            assert told == ["mem://new/1", "mem://new/2"], "each is told once"
+
+    uvloop.run(main())

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import gateway_harness as harness
+import pytest
 import uvloop
 from gateway_harness import Harness, Raw
 from mcp import Client
+from mcp_types import ElicitResult
 
 import vsm.core.demand as names
 from vsm.gateway.views import View
@@ -413,3 +415,50 @@ def test_control_without_a_view_search_tools_are_not_there() -> None:
         assert tools_of(await blind.request(1, "tools/list")) == set()
 
     run(main)
+
+
+@pytest.mark.parametrize("transport", ["unix", "http"])
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+def test_a_call_by_search_has_progress_questions_and_cancellation(
+    transport: str, mode: str
+) -> None:
+    async def elicited(_context: Any, _params: Any) -> ElicitResult:
+        return ElicitResult(action="accept", content={"ok": True})
+
+    async def main() -> None:
+        servers = {"old": harness.echo_legacy("old"), "new": harness.echo_modern("new")}
+        schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
+        question = {"message": "sure?", "requestedSchema": schema}
+        asks = {"old": "old__ask", "new": "new__question"}
+        searching = harness.running(servers, views=[View("default", search=True)])
+        async with (
+            searching as gateway,
+            gateway.client(transport, mode=mode, elicitation_callback=elicited) as c,
+        ):
+            for server in servers:
+                steps: list[float] = []
+
+                async def stepped(done: float, *_: Any, steps: list[float] = steps) -> None:
+                    steps.append(done)
+
+                def by_search(tool: str, **arguments: Any) -> dict[str, Any]:
+                    return {"name": tool, "arguments": arguments}
+
+                progress = by_search(f"{server}__progress")
+                await c.call_tool("vsm__call", progress, progress_callback=stepped)
+                assert steps == [0, 1, 2]
+                asked = by_search(asks[server], method="elicitation/create", params=question)
+                answer = await c.call_tool("vsm__call", asked)
+                assert '"ok": true' in answer.content[0].text  # type: ignore[union-attr]
+                slow = by_search(f"{server}__slow", seconds=600)
+                call = asyncio.ensure_future(c.call_tool("vsm__call", slow))
+                upstream = gateway.gateway.fleet.integrations[server].upstream
+                assert upstream is not None
+                async with asyncio.timeout(20):
+                    while not upstream.calls():  # noqa: ASYNC110 - no event tells of it
+                        await asyncio.sleep(0)
+                    call.cancel()
+                    while upstream.calls():  # noqa: ASYNC110 - the same
+                        await asyncio.sleep(0)
+
+    asyncio.run(main())

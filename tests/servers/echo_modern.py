@@ -13,6 +13,7 @@ META = "io.modelcontextprotocol/"
 lock = threading.Lock()
 listens: dict[Any, dict[str, Any]] = {}
 extra: list[str] = []
+unheard: list[Any] = []  # subscriptions that ended while there was no other
 
 
 def send(**message: Any) -> None:
@@ -63,6 +64,8 @@ def call(request_id: Any, params: dict[str, Any]) -> None:
     elif tool == "touch":
         uri = arguments["uri"]
         tell_listeners("notifications/resources/updated", "resourceSubscriptions", uri=uri)
+    elif tool == "unheard":
+        result = complete(content=[{"type": "text", "text": json.dumps(unheard)}])
     elif tool == "die":
         os._exit(1)
     send(id=request_id, result=result)
@@ -79,7 +82,17 @@ def serve(method: str, params: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR09
         info = {META + "serverInfo": {"name": NAME, "version": "1"}}
         return cached(supportedVersions=[VERSION], capabilities=capabilities, _meta=info)
     if method == "tools/list":
-        names = ["echo", "slow", "progress", "question", "change", "touch", "die", *extra]
+        names = [
+            "echo",
+            "slow",
+            "progress",
+            "question",
+            "change",
+            "touch",
+            "unheard",
+            "die",
+            *extra,
+        ]
         return cached(tools=[{"name": n, "inputSchema": {"type": "object"}} for n in names])
     if method == "resources/list":
         return cached(resources=[{"uri": f"mem://{NAME}/one", "name": "one"}])
@@ -123,4 +136,6 @@ for line in sys.stdin:
         if "id" in received and "method" in received:
             request(received)
         elif received.get("method") == "notifications/cancelled":
-            listens.pop(received["params"]["requestId"], None)
+            gone = received["params"]["requestId"]
+            if listens.pop(gone, None) is not None and not listens:
+                unheard.append(gone)

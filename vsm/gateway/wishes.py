@@ -4,11 +4,14 @@ Owns no state but what the server's own object holds: which resources are watche
 Whose server it is was decided before. Runs in S1's event loop.
 """
 
+from typing import Any
+
 from msgspec import Raw
 
 from vsm.gateway.call import Inquiry
 from vsm.gateway.client import Client
 from vsm.gateway.integration import Server, listen_params
+from vsm.gateway.upstream import Upstream
 from vsm.protocol import jsonrpc
 from vsm.protocol.jsonrpc import Message
 from vsm.protocol.tables import LOG_LEVELS, ROOTS_CHANGED
@@ -101,17 +104,22 @@ def _subscribe(
 
 
 def _listen(server: Server) -> None:
-    """Open, or open anew, the gateway's own subscription to a modern server."""
+    """Open, or open anew, the gateway's own subscription to a modern server.
+
+    The new one comes before the end of the old one, so that nothing is missed in between.
+    """
     upstream, session = server.upstream, server.session
     if upstream is None or session is None:
         return
-    if server.listen_id is not None:
-        upstream.forget(server.listen_id)
-        server.listen_id = None
+    before, server.listen_id = server.listen_id, None
     params = listen_params(session, sorted(server.watched))
-    if params is None:
-        return
+    if params is not None:
+        _open_listen(server, upstream, params)
+    if before is not None:
+        upstream.forget(before)
 
+
+def _open_listen(server: Server, upstream: Upstream, params: dict[str, Any]) -> None:
     def ended(*_: object) -> None:
         if server.listen_id == listen_id:
             server.listen_id = None
