@@ -1,5 +1,4 @@
 import asyncio
-import contextlib
 import ctypes
 import mmap
 import os
@@ -609,7 +608,7 @@ def test_an_interrupted_run_is_killed_and_the_next_one_works() -> None:
         signal.signal(signal.SIGALRM, before)
     assert vsm.run(pow, 2, 3).check() == 8
     deadline = time.monotonic() + 30
-    while "sleep" in [child.name() for child in runner.children(recursive=True)]:
+    while "sleep" in _names_below(runner):
         assert time.monotonic() < deadline, "it runs on"
         time.sleep(0.02)
 
@@ -670,15 +669,18 @@ input()
         program.communicate()
 
 
-def _wait_descendants(root: int, name: str, count: int) -> None:
-    import psutil
+def _names_below(root: psutil.Process) -> list[str]:
+    names = []
+    for child in root.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended as we looked
+            names.append(child.name())
+    return names
 
+
+def _wait_descendants(root: int, name: str, count: int) -> None:
     deadline, names = time.monotonic() + 30, list[str]()
     while time.monotonic() < deadline:
-        names = []
-        for child in psutil.Process(root).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ended as we looked
-                names.append(child.name())
+        names = _names_below(psutil.Process(root))
         if names.count(name) >= count:
             return
         time.sleep(0.02)
