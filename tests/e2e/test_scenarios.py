@@ -120,6 +120,52 @@ def test_worker_killed_again_and_again_leaves_a_trace_that_tells_the_story(
         client.close()
 
 
+CORES, COSTS_S = 0.02, 0.02
+CAP_PER_S = CORES / COSTS_S
+"""Calls of which each takes so much processor time: the kernel lets no more be answered."""
+
+
+def test_throttled_server_is_given_more_processor_and_answers_more(
+    tmp_path: Path, session_leaves_nothing: None
+) -> None:
+    del session_leaves_nothing
+    (tmp_path / "slow.toml").write_text(
+        f'extends = "python-server"\n[limits]\ncpu = {CORES}\n', encoding="utf-8"
+    )
+    text = f"""
+[control]
+cpu = 2.0
+interval_s = 0.5
+audit_interval_s = 0
+[integrations.it]{HUNGRY}profile = "{tmp_path}/slow.toml"
+range = {{ cpu = [{CORES}, 1.5] }}
+"""
+    with vsm_with(tmp_path, text) as vsm:
+        until(lambda: row_of(vsm, "it")["state"] == "ready", vsm)
+        samples = state(vsm, "system3")["samples"]
+        until(lambda: state(vsm, "system3")["samples"] > samples + 1, vsm)
+        if not state(vsm, "system3")["budget"]["cpu"]["claims"]:
+            pytest.skip("no control group holds processor time here")
+        client = Client(vsm.folder)
+
+        def per_s() -> float:
+            began = time.monotonic()
+            for _ in range(10):
+                assert "result" in client.call("spin", seconds=COSTS_S)
+            return 10 / (time.monotonic() - began)
+
+        until(lambda: per_s() > CAP_PER_S * 2, vsm)
+        client.close()
+        moves = until(lambda: told(vsm, "decisions", "--rule", "budget.raise.need"), vsm)
+        assert {(row["subject"], row["inputs"]["resource"]) for row in moves} == {("it", "cpu")}
+        assert moves[0]["inputs"]["held"] == CORES
+        assert moves[0]["inputs"]["why"].startswith(f"it met its limit of {CORES}, ")
+        assert max(row["inputs"]["need"] for row in moves) > 2 * CORES
+        limit = next(row for row in row_of(vsm, "it")["limits"] if row["key"] == "cpu")
+        assert 2 * CORES < float(limit["value"]) <= 1.5
+        assert limit["detail"] == "set by system 3"
+
+
 def test_tug_of_war_over_memory_is_found_and_damped(
     tmp_path: Path, session_leaves_nothing: None
 ) -> None:

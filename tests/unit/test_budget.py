@@ -175,7 +175,9 @@ def test_each_move_says_in_words_and_units_why_it_is_made() -> None:
         "a": "its greatest use lately and a quarter more are 120 MiB, its limit is 100 MiB"
     }
     met = reasons(1000, Claim("a", 10, 140, 100, 150, pressed=True))["a"]
-    assert met.startswith("it met its limit of 100 MiB: half as much again is tried, 150 MiB")
+    assert met.startswith(
+        "it met its limit of 100 MiB, so what it needs is not known: 150 MiB is tried"
+    )
     assert met.endswith("its ceiling is 140 MiB")
     over = reasons(150, Claim("a", 10, 500, 100, 20), Claim("b", 10, 500, 100, 20))["a"]
     assert over == "all limits together are 200 MiB, the budget is 150 MiB; it needs 20 MiB"

@@ -143,6 +143,22 @@ def test_out_of_memory_counts_although_the_new_worker_uses_little() -> None:
     run(scenario, budget={"memory": 1024 * MIB})
 
 
+def test_who_meets_a_small_limit_is_given_more_than_what_is_no_change() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        def cpu(used_s: float, throttled_s: float) -> ResourceRow:
+            values = {"usage": {"cpu": used_s}, "pressure": {"cpu": throttled_s}}
+            return ResourceRow(
+                floor={"cpu": 0.02}, ceiling={"cpu": 1.5}, limit={"cpu": 0.02}, **values
+            )
+
+        sample(control, 1, a=cpu(0.0, 0.0))
+        sample(control, 2, a=cpu(0.02, 0.9))
+        (move,) = of(Move, rig.said())
+        assert move.limits["cpu"] >= 0.04
+
+    run(scenario, budget={"cpu": 2.0})
+
+
 def test_cache_that_meets_the_limit_is_no_need() -> None:
     def scenario(rig: Rig, control: Control) -> None:
         sample(control, 1, a=row(20, 100))

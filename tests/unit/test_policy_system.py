@@ -10,6 +10,7 @@ from vsm.configuration.policy import Policy as PolicyTable
 from vsm.configuration.policy import compile_policy
 from vsm.core.goals import Goal
 from vsm.core.policy_rules import compile_rules
+from vsm.core.policy_weighing import Offer
 from vsm.messages import (
     Algedonic,
     Decided,
@@ -22,7 +23,7 @@ from vsm.messages import (
     Start,
 )
 from vsm.systems import policy
-from vsm.systems.policy import FORGOTTEN_S, MOST_DECISIONS, MOST_PAINS, PolicySystem
+from vsm.systems.policy import FORGOTTEN_S, MOST_DECISIONS, MOST_PAINS, PolicySystem, _wish
 
 
 class Context:
@@ -264,7 +265,8 @@ def test_conflict_is_decided_recorded_and_told_to_both() -> None:
             ("3-3", "closure.conflict", "approved"),
         ]
         assert context.of(Decided)[1].inputs["weighs_bits"] == 0.25
-        assert "system3's memory of it to 200.0" in context.of(Decided)[1].alternatives[1]
+        assert "system3: memory of it from" in context.of(Decided)[1].alternatives[1]
+        assert context.of(Decided)[0].inputs["why"].endswith(": nothing stands against it")
         assert context.of(Settled)[0].outcome == {
             "state": "revoked",
             "revoked_by": "system4's proposal 2",
@@ -301,3 +303,17 @@ def test_decisions_whose_outcome_never_comes_fill_no_memory() -> None:
         assert len(system._keys) == MOST_DECISIONS
 
     with_system(scenario)
+
+
+def test_proposal_is_told_in_words_and_units() -> None:
+    def wish(change: str, before: float | None, after: float | None) -> str:
+        return _wish(Offer("system4", 1, "it", change, before, after, {}, 0.1, 0.0))
+
+    assert wish("memory", 300 * 2.0**20, 600 * 2.0**20) == (
+        "system4: memory of it from 300 MiB to 600 MiB"
+    )
+    assert wish("memory ceiling", 2.0**20, 2.0**21) == (
+        "system4: memory ceiling of it from 1 MiB to 2 MiB"
+    )
+    assert wish("instances", 2, 4) == "system4: instances of it from 2 to 4"
+    assert wish("serve", None, None) == "system4: serve it"

@@ -216,6 +216,8 @@ class Control:
         if foreseen and self.verdicts.refusal((name, resource), now.at_s):
             floor = max(floor, min(held, row.ceiling[resource]))  # raised it may be, not lowered
         need = need_of(list(history), held, pressed=pressed) if history else held
+        if pressed:  # what is tried has to be worth a move, however little it has
+            need = max(need, held + 2 * LEAST[resource])
         need = max(need, foreseen)
         return Claim(
             name=name,

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from vsm.core import channels
 from vsm.core.policy_rules import RuleError, Rules, compile_rules, to_body
 from vsm.core.policy_weighing import (
+    CEILING,
     NOW,
     RESOURCES,
     THEN,
@@ -40,6 +41,7 @@ from vsm.messages import (
     Start,
 )
 from vsm.systems.base import SystemContext
+from vsm.systems.samples import amount
 
 KEPT_SIGNALS: Final = 64
 MOST_PAINS: Final = 256  # of one sender
@@ -247,6 +249,7 @@ class PolicySystem:
             subject=offer.subject,
             rule=ruling.rule,
             inputs={
+                "why": f"{_wish(offer)}: {'; '.join(ruling.reasons)}",
                 **offer._asdict(),
                 "evidence": dict(offer.evidence),
                 "weighs_bits": ruling.bits,
@@ -330,8 +333,16 @@ def _alternatives(ruling: Ruling) -> tuple[str, ...]:
     if ruling.against is None:
         return (other,)
     offer = ruling.against.offer
-    kept = f"{offer.sender}'s {offer.change} of {offer.subject} to {offer.to_value}"
-    return (other, f"{kept}, {ruling.against.bits:.3g} bits")
+    return (other, f"{_wish(offer)}, {ruling.against.bits:.3g} bits")
+
+
+def _wish(offer: Offer) -> str:
+    """What a proposal is, for people."""
+    if offer.from_value is None or offer.to_value is None:
+        return f"{offer.sender}: {offer.change} {offer.subject}"
+    resource = offer.change.removesuffix(CEILING)
+    before, after = amount(resource, offer.from_value), amount(resource, offer.to_value)
+    return f"{offer.sender}: {offer.change} of {offer.subject} from {before} to {after}"
 
 
 async def main(context: SystemContext) -> None:

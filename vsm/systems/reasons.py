@@ -37,7 +37,7 @@ def why(resource: str, change: Change, claims: Sequence[Claim], budget: float) -
 def _needed(resource: str, change: Change, mine: Claim) -> str:
     need, held = amount(resource, mine.need), amount(resource, mine.held)
     found = (
-        f"it met its limit of {held}: half as much again is tried, {need}"
+        f"it met its limit of {held}, so what it needs is not known: {need} is tried"
         if mine.pressed
         else f"its greatest use lately and a quarter more are {need}, its limit is {held}"
     )
