@@ -346,3 +346,38 @@ def test_where_there_is_no_room_the_session_that_nobody_uses_makes_it(
                 calling.cancel()
 
     uvloop.run(main())
+
+
+@pytest.mark.parametrize("tool", ["old__late", "old__busy"])
+def test_a_cancelled_call_of_a_session_keeps_no_connection_open(tool: str) -> None:
+    async def main() -> None:
+        async with served() as (gateway, client, url):
+            answer = await client.post(url, headers=AUTHORIZED, json=rpc("initialize", **LEGACY))
+            session = {**AUTHORIZED, "mcp-session-id": answer.headers["mcp-session-id"]}
+            call = rpc("tools/call", "c", name=tool, arguments={}, _meta={"progressToken": 1})
+            calling = asyncio.create_task(client.post(url, headers=session, json=call))
+            upstream = gateway.gateway.fleet.integrations["old"].upstream
+            assert upstream is not None
+            async with asyncio.timeout(20):
+                while not upstream.in_flight:  # noqa: ASYNC110 - the gateway tells nobody
+                    await asyncio.sleep(0)
+                gone = {"jsonrpc": "2.0", "method": "notifications/cancelled"}
+                gone |= {"params": {"requestId": "c"}}  # type: ignore[dict-item]
+                assert (await client.post(url, headers=session, json=gone)).status_code == 202
+                ended = await calling
+            assert '"id":"c"' not in ended.text
+            assert not upstream.in_flight
+            answer = await client.post(url, headers=session, json=rpc("ping", "c"))
+            assert answer.json()["result"] == {}
+
+    uvloop.run(main())
+
+
+def test_a_handshake_that_fails_leaves_no_session() -> None:
+    async def main() -> None:
+        async with served() as (gateway, client, url):
+            answer = await client.post(url, headers=AUTHORIZED, json=rpc("initialize"))
+            assert answer.json()["error"]["code"] == -32602
+            assert gateway.gateway.status()["clients"] == 0
+
+    uvloop.run(main())

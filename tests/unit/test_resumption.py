@@ -2,8 +2,7 @@
 
 import pytest
 
-from vsm.gateway.client import MAX_IN_FLIGHT
-from vsm.gateway.http import MAX_STREAMS, HttpSession
+from vsm.gateway.http import HttpSession
 from vsm.gateway.http_exchange import Exchange, RefusedError, Request
 from vsm.gateway.resumption import MAX_KEPT_OF_STREAM, Backlog, EventStream, parse_event_id
 
@@ -141,14 +140,26 @@ def test_a_stream_that_ends_before_it_began_is_an_answer_without_events() -> Non
     assert wire.data.startswith(b"HTTP/1.1 200 OK")
 
 
-def test_calls_that_are_cancelled_leave_a_bounded_number_of_streams() -> None:
-    session = HttpSession(0.0, Request(), Backlog())
-    for _ in range(2 * (MAX_STREAMS + MAX_IN_FLIGHT)):
-        exchange = Exchange(Wire(), 0.0)
-        session.open_stream(exchange)
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_call_that_is_cancelled_leaves_no_stream_and_no_open_answer(
+    *, begun: bool, gone: bool
+) -> None:
+    backlog = Backlog()
+    session = HttpSession(0.0, Request(), backlog)
+    other = session.open_stream(Exchange(Wire(), 0.0), b'"1"')
+    exchange = Exchange(Wire(), 0.0)
+    stream = session.open_stream(exchange, b"1")
+    if begun:
+        stream.notify(b"n")
+    if gone:
         exchange.disconnected()
-    assert len(session.streams) <= MAX_STREAMS + MAX_IN_FLIGHT + 1
-    last = session.open_stream(Exchange(Wire(), 0.0))
+    session.wants_no_answer(b"1")
+    assert exchange.over
+    assert (list(session.streams.values()), backlog.held_bytes) == ([session.stream, other], 0)
+    assert other.is_attached
+    session.wants_no_answer(b"1")
+    last = session.open_stream(Exchange(Wire(), 0.0), b"2")
     last.answer(b"n")
     assert last.number not in session.streams
     session.notify(b"n")

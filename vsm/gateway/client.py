@@ -207,6 +207,9 @@ class Client(ABC):
         """Send a question that belongs to no request; False: nobody would hear it."""
         return False
 
+    def wants_no_answer(self, id_bytes: bytes) -> None:  # noqa: B027 - of most, none is open
+        """It cancelled a request, whose answer it may have kept a connection open for."""
+
     def hears_of(self, method: str) -> bool:
         """Whether it will be told that the list of `method` changed."""
         change = CHANGE_OF_LIST[method]

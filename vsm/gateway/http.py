@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from msgspec import UNSET
 
 from vsm.gateway.call import id_json
-from vsm.gateway.client import MAX_IN_FLIGHT, Client
+from vsm.gateway.client import Client
 from vsm.gateway.http_connection import Connection
 from vsm.gateway.http_exchange import HOST, Exchange, RefusedError, Request
 from vsm.gateway.resumption import Backlog, EventStream, parse_event_id
@@ -100,13 +100,17 @@ class HttpSession(Client):
         """Whether a call of it is in flight, or somebody reads a stream of it."""
         return bool(self.in_flight) or any(one.is_attached for one in self.streams.values())
 
-    def open_stream(self, exchange: Exchange) -> EventStream:
-        """A stream for one request's answer."""
-        if len(self.streams) > MAX_STREAMS + MAX_IN_FLIGHT:
-            self._forget_cancelled()
+    def open_stream(self, exchange: Exchange, request: bytes) -> EventStream:
+        """A stream for the answer to the request of this id."""
         self._opened += 1
-        primed = self.version >= PRIMED_SINCE
-        stream = EventStream(self._backlog, self._opened, exchange, self._answered, primed=primed)
+        stream = EventStream(
+            self._backlog,
+            self._opened,
+            exchange,
+            self._answered,
+            primed=self.version >= PRIMED_SINCE,
+            request=request,
+        )
         self.streams[self._opened] = stream
         return stream
 
@@ -121,13 +125,12 @@ class HttpSession(Client):
                 old.clear()
                 del self.streams[old.number]
 
-    def _forget_cancelled(self) -> None:
-        """A cancelled call is never answered, so nobody will take its stream up."""
-        awaited = {call.sink for call in self.in_flight.values()}
-        for old in list(self.streams.values()):
-            if old is not self.stream and old not in awaited and not old.is_attached:
-                old.clear()
-                del self.streams[old.number]
+    def wants_no_answer(self, id_bytes: bytes) -> None:
+        """End the stream of a request that it cancelled, so that its connection is free again."""
+        for stream in list(self.streams.values()):
+            if stream.request == id_bytes and not stream.done:
+                del self.streams[stream.number]
+                stream.cancel()
 
     def resume(self, event_id: str, exchange: Exchange) -> None:
         """Go on after an event that the client saw.
@@ -269,7 +272,10 @@ class HttpApplication:
             exchange.respond(202)
             self._router.receive(session, exchange, message)
         else:
-            self._router.receive(session, session.open_stream(exchange), message)
+            stream = session.open_stream(exchange, jsonrpc.encode(message.id))
+            self._router.receive(session, stream, message)
+            if not session.initialized and message.method == "initialize":
+                self._close_session(session)
 
     # ---- legacy sessions -------------------------------------------------------------------
 

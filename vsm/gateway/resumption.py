@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MAX_KEPT_BYTES: Final = 16 * 1024 * 1024
 MAX_KEPT_OF_STREAM: Final = 256
 _MOST_ID_DIGITS: Final = 9
+_ACCEPTED: Final = 202
 
 
 class Backlog:
@@ -60,9 +61,20 @@ class EventStream:
         backlog: bounds what is kept. number: unique in the session.
         exchange: the connection's side, now. on_done: called once its answer is under way.
         primed: its reader knows events without data (from revision 2025-11-25 on).
+        request: the id of the request that it answers, as JSON.
     """
 
-    __slots__ = ("_backlog", "_on_done", "done", "exchange", "kept", "last", "number", "primed")
+    __slots__ = (
+        "_backlog",
+        "_on_done",
+        "done",
+        "exchange",
+        "kept",
+        "last",
+        "number",
+        "primed",
+        "request",
+    )
 
     def __init__(
         self,
@@ -72,7 +84,9 @@ class EventStream:
         on_done: "Callable[[EventStream], None] | None" = None,
         *,
         primed: bool = False,
+        request: bytes = b"",
     ) -> None:
+        self.request = request
         self._backlog = backlog
         self._on_done = on_done
         self.primed = primed
@@ -99,6 +113,15 @@ class EventStream:
                 exchange.end()
         if self._on_done is not None:
             self._on_done(self)
+
+    def cancel(self) -> None:
+        """There will be no answer, and nobody waits for it."""
+        self.done = True
+        self.clear()
+        if self.exchange is not None and self.exchange.streaming:
+            self.exchange.end()
+        elif self.exchange is not None:
+            self.exchange.respond(_ACCEPTED)
 
     def notify(self, frame: bytes) -> None:
         """Send what comes before the answer."""

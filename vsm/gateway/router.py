@@ -469,9 +469,8 @@ class Router:
             upstream.mention(jsonrpc.notification(method, jsonrpc.encode(params)))
 
     def _client_cancelled(self, client: Client, params: Object) -> None:
-        request_id = jsonrpc.identifier(params, "requestId")
-        if request_id is not None:
-            reason = (jsonrpc.text(params, "reason") or "cancelled by the client")[:200]
+        reason = (jsonrpc.text(params, "reason") or "cancelled by the client")[:200]
+        if (request_id := jsonrpc.identifier(params, "requestId")) is not None:
             self.cancel(client, id_json(request_id), reason)
 
     def cancel(self, client: Client, id_bytes: bytes, reason: str) -> None:
@@ -485,6 +484,8 @@ class Router:
         task = self._deferred.pop((client, id_bytes), None)
         if task is not None:
             task.cancel()
+        if call is not None or task is not None:
+            client.wants_no_answer(id_bytes)
 
 
 def _take_meta(call: Call, meta: Object, *, modern: bool) -> None:
