@@ -111,5 +111,6 @@ def _ensure_private(directory: Path, variable: str, *, closed: bool) -> Path:
         raise ConfigurationError(str(directory), f"belongs to uid {status.st_uid}", remedy)
     if status.st_mode & (0o077 if closed else 0o022):
         mode = stat.S_IMODE(status.st_mode)
+        remedy = f"See whether all in it is yours, then `chmod 700` it, or set ${variable}."
         raise ConfigurationError(str(directory), f"others may use it (mode {mode:04o})", remedy)
     return directory

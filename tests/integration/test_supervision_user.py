@@ -68,3 +68,28 @@ def test_vsm_serves_an_ordinary_user(
         }
         assert one.end() == 0, one.log()
         assert left_of(one) == []
+
+
+def test_a_state_directory_that_its_user_may_not_enter_stops_no_vsm(
+    scratch: Path, require: Callable[[str, bool, str], None]
+) -> None:
+    """What is kept there is not known to be absent: grants are said to be forgotten."""
+    uid = NOBODY if os.geteuid() == 0 else os.geteuid()
+    with folder_of(uid, scratch) as folder:
+        who = ordinary_user(folder, require)
+        config = write_config(folder, good="well")
+        with config.open("a", encoding="utf-8") as file:
+            file.write('[[policy.rules]]\nname = "r"\naction = "ask"\ntool = "write_*"\n')
+        state = folder / "state"
+        state.mkdir(mode=0)
+        os.chown(state, uid, uid)
+        one = Started(folder, config, who=who)
+        one.wait_log("vsm: ready")
+        for said in ("journal: cannot write", "what was granted before is forgotten"):
+            one.wait_log(said)
+        assert "may not be read. Be the user who runs vsm" in one.log()
+        wait_until(one, lambda seen: seen["good"]["state"] == "ready")
+        assert "trust.unreadable" in one.log()  # so that it serves nothing, rather than anything
+        assert "Traceback" not in one.log()
+        assert one.end() == 0, one.log()
+        state.chmod(0o700)

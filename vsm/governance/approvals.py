@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from vsm.core import approvals
 from vsm.core.approvals import GrantKey, Pending, Settled, State
 from vsm.errors import NotFoundError
-from vsm.journal.reader import Filter, JournalReader, Now
+from vsm.journal.reader import Filter, JournalReader, Now, is_absent
 from vsm.messages import Asking, Grant, Grants, Message, Verdict
 
 RULE: Final = "policy.ask"
@@ -193,7 +193,7 @@ class Desk:
         Raises:
             VsmError: the journal cannot be read.
         """
-        if not path.exists():
+        if is_absent(path):
             return
         now = Now.read()
         with JournalReader(path) as reader:

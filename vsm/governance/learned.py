@@ -89,11 +89,8 @@ class Learned:
         ]
 
     def _rows(self, kind: str, limit: int) -> list[Any]:
-        path = self._path()
-        if not path.exists():
-            return []
         try:
-            with JournalReader(path) as reader:
+            with JournalReader(self._path()) as reader:
                 chosen = Filter(kind=kind, source="system4")
                 return list(reader.newest("events", chosen, limit, bounded=True))
         except JournalError:

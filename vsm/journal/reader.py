@@ -279,7 +279,7 @@ def follow(
     reader = JournalReader(path)
     try:
         while True:
-            if not reader.is_current() and path.exists():
+            if not reader.is_current() and not is_absent(path):
                 reader.close()
                 reader, last_id = JournalReader(path), 0
             version = reader.version()
@@ -303,10 +303,24 @@ def _row(row: sqlite3.Row) -> Row:
     return fields
 
 
+def is_absent(path: Path) -> bool:
+    """Whether there is surely none: where nobody may look, there may be one."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _connect(path: Path) -> sqlite3.Connection:
-    if not path.exists():
+    if is_absent(path):
         remedy = "Start vsm once, or point VSM_STATE_DIR at the state of the one that ran."
         raise JournalError(str(path), "there is no journal here", remedy)
+    if not os.access(path, os.R_OK, effective_ids=True):
+        remedy = "Be the user who runs vsm, or give that one the state directory back."
+        raise JournalError(str(path), "may not be read", remedy)
     uri = f"file:{quote(str(path.absolute()))}?mode=ro"
     try:
         try:

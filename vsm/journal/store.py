@@ -90,7 +90,8 @@ def lock(path: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise JournalRefusedError(f"{path}: another process writes it") from None
+        what = "another process writes it; each vsm needs a $VSM_STATE_DIR of its own"
+        raise JournalRefusedError(f"{path}: {what}") from None
     except BaseException:
         os.close(fd)
         raise
