@@ -118,6 +118,7 @@ def conflicting(tmp_path: Path, *, weight: float, lost: int) -> Iterator[Running
     )
     config.write_text(text, encoding="utf-8")
     with running(config) as vsm:
+        vsm.wait_serving()  # who does not serve yet claims nothing
         samples = state(vsm, "system3")["samples"]
         seen = wait(vsm, "system3", lambda s: s["samples"] > samples + 1)
         if not seen["budget"]["memory"]["claims"]:

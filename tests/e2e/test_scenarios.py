@@ -141,7 +141,7 @@ audit_interval_s = 0
 range = {{ cpu = [{CORES}, 1.5] }}
 """
     with vsm_with(tmp_path, text) as vsm:
-        until(lambda: row_of(vsm, "it")["state"] == "ready", vsm)
+        vsm.wait_serving()  # who does not serve yet claims nothing
         samples = state(vsm, "system3")["samples"]
         until(lambda: state(vsm, "system3")["samples"] > samples + 1, vsm)
         if not state(vsm, "system3")["budget"]["cpu"]["claims"]:
@@ -185,6 +185,7 @@ audit_interval_s = 0
 [integrations.right]{one}
 """
     with vsm_with(tmp_path, text) as vsm:
+        vsm.wait_serving()  # who does not serve yet claims nothing
         samples = state(vsm, "system3")["samples"]
         until(lambda: state(vsm, "system3")["samples"] > samples + 1, vsm)
         if not state(vsm, "system3")["budget"]["memory"]["claims"]:
