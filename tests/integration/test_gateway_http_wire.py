@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -131,6 +132,22 @@ def test_a_body_in_chunks_byte_by_byte_is_one_body() -> None:
         for byte in wire.head("transfer-encoding: chunked") + parts:
             wire.writer.write(bytes([byte]))
         assert await wire.number() == 7
+
+    with_wire(main)
+
+
+def test_a_body_in_very_many_parts_takes_no_more_room_than_in_one() -> None:
+    async def main(wire: Wire) -> None:
+        body = wire.echo(7).partition(b"\r\n\r\n")[2] + b" " * 400_000
+        parts = b"".join(b"2\r\n%b\r\n" % body[n : n + 2] for n in range(0, len(body) - 1, 2))
+        sent = wire.head("transfer-encoding: chunked") + parts + b"0\r\n\r\n"
+        tracemalloc.start()
+        try:
+            wire.writer.write(sent)
+            assert await wire.number() == 7
+            assert tracemalloc.get_traced_memory()[1] < 6 * len(body)
+        finally:
+            tracemalloc.stop()
 
     with_wire(main)
 
