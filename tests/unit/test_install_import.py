@@ -1,6 +1,7 @@
 """Entries of desktop clients: what each becomes, and honest refusals."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,24 @@ def test_an_import_that_fails_leaves_no_copy_of_a_secret(
     with pytest.raises(IsADirectoryError):
         apply(read_client_file(client), config, print)
     assert list((tmp_path / "state/secrets").iterdir()) == [in_the_way]
+    assert not config.exists()
+
+
+def test_a_secret_that_finds_no_room_names_its_place_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
+    client, config = tmp_path / "c.json", tmp_path / "vsm.toml"
+    server = {"command": "/bin/cat", "env": {"API_KEY": "s3cret"}}
+    client.write_text(json.dumps({"mcpServers": {"x": server}}))
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most[1]))  # as on a full disk
+    try:
+        with pytest.raises(VsmError, match=r"x\.API_KEY: cannot be written: File too"):
+            apply(read_client_file(client), config, print)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert list((tmp_path / "state/secrets").iterdir()) == []
     assert not config.exists()
 
 

@@ -269,7 +269,8 @@ def _variables(table: Any, words: list[str]) -> tuple[dict[str, str], dict[str, 
 def _program(command: str, args: list[str]) -> tuple[Wanted | None, list[str]]:
     program = re.split(r"[/\\]", command)[-1].removesuffix(".exe").removesuffix(".cmd")
     if program in _CONTAINERS:
-        raise RefusedError("it runs a container image; vsm confines programs, not images")
+        what = "it runs a container image; vsm confines programs, not images"
+        raise RefusedError(f"{what}: take the same server from npm, PyPI or a URL")
     if program in _SHELLS:
         raise RefusedError("it is a shell line; write the program and its arguments")
     if program == "npx":

@@ -187,9 +187,10 @@ def _store_secret(path: Path, value: str) -> str:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(value)
         fresh.rename(path)
-    except OSError:
+    except OSError as error:
         fresh.unlink(missing_ok=True)
-        raise
+        what = f"cannot be written: {error.strerror}"
+        raise VsmError(str(path), what, f"Mend that in {path.parent}; nothing changed.") from error
     return str(path)
 
 
