@@ -212,7 +212,7 @@ def test_quarantine_hurts_until_somebody_cares(vsm: running.Running) -> None:
     def pains() -> list[str]:
         return [one["cause"] for one in vsm.status()["pains"] if one["subject"] == "bad"]
 
-    assert vsm.vsm("start", "bad").returncode == 0
+    assert vsm.vsm("start", "bad").returncode == 1, "it ends in quarantine"
     assert "quarantine" in until(pains)
     assert "hurts: bad (quarantine): " in vsm.vsm("status").stdout
     assert vsm.vsm("stop", "bad").returncode == 0
