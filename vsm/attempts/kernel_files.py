@@ -43,7 +43,6 @@ FILES: dict[str, tuple[str, int]] = {
     "hardware_clock": ("/dev/rtc0", READ),
     "kernel_core": ("/proc/kcore", READ),
     "kernel_messages": ("/proc/kmsg", READ),
-    "kernel_modules": ("/proc/modules", READ),
     "kernel_timers": ("/proc/timer_list", READ),
     "kernel_slabs": ("/proc/slabinfo", READ),
     "kernel_allocations": ("/proc/vmallocinfo", READ),
@@ -176,11 +175,11 @@ def read_kernel_addresses(_w: World) -> None:
 
 @attempt("kernel files", "none", weaker=dict.fromkeys(("namespaced", "landlocked"), BUILD_GAP))
 def read_how_the_kernel_was_built(_w: World) -> None:
-    """Or which keys this user sees."""
-    for path in ("/proc/config.gz", "/proc/keys"):
+    """Or which modules it has, or which keys this user sees."""
+    for path in ("/proc/config.gz", "/proc/modules", "/proc/keys"):
         try:
             os.close(os.open(path, os.O_RDONLY))
         except OSError:
             continue
         return
-    raise PermissionError(errno.EPERM, "neither")
+    raise PermissionError(errno.EPERM, "none of them")
