@@ -53,6 +53,11 @@ def _lines(get: Lookup) -> list[tuple[str, Callable[[], str], str]]:
             lambda: value("start", "vsm up", "to ready", "{:.0f}"),
             "start",
         ),
+        (
+            "`vsm status` from being typed to its end",
+            lambda: value("start", "vsm status", "to its end", "{:.0f}"),
+            "start",
+        ),
         ("a system killed → its successor ready, slowest of five", slowest_replacement, "start"),
         (
             "all of vsm, five systems, idle: memory (PSS); CPU",

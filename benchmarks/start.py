@@ -1,4 +1,4 @@
-"""From `vsm up` being typed to READY, and from the death of a system to its replacement.
+"""From `vsm up` being typed to READY, `vsm status` to its end, a system's death to its replacement.
 
 READY is what a service manager gets; a replacement counts from the SIGKILL until the supervisor's
 log says that it is ready. Asking for the status meanwhile would measure the questions.
@@ -19,17 +19,22 @@ from running import Running, running
 DEADLINE_S = 20.0
 QUIET_S = 0.3  # the last answer and the making of spares are over
 PACE_S = 0.0005
+TYPED = 5
 
 
 def run(rounds: int) -> list[dict[str, Any]]:
-    """Measure both; the variants of the second are the five systems."""
-    starts = []
+    """Measure all three; the variants of the last are the five systems."""
+    starts, answers = [], []
     for _ in range(rounds):
         began = time.perf_counter()
         with running(None) as vsm:
             starts.append(time.perf_counter() - began)
+            answers.append(statistics.median(_typed_s(vsm, "status") for _ in range(TYPED)))
             vsm.stop()
-    rows = [_row("vsm up", "to ready", statistics.median(starts) * 1e3, rounds)]
+    rows = [
+        _row("vsm up", "to ready", statistics.median(starts) * 1e3, rounds),
+        _row("vsm status", "to its end", statistics.median(answers) * 1e3, rounds * TYPED),
+    ]
     for name in ("system1", "system2", "system3", "system4", "system5"):
         # A supervisor of its own for each: more deaths than its intensity allows make it wait.
         deaths = []
@@ -39,6 +44,12 @@ def run(rounds: int) -> list[dict[str, Any]]:
                 vsm.stop()
         rows.append(_row(name, "death to replacement ready", statistics.median(deaths) * 1e3, 3))
     return rows
+
+
+def _typed_s(vsm: Running, command: str) -> float:
+    began = time.perf_counter()
+    vsm.vsm(command).check_returncode()
+    return time.perf_counter() - began
 
 
 def _row(variant: str, metric: str, value: float, runs: int) -> dict[str, Any]:
