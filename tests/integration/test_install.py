@@ -515,6 +515,9 @@ def test_uninstalling_names_the_entries_that_run_it(
     entries = {"mine": program, "other": f"{host.servers}/tiny-server-2/x", "bare": "tiny-server"}
     text = "".join(f'[integrations.{k}]\ncommand = ["{v}"]\n' for k, v in entries.items())
     config.write_text(text + "[integrations.wrong]\ncommand = 3\n[policy]\nnonsense = 1\n")
+    done = host.vsm("uninstall", "tiny-server", "nosuch")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "Installed: tiny-server." in done.stderr  # all of them or none
     done = host.vsm("uninstall", "tiny-server", "--config", str(config))
     (said,) = done.stdout.splitlines()[1:]
     assert said.startswith(f"{config}: [integrations.mine] runs it and cannot start again: remove")

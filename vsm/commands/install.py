@@ -105,13 +105,11 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _uninstall(args: argparse.Namespace) -> int:
-    from vsm.install.entries import NamedEntry, entries_of
+    from vsm.install.entries import entries_of
     from vsm.install.installation import uninstall
 
-    removed, left = [], list[NamedEntry]()
-    for name in args.names:
-        removed.append(uninstall(name))
-        left += entries_of(name, _configurations(args.config))
+    removed, files = uninstall(args.names), _configurations(args.config)
+    left = [one for server in removed for one in entries_of(server.name, files)]
     if args.json:
         rows = [{"file": str(one.file), "integration": one.integration} for one in left]
         print_json({"removed": [server.name for server in removed], "left": rows})

@@ -5,7 +5,7 @@ make read-only, record. Nothing of a package is run, and nothing is there before
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -103,22 +103,28 @@ def _install(
     return server
 
 
-def uninstall(name: str) -> Server:
-    """Remove a server and all its versions; what it was, of kind "" if its record is damaged.
+def uninstall(names: Iterable[str]) -> list[Server]:
+    """Remove servers and all their versions; what they were, of kind "" if a record is damaged.
 
     Raises:
-        VsmError: there is none.
+        VsmError: one of them is not there; nothing is removed.
     """
     store = ServerStore()
     with store.locked():
-        try:
-            server = store.server(name) if is_server_name(name) else None
-        except VsmError:
-            server = _unknown(name)
-        if server is None:
-            known = ", ".join(one.name for one in store.servers()) or "none"
-            raise NotFoundError(name[:60], "no such server is installed", f"Installed: {known}.")
-        store.remove(name)
+        servers = [_present(store, name) for name in dict.fromkeys(names)]
+        for server in servers:
+            store.remove(server.name)
+    return servers
+
+
+def _present(store: ServerStore, name: str) -> Server:
+    try:
+        server = store.server(name) if is_server_name(name) else None
+    except VsmError:
+        return _unknown(name)
+    if server is None:
+        known = ", ".join(one.name for one in store.servers()) or "none"
+        raise NotFoundError(name[:60], "no such server is installed", f"Installed: {known}.")
     return server
 
 
