@@ -11,6 +11,7 @@
 import os
 import select
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,12 @@ WaitGone = Callable[..., None]
 def pytest_configure(config: pytest.Config) -> None:
     """Own every orphan and every temporary file of this session."""
     leaks.become_subreaper()
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # as a shell starts jobs in the background
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # else all we start ignored it, too
     # pytest's own folders are kept for a few runs by design: leave them where they were.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     scratch = leaks.make_scratch()

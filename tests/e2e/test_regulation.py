@@ -157,8 +157,9 @@ def test_server_that_was_killed_for_want_of_memory_is_given_more_and_answers(vsm
     done = vsm.vsm("events", "--json", "--kind", "worker.out_of_memory", "--worker", "hungry")
     assert json.loads(done.stdout)
     raised = [row for row in decisions(vsm, "budget.raise.need") if row["subject"] == "hungry"]
-    assert raised[-1]["inputs"]["why"].startswith("it met its limit of ")
-    assert raised[-1]["inputs"]["out_of_memory"] == 1
+    # Another raise may have followed, by what the last call used.
+    met = next(row for row in raised if row["inputs"]["out_of_memory"] == 1)
+    assert met["inputs"]["why"].startswith("it met its limit of ")
 
 
 def test_operators_own_limit_is_left_alone(vsm: Running) -> None:

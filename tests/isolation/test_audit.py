@@ -16,6 +16,7 @@ import pytest
 from vsm.audit import battery
 from vsm.audit.battery import audit
 from vsm.audit.result import Accepted, Result, compare
+from vsm.commands.interrupt import end_in_order_on_sigterm
 from vsm.configuration.profile import load_profile
 from vsm.confinement import operations
 from vsm.confinement.probe import HostFacts, layer_table
@@ -353,12 +354,17 @@ def test_signal_that_falls_into_the_making_of_the_victim_leaves_no_process(
 
     def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         started.append(real(*arguments, **options))
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
         return started[0]
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    with pytest.raises(KeyboardInterrupt), battery._world(load_profile("integration")):
-        pytest.fail("the signal is forgotten")
+    before = signal.getsignal(signal.SIGTERM)
+    end_in_order_on_sigterm()
+    try:
+        with pytest.raises(KeyboardInterrupt), battery._world(load_profile("integration")):
+            pytest.fail("the signal is forgotten")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     ended = started[0].poll()
     started[0].kill()
     started[0].wait()
