@@ -36,12 +36,9 @@ WaitGone = Callable[..., None]
 def pytest_configure(config: pytest.Config) -> None:
     """Own every orphan and every temporary file of this session."""
     leaks.become_subreaper()
-    if (
-        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ):  # as a shell starts jobs in the background
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # else all we start ignored it, too
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell has its background jobs ignore it, and so would all that tests start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # pytest's own folders are kept for a few runs by design: leave them where they were.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     scratch = leaks.make_scratch()

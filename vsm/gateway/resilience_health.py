@@ -5,6 +5,7 @@ a long call is left alone. Runs in S1's event loop.
 """
 
 import asyncio
+import weakref
 from typing import Any
 
 from vsm.gateway.call import Inquiry
@@ -31,10 +32,10 @@ def question_for(session: era.PeerSession) -> tuple[str, dict[str, Any]]:
 
 
 class Health:
-    """What was seen of one server."""
+    """What was seen of one server, which no timer of this keeps once it is lost."""
 
     def __init__(self, upstream: Upstream, session: era.PeerSession, owner: UpstreamOwner) -> None:
-        self._upstream = upstream
+        self._upstream = weakref.ref(upstream)
         self._session = session
         self._owner = owner
         self._seen = -1
@@ -42,13 +43,16 @@ class Health:
 
     def look_later(self) -> None:
         """Look at the end of an interval; a server that is lost by then needs no look."""
-        interval_s = self._upstream.guard.settings.health_interval_s
-        if interval_s and not self._upstream.lost:
+        upstream = self._upstream()
+        if upstream is None or upstream.lost:
+            return
+        interval_s = upstream.guard.settings.health_interval_s
+        if interval_s:
             self._loop.call_later(interval_s, self._look)
 
     def _look(self) -> None:
-        upstream = self._upstream
-        if upstream.lost:
+        upstream = self._upstream()
+        if upstream is None or upstream.lost:
             return
         idle, self._seen = upstream.asked == self._seen, upstream.asked
         if not idle or upstream.in_flight:
@@ -59,11 +63,15 @@ class Health:
         upstream.ask(*question_for(self._session), inquiry)
 
     def _answered(self, _: Message) -> None:
-        self._seen = self._upstream.asked
-        self.look_later()
+        upstream = self._upstream()
+        if upstream is not None:
+            self._seen = upstream.asked
+            self.look_later()
 
     def _failed(self, code: int, text: str) -> None:
-        upstream = self._upstream
+        upstream = self._upstream()
+        if upstream is None:
+            return
         if code in {jsonrpc.UNAVAILABLE, jsonrpc.INTERNAL_ERROR} and upstream.remote:
             self._owner.upstream_lost(upstream, f"a health check failed: {text}")
             return
