@@ -223,11 +223,13 @@ def test_a_question_that_its_server_withdraws_is_withdrawn_from_the_client_that_
     async def main() -> None:
         async with running({"it": remembering(), "other": remembering()}) as gateway:
             client, caller = await gateway.raw(elicitation={}), await gateway.raw()
+            asked = []
             for server in ("it", "other"):
                 call = {"method": "elicitation/create", "params": FORM}
                 params = {"name": f"{server}__ask", "arguments": call}
                 client.send(id=server, method="tools/call", params=params)
-            first, second = await client.receive(), await client.receive()
+                asked.append(await client.receive())
+            first, second = asked
             question = value(await caller.call(1, "it__asking"))[0]
             gone = {"requestId": question, "reason": "no longer"}
             await caller.call(2, "it__tell", method="notifications/cancelled", params=gone)
@@ -255,6 +257,7 @@ def test_a_question_that_is_withdrawn_while_a_modern_client_thinks_is_not_answer
             (question,) = value(await other.call(1, "it__asking"))
             gone = {"requestId": question}
             await other.call(2, "it__tell", method="notifications/cancelled", params=gone)
+            assert value(await other.call(4, "it__asking")) == [question]  # so that was read
             back = {"requestState": asked["requestState"], "inputResponses": {name: {}}}
             client.send(id=2, method="tools/call", params={**params, **back})
             await client.request(3, "server/discover", _meta=MODERN)

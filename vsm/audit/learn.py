@@ -204,11 +204,11 @@ def _take(pid: int, fd: int) -> int:
 def _descendants(root: int) -> list[int]:
     found, waiting = [], [root]
     while waiting:
-        for path in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
-            with suppress(OSError):
-                waiting += (
-                    below := [int(word) for word in path.read_text(encoding="ascii").split()]
-                )
+        folder = Path(f"/proc/{waiting.pop()}/task")
+        with suppress(OSError):  # one that ends meanwhile has none
+            for thread in os.listdir(folder):
+                words = (folder / thread / "children").read_text(encoding="ascii").split()
+                waiting += (below := [int(word) for word in words])
                 found += below
     return found
 

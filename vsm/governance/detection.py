@@ -225,9 +225,13 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 def _children(pid: int) -> list[int]:
-    found = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(word) for word in _read(path).split()]
+    folder, found = Path(f"/proc/{pid}/task"), []
+    try:
+        threads = os.listdir(folder)  # Path.glob raises where it ends meanwhile
+    except OSError:
+        return []
+    for thread in threads:
+        found += [int(word) for word in _read(folder / thread / "children").split()]
     return found
 
 
