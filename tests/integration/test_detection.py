@@ -5,7 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
 from supervised import (
     NOBODY,
     Row,
@@ -18,7 +20,7 @@ from supervised import (
     write_config,
 )
 
-from vsm.governance.detection import measure
+from vsm.governance.detection import descendants, measure
 
 PROFILE = 'extends = "integration"\n[limits]\nmemory = "100M"\n'
 
@@ -90,3 +92,16 @@ def test_the_processor_time_of_a_tree_is_that_of_the_living_and_of_the_reaped() 
         assert seen.memory_bytes >= 40 << 20
         shell.stdin.write(b"\n")
         shell.stdin.close()
+
+
+def test_process_that_ends_while_its_threads_are_listed_has_nothing_below_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ended(path: object) -> NoReturn:
+        raise FileNotFoundError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", ended)
+        patch.setattr(os, "scandir", ended)
+        found = list(descendants(os.getpid()))
+    assert found == [os.getpid()]
