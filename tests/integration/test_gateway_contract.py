@@ -103,3 +103,18 @@ async def test_server_that_no_longer_answers_fails(
         assert "result" in await raw.call(1, "it__mute")
         kept = await check(harness, "it")
         assert list(kept.failed) == ["it-1: answer"]
+
+
+async def test_server_that_ends_while_it_is_asked_is_not_at_fault(tmp_path: Path) -> None:
+    async with running() as harness:
+        await harness.start("it", offering(tmp_path / "offer.json", tools=[tool("mute")]))
+        await harness.ready()
+        raw = await harness.raw()
+        assert "result" in await raw.call(1, "it__mute")
+        asking = asyncio.ensure_future(check(harness, "it"))
+        await asyncio.sleep(0)
+        harness.kill("it-1")
+        kept = await asking
+        assert kept.failed == {}
+        (told,) = kept.unknown
+        assert told.startswith("it-1: the server closed its ")

@@ -260,13 +260,13 @@ class Upstream:
     def _give_up(self, reason: str) -> None:
         """Fail what waits now; report it once the supervisor had time to say it itself."""
         calls = self.calls()
-        self._fail_all(reason)
-        if calls and not self.private:  # what one session did to its own is nobody else's affair
-            self.guard.server_lost(reason)
-        if self._grace is None:
+        if self._grace is None:  # it is lost before those that wait are told: they may ask
             self._grace = self._loop.call_later(GONE_GRACE_S, self._report_lost, reason)
         self.intake.stop()
         self.writable = False
+        self._fail_all(reason)
+        if calls and not self.private:  # what one session did to its own is nobody else's affair
+            self.guard.server_lost(reason)
 
     def _report_lost(self, reason: str) -> None:
         if not self.closed:
