@@ -16,7 +16,7 @@ from wire_client import Client
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
 BOUND_S = 120.0
-REST_S = 0.5
+REST_S = 0.25
 IN_FLIGHT = 12
 SHARE, MOST, BUDGET = 3, 6, 7
 CAP_PER_S = SHARE / REST_S
