@@ -1,6 +1,8 @@
 """Control groups really hold processes; what a dead run left is swept, a living one's is not."""
 
+import contextlib
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vsm.confinement.cgroup import CgroupFacts, CgroupLimits, Cgroups, Group, detect
+from vsm.confinement.cgroup_files import read_words
 from vsm.linux.pidfd import kill_members
 from vsm.processes.remains import GROUPS, Remains
 
@@ -221,6 +224,29 @@ def test_a_number_that_is_no_members_any_more_is_not_killed() -> None:
             kill_members({process.pid, 1 << 30}, members.copy)
             process.terminate()  # after a SIGKILL it would be too late for this one
             assert process.wait(30) == -signo
+
+
+def test_more_members_than_free_descriptors_are_all_killed(tmp_path: Path) -> None:
+    list_of_them = tmp_path / "cgroup.procs"
+    with contextlib.ExitStack() as started:
+        sleeping = [
+            started.enter_context(subprocess.Popen(["/bin/sleep", "600"])) for _ in range(40)
+        ]
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            list_of_them.write_text(" ".join(str(process.pid) for process in sleeping))
+            with list_of_them.open("rb") as file:  # the lowest number that is free
+                resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 24, before[1]))
+            kill_members(members_in(list_of_them), lambda: members_in(list_of_them))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for process in sleeping:
+                process.terminate()  # after a SIGKILL it would be too late for these
+        assert {process.wait(30) for process in sleeping} == {-signal.SIGKILL}
+
+
+def members_in(file: Path) -> set[int]:
+    return {int(word) for word in read_words(file)}
 
 
 FAMILY = """

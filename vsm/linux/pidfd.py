@@ -6,6 +6,9 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from typing import Final
+
+HELD_AT_ONCE: Final = 16
 
 
 def open_pidfd(pid: int) -> int:
@@ -43,7 +46,14 @@ def kill_members(pids: Iterable[int], members: Callable[[], Collection[int]]) ->
     Args:
         pids: who was seen.
         members: asks the kernel again; who is named then, once a handle is held, is who is killed.
+            Asked for every few, so that however many there are, it finds a free descriptor.
     """
+    seen = list(pids)
+    for first in range(0, len(seen), HELD_AT_ONCE):
+        _kill_few(seen[first : first + HELD_AT_ONCE], members)
+
+
+def _kill_few(pids: Iterable[int], members: Callable[[], Collection[int]]) -> None:
     held: dict[int, int] = {}
     try:
         for pid in pids:
