@@ -181,6 +181,16 @@ def test_lowered_bound_ends_the_idle_at_once_and_lets_the_busy_finish() -> None:
     with_instances(4, scenario)
 
 
+def test_full_pool_that_is_being_replaced_keeps_all_that_serve() -> None:
+    def scenario(those: Instances, hooks: Hooks, pipes: list[Pipes]) -> None:
+        del hooks, pipes
+        those.join(those.make("a-4", 5, Settings(name="a", prefix="a")), alike=True)
+        those._stop_unused()  # the look for who is idle comes just now
+        assert len(those.ready) == POOL.most
+
+    with_instances(POOL.most, scenario)
+
+
 def test_raised_bound_lets_s1_start_more_again() -> None:
     def scenario(those: Instances, hooks: Hooks, pipes: list[Pipes]) -> None:
         those.bind(2)

@@ -114,7 +114,7 @@ def to_stop(
 
     Args:
         terms: of the integration.
-        live: how many there are.
+        live: how many there are, but for those that start in the place of outdated ones.
         sessions: how many have an instance, or wait for one.
         unused: those without a call in flight.
         now: the time of their `since_s`.

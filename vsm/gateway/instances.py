@@ -402,9 +402,13 @@ class Instances:
 
     @property
     def _is_surplus(self) -> bool:
+        return self.terms.kind == "pool" and self._lasting > self._within.most
+
+    @property
+    def _lasting(self) -> int:
+        """How many there are, but for those that start in the place of outdated ones."""
         load = self._load(called=False)
-        lasting = load.live - min(load.outdated, load.starting)
-        return self.terms.kind == "pool" and lasting > self._within.most
+        return load.live - min(load.outdated, load.starting)
 
     def begin_again(self) -> None:
         """The supervisor opened or closed the whole: it has forgotten what it was told."""
@@ -478,7 +482,7 @@ class Instances:
                 instance.used_at = now
         if self.is_steady and self.terms.kind == "pool" and not self._is_surplus:
             unused = []
-        gone = to_stop(self._within, len(self.members), self._sessions, unused, now)
+        gone = to_stop(self._within, self._lasting, self._sessions, unused, now)
         for worker in gone:
             instance = self.members[worker]
             surplus = self._is_surplus
