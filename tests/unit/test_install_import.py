@@ -72,6 +72,10 @@ def test_other_programs_stay_as_they_are() -> None:
     assert said[0].startswith("--api-key looks like a secret")
     assert "s3cret" not in "".join(said)
     assert '"--api-key", "(as it is)", "--token=(as it is)", "--verbose"' in "".join(said)
+    flagged = one(command="/bin/x", args=["--use-token", "--api-key", "s3cret", "--verbose"])
+    said = list(describe(flagged))
+    assert "s3cret" not in "".join(said)
+    assert '"--verbose"]' in "".join(said)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from vsm.core.packages import (
     server_name,
     without_password,
 )
+from vsm.errors import VsmError
+from vsm.install.node import NodeInstaller
 from vsm.install.python import last_words
 from vsm.install.registry import _allow
 from vsm.install.sandbox import Done
@@ -217,6 +219,28 @@ def test_of_what_npm_says_the_first_sentence_is_told(word: str) -> None:
     ]
     said = last_words(Done(1, "".join(f"npm {word} {line}\n" for line in lines)))
     assert said == f"npm {word} invalid json at http://x"
+
+
+class Lying(NodeInstaller):
+    """A registry's words make npm fail in its words for something else, whatever it is asked."""
+
+    def __init__(self) -> None:
+        self._package = Package("npm", "x", "1.0.0")
+        self.asked = 0
+
+    def _npm(self, words: list[str]) -> Done:
+        del words
+        self.asked += 1
+        return Done(1, "npm error 500 no - GET http://r/x - ETARGET")
+
+
+def test_registry_that_always_says_there_is_no_such_version_is_asked_once_more_and_no_longer() -> (
+    None
+):
+    lying = Lying()
+    with pytest.raises(VsmError, match="no such version"):
+        lying.latest()
+    assert lying.asked == 2
 
 
 def test_a_registrys_name_that_leads_to_metadata_is_not_let_there(

@@ -93,6 +93,12 @@ def test_a_tree_too_deep_to_be_sealed_is_refused_and_removed(tree: Path, depth: 
     assert not tree.exists()
 
 
+def test_what_took_the_place_of_a_folder_is_removed_too(tree: Path) -> None:
+    os.mkfifo(tree / "tmp")
+    remove(tree / "tmp")
+    assert not os.path.lexists(tree / "tmp")
+
+
 def test_whatever_is_in_a_tree_is_removed_and_nothing_beside_it(tree: Path, victim: Path) -> None:
     (tree / "a" / "b").mkdir(parents=True)
     (tree / "a" / "b" / "file").write_text("x")

@@ -97,7 +97,7 @@ def _without_secrets(argv: tuple[str, ...]) -> Iterator[str]:
             yield HIDDEN
         else:
             yield f"{option}={HIDDEN}" if secret and has_value else word
-        hide = secret and not has_value and not hide
+        hide = secret and not has_value  # what follows a flag that only sounds so is hidden too
 
 
 def secret_file(name: str, variable: str) -> Path:

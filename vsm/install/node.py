@@ -126,11 +126,13 @@ class NodeInstaller:
         Raises:
             VsmError: it has no such package, or could not be asked.
         """
-        done = self._npm(["view", self._package.name, "version"])
+        done = self._view()
         if done.status != 0:
             raise self._explain(done)
-        found = re.search(r"(?m)^'?(\d+\.\d+\.\d+[0-9A-Za-z.+-]*)'?\s*$", done.output)
-        return found.group(1) if found else ""
+        return _version(done)
+
+    def _view(self) -> Done:
+        return self._npm(["view", self._package.name, "version"])
 
     # -- steps -------------------------------------------------------------------------------------
 
@@ -174,7 +176,7 @@ class NodeInstaller:
         if done.timed_out:
             return VsmError(where, "the registry is too slow", "Try again later.")
         if "ETARGET" in done.output:
-            newest = self.latest() or "unknown"
+            newest = _version(self._view()) or "unknown"  # whatever is wrong there is not told
             return VsmError(where, "there is no such version", f"The newest is {newest}.")
         known = next((row for row in _KNOWN_WORDS if row[0] in done.output), None)
         if known is not None:
@@ -184,3 +186,9 @@ class NodeInstaller:
             return VsmError(where, describe_unreached(done, self.registry), remedy)
         remedy = "Ask whoever runs the registry, or try again later."
         return VsmError(where, f"cannot be fetched: {last_words(done)}", remedy)
+
+
+def _version(done: Done) -> str:
+    """What `npm view` printed; "" where it told of no version."""
+    found = re.search(r"(?m)^'?(\d+\.\d+\.\d+[0-9A-Za-z.+-]*)'?\s*$", done.output)
+    return found.group(1) if done.status == 0 and found else ""

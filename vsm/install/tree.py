@@ -141,11 +141,13 @@ def _folders(tree: Path) -> list[str]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a tree, a frozen one too, however deep it is; absent is fine."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
+    """Remove whatever is there: a tree, a frozen one too, however deep; absent is fine."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
         return
-    if not path.exists():
+    if not stat.S_ISDIR(mode):
+        path.unlink()
         return
     os.chmod(path, 0o700)
     top = os.open(path, _FOLDER)
