@@ -83,6 +83,26 @@ def test_numbers_and_tables_of_a_decision_are_written_for_people(
     assert 'others={"a b": 1073741824, "c": ["x\\u202e", 0.25]}' in line
 
 
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        (5, "  from why=5  "),
+        (["a", {"b": 1}], "  because a; {'b': 1}  "),
+        ({"c": "d"}, '  from why={"c": "d"}  '),
+    ],
+)
+def test_reason_that_is_no_text_is_shown_like_any_input(
+    journal: Path, capsys: pytest.CaptureFixture[str], why: object, told: str
+) -> None:
+    store = JournalStore(journal / "journal.db", "boot", Retention())
+    inputs = json_text({"why": why})
+    store.append("me", 5, [Decision(1, 1, "s", "k", "w", "budget.raise", inputs, "[]", "x")])
+    store.close()
+    run("decisions", "--rule", "budget.*")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert told in line
+
+
 def test_json_is_a_list_and_keeps_what_was_said(
     journal: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -121,4 +122,7 @@ def test_uid_outside_the_namespace_is_refused_with_a_remedy(tmp_path: Path) -> N
     with pytest.raises(ConfinementError, match="not mapped") as caught:
         uids.check_mapped(uids.BASE, where="x", uid_map=uid_map)
     assert caught.value.layer == "user"
+    first, last = map(int, re.findall(r"\d+", caught.value.remedy))
+    assert first == uids.BASE
+    assert first < uids.run_uid(uids.EGRESS_SLOT) <= last < 2**31  # the last of all
     uids.check_mapped(1000, where="x", uid_map=uid_map)

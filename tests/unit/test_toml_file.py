@@ -93,6 +93,7 @@ def test_a_line_of_words_is_shown_as_the_array_that_it_should_be() -> None:
         ({"days": ["mon", "fri"]}, "days: expected one of mon, tue, found 'fri' at item 1."),
         ({"days": "mon"}, ("days: expected a list in brackets, found 'mon'. "
          'Write days = ["mon"].')),
+        ({"title": 1 << 17_000}, f"title: expected a text in quotes, found 0x1{'0' * 67}."),
         ({"inner": 1}, "inner: expected a table, found an integer. Write inner = { size = … }."),
         ({"rows": {"size": 1}}, ("rows: expected a list of tables, found something else. "
          "Write [[rows]] above each.")),

@@ -84,7 +84,11 @@ def _say_who_is_awaited(name: str) -> None:
     """Name the servers that are not ready, of those that may have the tool."""
     from vsm.protocol.catalogue import SEPARATOR
 
-    for worker in request("status")["workers"]:
+    try:
+        workers = request("status")["workers"]
+    except VsmError:  # a word on the way: the call goes on, and says itself how it ended
+        return
+    for worker in workers:
         integration, state = worker.get("integration"), worker.get("state")
         if not integration or state == "ready":
             continue

@@ -122,7 +122,9 @@ def _why(inputs: Any) -> tuple[str, Any]:  # noqa: ANN401 - JSON
     """What a system says in words of why it decided so, and the other inputs."""
     table = inputs if isinstance(inputs, dict) else {}
     words = table.get("why", table.get("reasons"))
-    told = words if isinstance(words, str) else "; ".join(map(str, words or ()))
+    told = words if isinstance(words, str) else ""
+    if isinstance(words, list):
+        told = "; ".join(map(str, words))
     if not told:
         return "", inputs
     rest = {key: value for key, value in table.items() if key not in {"why", "reasons"}}

@@ -25,6 +25,7 @@ LIMIT_BYTES = 2**20
 _LONGEST_SHOWN = 200
 _LONGEST_WORDS = 80
 _LONGEST_FOUND = 70
+_WORD_BITS = 64
 _CHECK_PATH = "Check the path and its permissions."
 _WORDS = {
     "bool": "true or false",
@@ -176,7 +177,8 @@ def _rewritten(error: msgspec.ValidationError, value: object, key: str) -> str:
     if isinstance(value, str) and wanted & {"int", "float", "bool"} and _BARE.fullmatch(value):
         return _write(key, value)
     if wanted == {"str"} and type(value) in (bool, int, float):
-        return _write(key, f'"{_as_toml(value)}"')
+        text = _as_toml(value)
+        return _write(key, f'"{text}"') if len(text) <= _LONGEST_WORDS else ""
     if wanted == {"bool"}:
         name = key.rpartition(".")[2]
         return f"Write {name} = true or {name} = false."
@@ -220,7 +222,10 @@ def _found(value: object, kind: str | None) -> str:
 
 
 def _as_toml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A boolean or a number; a huge one, which str() refuses, in the base in which it came."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return hex(value) if isinstance(value, int) and value.bit_length() > _WORD_BITS else str(value)
 
 
 def _choices(hint: Any) -> list[str]:  # noqa: ANN401

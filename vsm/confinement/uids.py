@@ -22,6 +22,7 @@ _PIDS: Final = 0x40_0000  # PID_MAX_LIMIT
 RUN_SLOTS: Final = 31  # above the range: one uid for each pid and slot
 EGRESS_SLOT: Final = RUN_SLOTS  # and one for the egress process of that pid's runs
 _RUNS: Final = (RUN_SLOTS + 1) * _PIDS
+_LAST: Final = BASE + _RANGE + _RUNS - 1
 _SYSTEMS: Final = {f"system{n}": BASE + n for n in range(1, 6)} | {"egress": BASE + 15}
 
 
@@ -104,6 +105,6 @@ def check_mapped(uid: int, *, where: str, uid_map: Path = Path("/proc/self/uid_m
     raise ConfinementError(
         where,
         f"uid {uid} is not mapped in this user namespace",
-        f"Map {BASE} to {BASE + _RANGE - 1} into the container, or run vsm as an ordinary user.",
+        f"Map {BASE} to {_LAST} into the container, or run vsm as an ordinary user.",
         layer="user",
     )
