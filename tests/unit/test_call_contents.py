@@ -59,6 +59,28 @@ def test_a_descriptor_that_cannot_be_read_leaves_contents_out(memory: int) -> No
     assert "left_out" in fitted(Contents(memory), record)["contents"]
 
 
+@pytest.mark.parametrize(
+    "detail",
+    [
+        '{"contents":["arguments"],"what":"echo","client":"me"}',
+        '{"contents":"result","what":"echo","client":"me"}',
+        '{"contents":{},"what":5,"client":"me"}',
+        '{"contents":{},"what":"echo"}',
+        '{"contents":{"result":[]},"what":"echo","client":"me"}',
+        '{"contents":{},"what":"\\ud800","client":"me"}',
+        '{"contents":' + "[" * 20_000,
+    ],
+)
+def test_whatever_an_s1_sends_that_was_taken_over_is_left_out_and_ends_no_journal(
+    memory: int, detail: str
+) -> None:
+    os.write(memory, hidden_line("KEY", SECRET))
+    kept = Contents(memory).fit(Event(1, 1, "x", "call.ok", None, "a", 1, detail))
+    assert isinstance(kept, Event)
+    assert "left_out" in json.loads(kept.detail)["contents"]
+    kept.detail.encode()  # as the file takes it
+
+
 def test_what_has_no_contents_goes_through_as_it_is(memory: int) -> None:
     plain = Event(1, 1, "x", "call.ok", None, None, 1, json.dumps({"what": '"contents":'}))
     assert Contents(memory).fit(plain) is plain

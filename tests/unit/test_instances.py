@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,37 @@ def test_set_is_ready_with_its_first_instance_and_starts_two_at_a_time() -> None
         assert it.alive == {"a#1", "a#2", "a#3", "a#4"}
         it.set.want(99, {})
         it.ready("a#4")
+        assert len(it.alive) == POOL.most
+
+    play(POOL, scenario)
+
+
+def test_bound_that_is_said_again_does_not_end_a_replacement_half_done() -> None:
+    """S1, which wants one more meanwhile, says so once: a reload or S3 may come in between."""
+
+    async def scenario(it: Processes) -> None:
+        it.ready("a#1", "a#2")
+        it.set.want(4, {})
+        it.ready("a#3", "a#4")
+        assert not it.set.in_exchange
+        new = it.set.begin_aside()
+        assert it.set.in_exchange
+        it.runner.put(replace(SPEC, name=new, restart="temporary"))
+        it.runner.send(restart.Start(new))
+        it.ready(new)
+        it.set.renew(SPEC)
+        it.set.want(5, {"a#1": "it was replaced"})
+        it.set.bind(POOL)  # while the first of the old ones ends
+        it.end("a#1")
+        assert it.alive == {"a#2", "a#3", "a#4", "a#5", "a#6"}
+        for old, young in (("a#2", "a#6"), ("a#3", "a#7"), ("a#4", "a#8")):
+            it.ready(young)
+            assert it.set.in_exchange
+            it.set.want(5 if old != "a#4" else 4, {old: "it was replaced"})
+            it.end(old)
+        assert it.alive == {"a#5", "a#6", "a#7", "a#8"}
+        assert not it.set.in_exchange
+        it.set.want(5, {})  # there is nothing to be replaced any more
         assert len(it.alive) == POOL.most
 
     play(POOL, scenario)

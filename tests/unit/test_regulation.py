@@ -336,7 +336,9 @@ class Pool:
         self.world = world
         self.after = "crash"
         self.whole: restart.Phase = "ready"
-        world.group.sets["a"] = SimpleNamespace(terms=SimpleNamespace(kind=kind))
+        terms = SimpleNamespace(kind=kind)
+        self.set = SimpleNamespace(terms=terms, in_exchange=False)
+        world.group.sets["a"] = self.set
         world.group.workers.phase = lambda _key: self.whole
         world.group.workers.worker = lambda _key: SimpleNamespace(after=self.after)
 
@@ -361,6 +363,9 @@ def test_pool_that_grows_and_lets_go_is_told_a_failure_or_a_command_is_not() -> 
         pool.change("a#3", "starting", "ready")
         pool.whole = "stopping"
         assert pool.change("a#3", "stopping", reason="stopped") == [], "somebody stopped the whole"
+        pool.whole, pool.set.in_exchange = "ready", True
+        replaced = pool.change("a#5", "starting", "ready") + pool.change("a#4", "ready", "stopping")
+        assert replaced == [], "one takes the place of another: it does not go to and fro"
         sessions = Pool(world, "session")
         assert sessions.change("a#4", "starting", "ready") == [], "clients come and go"
 

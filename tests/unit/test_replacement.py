@@ -69,6 +69,19 @@ def test_successor_serves_first_where_the_other_is_being_restarted() -> None:
     assert group.workers["a#1"].phase == "stopping"
 
 
+def test_whoever_is_due_at_the_moment_of_the_change_is_started() -> None:
+    """A worker's word may be read before the timer that is due as well."""
+    group = replacing()
+    group = r.with_worker(group, r.WorkerSpec(name="b"))
+    group, _ = step(group, r.Start("b"))
+    for incarnation in (1, 2):
+        group, _ = step(group, r.Exited("b", incarnation, "died"))
+    assert group.workers["b"].phase == "backing_off"
+    group, actions = step(group, r.Ready("a#1", 1), 3)
+    assert actions == [r.Spawn("b", 3), rp.Switched("a", 2, "a#1"), r.Drain("a#1", 1)]
+    assert group.workers["b"].phase == "starting"
+
+
 def test_successor_that_fails_changes_nothing_and_is_not_tried_again() -> None:
     before = replacing()
     late, actions = step(before, r.Tick(), 31)
@@ -126,15 +139,14 @@ class Replacements(RuleBasedStateMachine):
                 self.processes[action.name, action.incarnation] = self.last
                 self.live.add(self.last)
             elif isinstance(action, rp.Switched):
-                self.switch(before, action)
+                self.switch(action)
             elif not isinstance(action, r.Changed):
                 assert (action.name, action.incarnation) in self.processes
         for key in [k for k, w in self.group.workers.items() if "#" in k and w.phase == "stopped"]:
             self.group = r.without_worker(self.group, key)
 
-    def switch(self, before: r.Group, action: rp.Switched) -> None:
-        old = before.workers[action.name]
-        had = self.processes.pop((action.name, old.incarnation), None)
+    def switch(self, action: rp.Switched) -> None:
+        had = self.processes.pop((action.name, action.incarnation - 1), None)
         new = self.processes.pop((action.left, 1))
         self.processes[action.name, action.incarnation] = new
         assert (had is None) is (action.left not in self.group.workers)
@@ -180,9 +192,11 @@ class Replacements(RuleBasedStateMachine):
         if others and served.phase == "ready":
             assert self.group.workers["a"].phase == "ready"
 
-    @rule(seconds=st.sampled_from([0.0, 1.0, 40.0]))
-    def time_passes(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.0, 1.0, 40.0]), late=st.booleans())
+    def time_passes(self, seconds: float, *, late: bool) -> None:
         self.now += seconds
+        if late:  # the timer goes off after whatever comes next
+            return
         served = self.group.workers["a"].phase == "ready"
         self.send(r.Tick())
         assert not served or self.group.workers["a"].phase == "ready"

@@ -14,11 +14,13 @@ from vsm.configuration.policy import MOST_BYTES as MOST_RULE_BYTES
 from vsm.core import restart
 from vsm.link import MAX_MESSAGE_BYTES
 from vsm.messages import (
+    Answer,
     Ask,
     Configure,
     InstanceTerms,
     IntegrationRow,
     Message,
+    Query,
     SnapshotIn,
     SnapshotOut,
     Start,
@@ -42,9 +44,10 @@ class Link:
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
+        self.closed = False
 
     def send(self, message: Message, _fds: Any = ()) -> bool:
-        if len(message.to_wire()) > MAX_MESSAGE_BYTES:
+        if self.closed or len(message.to_wire()) > MAX_MESSAGE_BYTES:
             return False
         self.sent.append(message)
         return True
@@ -106,6 +109,41 @@ def test_start_that_is_too_large_for_a_message_is_said_as_that() -> None:
         assert "system1" not in group.running
 
     with_group(scenario, token="x" * MAX_MESSAGE_BYTES)
+
+
+def test_system_that_died_before_its_start_is_not_said_to_be_told_too_much() -> None:
+    """As a spare that ends at the moment in which it is to take over; its pidfd tells."""
+
+    async def scenario(group: SystemGroup, link: Link) -> None:
+        said: list[restart.Event] = []
+        group.systems.send = said.append  # type: ignore[method-assign]
+        link.closed = True
+        group._send_start(group.running["system1"])
+        assert said == []
+        assert "system1" in group.running
+
+    with_group(scenario)
+
+
+def test_answers_to_questions_that_overlap_all_arrive_and_none_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(system_group, "QUERY_TIMEOUT_S", 60.0)
+
+    async def scenario(group: SystemGroup, link: Link) -> None:
+        running = group.running["system1"]
+        group.systems.phase = lambda _name: "ready"  # type: ignore[method-assign]
+        asked = [asyncio.create_task(group.query("system1", what)) for what in ("a", "b", "c")]
+        await asyncio.sleep(0)
+        for question in [one for one in link.sent if isinstance(one, Query)]:
+            group._on_message(running, Answer(id=question.id, body={"what": question.what}), [])
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # whoever asked goes on before the next answer is read
+        answers = await asyncio.gather(*asked)
+        assert [answer and answer["what"] for answer in answers] == ["a", "b", "c"]
+        assert running.queries == {}
+
+    with_group(scenario)
 
 
 def test_all_that_one_vsm_can_have_fits_into_the_message_that_tells_of_it() -> None:

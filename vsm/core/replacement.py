@@ -42,7 +42,8 @@ def step(group: Group, event: Event, now: float, jitter: float = 0.5) -> tuple[G
                 actions += more
         case Ready() if _became_ready(group, after, event.name):
             after, switch = _switch(after, event.name, now)
-            return after, [*switch, *restart.changes(group, after)]
+            due = [one for one in actions if not isinstance(one, restart.Changed)]
+            return after, [*due, *switch, *restart.changes(group, after)]
     return after, actions
 
 

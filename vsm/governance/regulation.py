@@ -126,12 +126,15 @@ class Regulator:
             self._happened(name, "restart", -1.0 if crashed else 1.0)
 
     def _scaled(self, name: str, change: restart.Changed, before: str) -> None:
-        """A pool that serves has one instance more, or lets one go that it does not need."""
+        """A pool that serves has one instance more, or lets one go that it does not need.
+
+        One that takes the place of another is neither.
+        """
         group = self._supervisor.integrations
         pool = group.sets.get(name)
         if change.name == name or pool is None or pool.terms.kind != "pool":
             return
-        if group.workers.phase(name) != "ready":
+        if group.workers.phase(name) != "ready" or pool.in_exchange:
             return
         if change.phase == "ready":
             self._happened(name, "scaling", 1.0)

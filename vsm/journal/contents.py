@@ -47,7 +47,8 @@ class Contents:
             detail = json.loads(record.detail)
             self._redact(detail)
             text = json.dumps(detail, ensure_ascii=False, separators=(",", ":"))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            text.encode()  # half a character that was escaped cannot be written
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"they cannot be read: {type(error).__name__}"
             text = json.dumps({"contents": {"left_out": reason}})
         if len(text) > MAX_COLUMN_BYTES:

@@ -150,7 +150,7 @@ class InstanceSet:
     def bind(self, terms: Terms) -> None:
         """Go by other bounds from now on; S1, which knows who is idle, says which are to go."""
         self.terms = terms
-        self._starts = replace(self._starts, wanted=min(self._starts.wanted, terms.most))
+        self._want(self._starts.wanted)
         self._review()
 
     # ---- S1 --------------------------------------------------------------------------------
@@ -164,11 +164,14 @@ class InstanceSet:
         """
         if not self._opened:  # S1 cannot know that there is none yet
             count = max(count, self.terms.first)
-        self._starts = replace(self._starts, wanted=min(count, self.terms.most + self._replacing))
+        self._want(count)
         for name, reason in release.items():
             if integration_of(name) == self.name and name in self._workers.group.workers:
                 self._stop(name, reason)
         self._review()
+
+    def _want(self, count: int) -> None:
+        self._starts = replace(self._starts, wanted=min(count, self.terms.most + self._replacing))
 
     def gateway_lost(self) -> None:
         """S1 died, and with it the sessions: whose an instance was is not known any more."""
@@ -183,6 +186,11 @@ class InstanceSet:
     def serves(self) -> bool:
         """Whether one of them is ready."""
         return any(worker.phase == "ready" for worker in self._counted())
+
+    @property
+    def in_exchange(self) -> bool:
+        """Whether one is to be, or some are still to be, replaced by their like."""
+        return bool(self._aside) or self._replacing
 
     @property
     def _replacing(self) -> bool:

@@ -284,6 +284,8 @@ class IntegrationGroup:
         task.add_done_callback(self._tasks.discard)
 
     async def _spawn(self, running: RunningWorker, link: LauncherLink) -> None:
+        if self.running.get(running.key) is not running:
+            return  # stopped before this task had its turn
         try:
             running.provided = provision.provide(
                 self.hooks.host(),

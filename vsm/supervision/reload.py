@@ -288,9 +288,10 @@ class Reloader:
         task.add_done_callback(self._removals.discard)
 
     async def _finish_removal(self, name: str) -> None:
-        """Forget it once it is dead, unless a later reload brought it back."""
-        await self._supervisor.integrations.wait_gone(name)
-        if name not in self._supervisor.config.integrations:
+        """Forget it once it is dead, unless a later reload brought it back, or removed it too."""
+        group = self._supervisor.integrations
+        await group.wait_gone(name)
+        if name not in self._supervisor.config.integrations and name in group.integrations:
             self._supervisor.forget(name)
 
     # ---- waiting ---------------------------------------------------------------------------

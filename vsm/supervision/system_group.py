@@ -189,16 +189,16 @@ class SystemGroup:
         running = self.running.get(name)
         if running is None or running.link is None or self.systems.phase(name) != "ready":
             return None
-        self._query_id += 1
+        self._query_id = number = self._query_id + 1  # others ask meanwhile
         future: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
-        running.queries[self._query_id] = future
-        running.link.send(Query(id=self._query_id, what=what, about=about))
+        running.queries[number] = future
+        running.link.send(Query(id=number, what=what, about=about))
         try:
             return await asyncio.wait_for(future, QUERY_TIMEOUT_S)
         except (TimeoutError, asyncio.CancelledError):
             return None
         finally:
-            running.queries.pop(self._query_id, None)
+            running.queries.pop(number, None)
 
     # ---- what the restart decisions do -----------------------------------------------------
 
@@ -262,7 +262,7 @@ class SystemGroup:
         message, fds = self.hooks.start(running.name, running.epoch)
         running.started_at = asyncio.get_running_loop().time()
         if running.link is not None:
-            if not running.link.send(message, fds):
+            if not running.link.send(message, fds) and not running.link.closed:  # else it has died
                 self._gone(running, TOO_MUCH)
                 return
             if running.name in {"system1", "system4"}:
