@@ -16,6 +16,11 @@ _REMEDIES: Final = {
 _WITHOUT_PATH: Final = {errno.ENOSPC, errno.EDQUOT}  # write(2) knows none
 
 
+def sound(text: str) -> str:
+    """The text, escaped where it has bytes of a name that are no UTF-8: no message holds those."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class VsmError(Exception):
     """Something failed and the person in front of vsm can do something about it.
 
@@ -28,6 +33,7 @@ class VsmError(Exception):
     exit_code = 1
 
     def __init__(self, where: str, what: str, remedy: str = "") -> None:
+        where, what, remedy = sound(where), sound(what), sound(remedy)
         super().__init__(where, what, remedy)
         self.where = where
         self.what = what

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from vsm.confinement.closure import closure
 from vsm.core.elf import parse_linkage
+from vsm.core.restart import Worker, WorkerSpec
 from vsm.errors import VsmError
+from vsm.processes.launcher_link import failure
+from vsm.supervision.running_worker import availability_of
 
 
 def script(path: Path, text: str, *, mode: int = 0o755) -> Path:
@@ -202,6 +205,17 @@ def test_missing_interpreter_of_a_script_is_named(tmp_path: Path) -> None:
     entry = script(tmp_path / "server", "#!/no/such/python\n")
     with pytest.raises(VsmError, match="its interpreter is missing"):
         closure([str(entry)], env={})
+
+
+def test_what_is_said_of_a_name_that_is_no_text_can_be_told_on(tmp_path: Path) -> None:
+    """Else a package would end the supervisor, which tells the systems why it does not start."""
+    entry = script(tmp_path / "server", "")
+    entry.write_bytes(b"#!/nowhere/\xff\xfe\n")
+    with pytest.raises(VsmError, match="interpreter is missing") as told:
+        closure([str(entry)], env={})
+    for error in (told.value, failure("a-1", {"what": "execve /x/\udcff"})):
+        worker = Worker(spec=WorkerSpec(name="a"), phase="quarantined", reason=str(error))
+        assert "\\udcff" in availability_of(worker).reason
 
 
 def test_scripts_that_name_each_other_end(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import vsm
 from vsm.confinement import scratch
 from vsm.confinement.execution import Plan
-from vsm.errors import ConfinementError
+from vsm.errors import ConfinementError, sound
 from vsm.link import duplicate
 from vsm.linux import pidfd, prctl
 from vsm.processes.launcher import MOST_MESSAGE_BYTES, receive, send
@@ -105,7 +105,7 @@ def failure(name: str, event: dict[str, Any] | None) -> ConfinementError | Launc
     if event is None:
         return LaunchError(f"{name}: it was killed, or did not start in time")
     if not event.get("layer"):
-        return LaunchError(f"{name}: {event['what']}")
+        return LaunchError(sound(f"{name}: {event['what']}"))
     remedy = "See `vsm sandbox probe` for what this host gives."
     return ConfinementError(name, event["what"], remedy, layer=event["layer"])
 
