@@ -86,6 +86,7 @@ def flow(tmp_path: Path) -> tuple[Integration, _Flow]:
         ("GET /callback?error=access_denied HTTP/1.1\r\n\r\n", "400 Bad Request", False),
         ("GET /callback?state=s HTTP/1.1\r\n\r\n", "400 Bad Request", False),
         ("GET /other?code=c HTTP/1.1\r\n\r\n", "404 Not Found", False),
+        ("GET //[/callback HTTP/1.1\r\n\r\n", "404 Not Found", False),
         ("POST /callback?code=c HTTP/1.1\r\n\r\n", "404 Not Found", False),
         ("nonsense\r\n\r\n", "404 Not Found", False),
     ],

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from hmac import compare_digest
 from html import escape
 from typing import Any, Final
-from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.parse import SplitResult, parse_qs, urljoin, urlsplit
 
 import httpx2
 from mcp.client.auth import OAuthClientProvider, OAuthFlowError
@@ -204,7 +204,7 @@ class _Flow:
 
     def _judge(self, head: str) -> tuple[str, str]:
         words = head.split(" ", 2)
-        url = urlsplit(words[1] if len(words) > 1 else "")
+        url = _target(words[1] if len(words) > 1 else "")
         if words[0] != "GET" or url.path != "/callback":
             return "404 Not Found", "There is nothing here."
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
@@ -337,6 +337,14 @@ class _Transport(httpx2.AsyncBaseTransport):
                 return text
             reason = f"its address {text} is {why}"
         raise HttpError(reason, sent=False)
+
+
+def _target(text: str) -> SplitResult:
+    """Of a request; what is none, such as //[, has no path."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return urlsplit("")
 
 
 def _listen(port: int) -> socket.socket:
