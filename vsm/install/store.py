@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -110,7 +110,7 @@ class ServerStore:
 
     @contextmanager
     def build(self, name: str, version: str) -> Iterator[Path]:
-        """A new directory for a server's tree; removed if the block fails.
+        """A new directory for a server's tree; removed if the block fails before it is committed.
 
         Everything in it is closed to others until `freeze`.
         """
@@ -121,9 +121,7 @@ class ServerStore:
         try:
             yield build
         except BaseException:
-            remove(build)
-            with suppress(OSError):
-                home.rmdir()  # unless an earlier version is in it
+            self._sweep_one(home)
             raise
 
     @contextmanager
@@ -140,10 +138,6 @@ class ServerStore:
         """From now on this is the server; remember the hashes first."""
         home = self.folder / server.name
         _write(self.folder / HASHES_FILE, {**self.hashes(), **hashes})
-        link = home / f".{CURRENT}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(server.directory)
-        link.rename(home / CURRENT)
         _write(home / SERVER_FILE, msgspec.to_builtins(server))
         self._sweep_one(home)
 
@@ -169,7 +163,7 @@ class ServerStore:
                 self._sweep_one(home)
 
     def _sweep_one(self, home: Path) -> None:
-        """Remove every tree that the record does not name; all stays where that is damaged."""
+        """Have what is there be what the record says; all stays where that is damaged."""
         try:
             server = self.server(home.name)
         except VsmError:
@@ -177,6 +171,12 @@ class ServerStore:
         if server is None:
             remove(home)
             return
+        link = home / CURRENT
+        if not link.is_symlink() or os.readlink(link) != server.directory:
+            fresh = home / f".{CURRENT}"
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(server.directory)
+            fresh.rename(link)
         kept = {SERVER_FILE, CURRENT, server.directory, server.previous}
         for path in home.iterdir():
             if path.name not in kept:
