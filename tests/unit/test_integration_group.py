@@ -1,12 +1,14 @@
 """What the supervisor starts and forgets of integrations, whatever comes in between."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vsm.configuration.config import Integration
+from vsm.configuration.changes import Change
+from vsm.configuration.config import Config, Integration
 from vsm.core import restart
 from vsm.supervision import provision
 from vsm.supervision.integration_group import IntegrationGroup
@@ -74,5 +76,32 @@ def test_what_is_removed_brought_back_and_removed_again_is_forgotten_once() -> N
         await asyncio.gather(*reloader._removals)
         assert forgotten == ["a"]
         group.workers.close()
+
+    asyncio.run(main())
+
+
+def test_entry_that_comes_into_force_while_a_reload_checks_is_compared_with_the_file() -> None:
+    """Else the file's would be taken for that of the server, which runs by another one."""
+    old, new, other = (Integration(name=n, command=(c,)) for n, c in ("ax", "ay", "bx"))
+    wanted = Config(integrations={"a": old, "b": other})
+
+    async def main() -> None:
+        supervisor: Any = SimpleNamespace(
+            config=Config(path=Path("vsm.toml"), integrations={"a": old}),
+            integrations=SimpleNamespace(running={}),
+            host=SimpleNamespace(facts=SimpleNamespace(root=False)),
+            stopping=False,
+        )
+        reloader = Reloader(supervisor, lambda: wanted)
+
+        async def check(*_words: object) -> None:
+            supervisor.config = Config(path=Path("vsm.toml"), integrations={"a": new})
+
+        def apply(_config: Config, _profiles: Any, found: list[Change], _uids: Any) -> list[Any]:
+            return [(one.name, one.action) for one in found]
+
+        reloader._check = check  # type: ignore[method-assign]
+        reloader._apply = apply  # type: ignore[method-assign]
+        assert sorted(await reloader._apply_file()) == [("a", "restart"), ("b", "start")]
 
     asyncio.run(main())

@@ -285,6 +285,9 @@ def ended(report: ExitReport, *, oom_kills: int) -> str:
     return words(report, usage, compile_limits(LimitsDocument(memory="64M"), "test"))
 
 
+EARLY = "unfit: the server closed its output"  # what system 1 sees of such an end at the start
+
+
 @pytest.mark.parametrize(
     ("reason", "counts"),
     [
@@ -292,7 +295,10 @@ def ended(report: ExitReport, *, oom_kills: int) -> str:
         (ended(ExitReport(1, None), oom_kills=1), True),  # a process below the server was killed
         (ended(ExitReport(1, None), oom_kills=0), False),
         (ended(ExitReport(None, signal.SIGKILL), oom_kills=0), False),
+        (f"{EARLY}; {ended(ExitReport(None, signal.SIGKILL), oom_kills=1)}", True),
+        (f"3 crashes; last: {ended(ExitReport(None, signal.SIGKILL), oom_kills=1)}", True),
         ("unfit: its server says killed: out of memory", False),
+        (f"{EARLY}; killed: out of memory; {ended(ExitReport(1, None), oom_kills=0)}", False),
     ],
 )
 def test_want_of_memory_is_known_by_the_words_that_are_said_of_it(

@@ -27,8 +27,12 @@ def describe(running: "RunningWorker", report: ExitReport) -> str:
 
 
 def is_out_of_memory(reason: str) -> bool:
-    """Whether a worker that served ended so: it, or a process of it, had no memory left."""
-    before, killed, _ = reason.partition(_KILLED_FOR_IT)
+    """Whether a worker that ran ended so: it, or a process of it, had no memory left.
+
+    Its end is told last, behind whatever else was known of it by then.
+    """
+    end = reason.rpartition("; ")[2].removeprefix("last: ")
+    before, killed, _ = end.partition(_KILLED_FOR_IT)
     return bool(killed) and (not before or before.endswith(_A_PROCESS))
 
 

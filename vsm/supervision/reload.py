@@ -124,6 +124,7 @@ class Reloader:
         await self._check(config, found, numbers)
         if supervisor.stopping:
             raise VsmError("reload", "vsm is shutting down")
+        found = self._compare(config, profiles)  # a server may have taken its place meanwhile
         return self._apply(config, profiles, found, numbers)
 
     def _compare(self, config: Config, profiles: dict[str, Profile]) -> list[Change]:
