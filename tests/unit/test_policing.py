@@ -177,9 +177,44 @@ def test_pain_that_a_system_does_not_repeat_for_an_hour_is_over() -> None:
         world.policing.changed(Changed("it", 1, "quarantined", "failed too often"))
         felt = Felt(sender="system1", severity="pain", subject="a", detail="d")
         world.policing.on_message("system5", felt)
-        for key, (since_s, detail) in world.policing.pains.items():
-            world.policing.pains[key] = (since_s - FORGOTTEN_S - 1, detail)
+        earlier(world, FORGOTTEN_S + 1)
         assert [row["sender"] for row in world.policing.overview()] == ["supervisor"]
+
+    run(scenario)
+
+
+def earlier(world: World, by_s: float) -> None:
+    """Let what hurts have been said so long ago."""
+    for key, one in world.policing.pains.items():
+        moved = one._replace(began_s=one.began_s - by_s, said_s=one.said_s - by_s)
+        world.policing.pains[key] = moved
+
+
+def test_pain_that_is_said_again_lasts_since_it_was_said_first() -> None:
+    async def scenario(world: World) -> None:
+        felt = Felt(sender="system4", severity="pain", subject="a", detail="d")
+        for _ in range(2):
+            world.policing.on_message("system5", felt)
+            earlier(world, 1800)
+        (one,) = world.policing.overview()
+        assert one["for_s"] >= 3600
+        earlier(world, FORGOTTEN_S)  # over, so that the next is another one
+        world.policing.on_message("system5", felt)
+        (one,) = world.policing.overview()
+        assert one["for_s"] < 1800
+
+    run(scenario)
+
+
+def test_integration_that_is_removed_hurts_no_more() -> None:
+    async def scenario(world: World) -> None:
+        for name in ("it", "other"):
+            world.policing.trust("trust.changed", name, {"items": ["tool x"]})
+        world.policing.forget("it")
+        assert [row["subject"] for row in world.policing.overview()] == ["other"]
+        assert [(one.severity, one.subject) for one in world.told("system5", Hurt)][2:] == [
+            ("relief", "it")
+        ]
 
     run(scenario)
 

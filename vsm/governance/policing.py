@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vsm.configuration.policy import compile_policy
 from vsm.core import restart
@@ -43,6 +43,14 @@ _MOST_DETAIL: Final = 4096
 Cause = tuple[str, str, str]  # sender, subject, cause
 
 
+class Pain(NamedTuple):
+    """Since when something hurts, and when that was said last."""
+
+    began_s: float
+    said_s: float
+    detail: str
+
+
 class Policing:
     """One supervisor's part of policy."""
 
@@ -57,7 +65,7 @@ class Policing:
             epoch=self._epoch,
             may_ask=self._why_nobody_is_asked,
         )
-        self.pains: OrderedDict[Cause, tuple[float, str]] = OrderedDict()
+        self.pains: OrderedDict[Cause, Pain] = OrderedDict()
         self._repeats = Repeats(REPEAT_INTERVAL_S)
         self._attempts = Surges(1)
         self._calm: asyncio.TimerHandle | None = None
@@ -156,6 +164,11 @@ class Policing:
         self._tell_policy("relief", subject, cause, detail)
         self._announce("supervisor", "relief", subject, cause, detail, repeats)
 
+    def forget(self, name: str) -> None:
+        """An integration is no more, and hurts nobody."""
+        for cause in [key[2] for key in self.pains if key[:2] == ("supervisor", name)]:
+            self.relieve(name, cause, f"{name} is removed")
+
     def trust(self, kind: str, name: str, detail: Mapping[str, Any]) -> None:
         """What a server offers was compared with its pins."""
         if kind == "trust.changed":
@@ -197,7 +210,10 @@ class Policing:
         key = (sender, subject, cause)
         pain = severity == "pain"
         if pain:
-            self.pains[key] = (time.monotonic(), detail)
+            now_s = time.monotonic()
+            self._forget_old(now_s)
+            known = self.pains.pop(key, None)
+            self.pains[key] = Pain(now_s if known is None else known.began_s, now_s, detail)
             keep_newest_of(sender, self.pains, MOST_PAINS)
         else:
             self.pains.pop(key, None)
@@ -221,21 +237,25 @@ class Policing:
         elif change.phase in {"ready", "stopped"}:
             self.relieve(change.name, "quarantine", f"{change.name} is {change.phase}")
 
-    def overview(self) -> list[dict[str, Any]]:
-        """What hurts now, for `vsm status`; what a system did not repeat for an hour is over."""
-        now_s = time.monotonic()
-        for key, (since_s, _) in list(self.pains.items()):
-            if key[0] != "supervisor" and now_s - since_s > FORGOTTEN_S:
+    def _forget_old(self, now_s: float) -> None:
+        """What a system did not repeat for an hour is over."""
+        for key, one in list(self.pains.items()):
+            if key[0] != "supervisor" and now_s - one.said_s > FORGOTTEN_S:
                 del self.pains[key]
+
+    def overview(self) -> list[dict[str, Any]]:
+        """What hurts now, for `vsm status`."""
+        now_s = time.monotonic()
+        self._forget_old(now_s)
         return [
             {
                 "sender": sender,
                 "subject": subject,
                 "cause": cause,
-                "detail": detail,
-                "for_s": round(now_s - since_s, 1),
+                "detail": one.detail,
+                "for_s": round(now_s - one.began_s, 1),
             }
-            for (sender, subject, cause), (since_s, detail) in self.pains.items()
+            for (sender, subject, cause), one in self.pains.items()
         ]
 
     # ---- commands --------------------------------------------------------------------------

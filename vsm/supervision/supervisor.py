@@ -397,6 +397,7 @@ class Supervisor:
         """An integration that was removed from the configuration is dead: nothing is left of it."""
         self.integrations.forget(name)
         self.surfaces.forget(name)
+        self.policing.forget(name)
         self.rings.pop(name, None)
         self.host.uids.pop(name, None)
         self.configure_systems()
