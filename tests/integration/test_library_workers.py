@@ -262,6 +262,28 @@ asyncio.run(main())
     assert (done.stdout, done.stderr) == (printed, "")
 
 
+def test_what_is_given_up_unheard_ends_nothing_else() -> None:
+    """The runner's word that it began is unread when its socket closes: a reset, and no end."""
+    text = """
+import select, vsm
+from vsm.library import runner_link
+from vsm.library.exchange import Exchange
+from vsm.library.order import Request, prepare
+sleep = Request(
+    ("/bin/sleep", "600"), (), "integration", None, (), (), None, None, None, 1, lasting=True
+)
+given_up = Exchange(*prepare(sleep), b"", output_bytes=1, most_bytes=1)
+pid = runner_link.runner_pid()
+select.select(given_up.fds[:1], [], [])
+given_up.close()
+print(vsm.run(["/bin/true"]).cause, runner_link.runner_pid() == pid)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("ok True\n", "")
+
+
 def test_the_landlocked_tier_serves_pools_and_pipes_too() -> None:
     text = """
 import asyncio, os, sys

@@ -259,13 +259,7 @@ class Runner:
 
     def _hear(self, run: Run, fd: int) -> None:
         if run.control is not None and fd == run.control.fileno():
-            word = run.control.recv(_MOST_WORD_BYTES)  # unread, it would swallow our last word
-            if word.startswith(SIGNAL):
-                run.worker.signal(int(word.removeprefix(SIGNAL)))
-                return
-            run.given_up = True
-            run.worker.kill()  # whatever it said, or its end: the program wants no more of it
-            self._forget(fd)
+            self._hear_program(run, run.control)
             return
         for event in run.worker.events():
             if event["event"] == "started":
@@ -273,9 +267,24 @@ class Runner:
                 self._open(run)
                 run.began()
         if fd == run.worker.pidfd:
-            self._bury(run)
+            if pidfd.wait(fd, 0):  # else the event was for a predecessor of this descriptor
+                self._bury(run)
         elif run.worker.hung_up:
             self._forget(fd)
+
+    def _hear_program(self, run: Run, control: socket.socket) -> None:
+        try:  # unread, it would swallow our last word
+            word = control.recv(_MOST_WORD_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:  # the event was for a predecessor of this descriptor
+            return
+        except OSError:  # it hung up, and left a word of ours unread
+            word = b""
+        if word.startswith(SIGNAL):
+            run.worker.signal(int(word.removeprefix(SIGNAL)))
+            return
+        run.given_up = True
+        run.worker.kill()  # whatever it said, or its end: the program wants no more of it
+        self._forget(control.fileno())
 
     def _take_refusals(self, run: Run, fd: int) -> None:
         """At once, not with "started": a refused call of the mini-init's own waits for it."""
