@@ -136,6 +136,19 @@ def test_a_follower_gets_each_record_once_and_survives_a_new_file(opened: Open, 
     batches.close()
 
 
+def test_a_follower_of_a_deleted_file_waits_for_the_next_one(opened: Open, path: Path) -> None:
+    opened().append("me", 1, [event(1)])
+    batches = follow(path, "events", Filter(), 0)
+    assert next(batches)
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    assert [next(batches) for _ in range(3)] == [[], [], []]
+    opened().append("me", 2, [event(2)])
+    found = next(batch for batch in batches if batch)
+    assert [row["at_ns"] for row in found] == [2]
+    batches.close()
+
+
 def test_an_old_file_is_migrated_with_what_it_holds(opened: Open, path: Path) -> None:
     store = opened()
     store.append("me", 1, [event(1)])

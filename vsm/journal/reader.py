@@ -286,7 +286,7 @@ def follow(
             while found := reader.after(table, chosen, last_id):
                 last_id = found[-1]["id"]
                 yield found
-            while reader.version() == version and reader.is_current():
+            while reader.version() == version and (reader.is_current() or is_absent(path)):
                 yield []
                 time.sleep(FOLLOW_S)
     finally:
