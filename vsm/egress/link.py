@@ -73,7 +73,7 @@ class EgressLink:
     Attributes:
         layers: its layers in force; empty until it is ready.
         failure: why it is not going to be ready, or "".
-        counts: worker → name → counts, the last that it said.
+        counts: worker → name → counts, the last that it said; none of a forgotten worker.
         pid: the process's.
         pidfd: owned by this object, closed by `close`.
     """
@@ -82,7 +82,7 @@ class EgressLink:
         self.layers: list[dict[str, str]] = []
         self.failure = ""
         self.counts: dict[str, dict[str, dict[str, Any]]] = {}
-        self._forgotten: set[str] = set()
+        self._served: set[str] = set()  # nobody else's counts are kept
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._link.setblocking(False)  # noqa: FBT003 - the method takes no keyword
         with theirs:
@@ -112,9 +112,10 @@ class EgressLink:
         if message["kind"] == "ready":
             self.layers = message["layers"]
         elif message["kind"] == "counts":
-            self.counts[message["worker"]] = message["counts"]
+            if message["worker"] in self._served:
+                self.counts[message["worker"]] = message["counts"]
             if message["last"]:
-                self._forgotten.add(message["worker"])
+                self._served.discard(message["worker"])
         else:
             self.failure = message["what"]
 
@@ -133,22 +134,25 @@ class EgressLink:
 
     def serve(self, worker: str, rules: Rules, listeners: Sequence[int]) -> bool:
         """Give it a worker; the fds stay the caller's. False if it does not take it."""
+        self._served.add(worker)
         message = {"kind": "serve", "worker": worker, "rules": rules.to_json()}
         return self._send(message, list(listeners))
 
     def forget(self, worker: str) -> None:
         """Close the worker's listeners and cut its connections."""
         self._send({"kind": "forget", "worker": worker}, [])
+        self._served.discard(worker)  # it is counted once more at its end, which nobody asks for
         self.counts.pop(worker, None)
 
     def wait_last_counts(self, worker: str, timeout_s: float = 2.0) -> None:
-        """Forget the worker and wait for what it counted until then."""
+        """Forget the worker, which a fork of ours may have it serve; wait for its last counts."""
         self._send({"kind": "forget", "worker": worker}, [])
+        self._served.add(worker)
         deadline = time.monotonic() + timeout_s
-        while worker not in self._forgotten:
+        while worker in self._served:
             left_s = max(0.0, deadline - time.monotonic())
             if not select.select([self._link], [], [], left_s)[0] or not self.hear():
-                return
+                self._served.discard(worker)
 
     def _send(self, message: dict[str, Any], fds: list[int]) -> bool:
         try:

@@ -79,15 +79,19 @@ class WorkerEgress:
         self._lookups = asyncio.Semaphore(MOST_LOOKUPS)
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def listen(self, listeners: list[socket.socket]) -> None:
         """Serve on the worker's listeners; they are this object's from now on."""
         for listener in listeners:
             server = await asyncio.start_server(self._accept, sock=listener, limit=MOST_HEAD_BYTES)
             self._servers.append(server)
+            if self._closed:  # meanwhile
+                server.close()
 
     def close(self) -> None:
         """Close the listeners and cut every connection."""
+        self._closed = True
         for server in self._servers:
             server.close()
         for task in self._connections:
@@ -97,6 +101,9 @@ class WorkerEgress:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
+        if self._closed:  # since it was accepted
+            _reset(writer)
+            return
         if task is None or len(self._connections) >= MOST_CONNECTIONS:
             self._count_refused("", "too many connections at once")
             _reset(writer)

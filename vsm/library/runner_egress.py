@@ -62,7 +62,10 @@ class RunnerEgress:
         for fd in worker.listeners:
             os.close(fd)
         link = self._link
-        if link is None or not link.layers:
+        if link is None:
+            return {}
+        if not link.layers:  # it will come to be told to serve it, and then to forget it
+            link.forget(worker.key)
             return {}
         link.wait_last_counts(worker.key, _LAST_COUNTS_S)
         return link.counts.pop(worker.key, {})

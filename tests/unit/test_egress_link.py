@@ -1,0 +1,100 @@
+"""Nothing of a worker that is gone stays, on either side of the egress process's link."""
+
+import asyncio
+import json
+import os
+import select
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+
+import pytest
+
+from vsm.core.egress import Rules
+from vsm.egress import link
+from vsm.egress.link import EgressLink
+from vsm.egress.process import WorkerEgress
+from vsm.library import runner_egress
+from vsm.library.runner_egress import RunnerEgress
+
+NOTHING = Rules((), {}, (), 0)
+
+
+class Ends(NamedTuple):
+    """A link, and what the egress process has of it."""
+
+    link: EgressLink
+    theirs: socket.socket
+
+    def count(self, worker: str, *, last: bool) -> None:
+        """Say what a worker asked for."""
+        counts = {"h:1": {"asked": 1}}
+        message = {"kind": "counts", "worker": worker, "counts": counts, "last": last}
+        self.theirs.send(json.dumps(message).encode())
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
+    theirs: list[socket.socket] = []
+
+    def start(link_fd: int, plan: object) -> subprocess.Popen[bytes]:
+        del plan
+        theirs.append(socket.socket(fileno=os.dup(link_fd)))
+        theirs[0].settimeout(30)
+        return subprocess.Popen(["/bin/sleep", "600"])
+
+    monkeypatch.setattr(link, "_start_process", start)
+    made = EgressLink(cast("Any", None))
+    yield Ends(made, theirs[0])
+    made.close(linger=False)
+    theirs[0].close()
+
+
+def test_counts_that_come_after_a_worker_was_forgotten_are_not_kept(ends: Ends) -> None:
+    ends.link.serve("a", NOTHING, [])
+    ends.count("a", last=False)
+    assert ends.link.hear()
+    assert ends.link.counts.keys() == {"a"}
+    ends.link.forget("a")
+    ends.count("a", last=True)
+    assert ends.link.hear()
+    assert ends.link.counts == {}
+
+
+@pytest.mark.parametrize("by_us", [True, False])
+def test_last_counts_are_there_whoever_had_the_worker_served(ends: Ends, *, by_us: bool) -> None:
+    if by_us:
+        ends.link.serve("a", NOTHING, [])
+    ends.count("a", last=True)
+    ends.link.wait_last_counts("a")
+    assert ends.link.counts.keys() == {"a"}
+
+
+def test_worker_that_is_forgotten_before_it_is_served_has_no_listener_left() -> None:
+    async def main() -> None:
+        listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+        with ThreadPoolExecutor(1) as pool:
+            worker = WorkerEgress(NOTHING, pool, lambda: None)
+            starting = asyncio.ensure_future(worker.listen(listeners))
+            await asyncio.sleep(0)
+            worker.close()
+            await starting
+        assert [one.fileno() for one in listeners] == [-1, -1]
+
+    asyncio.run(main())
+
+
+def test_run_that_ends_before_the_egress_process_is_ready_is_forgotten_by_it(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_egress, "EgressLink", lambda _: ends.link)
+    monkeypatch.setattr(runner_egress, "egress_plan_of_runs", lambda _: None)
+    way_out = RunnerEgress(cast("Any", None), select.poll())
+    run = SimpleNamespace(key="run1", rules=NOTHING, listeners=(), cut_off=pytest.fail)
+    way_out.serve(cast("Any", run))
+    assert way_out.forget(cast("Any", run)) == {}
+    said = [json.loads(ends.theirs.recv(65536))["kind"] for _ in range(2)]
+    assert said == ["serve", "forget"]
