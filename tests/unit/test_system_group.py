@@ -146,6 +146,22 @@ def test_answers_to_questions_that_overlap_all_arrive_and_none_is_kept(
     with_group(scenario)
 
 
+def test_question_ends_with_who_was_asked_and_with_who_asked() -> None:
+    """Whoever is cancelled must end, as a connection does when vsm shuts down."""
+
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        group.systems.phase = lambda _name: "ready"  # type: ignore[method-assign]
+        asked = [asyncio.create_task(group.query("system1", "x")) for _ in range(2)]
+        await asyncio.sleep(0)
+        asked[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked[0]
+        group.running["system1"].close()
+        assert await asked[1] is None
+
+    with_group(scenario)
+
+
 def test_all_that_one_vsm_can_have_fits_into_the_message_that_tells_of_it() -> None:
     """Rows in which nothing is as by default, names at their limit, and rules at theirs."""
     terms = InstanceTerms(kind="pool", least=1, most=64, spares=8, idle_stop_s=3600.5, lazy=True)

@@ -43,7 +43,8 @@ class RunningSystem:
             asyncio.get_running_loop().remove_reader(self.pidfd)
             os.close(self.pidfd)
         for future in self.queries.values():
-            future.cancel()
+            if not future.done():
+                future.set_exception(TimeoutError)  # no answer will come
 
 
 def waited_ns(pid: int | None) -> int:

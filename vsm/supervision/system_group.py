@@ -195,7 +195,7 @@ class SystemGroup:
         running.link.send(Query(id=number, what=what, about=about))
         try:
             return await asyncio.wait_for(future, QUERY_TIMEOUT_S)
-        except (TimeoutError, asyncio.CancelledError):
+        except TimeoutError:
             return None
         finally:
             running.queries.pop(number, None)
