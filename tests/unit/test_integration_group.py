@@ -10,7 +10,9 @@ import pytest
 from vsm.configuration.changes import Change
 from vsm.configuration.config import Config, Integration
 from vsm.core import restart
-from vsm.supervision import provision
+from vsm.errors import NotFoundError, VsmError
+from vsm.introspection.control import ControlServer
+from vsm.supervision import moves, provision
 from vsm.supervision.integration_group import IntegrationGroup
 from vsm.supervision.integration_hooks import IntegrationHooks
 from vsm.supervision.reload import Reloader
@@ -103,5 +105,43 @@ def test_entry_that_comes_into_force_while_a_reload_checks_is_compared_with_the_
         reloader._check = check  # type: ignore[method-assign]
         reloader._apply = apply  # type: ignore[method-assign]
         assert sorted(await reloader._apply_file()) == [("a", "restart"), ("b", "start")]
+
+    asyncio.run(main())
+
+
+def a_server(group: IntegrationGroup) -> ControlServer:
+    policing = SimpleNamespace(approvals=None, approve=None, deny=None)
+    config = SimpleNamespace(integrations={})
+    supervisor = SimpleNamespace(integrations=group, policing=policing, config=config)
+    return ControlServer(supervisor)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("command", ["start", "restart"])
+def test_what_is_removed_and_still_ends_is_not_started_again(command: str) -> None:
+    """No reload would ever end it: it is in no file any more."""
+
+    async def main() -> None:
+        group = a_group()
+        with pytest.raises(VsmError, match="removed from the configuration, and ends"):
+            await a_server(group)._run(command, {"name": "a"})
+        assert not group.workers.worker("a").wanted
+        group.workers.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_command_about_what_a_reload_removes_meanwhile_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        group = a_group()
+
+        async def move(*_words: object) -> None:
+            group.forget("a")
+
+        monkeypatch.setattr(moves, "move", move)
+        with pytest.raises(NotFoundError, match="removed from the configuration meanwhile"):
+            await a_server(group)._run("stop", {"name": "a"})
+        group.workers.close()
 
     asyncio.run(main())

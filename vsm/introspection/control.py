@@ -148,9 +148,14 @@ class ControlServer:
         return measures.board(self._supervisor)
 
     async def _move(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
-        name = self._integration(arguments)
-        await moves.move(self._supervisor.integrations, arguments["command"], name)
-        worker = self._supervisor.integrations.workers.worker(name)
+        name, command = self._integration(arguments), arguments["command"]
+        if command in {"start", "restart"} and name not in self._supervisor.config.integrations:
+            remedy = "Put it back into vsm.toml, then `vsm reload`."
+            raise VsmError(name, "it was removed from the configuration, and ends", remedy)
+        await moves.move(self._supervisor.integrations, command, name)
+        worker = self._supervisor.integrations.workers.group.workers.get(name)
+        if worker is None:
+            raise NotFoundError(name, "it was removed from the configuration meanwhile")
         return {"name": name, "state": worker.phase, "detail": worker.reason}
 
     async def _panic(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
