@@ -348,7 +348,6 @@ def test_signal_that_falls_into_the_making_of_the_victim_leaves_no_process(
     host: HostFacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worst moment: it runs, and nobody has noted it."""
-    del host
     real = subprocess.Popen
     started: list[subprocess.Popen[bytes]] = []
 
@@ -361,7 +360,7 @@ def test_signal_that_falls_into_the_making_of_the_victim_leaves_no_process(
     before = signal.getsignal(signal.SIGTERM)
     end_in_order_on_sigterm()
     try:
-        with pytest.raises(KeyboardInterrupt), battery._world(load_profile("integration")):
+        with pytest.raises(KeyboardInterrupt), battery._world(load_profile("integration"), host):
             pytest.fail("the signal is forgotten")
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -369,6 +368,17 @@ def test_signal_that_falls_into_the_making_of_the_victim_leaves_no_process(
     started[0].kill()
     started[0].wait()
     assert ended == -signal.SIGKILL
+
+
+def test_nobody_else_reaches_what_an_audit_of_roots_writes_to(host: HostFacts) -> None:
+    """Who did could have root write, or make set-uid, whatever he put a link to."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it takes two users")
+    with battery._world(load_profile("integration"), host) as (folder, world):
+        for path in (folder, world["open_folder"], world["read_folder"], world["writable"]):
+            who: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+            told = subprocess.run(["stat", path], capture_output=True, check=False, **who)
+            assert b"Permission denied" in told.stderr, told
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def audit(
         ConfinementError: the profile cannot be applied here, or not in this tier.
     """
     small = lowered(profile)
-    with _world(small) as (folder, world):
+    with _world(small, host) as (folder, world):
         site = _Site(small, tier, host, folder, world, groups)
         run = _inside_of_itself if profile.confine == "self" else _inside
         plan, layers, inside = run(site)
@@ -132,7 +132,8 @@ def limit_group(name: str, limits: Limits, host: HostFacts) -> "Iterator[Group |
 
 
 @contextmanager
-def _world(profile: Profile) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _world(profile: Profile, host: HostFacts) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Below a folder that nobody enters but us and the worker: we write by these names, too."""
     limits, files = profile.limits, profile.files
     numbers = {
         "memory_bytes": limits.memory_bytes or MEMORY,
@@ -145,8 +146,14 @@ def _world(profile: Profile) -> Iterator[tuple[Path, dict[str, Any]]]:
     }
     with ExitStack() as made:
         with uninterrupted():
-            folder = Path(tempfile.mkdtemp(prefix="vsm-audit-"))
-            made.callback(shutil.rmtree, folder)
+            closed = Path(tempfile.mkdtemp(prefix="vsm-audit-"))
+            made.callback(shutil.rmtree, closed)
+            worker = _run_uid(host)
+            if worker is not None:
+                os.chown(closed, -1, worker)
+                closed.chmod(0o710)
+            folder = closed / closed.name
+            folder.mkdir()
             folder.chmod(EVERYBODY)
             world = made.enter_context(World(folder, os.geteuid(), numbers))
         yield folder, world

@@ -269,7 +269,8 @@ class Grants(NamedTuple):
     def _check_folders(self, path: str) -> None:
         for folder in Path(path).parents:
             status = folder.stat()
-            if status.st_uid != self.uid and not status.st_mode & stat.S_IXOTH:
+            needed = stat.S_IXGRP if status.st_gid == self.uid else stat.S_IXOTH
+            if status.st_uid != self.uid and not status.st_mode & needed:
                 raise self._unreachable(path, str(folder))
 
     def _unreachable(self, path: str, closed: str) -> ConfinementError:
