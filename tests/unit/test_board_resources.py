@@ -1,5 +1,6 @@
 """The resource board: samples in, the same samples out, never half of one, and how large it is."""
 
+import asyncio
 import mmap
 import os
 import signal
@@ -219,3 +220,28 @@ def test_rows_come_and_go_with_integrations_by_another_board(
     del names["late"]
     assert it.dump()["bytes"] == before.bytes
     it.stop()
+
+
+def test_look_that_finds_no_memory_for_a_board_is_followed_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        names = {"git": None}
+        it = ResourceSamples(lambda: names, dict, 10.0)
+        it.start()
+        names["late"] = None
+
+        def none(_names: object) -> None:
+            raise OSError("too many open files")
+
+        monkeypatch.setattr(resource_samples, "ResourceBoard", none)
+        before = it._timer
+        with pytest.raises(OSError, match="too many"):
+            it._look_again()
+        assert it._timer is not before
+        monkeypatch.undo()
+        it._look_again()
+        assert it.board().names == {"git", "late"}
+        it.stop()
+
+    asyncio.run(main())

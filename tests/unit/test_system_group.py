@@ -217,6 +217,22 @@ def test_supervisor_that_was_late_itself_calls_no_system_hung() -> None:
     with_group(scenario)
 
 
+def test_whatever_a_look_at_the_heartbeats_meets_there_is_a_next_one() -> None:
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        def broken() -> None:
+            raise OSError("cannot be read")
+
+        board = SimpleNamespace(read=broken, close=lambda: None)
+        group.running["system1"].board = board  # type: ignore[assignment]
+        now_s = asyncio.get_running_loop().time()
+        with pytest.raises(OSError, match="cannot be read"):
+            group._watch(now_s)
+        assert group._liveness is not None
+        assert group._liveness.when() >= now_s + system_group.LIVENESS_INTERVAL_S
+
+    with_group(scenario)
+
+
 def test_the_time_that_a_process_waited_for_a_processor_is_read() -> None:
     assert waited_ns(os.getpid()) >= 0
     assert waited_ns(None) == 0  # not known yet

@@ -44,8 +44,8 @@ class ResourceSamples:
 
     def start(self) -> None:
         """Look from now on."""
-        self.board()  # at once: what the supervisor holds does not grow afterwards
         self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._look_again)
+        self.board()  # at once: what the supervisor holds does not grow afterwards
 
     def stop(self) -> None:
         """Look no more, and give the memory back."""

@@ -455,13 +455,11 @@ class SystemGroup:
     def _watch(self, due: float) -> None:
         """Look at every board; not when we ourselves were late, since they may have been too."""
         loop = asyncio.get_running_loop()
-        late_s = loop.time() - due
-        if late_s < LIVENESS_INTERVAL_S:
+        next_s = (now_s := loop.time()) + LIVENESS_INTERVAL_S
+        self._liveness = loop.call_at(next_s, self._watch, next_s)  # whatever is met below
+        if now_s - due < LIVENESS_INTERVAL_S:
             for running in list(self.running.values()):
                 self._check_beat(running)
-        self._liveness = loop.call_later(
-            LIVENESS_INTERVAL_S, self._watch, loop.time() + LIVENESS_INTERVAL_S
-        )
 
     def _check_beat(self, running: RunningSystem) -> None:
         if running.board is None or self.systems.phase(running.name) == "stopping":
