@@ -8,7 +8,10 @@ from typing import Any
 import httpx2
 import pytest
 import uvloop
-from gateway_harness import SERVERS, TOKEN, Raw, echo_legacy, running
+from gateway_harness import SERVERS, TOKEN, Harness, Raw, echo_legacy, running
+
+from vsm.gateway.upstream import Upstream
+from vsm.protocol.jsonrpc import Object
 
 META = "io.modelcontextprotocol/"
 MODERN = {META + "protocolVersion": "2026-07-28", META + "clientCapabilities": {}}
@@ -39,6 +42,31 @@ async def told(client: Raw, method: str) -> dict[str, Any]:
     while (message := await client.receive()).get("method") != method:
         pass
     return message
+
+
+class Listening:
+    """What the gateway was told so far, to wait for what a server says once it has answered.
+
+    Else it may find the next call in flight, and concern that one's client.
+    """
+
+    def __init__(self, gateway: Harness) -> None:
+        self.relay = gateway.gateway.router.relay
+        self.methods: list[str] = []
+        self._told = self.relay.told
+        self.relay.told = self._heard  # type: ignore[method-assign]
+
+    def _heard(self, upstream: Upstream, method: str, params: Object) -> None:
+        self._told(upstream, method, params)
+        self.methods.append(method)
+
+    async def tell(self, client: Raw, number: int, **said: Any) -> None:
+        """Have the server say it, and wait until that was read."""
+        before = len(self.methods)
+        await client.call(number, "it__tell", **said)
+        async with asyncio.timeout(20):
+            while len(self.methods) == before:
+                await client.request("a turn of the loop", "ping")
 
 
 def test_how_far_a_client_is_with_a_question_is_told_to_the_server_that_asked() -> None:
@@ -142,11 +170,12 @@ def test_who_was_sent_to_a_url_hears_that_it_is_done_when_no_call_waits(sent: st
             else:
                 answer = await client.call(1, "it__refer", elicitationId="e-1")
                 assert answer["error"]["data"]["elicitations"][0]["elicitationId"] == "e-1"
+            listening = Listening(gateway)
             for _ in range(2):  # it is told once
                 done = {"method": COMPLETE, "params": {"elicitationId": "e-1"}}
-                await other.call(2, "it__tell", **done)
+                await listening.tell(other, 2, **done)
             stranger = {"method": COMPLETE, "params": {"elicitationId": "e-2"}}
-            await other.call(3, "it__tell", **stranger)
+            await listening.tell(other, 3, **stranger)
             assert (await told(client, COMPLETE))["params"] == {"elicitationId": "e-1"}
             await heard(client, "initialize")
             await heard(other, "initialize")
@@ -168,7 +197,7 @@ def test_nobody_hears_of_the_url_of_a_client_that_has_left() -> None:
                     await asyncio.sleep(0)
             assert upstream.elicitations.done({}) is None
             done = {"method": COMPLETE, "params": {"elicitationId": "e-1"}}
-            await client.call(2, "it__tell", **done)
+            await Listening(gateway).tell(client, 2, **done)
             await heard(client, "initialize")
             assert client.early == []
             assert not upstream.elicitations._of
