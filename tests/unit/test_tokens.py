@@ -73,3 +73,41 @@ def test_a_token_that_cannot_be_kept_is_used_all_the_same(
     told = capsys.readouterr().err
     assert "cannot be kept" in told
     assert "next" not in told
+
+
+def test_a_call_that_is_cancelled_while_it_renews_loses_no_login(tmp_path: Path) -> None:
+    path = tmp_path / "oauth.json"
+
+    async def scenario() -> list[str]:
+        asked, may_answer = asyncio.Event(), asyncio.Event()
+        forms: list[str] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].split()[0])
+            forms.append((await reader.readexactly(length)).decode())
+            asked.set()
+            await may_answer.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER))
+            await reader.read()
+            writer.close()
+
+        async with (
+            asyncio.timeout(GENEROUS_S),
+            await asyncio.start_server(serve, "127.0.0.1", 0) as server,
+        ):
+            port = server.sockets[0].getsockname()[1]
+            keep_expired(path, f"http://127.0.0.1:{port}/token")
+            stored = StoredTokens(str(path), lambda origin: HttpClient(origin, None))
+            cancelled = asyncio.create_task(stored.token())
+            await asked.wait()
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+            may_answer.set()
+            assert await stored.token() == "new"
+        return forms
+
+    (form,) = asyncio.run(scenario())
+    assert "refresh_token=first" in form
+    kept = msgspec.json.decode(path.read_bytes(), type=Tokens)
+    assert kept.refresh_token == "next"

@@ -61,30 +61,43 @@ class StoredTokens:
     def __init__(self, path: str, reach: Callable[[Origin], HttpClient]) -> None:
         self._path = Path(path)
         self._reach = reach
-        self._lock = asyncio.Lock()
+        self._renewing: asyncio.Task[Tokens | None] | None = None
         self._tokens: Tokens | None = None
         self._read = False
 
     async def token(self) -> str:
         """One that should be good; "" where nobody logged in."""
-        async with self._lock:
-            tokens = self._load()
-            if tokens is None:
-                return ""
-            if tokens.expires_at is not None and tokens.expires_at - EARLY_S < time.time():
-                tokens = await self._renew(tokens) or tokens
-            return tokens.access_token
+        tokens = self._load()
+        if tokens is None:
+            return ""
+        if tokens.expires_at is not None and tokens.expires_at - EARLY_S < time.time():
+            tokens = await self._renew_once(tokens) or tokens
+        return tokens.access_token
 
     async def renewed(self, refused: str) -> str:
         """Another one in the place of `refused`; "" where a person has to log in again."""
-        async with self._lock:
-            tokens = self._load()
-            if tokens is None:
-                return ""
-            if tokens.access_token != refused:  # somebody was faster
-                return tokens.access_token
-            tokens = await self._renew(tokens)
-            return "" if tokens is None else tokens.access_token
+        tokens = self._load()
+        if tokens is None:
+            return ""
+        if tokens.access_token != refused:  # somebody was faster
+            return tokens.access_token
+        tokens = await self._renew_once(tokens)
+        return "" if tokens is None else tokens.access_token
+
+    async def _renew_once(self, tokens: Tokens) -> Tokens | None:
+        """What a renewal gives, which is everybody's, and goes on though its call is cancelled.
+
+        What it asks with is good once: if nobody took the answer, the login would be lost.
+        """
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew(tokens))
+            self._renewing.add_done_callback(self._over)
+        return await asyncio.shield(self._renewing)
+
+    def _over(self, renewal: "asyncio.Task[Tokens | None]") -> None:
+        self._renewing = None
+        if not renewal.cancelled():
+            renewal.exception()  # perhaps nobody waits any more
 
     def _load(self) -> Tokens | None:
         if not self._read:
