@@ -10,6 +10,7 @@ from vsm.core.demand import UNSERVED
 from vsm.gateway import call_log
 from vsm.gateway.call_log import CAPACITY_RECORDS, CallLog
 from vsm.gateway.client import MAX_NAME_CHARS
+from vsm.gateway.finder import RequestError
 from vsm.journal.records import Committed, Ready, answer_message
 
 
@@ -44,6 +45,45 @@ def test_a_call_waits_before_its_record_would_find_no_room(
                 log._flush()
                 assert written < CAPACITY_RECORDS
             assert log._queue.dropped == 0
+        finally:
+            log.close()
+            theirs.close()
+
+    asyncio.run(scenario())
+
+
+class Held(Wanted):
+    """A call of a client that waits for it, until it cancels it."""
+
+    integration = "it"
+
+    def __init__(self) -> None:
+        self.client, self.id_bytes = self, b"1"
+        self.in_flight: dict[bytes, Any] = {b"1": self}
+
+
+def test_calls_that_wait_for_room_are_bounded_and_cancelled_ones_make_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CallLog, "_has_room", lambda _: False)
+    monkeypatch.setattr(call_log, "MAX_HELD", 3)
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        log = CallLog(ours, sender="test", mode="all", rate=1)
+
+        def admit(call: Held) -> bool:
+            return log.admit(cast("Any", call), lambda _call: None)
+
+        try:
+            calls = [Held() for _ in range(3)]
+            assert not any(map(admit, calls))
+            with pytest.raises(RequestError, match="no call goes unrecorded"):
+                admit(Held())
+            calls[1].in_flight.clear()
+            assert not admit(Held())
+            with pytest.raises(RequestError):
+                admit(Held())
         finally:
             log.close()
             theirs.close()

@@ -19,6 +19,7 @@ from msgspec import Raw
 import vsm.core.demand as names
 from vsm.gateway.call import Call, Go
 from vsm.gateway.client import Client
+from vsm.gateway.finder import RequestError
 from vsm.journal.queue import JournalQueue
 from vsm.journal.records import (
     Committed,
@@ -37,6 +38,7 @@ Mode: TypeAlias = Literal["all", "counted", "off"]
 CAPACITY_RECORDS: Final = 32_768
 CAPACITY_BYTES: Final = 16 * 2**20
 FLUSH_S: Final = 0.05
+MAX_HELD: Final = 4096
 WINDOW: Final = 8
 _MOST_ANSWER_BYTES: Final = 128 * 1024
 MAX_WHAT_CHARS: Final = 256
@@ -167,9 +169,18 @@ class CallLog:
         return True
 
     def admit(self, call: Call, go: Go, /) -> bool:
-        """As a gate: hold a call that could not be recorded."""
+        """As a gate: hold a call that could not be recorded.
+
+        Raises:
+            RequestError: too many are held already.
+        """
         if self._has_room():
             return True
+        if len(self._held) >= MAX_HELD:
+            self._forget_cancelled()
+        if len(self._held) >= MAX_HELD:
+            text = f"{call.integration}: {_HELD_TOO_LONG}"
+            raise RequestError(jsonrpc.UNAVAILABLE, text, unserved=True)
         timer = self._loop.call_later(call.timeout_s or 60.0, self._give_up, call)
         self._held.append((call, go, timer))
         return False
@@ -179,6 +190,15 @@ class CallLog:
         few = len(self._queue) + len(self._rows) < CAPACITY_RECORDS // 2
         waiting = self._queue.size + self._contents_bytes * _GROWTH
         return few and waiting < CAPACITY_BYTES // 2
+
+    def _forget_cancelled(self) -> None:
+        kept: deque[tuple[Call, Go, asyncio.TimerHandle]] = deque()
+        for held in self._held:
+            if held[0].client.in_flight.get(held[0].id_bytes) is held[0]:
+                kept.append(held)
+            else:
+                held[2].cancel()
+        self._held = kept
 
     def _give_up(self, call: Call) -> None:
         self._held = deque(entry for entry in self._held if entry[0] is not call)
