@@ -124,6 +124,7 @@ class Harness:
         self.url = url
         self.servers: dict[str, subprocess.Popen[bytes]] = {}
         self.raws: list[Raw] = []
+        self.played: list[Played] = []
 
     async def start(self, name: str, argv: Sequence[str], **settings: Any) -> str:
         """Start a server and hand its pipes to the gateway; returns the worker's name."""
@@ -144,6 +145,18 @@ class Harness:
         server.stdout.close()
         self.gateway.fleet.attach(worker, name, pipes, instance=instance)
         return worker
+
+    def play(self, name: str, instance: int = 0, **settings: Any) -> "Played":
+        """Attach a server that the test plays itself, `settings` being the integration's."""
+        if settings or name not in self.gateway.fleet.integrations:
+            self.gateway.add(Settings(name=name, prefix=name, **settings))
+        to_server, from_gateway = os.pipe()
+        to_gateway, from_server = os.pipe()
+        worker = f"{name}-played-{len(self.played) + 1}"
+        played = Played(worker, to_server, from_server)
+        self.played.append(played)
+        self.gateway.fleet.attach(worker, name, (from_gateway, to_gateway), instance=instance)
+        return played
 
     async def ready(self) -> None:
         await self.gateway.fleet.settling.wait()
@@ -252,10 +265,69 @@ async def running(
             for client in harness.raws:
                 await client.close()
             await gateway.stop()
+            for played in harness.played:
+                played.close()
             for worker, server in harness.servers.items():
                 if server.poll() is None:
                     harness.kill(worker)
             await asyncio.sleep(0.01)
+
+
+class Played:
+    """A server of either era whose every line the test says itself, in the order that it likes."""
+
+    def __init__(self, worker: str, stdin: int, stdout: int) -> None:
+        self.worker = worker
+        self._stdin = os.fdopen(stdin, "rb", 0)
+        self._stdout = os.fdopen(stdout, "wb", 0)
+        self._lines: asyncio.StreamReader | None = None
+        self._transport: asyncio.ReadTransport | None = None
+
+    async def receive(self, method: str = "") -> dict[str, Any]:
+        """The next line, or the next one of a method; what comes before that is passed over."""
+        if self._lines is None:
+            lines = self._lines = asyncio.StreamReader()
+            self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(lines), self._stdin
+            )
+        async with asyncio.timeout(20):
+            while True:
+                message = dict(json.loads(await self._lines.readline()))
+                if method in ("", message.get("method")):
+                    return message
+
+    def send_raw(self, data: bytes) -> None:
+        self._stdout.write(data)
+
+    def send(self, **message: Any) -> None:
+        self.send_raw(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+    async def answer(self, method: str, **result: Any) -> None:
+        """Answer the next request of a method."""
+        self.send(id=(await self.receive(method))["id"], result=result)
+
+    async def handshake(self, **capabilities: Any) -> None:
+        """As a legacy server, whose `era` the settings say."""
+        server = {"name": "played", "version": "1"}
+        version, more = "2025-11-25", {"capabilities": capabilities, "serverInfo": server}
+        await self.answer("initialize", protocolVersion=version, **more)
+
+    async def discovery(self, **capabilities: Any) -> None:
+        """The same as a modern one."""
+        version = {"supportedVersions": ["2026-07-28"], "ttlMs": 0, "cacheScope": "private"}
+        await self.answer(
+            "server/discover", resultType="complete", capabilities=capabilities, **version
+        )
+
+    def end_output(self) -> None:
+        self._stdout.close()
+
+    def close(self) -> None:
+        self._stdout.close()
+        if self._transport is not None:
+            self._transport.close()
+        else:
+            self._stdin.close()
 
 
 class Raw:

@@ -251,12 +251,12 @@ class Bridge:
     def _end(self, parked: Parked, reason: str) -> None:
         """Nobody will come back: the server's questions and its call end."""
         self._forget(parked)
+        parked.call.row.cancel()
+        if parked.call.log is not None:
+            parked.call.log.note(parked.call, CANCELLED, 0)
         if parked.outcome is None:
             for id_bytes, _ in (*parked.asked.values(), *parked.unasked.values()):
                 parked.upstream.tell(jsonrpc.failure(id_bytes, jsonrpc.INTERNAL_ERROR, reason))
-            parked.call.row.cancel()
-            if parked.call.log is not None:
-                parked.call.log.note(parked.call, CANCELLED, 0)
             parked.upstream.cancel(parked.call, reason)
 
     def _forget(self, parked: Parked) -> None:
@@ -333,6 +333,7 @@ class Bridge:
         questions = jsonrpc.nested(members, "inputRequests")
         if questions and not call.client.can_answer:
             raise BridgeError(jsonrpc.INTERNAL_ERROR, "the client sends no more")
+        call.client.make_room()
         if len(questions) + len(call.client.asked) > MAX_QUESTIONS:
             raise BridgeError(jsonrpc.INTERNAL_ERROR, f"more than {MAX_QUESTIONS} things at once")
         asked = {name: _embedded(call, raw) for name, raw in questions.items()}
@@ -368,6 +369,8 @@ class Bridge:
         for asked_id, question in list(call.client.asked.items()):
             if isinstance(question, RoundQuestion) and question.round.call is call:
                 del call.client.asked[asked_id]
+                if question.round.timer is not None:
+                    question.round.timer.cancel()
 
     def _unanswered(self, one: Round) -> None:
         self.give_up(one, f"the client did not answer within {QUESTION_TIMEOUT_S:g} s")

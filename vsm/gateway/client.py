@@ -55,6 +55,11 @@ class Question:
     call: Call
     progress: Raw | None = None
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the call that it belongs to is over."""
+        return self.call.client.in_flight.get(self.call.id_bytes) is not self.call
+
     def answered(self, message: Message) -> None:
         """Pass the answer back; the call gets its full time again."""
         if message.result is not UNSET:
@@ -62,9 +67,8 @@ class Question:
         else:
             frame = jsonrpc.forwarded_error(self.id_bytes, cast("Raw", message.error))
         self.upstream.tell(frame)
-        call = self.call
-        if call.timeout_s is not None and call.client.in_flight.get(call.id_bytes) is call:
-            self.upstream.postpone(call, call.timeout_s)
+        if self.call.timeout_s is not None and not self.is_late:
+            self.upstream.postpone(self.call, self.call.timeout_s)
 
     def dropped(self, reason: str) -> None:
         """Tell the server."""
@@ -83,6 +87,7 @@ class SessionQuestion:
     id_bytes: bytes
     progress: Raw | None = None
     timer: asyncio.TimerHandle | None = None
+    is_late: ClassVar[bool] = False  # it has a time of its own
 
     def answered(self, message: Message) -> None:
         """Pass the answer back."""
@@ -202,6 +207,16 @@ class Client(ABC):
     def can_answer(self) -> bool:
         """Whether it may still say something to what it is asked."""
         return True
+
+    def make_room(self) -> None:
+        """Forget what servers that ended asked it; where it is asked much, also for past calls."""
+        full = len(self.asked) >= MAX_ASKED
+        for asked_id, question in list(self.asked.items()):
+            if not isinstance(question, Question | SessionQuestion):
+                continue
+            if question.upstream.lost or (full and question.is_late):
+                del self.asked[asked_id]
+                question.dropped("the client did not answer")
 
     def ask_session(self, frame: bytes) -> bool:  # noqa: ARG002 - of those who can be asked
         """Send a question that belongs to no request; False: nobody would hear it."""

@@ -234,6 +234,7 @@ class Fleet:
         if integration is None:
             return
         reason = f"{name} was removed from the configuration"
+        integration.guard.available("stopped")  # so that nothing is kept for another server
         self._let_go(integration, reason)
         integration.succession.close(reason)
         if integration.instances is not None:
@@ -336,7 +337,7 @@ class Fleet:
                 instance = integration.instances.ended(worker, reason)
                 if instance is not None:
                     self._let_go(instance, reason)
-                    self._put_instances(integration)
+                self._put_instances(integration)
             for upstream in (integration.upstream, _starting(integration)):
                 if upstream is not None and upstream.worker == worker:
                     self._let_go(integration, reason)
@@ -494,6 +495,8 @@ class Fleet:
         if like_before:
             lists |= {method: told[method] for method in startup.failures if method in told}
         self.refetches.came(server, startup.upstream, startup.failures)
+        if startup.stale:
+            self.refetches.soon(startup.upstream, startup.stale)
         if like_before and isinstance(server, Instance) and lists == told:
             return
         integration.session = session
@@ -506,7 +509,7 @@ class Fleet:
     def _restore_wishes(self, server: Server) -> None:
         """Ask a new server for what its predecessor was asked: changes, resources, log level."""
         if isinstance(server, Instance) and not _is_private(server):
-            server.watched = dict.fromkeys(self.integrations[server.settings.name].watched, 1)
+            server.watched = dict(self.integrations[server.settings.name].watched)
         wishes.restore(server, self.log_level)
 
     def _not_ready(self, startup: Startup, reason: str) -> None:

@@ -143,6 +143,7 @@ class Instances:
         if instance is not None and instance.is_lost:
             self._lose(instance, "the server closed its output")
             self._release(instance, "it ended")
+            self._review()
             instance = None
         if claim is None or instance is None or claim.lost:
             refusal, instance = self._claim(client, quietly=quietly)
@@ -245,7 +246,7 @@ class Instances:
     def is_awaited_by(self, client: object) -> bool:
         """Whether a request of the client waits for an instance."""
         if self.terms.kind == "pool":
-            return not self._ready
+            return all(instance.is_lost for instance in self._ready)
         claim = self._claims.get(client) if isinstance(client, Client) else None
         return claim is not None and claim.waiting
 

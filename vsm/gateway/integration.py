@@ -211,6 +211,7 @@ class Startup:
         self.surface = Surface(settings.prefix)
         self.session: era.PeerSession | None = None
         self.failures: dict[str, str] = {}  # lists that did not come
+        self.stale: set[str] = set()  # lists that changed before it served
         self._settings = settings
         self._on_ready = on_ready
         self._on_failure = on_failure
@@ -272,7 +273,7 @@ class Startup:
         fetch.begin()
 
     def _fetched(self, lists: dict[str, list[Object]]) -> None:
-        if self._over:
+        if self._over or self.upstream.lost:  # then its owner hears of that
             return
         self.surface.lists = lists
         self.stop()

@@ -6,9 +6,9 @@ the catalogue is the fleet's. Runs in S1's event loop.
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
-from vsm.gateway.integration import Fetch, Integration, Server
+from vsm.gateway.integration import Fetch, Integration, Server, Startup
 from vsm.gateway.upstream import Upstream
 from vsm.protocol.jsonrpc import Object
 
@@ -49,7 +49,10 @@ class Refetches:
     def _fetch(self, upstream: Upstream) -> None:
         methods = sorted(self._stale.pop(upstream.worker, ()))
         integration, server = self._lists.server_of(upstream)
-        if integration is None or server is None or server.upstream is not upstream:
+        if integration is None or server is None:
+            return
+        if server.upstream is not upstream:  # it does not serve yet
+            cast("Startup", server.starting).stale.update(methods)
             return
         if server.session is None or not methods:
             return

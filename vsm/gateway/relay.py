@@ -270,9 +270,7 @@ def _check_room(client: Client) -> None:
     """
     if not client.can_answer:
         raise DecodeError(jsonrpc.UNAVAILABLE, "the client sends no more")
-    for asked_id, question in list(client.asked.items()):
-        if isinstance(question, Question | SessionQuestion) and question.upstream.lost:
-            del client.asked[asked_id]
+    client.make_room()
     if len(client.asked) >= MAX_ASKED:
         raise DecodeError(jsonrpc.UNAVAILABLE, "the client has too many questions open")
 

@@ -70,12 +70,12 @@ class Health:
 
     def _failed(self, code: int, text: str) -> None:
         upstream = self._upstream()
-        if upstream is None:
+        if upstream is None or upstream.lost:
             return
         if code in {jsonrpc.UNAVAILABLE, jsonrpc.INTERNAL_ERROR} and upstream.remote:
             self._owner.upstream_lost(upstream, f"a health check failed: {text}")
             return
-        if code != jsonrpc.TIMED_OUT or upstream.lost:
+        if code != jsonrpc.TIMED_OUT:
             return
         if upstream.in_flight:  # busy with what was asked meanwhile: that has its own time-out
             self.look_later()

@@ -59,8 +59,10 @@ class Settling:
         ):
             waiter = self._loop.create_future()
             self._waiters.add(waiter)
-            await asyncio.wait((waiter,), timeout=left)
-            self._waiters.discard(waiter)
+            try:
+                await asyncio.wait((waiter,), timeout=left)
+            finally:  # whoever waits may be cancelled
+                self._waiters.discard(waiter)
 
     def look_again(self) -> None:
         """An integration may be settled now that was not."""

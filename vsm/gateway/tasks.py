@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Raw
 
-from vsm.core.demand import PROTOCOL_ERROR
 from vsm.gateway.call import Call
 from vsm.gateway.finder import RequestError
 from vsm.gateway.task_maker import Maker
@@ -177,8 +176,7 @@ class TaskCall(Call, kw_only=True):
             named = self._rename(members)
         except (jsonrpc.DecodeError, TaskError):
             text = f"{self.integration} answered with what is no task of this client's."
-            self.sink.answer(jsonrpc.failure(self.id_bytes, jsonrpc.INTERNAL_ERROR, text))
-            self.row.count(self.label, PROTOCOL_ERROR, self.began_ns)
+            self._fail(jsonrpc.INTERNAL_ERROR, text)
             return
         super()._deliver(jsonrpc.raw_of(members) if named else result)
 

@@ -66,6 +66,7 @@ class UnixProtocol(asyncio.Protocol):
         self._untouched = True
         self._left: Iterator[bytes | OversizedFrame] | None = None
         self._hang_up: select.epoll | None = None
+        self._refused = False
         self.ending = False
         self.writable = True
         self.dropped = 0
@@ -94,6 +95,8 @@ class UnixProtocol(asyncio.Protocol):
         """Take some frames; the others wait for the next turn, so that every client has one."""
         for number, frame in enumerate(frames, 1):
             self._take_one(frame)
+            if self._refused:
+                return
             if number == FRAMES_PER_TURN:
                 self._left = frames
                 cast("asyncio.Transport", self._transport).pause_reading()
@@ -138,6 +141,7 @@ class UnixProtocol(asyncio.Protocol):
         if view is None or not self._untouched:
             text = f"no client {name[:64]!r} is configured" if self._untouched else "too late"
             self.answer(jsonrpc.failure(b"null", jsonrpc.INVALID_REQUEST, text))
+            self._refused = True  # what came with it is not served either
             self.close()
             return
         self._untouched = False

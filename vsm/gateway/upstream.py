@@ -230,6 +230,8 @@ class Upstream:
     def _fail_all(self, reason: str) -> None:
         lost = "" if self.client is None else " The state of this session is lost with it."
         text = f"{self.title}: {reason} while the request was in flight; it may have run.{lost}"
+        self._limit -= self._standing
+        self._standing = 0
         for waiting in self._in_flight.drain():
             self._end(waiting, reason if isinstance(waiting, Inquiry) else text)
         for call in self._queue.drain():
@@ -290,7 +292,9 @@ class Upstream:
     @property
     def tally(self) -> tuple[int, int]:
         """How many of the clients' calls that were sent it has answered, and how many not."""
-        done = self._in_flight.issued - self._inquiries - self._cancelled - len(self.calls())
+        waiting = self._in_flight.waiting.values()  # with those whose client is asked something
+        calls = sum(1 for item in waiting if not isinstance(item, Inquiry))
+        done = self._in_flight.issued - self._inquiries - self._cancelled - calls
         return done - self.unanswered, self.unanswered
 
     def calls(self) -> list[Call]:
@@ -494,15 +498,20 @@ class Upstream:
         if waiting is None:
             self._strayed(in_flight.stray(message.id))
             return False
-        if self._standing and type(waiting) is Inquiry and waiting.timeout_s is None:
-            self._standing -= 1
-            self._limit -= 1
+        if self._standing:
+            self._no_longer_stands(waiting)
         # A remote server's worker, which is ours, may say that there is no answer.
         if not (self.remote and message.error is not UNSET and self._unanswered(waiting, message)):
             waiting.answered(message)
         if len(in_flight.waiting) <= self._standing and not self._queue:
             self._owner.upstream_idle(self)
         return True
+
+    def _no_longer_stands(self, waiting: Waiting) -> None:
+        """Something was answered: a standing question of our own gives its place back."""
+        if type(waiting) is Inquiry and waiting.timeout_s is None:
+            self._standing -= 1
+            self._limit -= 1
 
     def _strayed(self, stray: Stray) -> None:
         """The server answered what nobody waits for."""
@@ -604,6 +613,7 @@ class Upstream:
         self.notice("oversized" if head is not tail else "invalid", text)
         waiting = self._in_flight.take(salvage_id(head, tail))
         if waiting is not None:
+            self._no_longer_stands(waiting)
             waiting.failed(jsonrpc.INTERNAL_ERROR, text)
             self._rest()
         if self.broken_frames == MAX_BROKEN_FRAMES:

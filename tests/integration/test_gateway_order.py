@@ -1,0 +1,381 @@
+"""Events in an order that servers and clients do not choose often: nothing is lost in between."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import gateway_harness as harness
+import uvloop
+from gateway_harness import Harness, Played, Raw
+
+from vsm.core.demand import CANCELLED, PROTOCOL_ERROR
+from vsm.core.instance_demand import Terms
+from vsm.gateway.bridge import RoundQuestion
+from vsm.gateway.call import Call
+from vsm.gateway.call_log import CallLog
+from vsm.gateway.client import MAX_ASKED
+from vsm.gateway.integration import Settings
+from vsm.gateway.resilience import Resilience
+from vsm.gateway.unix import VIEW_METHOD
+
+ECHO = {"name": "echo", "inputSchema": {"type": "object"}}
+OTHER = {"name": "other", "inputSchema": {"type": "object"}}
+CHANGED = "notifications/tools/list_changed"
+LISTENS = {"tools": {"listChanged": True}}
+MODERN = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}},
+}
+FORM = {"message": "who?", "requestedSchema": {"type": "object", "properties": {}}}
+TEXT = {"content": [{"type": "text", "text": "said"}]}
+
+
+async def until(client: Raw, holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await client.request("a turn of the loop", "ping")
+
+
+async def legacy(gateway: Harness, name: str = "it", **settings: Any) -> Played:
+    """A legacy server that is ready."""
+    server = gateway.play(name, era="legacy", **settings)
+    await server.handshake(**LISTENS)
+    await server.answer("tools/list", tools=[ECHO])
+    await gateway.ready()
+    return server
+
+
+async def modern(gateway: Harness, name: str = "it", **settings: Any) -> Played:
+    """A modern server that is ready, and the gateway's own subscription open."""
+    server = gateway.play(name, era="modern", **settings)
+    await server.discovery(**LISTENS)
+    await server.answer("tools/list", tools=[ECHO], resultType="complete")
+    return server
+
+
+def names(answer: dict[str, Any]) -> set[str]:
+    return {tool["name"] for tool in answer["result"]["tools"]}
+
+
+def test_a_server_that_ends_while_it_first_lists_never_serves() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = gateway.play("it", era="legacy")
+            await server.handshake(**LISTENS)
+            await server.receive("tools/list")
+            server.end_output()
+            assert "closed its output" in await gateway.reported.wait_unfit(server.worker)
+            assert gateway.reported.sessions == {}
+
+    uvloop.run(main())
+
+
+def test_a_remote_servers_worker_that_ends_in_a_health_check_is_said_to_have_ended() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            often = Resilience(health_interval_s=0.01)
+            server = await legacy(gateway, remote=True, resilience=often)
+            await server.receive("ping")
+            server.end_output()
+            reason = await gateway.reported.wait_unfit(server.worker)
+            assert reason == "the server closed its output"
+
+    uvloop.run(main())
+
+
+def test_a_list_that_changes_while_it_is_given_for_the_first_time_is_asked_for_again() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = gateway.play("it", era="legacy")
+            await server.handshake(**LISTENS)
+            asked = await server.receive("tools/list")
+            client = await gateway.raw()
+            server.send(method=CHANGED)
+            fleet = gateway.gateway.fleet
+            starting = fleet.integrations["it"].starting
+            assert starting is not None
+            await until(client, lambda: bool(starting.stale))
+            server.send(id=asked["id"], result={"tools": [ECHO]})
+            await server.answer("tools/list", tools=[ECHO, OTHER])
+            while names(await client.request("list", "tools/list")) != {"it__echo", "it__other"}:
+                pass
+
+    uvloop.run(main())
+
+
+def test_a_removed_integration_fails_what_would_have_been_sent_again() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await legacy(gateway, resilience=Resilience(retry_tools=("echo",)))
+            client = await gateway.raw()
+            for number in range(2):
+                client.send(id=number, method="tools/call", params={"name": "it__echo"})
+                await server.receive("tools/call")
+            gateway.gateway.configure([])
+            for number in range(2):
+                error = (await client.answer(number))["error"]
+                assert "removed from the configuration" in error["message"]
+            assert names(await client.request("list", "tools/list")) == set()
+
+    uvloop.run(main())
+
+
+def test_a_subscription_that_a_server_spoils_takes_no_place_among_the_calls() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await modern(gateway, concurrency=1)
+            listen = await server.receive("subscriptions/listen")
+            server.send_raw(b'{"jsonrpc":"2.0","id":%d,"result":{"x":\n' % listen["id"])
+            await gateway.reported.wait_notice()
+            integration = gateway.gateway.fleet.integrations["it"]
+            assert integration.in_flight == 0
+            client = await gateway.raw()
+            for number in range(2):
+                client.send(id=number, method="tools/call", params={"name": "it__echo"})
+            await server.receive("tools/call")
+            await until(client, lambda: integration.in_flight == 2)
+            upstream = integration.upstream
+            assert upstream is not None
+            assert len(upstream.calls()) == 1, "one at a time, as configured"
+
+    uvloop.run(main())
+
+
+def test_a_session_hears_that_its_server_is_lost_though_that_had_a_subscription_open() -> None:
+    async def main() -> None:
+        terms = Terms(kind="session", most=2)
+        async with harness.running() as gateway:
+            client = await gateway.raw()
+            server = gateway.play("it", instance=1, era="modern", terms=terms)
+            gateway.gateway.fleet.availability("it", "ready", "")
+            await server.discovery(**LISTENS)
+            await server.answer("tools/list", tools=[ECHO], resultType="complete")
+            await server.receive("subscriptions/listen")
+            client.send(id=1, method="tools/call", params={"name": "it__echo"})
+            await server.answer("tools/call", resultType="complete", **TEXT)
+            assert "result" in await client.answer(1)
+            instances = gateway.gateway.fleet.integrations["it"].instances
+            assert instances is not None
+            server.end_output()
+            await until(client, lambda: instances.members[server.worker].is_lost)
+            lost = await client.call(2, "it__echo")
+            assert "its state with it" in lost["error"]["message"]
+            released = gateway.reported.releases["it"]
+            assert released == {server.worker: "it ended"}, "whatever the session does now"
+
+    uvloop.run(main())
+
+
+def test_a_call_of_a_pool_waits_while_its_only_server_is_replaced() -> None:
+    async def main() -> None:
+        terms = Terms(kind="pool", least=1, most=1, resident=True)
+        async with harness.running() as gateway:
+            first = gateway.play("it", instance=1, era="legacy", terms=terms)
+            gateway.gateway.fleet.availability("it", "ready", "")
+            await first.handshake(**LISTENS)
+            await first.answer("tools/list", tools=[ECHO])
+            await gateway.ready()
+            instances = gateway.gateway.fleet.integrations["it"].instances
+            assert instances is not None
+            client = await gateway.raw()
+            first.end_output()
+            await until(client, lambda: instances.members[first.worker].is_lost)
+            client.send(id=1, method="tools/call", params={"name": "it__echo"})
+            router = gateway.gateway.router
+            await until(client, lambda: any(map(router.is_busy, router.clients)))
+            gateway.gateway.fleet.detach(first.worker, "it exited with 1")
+            second = gateway.play("it", instance=2)
+            await second.handshake(**LISTENS)
+            await second.answer("tools/list", tools=[ECHO])
+            await second.answer("tools/call", **TEXT)
+            assert "result" in await client.answer(1)
+
+    uvloop.run(main())
+
+
+def test_who_watches_a_resource_still_hears_of_it_when_another_one_no_longer_does() -> None:
+    async def main() -> None:
+        uri = "mem://it/one"
+        terms = Terms(kind="pool", least=1, most=1, resident=True)
+        offers = {"resources": {"subscribe": True}}
+        async with harness.running() as gateway:
+            first = gateway.play("it", instance=1, era="legacy", terms=terms)
+            gateway.gateway.fleet.availability("it", "ready", "")
+            await serve_resource(first, uri, **offers)
+            await gateway.ready()
+            stays, goes = await gateway.raw(), await gateway.raw()
+            stays.send(id=1, method="resources/subscribe", params={"uri": uri})
+            await first.answer("resources/subscribe")
+            assert "result" in await stays.answer(1)
+            assert "result" in await goes.request(1, "resources/subscribe", uri=uri)
+            gateway.gateway.fleet.detach(first.worker, "it was restarted")
+            second = gateway.play("it", instance=2)
+            await serve_resource(second, uri, **offers)
+            await second.answer("resources/subscribe")
+            assert "result" in await goes.request(2, "resources/unsubscribe", uri=uri)
+            stays.send(id=2, method="resources/read", params={"uri": uri})
+            heard = await second.receive()
+            assert heard["method"] == "resources/read", "one of them watches it still"
+
+    uvloop.run(main())
+
+
+async def serve_resource(server: Played, uri: str, **capabilities: Any) -> None:
+    await server.handshake(**capabilities)
+    await server.answer("resources/list", resources=[{"uri": uri, "name": "one"}])
+    await server.answer("resources/templates/list", resourceTemplates=[])
+
+
+def test_requests_that_were_cancelled_while_they_waited_for_a_server_leave_nothing() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            gateway.play("it", era="legacy")
+            client = await gateway.raw()
+            settling = gateway.gateway.fleet.settling
+            for number in range(3):
+                client.send(id=number, method="tools/call", params={"name": "it__echo"})
+            await until(client, lambda: len(settling._waiters) == 3)
+            for number in range(3):
+                client.send(method="notifications/cancelled", params={"requestId": number})
+            await until(client, lambda: not settling._waiters)
+
+    uvloop.run(main())
+
+
+def test_questions_that_nobody_answered_do_not_keep_a_client_from_being_asked() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await legacy(gateway)
+            client = await gateway.raw(elicitation={})
+            for number in range(2):
+                client.send(id=number, method="tools/call", params={"name": "it__echo"})
+                call = await server.receive("tools/call")
+                for question in range(MAX_ASKED):
+                    server.send(id=f"{number} {question}", method="elicitation/create", params=FORM)
+                for _ in range(MAX_ASKED):
+                    assert (await client.receive())["method"] == "elicitation/create"
+                server.send(id=call["id"], result=TEXT)
+                assert "result" in await client.answer(number)
+            assert (await server.receive())["error"]["message"] == "the client did not answer"
+
+    uvloop.run(main())
+
+
+def test_a_question_for_a_call_that_is_cancelled_keeps_no_timer() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await modern(gateway)
+            client = await gateway.raw(elicitation={})
+            client.send(id=1, method="tools/call", params={"name": "it__echo"})
+            asked = {"q": {"method": "elicitation/create", "params": {**FORM, "mode": "form"}}}
+            await server.answer("tools/call", resultType="input_required", inputRequests=asked)
+            assert (await client.receive())["method"] == "elicitation/create"
+            (session,) = gateway.gateway.router.clients
+            (question,) = session.asked.values()
+            assert isinstance(question, RoundQuestion)
+            timer = question.round.timer
+            assert timer is not None
+            client.send(method="notifications/cancelled", params={"requestId": 1})
+            await until(client, lambda: not session.asked)
+            assert timer.cancelled()
+
+    uvloop.run(main())
+
+
+class Log:
+    """A record of calls, kept here."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[int] = []
+
+    def note(self, call: Call, outcome: int, *_: object) -> None:
+        assert call.label == "echo"
+        self.outcomes.append(outcome)
+
+    def close(self) -> None: ...
+
+
+def test_a_call_whose_client_never_came_back_is_recorded_though_its_server_answered() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await legacy(gateway)
+            log = Log()
+            gateway.gateway.router.call_log = cast("CallLog", log)
+            client = await Raw.connect(gateway.socket_path)
+            gateway.raws.append(client)
+            called = {"name": "it__echo", "arguments": {}, "_meta": MODERN}
+            client.send(id=1, method="tools/call", params=called)
+            call = await server.receive("tools/call")
+            upstream = gateway.gateway.fleet.integrations["it"].upstream
+            assert upstream is not None
+            server.send(id="q", method="elicitation/create", params=FORM)
+            assert (await client.answer(1))["result"]["resultType"] == "input_required"
+            assert upstream.tally == (0, 0), "it has not answered yet"
+            server.send(id=call["id"], result=TEXT)
+            await until(watcher := await gateway.raw(), lambda: upstream.in_flight == 0)
+            assert log.outcomes == []
+            await client.close()
+            await until(watcher, lambda: log.outcomes == [CANCELLED])
+
+    uvloop.run(main())
+
+
+def test_a_call_that_is_answered_with_what_is_no_task_is_recorded_and_no_success() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await legacy(gateway, resilience=Resilience(failures=1))
+            log = Log()
+            gateway.gateway.router.call_log = cast("CallLog", log)
+            client = await gateway.raw()
+            client.send(id=1, method="tools/call", params={"name": "it__echo", "task": {}})
+            await server.answer("tools/call", task={"taskId": "x" * 2000})
+            assert "no task of this client" in (await client.answer(1))["error"]["message"]
+            assert log.outcomes == [PROTOCOL_ERROR]
+            assert [phase for _, phase, _ in gateway.reported.breakers] == ["open"]
+
+    uvloop.run(main())
+
+
+def test_what_comes_behind_a_name_that_nobody_has_is_not_served() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await legacy(gateway)
+            client = await Raw.connect(gateway.socket_path)
+            gateway.raws.append(client)
+            client.send(method=VIEW_METHOD, params={"name": "nobody"})
+            called = {"name": "it__echo", "arguments": {}, "_meta": MODERN}
+            client.send(id=1, method="tools/call", params=called)
+            assert "no client 'nobody'" in (await client.receive())["error"]["message"]
+            assert await client.reader.read() == b""
+            other = await gateway.raw()
+            other.send(id=2, method="tools/call", params={"name": "it__echo"})
+            await server.answer("tools/call", **TEXT)
+            assert "result" in await other.answer(2)
+            assert gateway.gateway.fleet.integrations["it"].totals["calls"] == 1
+
+    uvloop.run(main())
+
+
+def test_instances_of_another_kind_are_had_once_the_last_of_the_old_is_gone() -> None:
+    async def main() -> None:
+        terms = Terms(kind="session", most=2)
+        async with harness.running() as gateway:
+            server = gateway.play("it", instance=1, era="legacy", terms=terms)
+            fleet = gateway.gateway.fleet
+            fleet.availability("it", "ready", "")
+            await server.handshake(**LISTENS)
+            await server.answer("tools/list", tools=[ECHO])
+            client = await gateway.raw()
+            client.send(id=1, method="tools/call", params={"name": "it__echo"})
+            await server.answer("tools/call", **TEXT)
+            assert "result" in await client.answer(1)
+            gateway.gateway.add(Settings(name="it", prefix="it", era="legacy"))
+            await client.close()
+            async with asyncio.timeout(20):
+                while server.worker not in gateway.reported.releases.get("it", {}):
+                    gateway.reported.changed.clear()
+                    await gateway.reported.changed.wait()
+            fleet.detach(server.worker, "stopped")
+            assert fleet.integrations["it"].instances is None
+
+    uvloop.run(main())
