@@ -72,6 +72,28 @@ def test_two_confined_servers_are_one_endpoint_and_outlive_a_sigkill() -> None:
     run_bounded(main())
 
 
+def test_gateway_that_is_given_up_as_it_begins_to_listen_leaves_no_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pids = []
+
+    async def given_up(*_: object, **__: object) -> None:
+        pids.append(gateway["one"].pid)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("vsm.gateway.gateway.Gateway.listen_http", given_up)
+    gateway = vsm.Gateway([echo("one")])
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await gateway.__aenter__()
+        assert (gateway["one"].phase, gateway["one"].pid) == ("stopped", 0)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pids[0], 0)
+
+    run_bounded(main())
+
+
 def test_nobody_calls_without_the_token() -> None:
     async def main() -> None:
         async with vsm.Gateway([echo("one")]) as gateway, httpx2.AsyncClient() as http:

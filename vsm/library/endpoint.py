@@ -165,11 +165,11 @@ class Gateway:
                     )
                 )
             await self._workers.start()
+            await gateway.listen_http(listener, token=self.token)
         except BaseException:
             listener.close()
-            await gateway.stop()
+            await self.__aexit__(None, None, None)
             raise
-        await gateway.listen_http(listener, token=self.token)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
         return self
 
