@@ -177,3 +177,23 @@ def test_what_hardening_takes_from_an_integration_is_said_of_the_systems_unit_al
     assert "  DeviceAllow=/dev/nvidia0 by" in said
     assert (str(tmp_path) in said, "etcetera" in said, "/dev/null" in said) == (False,) * 3
     assert list(unreached(config, user=True)) == []
+
+
+def test_install_that_could_not_enable_the_service_does_so_when_it_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, told = tmp_path / "vsm.toml", tmp_path / "told"
+    file.write_text("")
+    (tmp_path / "vsm").symlink_to("/bin/true")
+    for name in ("HOME", "XDG_RUNTIME_DIR", "PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    words = ["service", "install", "--user", "--config", str(file)]
+    assert main(words) == 1
+    assert "systemctl: there is none" in capsys.readouterr().err
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\necho "$*" >>{told}\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    assert main(words) == 0
+    assert told.read_text() == "--user enable vsm.service\n"
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith("nothing to do\n")
+    assert told.read_text() == "--user enable vsm.service\n"  # once

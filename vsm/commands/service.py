@@ -163,14 +163,18 @@ def _install(work: Work, args: argparse.Namespace) -> None:
         config = _at(config, inside)
     command = _command(args.root)
     texts = service.units(config, command=command, user=args.user).files(work.place.directory)
-    for unit in texts:
-        _read_ours(unit)  # refuse before the first change
+    before = {unit: _read_ours(unit) for unit in texts}  # refuse before the first change
     changed = [unit for unit, text in texts.items() if work.write(unit, text)]
     manager = _manager_runs(work.place)
-    if changed and manager:
-        work.systemctl("daemon-reload")
-    if changed:
-        work.systemctl("enable", SERVICE)
+    try:
+        if changed and manager:
+            work.systemctl("daemon-reload")
+        if changed:
+            work.systemctl("enable", SERVICE)
+    except BaseException:  # else the next install would find nothing to do
+        for unit in changed:
+            _put_back(unit, before[unit])
+        raise
     if manager and not args.no_start:
         _start(work, changed=bool(changed))
     for line in _lacks(config, work.place):
@@ -180,6 +184,13 @@ def _install(work: Work, args: argparse.Namespace) -> None:
     if args.user and apparmor.is_restricted() and not _profile_path(work.place).exists():
         what = "AppArmor forbids user namespaces here: workers get the weaker tier, or do not start"
         print(f"{what}, until root runs `{command} service apparmor`", file=sys.stderr)
+
+
+def _put_back(path: Path, text: str | None) -> None:
+    if text is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(text, encoding="utf-8")
 
 
 def _lacks(config: Config, place: Place) -> Iterator[str]:
