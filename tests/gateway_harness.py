@@ -286,7 +286,7 @@ class Played:
     async def receive(self, method: str = "") -> dict[str, Any]:
         """The next line, or the next one of a method; what comes before that is passed over."""
         if self._lines is None:
-            lines = self._lines = asyncio.StreamReader()
+            lines = self._lines = asyncio.StreamReader(limit=64 * 2**20)
             self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
                 lambda: asyncio.StreamReaderProtocol(lines), self._stdin
             )

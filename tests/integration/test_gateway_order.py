@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import gateway_harness as harness
+import pytest
 import uvloop
 from gateway_harness import Harness, Played, Raw
 
 from vsm.core.demand import CANCELLED, PROTOCOL_ERROR
 from vsm.core.instance_demand import Terms
+from vsm.gateway import upstream as upstreams
 from vsm.gateway.bridge import RoundQuestion
 from vsm.gateway.call import Call
 from vsm.gateway.call_log import CallLog
@@ -17,6 +19,7 @@ from vsm.gateway.client import MAX_ASKED
 from vsm.gateway.integration import Settings
 from vsm.gateway.resilience import Resilience
 from vsm.gateway.unix import VIEW_METHOD
+from vsm.gateway.upstream import MAX_BROKEN_FRAMES
 
 ECHO = {"name": "echo", "inputSchema": {"type": "object"}}
 OTHER = {"name": "other", "inputSchema": {"type": "object"}}
@@ -116,6 +119,56 @@ def test_a_removed_integration_fails_what_would_have_been_sent_again() -> None:
                 error = (await client.answer(number))["error"]
                 assert "removed from the configuration" in error["message"]
             assert names(await client.request("list", "tools/list")) == set()
+
+    uvloop.run(main())
+
+
+def test_what_waited_for_a_legacy_server_is_not_sent_to_a_modern_one_as_it_is() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await legacy(gateway, concurrency=1)
+            client = await gateway.raw()
+            for number in range(2):
+                client.send(id=number, method="tools/call", params={"name": "it__echo"})
+            await server.receive("tools/call")
+            guard = gateway.gateway.fleet.integrations["it"].guard
+            server.end_output()
+            await until(client, lambda: guard.status()["held"] == 1)
+            gateway.gateway.fleet.detach(server.worker, "it was replaced")
+            after = await modern(gateway)
+            error = (await client.answer(1))["error"]
+            assert "another era" in error["message"]
+            assert error["data"]["sent"] is False
+            client.send(id=2, method="tools/call", params={"name": "it__echo"})
+            await after.answer("tools/call", resultType="complete", **TEXT)
+            assert "result" in await client.answer(2)
+
+    uvloop.run(main())
+
+
+def test_a_server_that_was_given_up_gets_no_call_though_it_reads_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upstreams, "GONE_GRACE_S", 600.0)
+
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await legacy(gateway, max_frame_bytes=2**24)
+            client = await gateway.raw()
+            upstream = gateway.gateway.fleet.integrations["it"].upstream
+            assert upstream is not None
+            large = {"name": "it__echo", "arguments": {"x": "x" * 4 * 2**20}}
+            client.send(id=1, method="tools/call", params=large)
+            await until(client, lambda: not upstream.writable)
+            server.send_raw(b"broken\n" * MAX_BROKEN_FRAMES)
+            await until(client, lambda: upstream.lost)
+            assert "invalid messages" in (await client.answer(1))["error"]["message"]
+            await server.receive("tools/call")
+            asked = upstream.asked
+            client.send(id=2, method="tools/call", params={"name": "it__echo"})
+            await until(client, lambda: upstream.guard.status()["held"] == 1)
+            assert upstream.asked == asked
+            client.send(method="notifications/cancelled", params={"requestId": 2})
 
     uvloop.run(main())
 

@@ -18,7 +18,7 @@ from vsm.gateway.views import View
 from vsm.protocol import jsonrpc
 from vsm.protocol.catalogue import SEPARATOR, Catalogue, Entry, public_name, suspension_key
 from vsm.protocol.jsonrpc import DecodeError, Object
-from vsm.protocol.tables import Era
+from vsm.protocol.tables import META_VERSION, Era
 
 
 class RequestError(DecodeError):
@@ -241,6 +241,18 @@ def check_offered(integration: Integration, call: Call) -> None:
         reason = integration.surface.suspended.get(key)
         if reason is not None:
             raise _suspended(name, reason, integration.settings.name)
+
+
+def check_era(call: Call, upstream: Upstream) -> None:
+    """The server that a held call was made for may have been replaced since.
+
+    Raises:
+        RequestError: by one of another era.
+    """
+    modern = META_VERSION in jsonrpc.nested(call.params, "_meta")
+    if modern is not (upstream.era is Era.MODERN):
+        text = f"{call.integration} is of another era since it was replaced. Call it again."
+        raise RequestError(jsonrpc.UNAVAILABLE, text)
 
 
 def _suspended(name: str, reason: str, owner: str) -> RequestError:

@@ -24,7 +24,7 @@ from vsm.gateway.bridge import Bridge, BridgedCall
 from vsm.gateway.call import Call, Gate, Sink, id_json, is_admitted, passage
 from vsm.gateway.call_log import CallLog
 from vsm.gateway.client import MAX_IN_FLIGHT, Client
-from vsm.gateway.finder import Finder, RequestError, StartingError, check_offered
+from vsm.gateway.finder import Finder, RequestError, StartingError, check_era, check_offered
 from vsm.gateway.fleet import Fleet
 from vsm.gateway.integration import CLOSED_STATES
 from vsm.gateway.own_tools import OWN
@@ -397,8 +397,7 @@ class Router:
         integration = self._fleet.integrations.get(call.integration)
         if integration is None or not integration.takes_calls:
             text = integration.unavailable if integration else f"{call.integration} was removed."
-            restarts = integration is not None and integration.state == "restarting"
-            guard = integration.guard if restarts and integration is not None else None
+            guard = integration.guard if integration and integration.state == "restarting" else None
             if guard is None or not guard.keeps(call, jsonrpc.UNAVAILABLE, text):
                 call.failed(jsonrpc.UNAVAILABLE, text)
             return
@@ -407,6 +406,7 @@ class Router:
             upstream = integration.upstream or self._finder.instance_of(integration, call.client)
             if isinstance(call, TaskCall):
                 upstream = call.server(upstream)
+            check_era(call, upstream)
             if is_admitted(call, passage(gates, self._release)):
                 upstream.call(call)
         except StartingError:

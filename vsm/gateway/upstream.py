@@ -74,8 +74,9 @@ class _Writing(asyncio.Protocol):
         self._upstream.writable = False
 
     def resume_writing(self) -> None:
-        self._upstream.writable = True
-        self._upstream.pump()
+        if not self._upstream.lost:
+            self._upstream.writable = True
+            self._upstream.pump()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._upstream.input_ended()
