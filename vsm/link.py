@@ -116,12 +116,20 @@ class Link(Generic[MessageT]):
     Args:
         sock: a SEQPACKET socket, which the link makes non-blocking.
         parse: turns the bytes of one message into a validated model, or raises ValueError.
+        most_queued: messages that wait for room, beyond those that are urgent.
     """
 
-    def __init__(self, sock: socket.socket, parse: Callable[[bytes], MessageT]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        parse: Callable[[bytes], MessageT],
+        *,
+        most_queued: int = MAX_QUEUED,
+    ) -> None:
         sock.settimeout(0)
         self._sock = sock
         self._parse = parse
+        self._most_queued = most_queued
         self._counts = _Counts()
         self._queue: deque[_Outgoing] = deque()
         self._urgent = 0  # how many of those, at the head
@@ -166,7 +174,7 @@ class Link(Generic[MessageT]):
 
     def _enqueue(self, payload: bytes, fds: Sequence[int], *, is_urgent: bool) -> bool:
         others = len(self._queue) - self._urgent
-        is_full = self._urgent >= MAX_URGENT if is_urgent else others >= MAX_QUEUED
+        is_full = self._urgent >= MAX_URGENT if is_urgent else others >= self._most_queued
         if self.closed or is_full:
             self._counts.dropped += 1
             return False

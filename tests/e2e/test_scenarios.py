@@ -353,7 +353,7 @@ def test_successor_of_s4_knows_which_goals_hurt(
         client.close()
 
 
-ROUNDS, CALLS, REST_S = 3, 40, 0.1
+ROUNDS, CALLS, REST_S = 10, 10, 0.1
 PACE_S = 0.003  # the flood shares a process with who measures
 
 
@@ -391,61 +391,61 @@ burst = 1
 def test_flood_of_one_client_leaves_the_others_as_quick_as_before(
     tmp_path: Path, rate: str, session_leaves_nothing: None
 ) -> None:
-    """Quiet and flooded turns alternate; the server takes its time, as servers do.
+    """Quiet and flooded turns alternate, short ones: what else the host does meets both alike.
 
-    Compared are the medians of the turns' p95. Without the rate the same flood must be felt, or
-    the other case would show nothing.
+    The server takes its time, as servers do. Without the rate the same flood must be felt, or the
+    other case would show nothing.
     """
     del session_leaves_nothing
     with vsm_with(tmp_path, f"{rate}[integrations.it]{HUNGRY}") as vsm:
         calm, flood = Client(vsm.folder), Client(vsm.folder, name="flood")
         quiet: list[float] = []
         loud: list[float] = []
-        refused: list[int] = []
+        answers: list[bool] = []
         calm.call("rest", seconds=REST_S)
-        rounds, calls = (ROUNDS, CALLS) if rate else (1, CALLS // 4)  # it takes its time
+        rounds, calls = (ROUNDS, CALLS) if rate else (1, CALLS // 2)  # it takes its time
         for _ in range(rounds):
-            quiet.append(p95(calm, calls))
+            quiet += times(calm, calls)
             stop = threading.Event()
-            thread = threading.Thread(target=pour, args=(flood, stop, refused))
+            thread = threading.Thread(target=pour, args=(flood, stop, answers))
             thread.start()
             try:
-                loud.append(p95(calm, calls))
+                loud += times(calm, calls)
             finally:
                 stop.set()
                 thread.join()
-        slower = statistics.median(loud) / statistics.median(quiet)
+        refused, slower = answers.count(False), statistics.median(loud) / statistics.median(quiet)
         if rate:
-            assert sum(refused) > ROUNDS * 100, "it was a flood"
+            assert refused > 3 * len(loud), "it was a flood"
+            assert answers.count(True) < len(loud) / 3, "few of it came to the server"
             assert slower < 1.5, (quiet, loud)
         else:
-            assert sum(refused) == 0
-            assert slower > 1.5, (quiet, loud)
+            assert refused == 0
+            assert slower > 3, (quiet, loud)
         calm.close()
         flood.close()
 
 
-def p95(client: Client, calls: int) -> float:
-    times = []
+def times(client: Client, calls: int) -> list[float]:
+    found = []
     for _ in range(calls):
         began = time.perf_counter()
         assert "result" in client.call("rest", seconds=REST_S)
-        times.append(time.perf_counter() - began)
-    return statistics.quantiles(times, n=20)[-1]
+        found.append(time.perf_counter() - began)
+    return found
 
 
-def pour(client: Client, stop: threading.Event, refused: list[int]) -> None:
-    """Sixteen calls in flight, all the time; how many were refused."""
-    in_flight = errors = 0
+def pour(client: Client, stop: threading.Event, answers: list[bool]) -> None:
+    """Sixteen calls in flight, all the time; whether each was let pass."""
+    in_flight = 0
     while not stop.is_set() or in_flight:
         if not stop.is_set():
             client.begin_call("rest", seconds=REST_S)
             in_flight += 1
             stop.wait(PACE_S)
         if in_flight >= 16 or stop.is_set():
-            errors += "error" in client.next()
+            answers.append("error" not in client.next())
             in_flight -= 1
-    refused.append(errors)
 
 
 def test_pool_that_goes_to_and_fro_is_found_and_keeps_its_server(

@@ -73,7 +73,7 @@ def test_a_tree_is_its_descendants() -> None:
     assert measure(shell.pid).tasks == 0
 
 
-BURNS = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\n"
+BURNS = "import time\nwhile time.process_time() < 0.34: pass\nprint('done', flush=True)\n"
 
 
 def test_the_processor_time_of_a_tree_is_that_of_the_living_and_of_the_reaped() -> None:
@@ -88,7 +88,7 @@ def test_the_processor_time_of_a_tree_is_that_of_the_living_and_of_the_reaped() 
         assert shell.stdout.readline() == b"done\n"
         assert shell.stdout.readline() == b"1\n"
         seen = measure(shell.pid)
-        assert seen.cpu_s >= 0.3
+        assert seen.cpu_s >= 0.3  # the kernel tells whole ticks: of each figure up to 0.01 less
         assert seen.memory_bytes >= 40 << 20
         shell.stdin.write(b"\n")
         shell.stdin.close()

@@ -149,6 +149,26 @@ def test_a_follower_of_a_deleted_file_waits_for_the_next_one(opened: Open, path:
     batches.close()
 
 
+def test_a_follower_waits_for_a_new_file_whose_tables_are_not_made_yet(
+    opened: Open, path: Path
+) -> None:
+    """Its last record before is not passed over either: it came as the file was moved aside."""
+    store = opened()
+    store.append("me", 1, [event(1)])
+    batches = follow(path, "events", Filter(), 0)
+    assert next(batches)
+    store.append("me", 2, [event(2)])
+    store.close()
+    journal_store.move_aside(path)
+    path.touch()
+    found = [next(batches) for _ in range(3)]
+    assert [[row["at_ns"] for row in batch] for batch in found] == [[2], [], []]
+    opened().append("me", 3, [event(3)])
+    found = [next(batch for batch in batches if batch)]
+    assert [row["at_ns"] for row in found[0]] == [3]
+    batches.close()
+
+
 def test_an_old_file_is_migrated_with_what_it_holds(opened: Open, path: Path) -> None:
     store = opened()
     store.append("me", 1, [event(1)])

@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,9 +14,11 @@ from vsm.configuration.config import MOST_INTEGRATIONS
 from vsm.configuration.policy import MOST_BYTES as MOST_RULE_BYTES
 from vsm.core import restart
 from vsm.link import MAX_MESSAGE_BYTES
+from vsm.link import Link as FarLink
 from vsm.messages import (
     Answer,
     Ask,
+    Attach,
     Configure,
     InstanceTerms,
     IntegrationRow,
@@ -24,6 +27,8 @@ from vsm.messages import (
     SnapshotIn,
     SnapshotOut,
     Start,
+    Switch,
+    parse_to_system,
 )
 from vsm.supervision import system_group
 from vsm.supervision.running_system import RunningSystem, waited_ns
@@ -32,11 +37,14 @@ from vsm.supervision.system_group import (
     LATE_S,
     LIVENESS_TIMEOUT_S,
     MAX_CONSULTING,
+    MISSED,
     TOO_MUCH,
     SystemGroup,
     SystemHooks,
 )
 from vsm.systems.base import HEARTBEAT_INTERVAL_S
+
+RECORD: dict[str, Any] = {"instructions": "x" * 4000}
 
 
 class Link:
@@ -44,10 +52,10 @@ class Link:
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
-        self.closed = False
+        self.closed = self.is_full = False
 
     def send(self, message: Message, _fds: Any = ()) -> bool:
-        if self.closed or len(message.to_wire()) > MAX_MESSAGE_BYTES:
+        if self.closed or self.is_full or len(message.to_wire()) > MAX_MESSAGE_BYTES:
             return False
         self.sent.append(message)
         return True
@@ -121,6 +129,51 @@ def test_system_that_died_before_its_start_is_not_said_to_be_told_too_much() -> 
         group._send_start(group.running["system1"])
         assert said == []
         assert "system1" in group.running
+
+    with_group(scenario)
+
+
+def test_new_s1_that_reads_nothing_yet_misses_no_server_however_many_there_are() -> None:
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        said: list[restart.Event] = []
+        group.systems.send = said.append  # type: ignore[method-assign]
+        theirs: list[int] = []
+        group.template_actor = SimpleNamespace(  # type: ignore[assignment]
+            can_fork=True, fork=lambda *words: theirs.append(os.dup(words[3]["control"]))
+        )
+        running = group.running["system1"] = RunningSystem("system1", 1, 1)
+        assert group._fork(running)
+        told = [f"it-{number}" for number in range(MOST_INTEGRATIONS)]
+        for name in told:
+            message = Attach(worker=name, integration=name, record=RECORD)
+            assert group.tell_operations(message, [])
+        s1 = FarLink(socket.socket(fileno=theirs[0]), parse_to_system)
+        heard: list[str] = []
+        while len(heard) < len(told):
+            while (received := s1.receive(0)) is not None:
+                heard.append(cast("Attach", received[0]).worker)
+            await asyncio.sleep(0)
+        s1.close()
+        running.link.close()  # type: ignore[union-attr]
+        assert heard == told
+        assert said == []
+
+    with_group(scenario)
+
+
+def test_s1_that_missed_what_it_was_told_is_replaced_unless_it_has_ended() -> None:
+    """It would serve by what is not so: a server that is ended, in place of its successor."""
+
+    async def scenario(group: SystemGroup, link: Link) -> None:
+        said: list[restart.Event] = []
+        group.systems.send = said.append  # type: ignore[method-assign]
+        switch = Switch(worker="it-2", integration="it")
+        assert group.tell_operations(switch, [])
+        link.is_full = True
+        assert not group.tell_operations(switch, [])
+        link.closed = True
+        assert not group.tell_operations(switch, [])
+        assert said == [restart.Hung("system1", 1, MISSED)]
 
     with_group(scenario)
 

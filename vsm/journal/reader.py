@@ -43,6 +43,10 @@ class JournalError(VsmError):
     """The journal cannot be read."""
 
 
+class NotBegunError(JournalError):
+    """There is none, or whoever makes it has not made its tables yet."""
+
+
 class Now(NamedTuple):
     """This moment by every clock that a record may be held against.
 
@@ -276,21 +280,31 @@ def follow(
 
     A journal that was moved aside or deleted is followed into its successor.
     """
-    reader = JournalReader(path)
+    reader, successor = JournalReader(path), None
     try:
         while True:
-            if not reader.is_current() and not is_absent(path):
+            if successor is not None:
                 reader.close()
-                reader, last_id = JournalReader(path), 0
+                reader, successor, last_id = successor, None, 0
             version = reader.version()
             while found := reader.after(table, chosen, last_id):
                 last_id = found[-1]["id"]
                 yield found
-            while reader.version() == version and (reader.is_current() or is_absent(path)):
+            while reader.version() == version and (successor := _successor(reader)) is None:
                 yield []
                 time.sleep(FOLLOW_S)
     finally:
         reader.close()
+
+
+def _successor(reader: JournalReader) -> JournalReader | None:
+    """The journal that took this one's place, as soon as it can be read."""
+    if reader.is_current():
+        return None
+    try:
+        return JournalReader(reader.path)
+    except NotBegunError:
+        return None
 
 
 def _row(row: sqlite3.Row) -> Row:
@@ -317,29 +331,35 @@ def is_absent(path: Path) -> bool:
 def _connect(path: Path) -> sqlite3.Connection:
     if is_absent(path):
         remedy = "Start vsm once, or point VSM_STATE_DIR at the state of the one that ran."
-        raise JournalError(str(path), "there is no journal here", remedy)
+        raise NotBegunError(str(path), "there is no journal here", remedy)
     if not os.access(path, os.R_OK, effective_ids=True):
         remedy = "Be the user who runs vsm, or give that one the state directory back."
         raise JournalError(str(path), "may not be read", remedy)
     uri = f"file:{quote(str(path.absolute()))}?mode=ro"
     try:
         try:
-            return _open(uri)
+            connection = _open(uri)
         except sqlite3.OperationalError:
             # A read-only folder: SQLite cannot make its shared index there, nor can a writer.
             if os.access(path.parent, os.W_OK):
                 raise
-            return _open(f"{uri}&immutable=1")
+            connection = _open(f"{uri}&immutable=1")
     except (sqlite3.Error, SchemaError) as error:
         raise _unreadable(path, error) from error
+    if connection is None:
+        raise NotBegunError(str(path), "nothing is in it yet", "Try again; `vsm up` makes it.")
+    return connection
 
 
-def _open(uri: str) -> sqlite3.Connection:
+def _open(uri: str) -> sqlite3.Connection | None:
+    """None where it has no tables yet."""
     connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     try:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA trusted_schema = OFF")
-        check_owner(connection)
+        if not check_owner(connection):
+            connection.close()
+            return None
         connection.execute("SELECT count(*) FROM boots").fetchone()
     except BaseException:
         connection.close()

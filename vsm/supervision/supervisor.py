@@ -282,8 +282,7 @@ class Supervisor:
         self.policing.operations_lost()
 
     def _tell_operations(self, message: Message, fds: list[int]) -> bool:
-        link = self.systems.operations_link()
-        return link is not None and link.send(message, fds)
+        return self.systems.tell_operations(message, fds)
 
     def ring(self, name: str) -> OutputRing:
         """What that worker wrote to stderr; an empty one where it never did."""

@@ -5,7 +5,8 @@ yet: it takes over within milliseconds.
 
 Runs in the supervisor. Owns the channels (duplicates of both ends, so that a successor gets what
 is queued), the control links, the boards, the kept snapshots and the epochs. What S1 reports
-about integrations is passed on to whoever runs them.
+about integrations is passed on to whoever runs them. A bit long: whatever becomes of a system or
+its spare changes the same few tables.
 """
 
 import asyncio
@@ -56,6 +57,10 @@ FORK_TIMEOUT_S: Final = 5.0
 STATUS_GRACE_S: Final = 0.05  # between a death and the template's word how it died
 MAX_CONSULTING: Final = 16
 QUERY_TIMEOUT_S: Final = 0.5
+MOST_TOLD: Final = 4096
+"""Messages that may wait for a system: a new S1 is told of every server at once, and takes none
+before it has begun."""
+MISSED: Final = "it missed what it was told: its queue was full"
 TOO_MUCH: Final = "its start is larger than a message can be: too many integrations"
 SPARE_DELAY_S: Final = 0.1  # a spare is made when the rush of a start is over
 
@@ -159,10 +164,15 @@ class SystemGroup:
         for task in self._consulting:
             task.cancel()
 
-    def operations_link(self) -> Link[FromSystem] | None:
-        """The control link of the S1 that runs, ready or not."""
-        operations = self.running.get("system1")
-        return operations.link if operations else None
+    def tell_operations(self, message: Message, fds: list[int]) -> bool:
+        """Send to S1. One that misses something goes on by what is not so: it is replaced."""
+        running = self.running.get("system1")
+        if running is None or running.link is None:
+            return False
+        sent = running.link.send(message, fds)
+        if not sent and not running.link.closed:
+            self.systems.send(restart.Hung(running.name, running.incarnation, MISSED))
+        return sent
 
     def tell_all(self, message: Message) -> list[str]:
         """Send to every system that runs (others learn it by `start`); return who was not told."""
@@ -251,7 +261,7 @@ class SystemGroup:
         self.template_actor.fork(running.name, running.epoch, plan, fds)
         theirs.close()
         os.close(write_end)
-        running.link = Link(control, reports_of(running.name))
+        running.link = Link(control, reports_of(running.name), most_queued=MOST_TOLD)
         running.link.start(
             lambda message, given: self._on_message(running, message, given), lambda: None
         )
@@ -446,9 +456,9 @@ class SystemGroup:
         self._tell_snapshot(sender, body)
 
     def _tell_snapshot(self, sender: str, body: Body) -> None:
-        link = self.operations_link()
-        if link is not None:
-            link.send(SnapshotIn(sender=sender, body=body))
+        operations = self.running.get("system1")
+        if operations is not None and operations.link is not None:
+            operations.link.send(SnapshotIn(sender=sender, body=body))
 
     # ---- liveness --------------------------------------------------------------------------
 
