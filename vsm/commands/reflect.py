@@ -82,8 +82,16 @@ def _beside(row: dict[str, Any]) -> str:
 
 
 def _print_predictions(found: dict[str, Any]) -> None:
+    """What system 4 says, which need not make sense."""
+    try:
+        _print_forecasts(found)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        print("system4 answers what makes no sense: `vsm reflect --json` shows it")
+
+
+def _print_forecasts(found: dict[str, Any]) -> None:
     if found.get("not_enough_evidence"):
-        print(f"forecasts: {NOT_ENOUGH}: {clean(found['not_enough_evidence'])}")
+        print(f"forecasts: {NOT_ENOUGH}: {clean(str(found['not_enough_evidence']))}")
         return
     shown = [
         (
@@ -94,16 +102,15 @@ def _print_predictions(found: dict[str, Any]) -> None:
     ]  # fmt: skip
     print_table(("INTEGRATION", "DEMAND", "EXPECTED", "90 % INTERVAL", "BY"), shown)
     for r in found.get("surprises", ()):
-        name = clean(f"{r['integration']} {r['demand']}".strip())
+        name = f"{r['integration']} {r['demand']}".strip()
         came = f"{r['came']} of {r['of']} answered well" if "of" in r else f"{r['came']} asked"
         text = f"{came} in {r['step_s']:g} s, {r['expected']:.1f} expected"
-        print(f"unusual: {name}: {text} (chance {r['chance']:.1g})")
+        print(clean(f"unusual: {name}: {text} (chance {r['chance']:.1g})"))
     calibration = found.get("calibration")
     if calibration:
-        print(
-            f"forecasts so far: {calibration['forecasts']}, within their interval "
-            f"{calibration['coverage']:.0%}, Brier score {calibration['brier']:.3f}"
-        )
+        text = f"forecasts so far: {calibration['forecasts']}, within their interval "
+        text += f"{calibration['coverage']:.0%}, Brier score {calibration['brier']:.3f}"
+        print(clean(text))
 
 
 def _share(share: dict[str, float] | None) -> str:
