@@ -290,11 +290,18 @@ class Played:
             self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
                 lambda: asyncio.StreamReaderProtocol(lines), self._stdin
             )
+        if self._transport is not None and not self._transport.is_reading():
+            self._transport.resume_reading()
         async with asyncio.timeout(20):
             while True:
                 message = dict(json.loads(await self._lines.readline()))
                 if method in ("", message.get("method")):
                     return message
+
+    def stop_reading(self) -> None:
+        """Until it receives again."""
+        assert self._transport is not None
+        self._transport.pause_reading()
 
     def send_raw(self, data: bytes) -> None:
         self._stdout.write(data)

@@ -11,6 +11,7 @@ from gateway_harness import Harness, Played, Raw
 
 from vsm.core.demand import CANCELLED, PROTOCOL_ERROR
 from vsm.core.instance_demand import Terms
+from vsm.gateway import bridge
 from vsm.gateway import upstream as upstreams
 from vsm.gateway.bridge import RoundQuestion
 from vsm.gateway.call import Call
@@ -157,6 +158,7 @@ def test_a_server_that_was_given_up_gets_no_call_though_it_reads_again(
             client = await gateway.raw()
             upstream = gateway.gateway.fleet.integrations["it"].upstream
             assert upstream is not None
+            server.stop_reading()
             large = {"name": "it__echo", "arguments": {"x": "x" * 4 * 2**20}}
             client.send(id=1, method="tools/call", params=large)
             await until(client, lambda: not upstream.writable)
@@ -169,6 +171,27 @@ def test_a_server_that_was_given_up_gets_no_call_though_it_reads_again(
             await until(client, lambda: upstream.guard.status()["held"] == 1)
             assert upstream.asked == asked
             client.send(method="notifications/cancelled", params={"requestId": 2})
+
+    uvloop.run(main())
+
+
+def test_a_server_that_asks_without_end_and_never_reads_the_answers_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upstreams, "HIGH_WATER_BYTES", 1024)
+    monkeypatch.setattr(upstreams, "MAX_UNREAD_BYTES", 100_000)
+
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await legacy(gateway)
+            client = await gateway.raw()
+            server.stop_reading()
+            for _ in range(8):  # not more than a pipe takes: nobody may read it any more
+                for _ in range(100):
+                    server.send(id="x" * 250, method="ping")
+                await client.request("a turn of the loop", "ping")
+            reason = await gateway.reported.wait_unfit(server.worker)
+            assert reason == "the server does not read its input"
 
     uvloop.run(main())
 
@@ -331,6 +354,31 @@ def test_a_question_for_a_call_that_is_cancelled_keeps_no_timer() -> None:
             client.send(method="notifications/cancelled", params={"requestId": 1})
             await until(client, lambda: not session.asked)
             assert timer.cancelled()
+
+    uvloop.run(main())
+
+
+def test_what_a_modern_client_is_to_be_asked_is_bounded_in_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bridge, "MAX_PARKED_BYTES", 60_000)
+
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await legacy(gateway)
+            client = await Raw.connect(gateway.socket_path)
+            gateway.raws.append(client)
+            called = {"name": "it__echo", "arguments": {}, "_meta": MODERN}
+            client.send(id=1, method="tools/call", params=called)
+            await server.receive("tools/call")
+            small, large = {**FORM, "message": "x" * 20_000}, {**FORM, "message": "x" * 30_000}
+            server.send(id="first", method="elicitation/create", params=large)
+            assert (await client.answer(1))["result"]["resultType"] == "input_required"
+            server.send(id="second", method="elicitation/create", params=small)
+            server.send(id="third", method="elicitation/create", params=small)
+            refused = await server.receive()
+            assert refused["id"] == "third"
+            assert "too large" in refused["error"]["message"]
 
     uvloop.run(main())
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 QUESTION_TIMEOUT_S: Final = 600.0
 MAX_PARKED: Final = 16  # of one server: each holds one of its places
+MAX_PARKED_BYTES: Final = 16 * 1024 * 1024  # of one server's questions
 MAX_QUESTIONS: Final = 16
 MAX_ROUNDS: Final = 16
 RETRY_DELAY_S: Final = 0.1
@@ -136,6 +137,12 @@ class Parked:
         question = {"method": jsonrpc.raw_of(method), "params": params}
         questions[f"vsm-{self.questions}"] = (jsonrpc.encode(message.id), question)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its questions."""
+        every = (*self.asked.values(), *self.unasked.values())
+        return sum(len(memoryview(question["params"])) for _, question in every)
+
     def withdrawn(self, id_bytes: bytes) -> None:
         """The server no longer wants an answer to one question; it is asked, but not passed on."""
         for questions in (self.asked, self.unasked):
@@ -212,6 +219,7 @@ class Bridge:
             raise BridgeError(jsonrpc.METHOD_NOT_FOUND, f"{call.method} cannot be asked back")
         if len(self.parked_of(upstream)) >= MAX_PARKED:
             raise BridgeError(jsonrpc.UNAVAILABLE, "too many clients are being asked already")
+        self._check_size(upstream, params)
         parked = Parked(call, upstream, secrets.token_bytes(16), _digest(call))
         parked.keep(parked.asked, message, method, params)
         self._park(parked)
@@ -225,7 +233,14 @@ class Bridge:
         method, params = _question(parked.call.capabilities, message)
         if len(parked.asked) + len(parked.unasked) >= MAX_QUESTIONS:
             raise BridgeError(jsonrpc.UNAVAILABLE, "the client has too many questions open")
+        self._check_size(parked.upstream, params)
         parked.keep(parked.unasked, message, method, params)
+
+    def _check_size(self, upstream: "Upstream", params: Raw) -> None:
+        """Judge whether there is room for one more of a server's questions."""
+        held = sum(parked.size_bytes for parked in self.parked_of(upstream))
+        if held + len(memoryview(params)) > MAX_PARKED_BYTES:
+            raise BridgeError(jsonrpc.UNAVAILABLE, "what is being asked already is too large")
 
     def _park(self, parked: Parked) -> None:
         """Tell the client what is asked, and keep the call until it comes back."""

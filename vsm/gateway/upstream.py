@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MAX_WAITING_BYTES = 16 * 1024 * 1024
 RESERVE = 4  # one in so many places is kept for clients that hold few
 HIGH_WATER_BYTES = 1024 * 1024
+MAX_UNREAD_BYTES = 64 * 1024 * 1024  # told to a server that reads nothing
 NOISE_PER_WINDOW = 2000
 NOISE_WINDOW_S = 1.0
 MAX_BROKEN_FRAMES = 1000
@@ -75,8 +76,7 @@ class _Writing(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         if not self._upstream.lost:
-            self._upstream.writable = True
-            self._upstream.pump()
+            self._upstream.reads_again()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._upstream.input_ended()
@@ -115,6 +115,7 @@ class Upstream:
         "_standing",
         "_timer",
         "_timer_at",
+        "_unread_bytes",
         "_writer",
         "broken_frames",
         "client",
@@ -184,6 +185,7 @@ class Upstream:
         )
         self._writer: asyncio.WriteTransport | None = None
         self._out: list[bytes] = []
+        self._unread_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._grace: asyncio.TimerHandle | None = None
@@ -385,7 +387,13 @@ class Upstream:
         self._tell_cancelled(request_id, "no longer needed")
 
     def tell(self, frame: bytes) -> None:
-        """Send a notification or an answer, without a line end."""
+        """Send a notification or an answer, without a line end; not for ever if nobody reads."""
+        if not self.writable:
+            self._unread_bytes += len(frame)
+            if self._unread_bytes > MAX_UNREAD_BYTES and not self.lost:
+                self._give_up("the server does not read its input")
+            if self.lost:
+                return
         self._write(frame + b"\n")
 
     def mention(self, frame: bytes) -> None:
@@ -407,6 +415,11 @@ class Upstream:
     def _tell_cancelled(self, request_id: int, reason: str) -> None:
         params = jsonrpc.encode({"requestId": request_id, "reason": reason})
         self.tell(jsonrpc.notification("notifications/cancelled", params))
+
+    def reads_again(self) -> None:
+        """The server has caught up with reading."""
+        self.writable, self._unread_bytes = True, 0
+        self.pump()
 
     def pump(self) -> None:
         """Send what waits, as far as there is room."""
