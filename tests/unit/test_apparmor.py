@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from vsm.confinement import probe
 from vsm.confinement.probe import HostFacts, layer_table
 from vsm.errors import ConfigurationError
 from vsm.service import apparmor
@@ -86,3 +87,13 @@ def test_the_probe_names_the_command_where_a_profile_forbids(
     )
     remedies = {row.layer: row.remedy for row in layer_table(facts)}
     assert ("vsm service apparmor" in remedies["namespaces"]) is named
+
+
+def test_a_profile_is_named_as_anybody_likes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is often a path; a probe that failed at it would keep vsm from starting."""
+    current = tmp_path / "current"
+    current.write_bytes("/usr/bin/café (enforce)\n".encode())
+    monkeypatch.setitem(probe.SETTINGS, "apparmor_profile", str(current))
+    assert probe._settings()["apparmor_profile"].endswith(" (enforce)")

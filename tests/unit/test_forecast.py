@@ -270,6 +270,20 @@ def test_sudden_flood_and_sudden_silence_surprise_and_ordinary_bursts_do_not() -
     assert surprises([*[1, 0] * 40, 4]) == [], "so many come by chance"
 
 
+@pytest.mark.parametrize(("steps", "surprises"), [(1, True), (2, False)])
+def test_what_came_in_several_steps_is_no_surprise_of_one(steps: int, *, surprises: bool) -> None:
+    row = [0] * len(OUTCOMES)
+    totals = {("a", "b"): row}
+    series = DemandSeries(step_s=10.0, season=12, now_s=0.0)
+    series.look(totals, 0.0)
+    for step in range(1, 61):
+        row[OK] += 18 + step % 5
+        series.look(totals, 10.0 * step)
+    row[OK] += 60
+    told = series.look(totals, 600.0 + 10.0 * steps)  # a look that came late sees them together
+    assert bool([one for one in told if one.surprise is not None]) is surprises
+
+
 @pytest.mark.parametrize("mean", [0.5, 3.0, 40.0])
 def test_chance_alone_hardly_ever_surprises(mean: float) -> None:
     counts = np.random.default_rng(1).poisson(mean, (20, 300)).tolist()

@@ -212,7 +212,7 @@ def _settings() -> dict[str, str]:
     found = {}
     for name, path in SETTINGS.items():
         try:
-            found[name] = Path(path).read_text(encoding="ascii").strip()
+            found[name] = Path(path).read_text(encoding="ascii", errors="replace").strip()
         except OSError:
             continue
     return found

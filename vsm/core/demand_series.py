@@ -94,6 +94,8 @@ class DemandSeries:
         self._before = counts
         new = {key: _since(row, before.get(key, (0, 0))) for key, row in counts.items()}
         told = self._close_all(new)
+        if over > 1:  # what came in several steps surprises nobody who expected that of one
+            told = [one._replace(surprise=None) for one in told]
         self.latest = {key: row for key, row in new.items() if row[0]} if self._asked else None
         self._rest(over - 1)
         self._forget()
