@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsm.configuration.profile import LimitsDocument, compile_limits
+from vsm.confinement import cgroup_files
 from vsm.confinement.cgroup import CgroupFacts, Group, limits_of
 from vsm.confinement.cgroup_files import (
     CgroupLimits,
     block_devices,
     hand_out,
     is_delegated,
+    mount_points,
+    own_folder,
     v1_rate,
     v1_writes,
     v2_rate,
@@ -104,3 +107,17 @@ def test_a_delegated_group_is_known_by_the_mark_of_systemd(
         except OSError as error:  # tmpfs before 6.6
             pytest.skip(f"{tmp_path}: no attributes of users: {error.strerror}")
     assert is_delegated(tmp_path) is expected
+
+
+@pytest.mark.parametrize("name", [b"\xff", "\u2028a".encode(), b"\x0b", b"\x1c\x85", b"a\\012-"])
+def test_whatever_another_user_calls_his_mount_point_groups_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    theirs = b"43 42 0:5 / /home/x/" + name + b" rw,nosuid - fuse.x x rw,user_id=1000\n"
+    ours = f"47 46 0:8 / {tmp_path} rw - cgroup2 cgroup2 rw\n".encode()
+    mounts = tmp_path / "mountinfo"
+    mounts.write_bytes(theirs + ours + theirs)
+    monkeypatch.setattr(cgroup_files, "MOUNTS", mounts)
+    assert list(mount_points()) == [str(tmp_path)]
+    assert own_folder("cgroup2", "") == tmp_path
+    assert own_folder("cgroup", "memory") is None

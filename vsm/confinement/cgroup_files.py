@@ -24,6 +24,7 @@ IO = "io"  # of version 2; wanted beside the others, and done without where it i
 _MOST_DEVICES = 64
 _NO_DISKS = ("loop", "ram", "zram", "nbd", "sr", "fd")
 SUPERVISOR_LEAF = "supervisor"
+MOUNTS = Path("/proc/self/mountinfo")
 CPU_PERIOD_US = 100_000
 
 
@@ -61,10 +62,21 @@ def owner(path: str) -> int | None:
 
 def mount_points() -> Iterator[str]:
     """Where cgroup file systems are mounted."""
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        left, _, right = line.partition(" - ")
-        if right.startswith("cgroup"):
-            yield left.split()[4].replace("\\040", " ")
+    for fields, (fstype, *_) in _mounts():
+        if fstype.startswith("cgroup"):
+            yield fields[4].replace("\\040", " ")
+
+
+def _mounts() -> Iterator[tuple[list[str], list[str]]]:
+    """Each mount's fields, and its type, source and options.
+
+    Other users name mount points of theirs (by FUSE), in whatever bytes; the kernel escapes what
+    ends a line or a field for it, and no more.
+    """
+    for line in MOUNTS.read_bytes().decode("utf-8", "surrogateescape").split("\n"):
+        left, found, right = line.partition(" - ")
+        if found:
+            yield left.split(" "), right.split(" ", 2)
 
 
 def group_names(folders: dict[str, str], run: str) -> set[str]:
@@ -184,9 +196,7 @@ def keyed_number(text: str, key: str) -> int | None:
 
 def own_folder(kind: str, controller: str) -> Path | None:
     """The folder of the calling process's own group in one hierarchy."""
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, (fstype, _source, options) = left.split(), right.split(" ", 2)
+    for fields, (fstype, _source, options) in _mounts():
         if fstype != kind or (controller and controller not in options.split(",")):
             continue
         root, mounted = fields[3], fields[4].replace("\\040", " ")
