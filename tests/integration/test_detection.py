@@ -73,6 +73,22 @@ def test_a_tree_is_its_descendants() -> None:
     assert measure(shell.pid).tasks == 0
 
 
+@pytest.mark.parametrize("name", [b"\x0bThreads:", b"\x1cThreads:\tx", b"\xe2\x80\xa8RssAnon:\ty"])
+def test_process_that_calls_itself_a_line_of_its_status_is_measured_all_the_same(
+    name: bytes,
+) -> None:
+    """A look that failed at it would fail for ever, and for the workers after it, too."""
+    script = f"import ctypes; ctypes.CDLL(None).prctl(15, {name!r}); print('ready', flush=True)"
+    argv = [sys.executable, "-SIc", f"{script}; input()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(argv, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == b"ready\n"
+        seen = measure(process.pid)
+        assert seen.tasks == 1
+        assert seen.memory_bytes > 0
+        process.communicate(b"\n")
+
+
 BURNS = "import time\nwhile time.process_time() < 0.34: pass\nprint('done', flush=True)\n"
 
 

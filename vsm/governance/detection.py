@@ -236,7 +236,8 @@ def _children(pid: int) -> list[int]:
 
 
 def _status(pid: int) -> dict[str, int]:
-    lines = (line.split() for line in _read(Path(f"/proc/{pid}/status")).splitlines())
+    # A process names itself, and the kernel escapes no other line break in that than \n.
+    lines = (line.split() for line in _read(Path(f"/proc/{pid}/status")).split("\n"))
     wanted = {"RssAnon:", "RssShmem:", "Threads:"}
     return {words[0][:-1]: int(words[1]) for words in lines if words and words[0] in wanted}
 

@@ -149,7 +149,7 @@ def _mounts(plan: Plan, pid: int) -> Iterator[_Fact]:
     """The root is a file system of its own, and nothing is writable that was not planned."""
     if not any(isinstance(step, EnterRoot) for step in plan.operations):
         return
-    found = [line.split() for line in _read(f"/proc/{pid}/mountinfo").splitlines()]
+    found = [line.split(" ") for line in _read(f"/proc/{pid}/mountinfo").split("\n") if line]
     if not found:
         yield _Fact("root file system", None)
         return
@@ -227,7 +227,8 @@ def _lives(pid: int) -> bool:
 
 
 def _status(pid: int) -> dict[str, str]:
-    lines = (line.partition(":") for line in _read(f"/proc/{pid}/status").splitlines())
+    # A process names itself, and the kernel escapes no other line break in that than \n.
+    lines = (line.partition(":") for line in _read(f"/proc/{pid}/status").split("\n"))
     return {name: value.strip() for name, _, value in lines}
 
 

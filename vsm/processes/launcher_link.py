@@ -121,7 +121,7 @@ def is_confined(pid: int) -> bool:
 def _filters(process: str) -> int:
     with suppress(OSError):
         text = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines():
+        for line in text.split("\n"):  # its name may hold other line breaks
             if line.startswith("Seccomp_filters:"):
                 return int(line.split()[1])
     return 0
