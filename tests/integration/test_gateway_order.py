@@ -21,6 +21,7 @@ from vsm.gateway.integration import Settings
 from vsm.gateway.resilience import Resilience
 from vsm.gateway.unix import VIEW_METHOD
 from vsm.gateway.upstream import MAX_BROKEN_FRAMES
+from vsm.protocol.catalogue import suspension_key
 
 ECHO = {"name": "echo", "inputSchema": {"type": "object"}}
 OTHER = {"name": "other", "inputSchema": {"type": "object"}}
@@ -354,6 +355,25 @@ def test_a_question_for_a_call_that_is_cancelled_keeps_no_timer() -> None:
             client.send(method="notifications/cancelled", params={"requestId": 1})
             await until(client, lambda: not session.asked)
             assert timer.cancelled()
+
+    uvloop.run(main())
+
+
+def test_a_tool_that_is_suspended_while_a_client_is_asked_is_not_called_again() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await modern(gateway)
+            client = await gateway.raw(elicitation={})
+            client.send(id=1, method="tools/call", params={"name": "it__echo"})
+            asked = {"q": {"method": "elicitation/create", "params": {**FORM, "mode": "form"}}}
+            await server.answer("tools/call", resultType="input_required", inputRequests=asked)
+            question = await client.receive()
+            integration = gateway.gateway.fleet.integrations["it"]
+            key = suspension_key("tools/list", "echo")
+            integration.surface.suspended = {key: "it is not what was approved"}
+            client.send(id=question["id"], result={"action": "accept", "content": {}})
+            refused = await client.answer(1)
+            assert "not what was approved" in refused["error"]["message"]
 
     uvloop.run(main())
 

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from vsm.core.demand import CANCELLED
+from vsm.gateway import finder
 from vsm.gateway.call import Call
 from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.envelope import QuestionError
@@ -413,6 +414,12 @@ class Bridge:
         if integration is None or upstream is None or not integration.takes_calls:
             why = f"{call.integration} is gone" if integration is None else integration.unavailable
             call.failed(jsonrpc.UNAVAILABLE, why)
+            return
+        try:
+            finder.check_offered(integration, call)
+            finder.check_era(call, upstream)
+        except finder.RequestError as error:
+            call.failed(error.code, error.message)
             return
         params = {**call.params, "inputResponses": jsonrpc.raw_of(one.responses)}
         params.pop("requestState", None)
