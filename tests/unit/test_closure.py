@@ -382,6 +382,15 @@ def test_no_elf_file_however_broken_raises(changes: list[tuple[int, int]], run: 
     parse_linkage(read_at)
 
 
+def test_a_pipe_that_took_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    """By a worker that may write where its command lies, between the look and the opening."""
+    os.mkfifo(tmp_path / "server")
+    code = "import sys; from vsm.confinement.closure import _first_bytes as first"
+    argv = [sys.executable, "-c", f"{code}; print(first(sys.argv[1]))", f"{tmp_path}/server"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "b''\n", done.stderr
+
+
 def test_a_pyvenv_cfg_made_to_be_searched_for_long_is_read_at_once(venv: Path) -> None:
     """By a supervisor that does nothing else meanwhile."""
     (venv / "pyvenv.cfg").write_text("home = x" + " " * 65_000 + "y")

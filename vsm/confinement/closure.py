@@ -406,11 +406,15 @@ def _link_chain(path: str) -> Iterator[str]:
 
 
 def _first_bytes(path: str, size: int = 1024) -> bytes:
+    """Of a regular file; a worker that may write here may have put a pipe there just now."""
     try:
-        with open(path, "rb") as file:
-            return file.read(size)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError:
         return b""  # execute-only binaries exist; nothing more can be learnt of them
+    try:
+        return os.read(fd, size) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    finally:
+        os.close(fd)
 
 
 class _TooMuchError(Exception):
