@@ -787,3 +787,16 @@ def _memory_holds(pid: int, needle: bytes) -> bool:
             except OSError:
                 continue
     return False
+
+
+def test_an_order_that_is_too_long_is_an_error_and_ends_no_other_run(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{'x' * 200}{number}" for number in range(700)]
+    for path in paths:
+        path.touch()
+    assert vsm.run(["/bin/true"]).cause == "ok"
+    runner = runner_link.runner_pid()
+    with pytest.raises(vsm.VsmError, match="exceed 128 KiB") as told:
+        vsm.run(["/bin/true"], read=paths)
+    assert "fewer paths" in told.value.remedy
+    assert vsm.run(["/bin/true"]).cause == "ok"
+    assert runner_link.runner_pid() == runner

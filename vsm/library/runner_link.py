@@ -20,6 +20,7 @@ from vsm.linux import pidfd
 
 _LINK_FD = 3
 _END_TIMEOUT_S = 10.0
+_MOST_ORDER_BYTES = 128 << 10  # what `vsm.processes.launcher.receive` takes
 _START = (
     "import json, sys; sys.path += json.loads(sys.argv[1]); "
     "from vsm.library import runner; runner.main({}, {})"
@@ -73,6 +74,9 @@ def order(message: bytes, fds: Sequence[int]) -> int:
     Raises:
         VsmError: the runner cannot be reached, or the message is too long.
     """
+    if len(message) > _MOST_ORDER_BYTES:
+        what = f"its paths and its profile exceed {_MOST_ORDER_BYTES >> 10} KiB"
+        raise VsmError("vsm.run", what, "Give fewer paths, such as the folder that they are in.")
     with _lock:
         runner = _ensure()
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
