@@ -7,6 +7,8 @@ import gateway_harness as harness
 
 from vsm.core.rates import Rate
 from vsm.gateway.gate_rates import RateGate, Rule, gate_maker, rules_of
+from vsm.gateway.integration import Settings
+from vsm.gateway.resilience import Resilience
 
 SLOW = 1e-3  # calls a second: no second token within a test
 
@@ -94,5 +96,25 @@ def test_weights_are_known_to_the_queue_of_whom_they_concern() -> None:
             assert integrations["one"].guard.weigh(None) == 1
             assert integrations["two"].guard.weigh(client) == 1
             assert not any(isinstance(gate, RateGate) for gate in integrations["one"].gates)
+
+    asyncio.run(scenario())
+
+
+def test_rate_that_is_used_up_is_not_whole_again_by_the_breaker_a_reload_or_other_gates() -> None:
+    async def scenario() -> None:
+        settings: dict[str, Any] = {"call_timeout_s": 0.05, "resilience": Resilience(failures=2)}
+        async with harness.running({"one": harness.echo_legacy()}, **settings) as gateway:
+            fleet = gateway.gateway.fleet
+            guard(gateway, Rule("*", "*", "*", Rate(SLOW, 2)))
+            raw = await gateway.raw()
+            for number in range(2):
+                answer = await raw.call(number, "one__silence")
+                assert "did not answer" in answer["error"]["message"]
+            assert [phase for _, phase, _ in gateway.reported.breakers] == ["open"]
+            assert refused(await raw.call(3, "one__echo", text="x"))
+            gateway.gateway.configure([Settings(name="one", prefix="one")])
+            assert refused(await raw.call(4, "one__echo", text="x"))
+            fleet.guard("queue", lambda _integration: None)
+            assert refused(await raw.call(5, "one__echo", text="x"))
 
     asyncio.run(scenario())

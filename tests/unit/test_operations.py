@@ -1,11 +1,13 @@
 """What S1 tells of its breakers: each opening is a decision, and the record has what came of it."""
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 from system_rig import Rig, of
 
 from vsm.messages import Algedonic, Decided, Noted, Settled
-from vsm.systems.operations import SupervisorReports
+from vsm.systems.operations import Operations, SupervisorReports
 
 
 def test_opened_breaker_is_a_decision_whose_outcome_follows() -> None:
@@ -49,3 +51,18 @@ def test_breaker_that_closes_without_having_opened_settles_nothing() -> None:
             rig.close()
 
     asyncio.run(main())
+
+
+def test_rates_that_are_published_again_as_they_were_leave_what_was_used_up() -> None:
+    made: list[str] = []
+    fleet = SimpleNamespace(hold=list, guard=lambda kind, _make: made.append(kind))
+    operations: Any = SimpleNamespace(snapshots={}, _rates=(), gateway=SimpleNamespace(fleet=fleet))
+    row: dict[str, Any] = {"client": "*", "calls_itself": "*", "integration": "*"}
+    row |= {"per_second": 1.0, "burst": 1, "wait_s": 0.0, "weight": 1}
+    for steady in ([], ["one"], []):
+        operations.snapshots["system2"] = {"rates": [dict(row)], "steady": steady}
+        Operations._take_rates(operations)
+    assert made == ["rates"]
+    operations.snapshots["system2"] = {"rates": [], "steady": []}
+    Operations._take_rates(operations)
+    assert made == ["rates", "rates"]

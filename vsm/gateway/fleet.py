@@ -136,11 +136,12 @@ class Fleet:
             succession = Succession()
             integration = Integration(settings, demand=row, guard=guard, succession=succession)
             self.integrations[settings.name] = integration
+            self._put_gates(integration, *get_args(GateKind))
         else:
             integration.settings = settings
             integration.guard.configure(settings.resilience)
+            self._put_gates(integration, "arguments")
         self._put_instances(integration)
-        self._put_gates(integration)
         self._trust(integration)
 
     def _trust(self, integration: Integration) -> None:
@@ -176,17 +177,20 @@ class Fleet:
     def _breaker_changed(self, name: str) -> None:
         """Calls ask the breaker, or no longer do."""
         if name in self.integrations:
-            self._put_gates(self.integrations[name])
+            self._put_gates(self.integrations[name], "breaker")
 
     def guard(self, kind: GateKind, make: GateMaker) -> None:
         """Put a gate before every integration that `make` gives one for; again: replace them."""
         self._gate_makers[kind] = make
         for integration in self.integrations.values():
-            self._put_gates(integration)
+            self._put_gates(integration, kind)
 
-    def _put_gates(self, integration: Integration) -> None:
-        makers = [self._gate_makers.get(kind) for kind in get_args(GateKind)]
-        gates = [make(integration) for make in makers if make is not None]
+    def _put_gates(self, integration: Integration, *kinds: GateKind) -> None:
+        """Make gates of these kinds anew; the others stay, with what they know of clients."""
+        for kind in kinds:
+            make = self._gate_makers.get(kind)
+            integration.gate_of[kind] = None if make is None else make(integration)
+        gates = [integration.gate_of.get(kind) for kind in get_args(GateKind)]
         integration.gates = tuple(gate for gate in gates if gate is not None)
         integration.passage = passage(integration.gates, self._go_on)
 

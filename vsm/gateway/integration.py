@@ -95,7 +95,8 @@ class Integration(Server):
         demand: where its calls are counted. guard: what becomes of those that fail.
         state: what the supervisor said last; `reason` is its explanation.
         draining: takes no new calls.
-        gates: asked in order before a call is sent. passage: the way past them.
+        gates: asked in order before a call is sent; `gate_of` has them by kind. passage: the way
+            past them.
         vetting: what of the surface may be shown.
         instances: its servers, where there may be several; `upstream` is None then, and `session`
             and `surface` are of the one that became ready last.
@@ -108,6 +109,7 @@ class Integration(Server):
     state: str = "starting"
     reason: str = ""
     draining: bool = False
+    gate_of: dict[str, Gate | None] = field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     passage: Passage = ()
     vetting: Vetting = field(default_factory=Vetting)

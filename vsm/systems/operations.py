@@ -22,7 +22,7 @@ from vsm.core.retry import RETRIED, ROUTED
 from vsm.gateway.accounting import Accounting
 from vsm.gateway.call_log import CallLog
 from vsm.gateway.contract import Kept
-from vsm.gateway.gate_rates import gate_maker, rules_of
+from vsm.gateway.gate_rates import Rule, gate_maker, rules_of
 from vsm.gateway.gateway import Gateway
 from vsm.gateway.integration import Settings
 from vsm.gateway.own_tools import OwnTools
@@ -188,7 +188,7 @@ class Operations:
         views = [_view(row) for row in start.clients]
         self.gateway = Gateway(start.epoch, SupervisorReports(context), self.accounting, views)
         self.snapshots: dict[str, Body] = {}
-        self._has_rates = False
+        self._rates: tuple[Rule, ...] = ()
         self._pools = PoolLoad(self.gateway.fleet)
         self._summarised: dict[str, dict[str, int]] = {}
         self._asked: dict[int, asyncio.Future[Body | None]] = {}
@@ -390,8 +390,8 @@ class Operations:
         snapshot: Any = self.snapshots.get("system2", {"rates": []})
         self.gateway.fleet.hold(str(name) for name in snapshot.get("steady", ()))
         rules = rules_of(snapshot)
-        if rules or self._has_rates:
-            self._has_rates = bool(rules)
+        if rules != self._rates:  # else whoever used up a rate would have it whole again
+            self._rates = rules
             self.gateway.fleet.guard("rates", gate_maker(rules))
 
     def _snapshot(self, message: SnapshotIn, fds: list[int]) -> None:
