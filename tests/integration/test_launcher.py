@@ -193,6 +193,20 @@ def test_a_launcher_killed_while_workers_start_leaves_nothing(tier: str) -> None
     play(scene)
 
 
+def test_the_death_of_a_launcher_is_told_though_a_start_was_cancelled_before_it_was_heard() -> None:
+    async def scene(field: Field) -> None:
+        os.kill(field.link.pid, signal.SIGSTOP)  # the order waits
+        start = asyncio.ensure_future(field.spawn("one", SERVER, "landlocked"))
+        while not field.link.describe()["workers"]:  # noqa: ASYNC110 - a turn of the loop
+            await asyncio.sleep(0)
+        start.cancel()
+        await asyncio.wait([start])
+        os.kill(field.link.pid, signal.SIGKILL)
+        await asyncio.wait_for(field.lost.wait(), BOUND_S)
+
+    play(scene)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_spawn_is_refused_while_workers_of_a_dead_launcher_still_end(tier: str) -> None:
     async def scene(field: Field) -> None:

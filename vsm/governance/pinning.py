@@ -5,7 +5,7 @@ what is suspicious is flagged once, and approvals are made, always by a person.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -106,10 +106,17 @@ class Pinning:
             f"{other}__{key.removeprefix('tool ')}"
             for other in self._modes()
             if other != name
-            for key in self._store.approved(other) or ()
+            for key in self._approved_of_another(other)
             if key.startswith("tool ")
         ]
         return suspicion.flags(decoded, others=others)
+
+    def _approved_of_another(self, name: str) -> Iterable[str]:
+        """That its pins cannot be read is said of it, and hides nothing of the others."""
+        try:
+            return self._store.approved(name) or ()
+        except VsmError:
+            return ()
 
     def overview(self) -> list[dict[str, Any]]:
         """One row for each integration: its mode, how much is approved, open and flagged.

@@ -224,11 +224,15 @@ class Launcher:
         if name in self._workers or len(fds) != 3:  # noqa: PLR2004 - stdin, stdout, stderr
             self._refuse(name, "", "expected a new worker and three fds")
             return
+        spare = None
         try:
             plan = Plan.from_json(table)
             stdio = (fds[0], fds[1], fds[2])
-            worker = ForkedWorker(plan, stdio, spare=self._take_spare(plan))
+            spare = self._take_spare(plan)
+            worker = ForkedWorker(plan, stdio, spare=spare)
         except (OSError, KeyError, TypeError, ValueError) as error:
+            if spare is not None:
+                spare.discard()
             self._refuse(name, "namespaces", f"cannot fork: {error}")
             return
         self._workers[name] = worker

@@ -430,9 +430,10 @@ class LauncherLink:
         self._maybe_lost()
 
     def _abandon(self, worker_id: str, worker: _Worker) -> None:
-        if not worker.started.done():
-            error = LaunchError(f"{worker.plan.name}: the launcher died while it started")
-            worker.started.set_exception(error)
+        if worker.pidfd < 0:  # nobody heard that it started, or nobody waited for that any more
+            if not worker.started.done():
+                error = LaunchError(f"{worker.plan.name}: the launcher died while it started")
+                worker.started.set_exception(error)
             del self._workers[worker_id]
             _remove_scratch(worker.plan.scratch_dir)
             return

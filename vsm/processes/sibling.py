@@ -76,7 +76,7 @@ class Sibling:
         self.close()
         try:
             found = json.loads(answer) if answer else None
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         return found if isinstance(found, dict) else {"error": "the sibling gave no answer"}
 
