@@ -81,9 +81,20 @@ def export(since: str, integration: str | None) -> None:
 
 
 def _print(row: Row, args: argparse.Namespace) -> None:
-    text = json.dumps(row, ensure_ascii=True) if args.json else _line(row)
-    lines = [text, *(_contents(row) if args.contents and not args.json else ())]
+    if args.json:
+        lines = [json.dumps(row, ensure_ascii=True)]
+    else:
+        lines = _lines(row, contents=args.contents)
     print("\n".join(lines), flush=args.follow)
+
+
+def _lines(row: Row, *, contents: bool) -> list[str]:
+    """For people; what S1 had written down of a call need not make sense."""
+    try:
+        return [_line(row), *(_contents(row) if contents else ())]
+    except (LookupError, TypeError, AttributeError, ValueError):
+        when, kind = when_text(row["at_ns"]), row["kind"]
+        return [clean(f"{when}  {kind}  makes no sense: `vsm calls --json` shows it")]
 
 
 def _contents(row: Row) -> Iterator[str]:
