@@ -119,6 +119,24 @@ def test_nothing_is_an_answer_before_there_is_a_question(tmp_path: Path) -> None
     asyncio.run(run())
 
 
+def test_a_login_ends_although_a_browser_holds_a_connection_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python 3.12 on a server waits for these where it is told to wait."""
+
+    async def wait_closed(_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    def ended(*_: object) -> None:
+        raise OAuthFlowError("it ended")
+
+    monkeypatch.setattr("asyncio.base_events.Server.wait_closed", wait_closed)
+    _, one = flow(tmp_path)
+    monkeypatch.setattr(one, "_provider", ended)
+    with pytest.raises(OAuthFlowError, match="it ended"):
+        asyncio.run(asyncio.wait_for(one.run(), 10))
+
+
 def test_what_a_server_packed_is_not_unpacked(listener: socket.socket) -> None:
     packed = gzip.compress(b" " * (4 << 20))
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"

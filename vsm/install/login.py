@@ -99,7 +99,7 @@ class _Flow:
         listener = _listen(self._oauth.redirect_port)
         port = listener.getsockname()[1]
         server = await asyncio.start_server(self._redirected, sock=listener, limit=MOST_HEAD_BYTES)
-        async with server:
+        try:
             provider = self._provider(f"http://127.0.0.1:{port}/callback")
             transport = _Transport(self._remote.addresses, self._remote.ca_file)
             timeout = httpx2.Timeout(REQUEST_TIMEOUT_S)
@@ -112,6 +112,8 @@ class _Flow:
                     "mcp-protocol-version": MODERN_VERSION,
                 }
                 response = await client.post(self._remote.url, content=_BODY, headers=headers)
+        finally:
+            server.close()  # and no wait (as from Python 3.12 on): browsers hold spare connections
         return self._tokens(provider, response.status_code)
 
     def _provider(self, redirect: str) -> OAuthClientProvider:
