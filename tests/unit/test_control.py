@@ -30,12 +30,13 @@ from vsm.systems.verdicts import MOST, STANDING_S
 MIB = 2.0**20
 
 
-def run(scenario: Callable[[Rig, Control], None], **settings: Any) -> None:
+def run(scenario: Callable[[Rig, Control], None], known: str = "", **settings: Any) -> None:
     async def main() -> None:
         rig = Rig("system3")
         try:
             control = Control(rig.context, random.Random(1))
-            control.configure(Start(epoch=1, settings=settings))
+            rows = tuple(IntegrationRow(name=name) for name in known)
+            control.configure(Start(epoch=1, settings=settings, integrations=rows))
             scenario(rig, control)
         finally:
             rig.close()
@@ -131,6 +132,32 @@ def test_budget_that_is_used_up_while_somebody_is_short_hurts_until_there_is_eno
         assert felt(2004, 20, 8) == []
 
     run(scenario, budget={"memory": 300 * MIB})
+
+
+def test_successor_knows_what_its_predecessor_felt_and_says_when_it_is_over() -> None:
+    hurting = [["memory budget", "budget"], ["a", "audit failed"], ["gone", "audit failed"]]
+
+    def scenario(rig: Rig, control: Control) -> None:
+        def felt() -> list[tuple[str, str]]:
+            return [(one.severity, one.subject) for one in rig.said("system3>system5:algedonic")]
+
+        for at_s in (1, 2, 3):
+            assert felt() == [], "a good moment is no end"
+            sample(control, float(at_s), a=row(20, 100))
+        assert felt() == [("relief", "memory budget")]
+        for name in ("a", "gone"):
+            control.audits.on_audited(Audited(id=1, integration=name, checked=9), [])
+        assert felt() == [("relief", "a")]
+
+    run(scenario, known="a", budget={"memory": 300 * MIB}, hurting=hurting)
+
+    def still(rig: Rig, control: Control) -> None:
+        sample(control, 1.0, **{name: row(97, 100, met=1) for name in "abc"})
+        sample(control, 2.0, **{name: row(97, 100, met=2) for name in "abc"})
+        (signal,) = rig.said("system3>system5:algedonic")
+        assert (signal.severity, signal.subject) == ("pain", "memory budget")
+
+    run(still, budget={"memory": 300 * MIB}, hurting=hurting)
 
 
 def test_out_of_memory_counts_although_the_new_worker_uses_little() -> None:

@@ -183,6 +183,22 @@ def test_pain_that_a_system_does_not_repeat_for_an_hour_is_over() -> None:
     run(scenario)
 
 
+def test_what_a_system_feels_is_known_for_its_successor() -> None:
+    async def scenario(world: World) -> None:
+        def say(sender: Any, severity: Any) -> None:
+            felt = Felt(sender=sender, severity=severity, subject="a", cause="b", detail="d")
+            world.policing.on_message("system5", felt)
+
+        say("system1", "pain")
+        assert world.policing.told_by("system3") == []
+        say("system3", "pain")
+        assert world.policing.told_by("system3") == [["a", "b"]]
+        say("system3", "relief")
+        assert world.policing.told_by("system3") == []
+
+    run(scenario)
+
+
 def earlier(world: World, by_s: float) -> None:
     """Let what hurts have been said so long ago."""
     for key, one in world.policing.pains.items():

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 from system_rig import Rig
@@ -23,7 +24,14 @@ from vsm.messages import (
     Start,
 )
 from vsm.systems import policy
-from vsm.systems.policy import FORGOTTEN_S, MOST_DECISIONS, MOST_PAINS, PolicySystem, _wish
+from vsm.systems.policy import (
+    FORGOTTEN_S,
+    MOST_DECISIONS,
+    MOST_PAINS,
+    REPEAT_INTERVAL_S,
+    PolicySystem,
+    _wish,
+)
 
 
 class Context:
@@ -125,6 +133,47 @@ def test_rules_are_published_with_the_digest_that_the_supervisor_names() -> None
         system.configure({"rules": [{"action": "perhaps"}]})
         assert len(context.of(SnapshotOut)) == 1, "what cannot be read is not published"
         assert system.state()["lacks"] == []
+
+    with_system(scenario)
+
+
+class Loop:
+    """A loop whose time stands still."""
+
+    now_s = 100.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_later(self, *_words: Any) -> SimpleNamespace:
+        return SimpleNamespace(cancel=lambda: None)
+
+
+def test_pain_that_comes_and_goes_without_end_is_told_seldom_and_how_it_is_at_the_end() -> None:
+    async def scenario(system: PolicySystem, context: Context) -> None:
+        loop = system._loop = Loop()  # type: ignore[assignment]
+        for _ in range(500):
+            context.take(FROM_S1, pain())
+            context.take(FROM_S1, RELIEF)
+        assert [one.severity for one in context.of(Felt)] == ["pain", "relief", "pain"]
+        assert system.state()["pains"] == []
+        loop.now_s += REPEAT_INTERVAL_S + 1
+        system._flush()
+        (last,) = context.of(Felt)[3:]
+        assert (last.severity, last.repeats) == ("relief", 996)
+
+    with_system(scenario)
+
+
+def test_reliefs_of_what_never_hurt_are_bounded_and_keep_nobody_elses_back() -> None:
+    async def scenario(system: PolicySystem, context: Context) -> None:
+        system._loop = Loop()  # type: ignore[assignment]
+        for number in range(3 * MOST_PAINS):
+            context.take(FROM_S1, RELIEF.model_copy(update={"subject": f"no. {number}"}))
+        told = len(context.of(Felt))
+        assert told < 2 * MOST_PAINS
+        context.take(FROM_S4, RELIEF)
+        assert [one.sender for one in context.of(Felt)[told:]] == ["system4"]
 
     with_system(scenario)
 

@@ -82,6 +82,7 @@ class World:
             ),
             recorder=SimpleNamespace(journal=self.journal, path=Path("/nonexistent/journal.db")),
             log=SimpleNamespace(warning=lambda *_words, **_more: None),
+            policing=SimpleNamespace(told_by=lambda system: [[system, "hurts"]]),
         )
         self.regulator = Regulator(self.supervisor)
 
@@ -417,5 +418,13 @@ def test_moved_size_of_a_pool_is_told_to_s2_and_moves_by_itself() -> None:
         answer = world.move("a", instances=5.0, memory=300.0 * MIB)
         assert answer is not None
         assert (answer.state, "by itself" in answer.detail) == ("refused", True)
+
+    run(scenario)
+
+
+def test_new_system_3_is_told_what_the_one_before_it_felt() -> None:
+    def scenario(world: World) -> None:
+        assert world.regulator.settings("system3")["hurting"] == [["system3", "hurts"]]
+        assert "hurting" not in world.regulator.settings("system2")
 
     run(scenario)

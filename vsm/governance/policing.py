@@ -169,6 +169,11 @@ class Policing:
         for cause in [key[2] for key in self.pains if key[:2] == ("supervisor", name)]:
             self.relieve(name, cause, f"{name} is removed")
 
+    def told_by(self, system: str) -> list[list[str]]:
+        """Subject and cause of what a system said to hurt and has not taken back."""
+        self._forget_old(time.monotonic())
+        return [[subject, cause] for sender, subject, cause in self.pains if sender == system]
+
     def trust(self, kind: str, name: str, detail: Mapping[str, Any]) -> None:
         """What a server offers was compared with its pins."""
         if kind == "trust.changed":

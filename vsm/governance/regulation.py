@@ -75,14 +75,14 @@ class Regulator:
         )
 
     def settings(self, system: str) -> dict[str, Any]:
-        """What a system's `start` tells it: its tables of vsm.toml, and what S4 had learned."""
+        """What a system's `start` tells it: its tables of vsm.toml, and what was before it."""
         config = self._supervisor.config
         own = settings(config.coordination, config.control, config.intelligence).get(system, {})
         if system == "system2":
             self._forgive()
-        if system != "system4":
-            return own
-        return own | self._learned.settings()
+        if system == "system3":
+            return own | {"hurting": self._supervisor.policing.told_by(system)}
+        return own | self._learned.settings() if system == "system4" else own
 
     def start(self) -> None:
         """Take samples from now on; S3 is told of them where there is a budget."""

@@ -41,6 +41,10 @@ class Audits:
         self._last_s: dict[str, float] = {}
         self._hurting: set[str] = set()
 
+    def relearn(self, name: str) -> None:
+        """It failed an audit of a predecessor's."""
+        self._hurting.add(name)
+
     def forget(self) -> None:
         """Who is no more."""
         self._last_s = {name: at_s for name, at_s in self._last_s.items() if name in self.names}

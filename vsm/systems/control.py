@@ -30,6 +30,7 @@ from vsm.messages import (
     Start,
     Summary,
 )
+from vsm.systems import audits, exhaustion
 from vsm.systems.audits import Audits
 from vsm.systems.base import SystemContext
 from vsm.systems.exhaustion import Exhaustion, lacking_of
@@ -134,6 +135,16 @@ class Control:
             self.budget = {str(name): float(value) for name, value in budget.items()}
             interval: Any = start.settings.get("audit_interval_s", 0.0)
             self.audits.interval_s = float(interval)
+            hurting: Any = start.settings.get("hurting", [])
+            for subject, cause in hurting:
+                self._relearn(str(subject), str(cause))
+
+    def _relearn(self, subject: str, cause: str) -> None:
+        """A predecessor said that it hurts: we are the only one who can say that it is over."""
+        if cause == exhaustion.CAUSE:
+            self.exhaustion.relearn(subject)
+        elif cause == audits.CAUSE and subject in self.audits.names:
+            self.audits.relearn(subject)
 
     # ---- the budget ------------------------------------------------------------------------
 

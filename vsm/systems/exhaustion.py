@@ -16,6 +16,7 @@ IN_A_ROW: Final = 3
 SAID_AGAIN_S: Final = 1800.0
 """What system 5 does not hear again for an hour is over."""
 CAUSE: Final = "budget"
+_SUBJECT: Final = " budget"
 _SHOWN: Final = 5
 
 
@@ -32,6 +33,12 @@ class Exhaustion:
 
     def __init__(self) -> None:
         self._states: dict[str, _State] = {}
+
+    def relearn(self, subject: str) -> None:
+        """A predecessor said that this hurts: it does, until enough samples say otherwise."""
+        resource = subject.removesuffix(_SUBJECT)
+        if subject.endswith(_SUBJECT):
+            self._states[resource] = _State(told_s=-SAID_AGAIN_S)
 
     def feel(
         self, resource: str, budget: float, lacking: Mapping[str, float], now_s: float
@@ -69,7 +76,7 @@ def _signal(resource: str, budget: float, lacking: Mapping[str, float]) -> Alged
     text = f"used up, and nobody can spare anything: short are {who}" if rows else "enough again"
     return Algedonic(
         severity="pain" if rows else "relief",
-        subject=f"{resource} budget",
+        subject=f"{resource}{_SUBJECT}",
         cause=CAUSE,
         detail=f"the {resource} budget of {whole} is {text}" if rows else f"{resource}: {text}",
     )

@@ -69,6 +69,7 @@ class PolicySystem:
         self._epoch = 0
         self._table: Body = {}
         self._repeats = Repeats(REPEAT_INTERVAL_S)
+        self._reliefs: dict[str, Repeats] = {}  # by sender: none uses up another's
         self._held: dict[
             Hashable, tuple[str, Algedonic]
         ] = {}  # by kind: who said it last, and what
@@ -127,10 +128,13 @@ class PolicySystem:
         """Tell the operator of a signal, at once unless it was told of the like just now."""
         self._remember(sender, message)
         cause = (sender, message.subject, message.cause)
-        if message.severity == "relief":
-            repeats: int | None = self._repeats.ends(cause)
-        else:
-            repeats = self._repeats.passes(cause, self._loop.time())
+        now_s = self._loop.time()
+        reliefs = self._reliefs.setdefault(sender, Repeats(REPEAT_INTERVAL_S, MOST_PAINS))
+        repeats: int | None
+        if message.severity == "relief" and reliefs.passes(cause, now_s) is not None:
+            repeats = self._repeats.ends(cause)
+        else:  # one that comes and goes without end is held back like one that stays
+            repeats = self._repeats.passes(cause, now_s)
         if repeats is None:
             self._hold(cause if self._repeats.knows(cause) else OTHERS, sender, message)
         else:
