@@ -132,7 +132,7 @@ class Harness:
         self.gateway.add(Settings(name=name, prefix=prefix, **settings))
         return await self.attach(name, argv)
 
-    async def attach(self, name: str, argv: Sequence[str], instance: int = 0) -> str:
+    async def attach(self, name: str, argv: Sequence[str], instance: int = 0, **how: Any) -> str:
         worker = f"{name}-{len(self.servers) + 1}"
         server = subprocess.Popen(  # noqa: ASYNC220 - returns at once
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -143,7 +143,7 @@ class Harness:
         pipes = (os.dup(server.stdin.fileno()), os.dup(server.stdout.fileno()))
         server.stdin.close()
         server.stdout.close()
-        self.gateway.fleet.attach(worker, name, pipes, instance=instance)
+        self.gateway.fleet.attach(worker, name, pipes, instance=instance, **how)
         return worker
 
     def play(self, name: str, instance: int = 0, **settings: Any) -> "Played":

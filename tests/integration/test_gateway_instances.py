@@ -1,14 +1,18 @@
 """Instances at the gateway alone: what it wants of a supervisor, and what it remembers."""
 
 import asyncio
+import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from gateway_harness import Harness, echo_legacy, running
+from gateway_harness import SERVERS, Harness, echo_legacy, running
 
 from vsm.configuration.config import Integration
 from vsm.core.instance_demand import Terms
 from vsm.gateway import known
+from vsm.gateway.contract import Kept
 from vsm.gateway.integration import Settings
 from vsm.link import close_fds
 from vsm.pins import from_memory, to_memory
@@ -172,5 +176,60 @@ def test_server_that_the_integration_cannot_have_is_reported_unfit() -> None:
             assert "no integration echo has such a server" in await harness.reported.wait_unfit(
                 worker
             )
+
+    asyncio.run(scenario())
+
+
+def test_what_is_offered_is_what_the_successor_offers_whatever_the_replaced_ones_say(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        def offering(*tools: str) -> list[str]:
+            path = tmp_path / f"{tools[0]}.json"
+            told = {"tools": [{"name": name, "description": ""} for name in tools]}
+            path.write_text(json.dumps(told), encoding="utf-8")
+            return [sys.executable, "-SI", str(SERVERS / "offering.py"), str(path)]
+
+        async with running(ready=False) as harness:
+            fleet, terms = harness.gateway.fleet, replace(SESSION, most=6)
+            add(harness, terms)
+            fleet.availability("echo", "ready", "")
+
+            async def serves(worker: str) -> None:
+                async with asyncio.timeout(30):
+                    while worker not in harness.reported.sessions:
+                        harness.reported.changed.clear()
+                        await harness.reported.changed.wait()
+
+            old, before = offering("old"), []
+            for number in (1, 2):
+                await serves(await harness.attach("echo", old, instance=number))
+                before.append(await harness.raw())
+                assert "result" in await before[-1].call(1, "echo__old")
+            beside = Settings(name="echo", prefix="echo", terms=terms)
+            new = await harness.attach("echo", offering("new"), instance=3, beside=beside)
+            await serves(new)
+            fleet.switch("echo", new)
+            await wait_released(
+                harness, await harness.attach("echo", old, instance=4, outdated=True)
+            )
+            after = await harness.raw()
+            assert names(await after.request("l", "tools/list")) == {"echo__new"}
+            assert "result" in await after.call(1, "echo__new")
+
+            future: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
+            fleet.check_contract("echo", future.set_result)
+            kept = await asyncio.wait_for(future, 30)
+            assert (kept.failed, kept.unknown) == ({}, ())
+            instances = fleet.integrations["echo"].instances
+            assert instances is not None
+            first = instances.members["echo-1"].upstream
+            assert first is not None
+            asked = first.asked
+            fleet.refetches.soon(first, ["tools/list"])
+            async with asyncio.timeout(30):
+                while first.asked == asked or first.in_flight:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(0)
+            assert names(await after.request("m", "tools/list")) == {"echo__new"}
 
     asyncio.run(scenario())

@@ -12,6 +12,7 @@ from vsm.gateway.client import Client
 from vsm.gateway.instances import Instance, Instances
 from vsm.gateway.integration import Settings
 from vsm.gateway.upstream import Upstream
+from vsm.protocol.catalogue import Surface
 
 TERMS = Terms(kind="session", most=3, spares=1)
 SESSIONS = 3
@@ -87,7 +88,7 @@ class World:
         worker = f"a-i{self.number}"
         instance = self.instances.make(worker, self.number, Settings(name="a", prefix="a"))
         self.alive[worker] = instance
-        self.instances.join(instance, alike=True)
+        self.instances.join(instance, Surface("a"), alike=True)
         instance.upstream = cast("Upstream", Pipes())
         self.instances.became_ready(instance)
         for client, before in owned.items():
@@ -172,7 +173,7 @@ def test_pool_keeps_old_servers_until_there_are_enough_where_all_offer_the_same(
         cast("Any", old[0].upstream).in_flight = 1
         new = pool.make("a-i3", 3, settings)
         new.upstream = cast("Upstream", Pipes())
-        pool.join(new, alike=alike)
+        pool.join(new, Surface("a"), alike=alike)
         pool.became_ready(new)
         assert pool.pick(Session()) is new.upstream
         assert released == {"a-i2": "it was replaced"}  # the one that has nothing to answer

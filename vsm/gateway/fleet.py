@@ -468,7 +468,7 @@ class Fleet:
         if isinstance(server, Instance) and integration.instances is not None:
             alike = session == integration.session
             alike = alike and startup.surface.lists == integration.surface.lists
-            integration.instances.join(server, alike=alike)
+            integration.instances.join(server, integration.surface, alike=alike)
         else:
             server = integration
             self._let_go_starting(integration, "another server took its place")
@@ -502,6 +502,9 @@ class Fleet:
         if startup.stale:
             self.refetches.soon(startup.upstream, startup.stale)
         if like_before and isinstance(server, Instance) and lists == told:
+            return
+        if _is_succeeded(integration, server):
+            server.surface = startup.surface
             return
         integration.session = session
         integration.surface = server.surface = startup.surface
@@ -611,6 +614,9 @@ class Fleet:
         self, integration: Integration, server: Server, lists: dict[str, list[Object]]
     ) -> None:
         """A server gave these lists anew, perhaps none."""
+        if _is_succeeded(integration, server):
+            server.surface.lists.update(lists)
+            return
         integration.surface.lists.update(lists)
         integration.vet()
         self._rebuild(lists, integration.settings.name)
@@ -742,6 +748,13 @@ def _breaker_of(integration: Integration) -> Gate | None:
 
 def _starting(server: Server) -> Upstream | None:
     return None if server.starting is None else server.starting.upstream
+
+
+def _is_succeeded(integration: Integration, server: Server) -> bool:
+    """Whether it only finishes what is its own: what is offered is what its successor offers."""
+    if integration.instances is None or not isinstance(server, Instance):
+        return False
+    return server.outdated and integration.instances.has_renewed
 
 
 def _is_private(server: Server) -> bool:

@@ -25,6 +25,7 @@ from vsm.core.instance_demand import (
 from vsm.gateway.client import Client
 from vsm.gateway.integration import Server, Settings
 from vsm.gateway.upstream import Upstream
+from vsm.protocol.catalogue import Surface
 
 TELL_AGAIN_S: Final = 5.0
 REFILL_DELAY_S: Final = 0.25
@@ -262,15 +263,18 @@ class Instances:
         now = self._loop.time()
         return Instance(settings, worker=worker, number=number, used_at=now)
 
-    def join(self, instance: Instance, *, alike: bool) -> None:
+    def join(self, instance: Instance, told: Surface, *, alike: bool) -> None:
         """One of these from now on, before it became ready; the others are to be replaced.
 
         Args:
             instance: by other terms, or of another program, than the others.
-            alike: it offers what they offer, so that calls may go to either for a while.
+            told: what the others offer.
+            alike: it offers the same, so that calls may go to either for a while.
         """
         for other in self.members.values():
             other.outdated = True
+            if not other.surface.lists:
+                other.surface = Surface(told.prefix, dict(told.lists))
         self.members[instance.worker] = instance
         self._alike = alike
 
@@ -282,6 +286,7 @@ class Instances:
             self._ready.append(instance)
         else:
             self._ready.insert(self._first_outdated(), instance)
+        if not instance.outdated or (self.has_renewed and not self._one_by_one):
             self._replace_outdated()
         self._serve_waiting()
         self._review()
@@ -297,6 +302,16 @@ class Instances:
             instance.used_at = self._loop.time()
             self._hooks.claimed(instance, client)
 
+    @property
+    def has_renewed(self) -> bool:
+        """Whether one serves that is not to be replaced."""
+        return any(not one.outdated for one in self._ready)
+
+    @property
+    def _one_by_one(self) -> bool:
+        """Whether calls may go to either while they are replaced."""
+        return self.terms.kind == "pool" and self._alike
+
     def _first_outdated(self) -> int:
         ready = enumerate(self._ready)
         return next((at for at, one in ready if one.outdated), len(self._ready))
@@ -304,7 +319,7 @@ class Instances:
     def _replace_outdated(self) -> None:
         """One more of the new ones serves: of a pool an old one goes; spares all go at once."""
         outdated = [one for one in self.members.values() if one.outdated and not one.claimed]
-        if self.terms.kind == "pool" and self._alike:
+        if self._one_by_one:
             outdated = sorted(outdated, key=lambda one: one.in_flight)[:1]
         for one in outdated:
             self._forget(one)

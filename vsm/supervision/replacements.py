@@ -148,12 +148,13 @@ class Replacements:
         """One of several serves by the new entry; the others are replaced one by one."""
         for running in self._group.running_of(name):
             running.outdated = running is not new
-        self._group.sets[name].renew(spec_of(new.entry))
         self._serves(name, new)
 
     def _serves(self, name: str, new: RunningWorker) -> None:
         group, pending = self._group, self._pending.pop(name)
         group.hooks.adopted(pending.entry)
+        if name in group.sets:  # by the entry that is in force
+            group.sets[name].renew(spec_of(new.entry))
         group.bounds.refresh(name)
         group.hooks.pins(name)
         group.hooks.tell_operations(Switch(worker=new.worker_id, integration=name), [])
