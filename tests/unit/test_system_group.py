@@ -23,6 +23,7 @@ from vsm.messages import (
     InstanceTerms,
     IntegrationRow,
     Message,
+    Offered,
     Query,
     SnapshotIn,
     SnapshotOut,
@@ -31,6 +32,7 @@ from vsm.messages import (
     parse_to_system,
 )
 from vsm.supervision import system_group
+from vsm.supervision.paced import Paced
 from vsm.supervision.running_system import RunningSystem, waited_ns
 from vsm.supervision.supervisor import Supervisor
 from vsm.supervision.system_group import (
@@ -157,6 +159,25 @@ def test_new_s1_that_reads_nothing_yet_misses_no_server_however_many_there_are()
         running.link.close()  # type: ignore[union-attr]
         assert heard == told
         assert said == []
+
+    with_group(scenario)
+
+
+def test_what_s1_says_to_be_offered_is_worked_through_in_time_that_others_do_not_need() -> None:
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        now_s, done = [0.0], []
+
+        def work(name: str, _fd: int) -> None:
+            now_s[0] += 10.0
+            done.append(name)
+
+        group._offers = Paced(work, lambda: now_s[0])
+        for name in ("a", "b"):
+            message = Offered(integration=name, fds=("items",))
+            group._on_message(
+                group.running["system1"], message, [os.open("/dev/null", os.O_RDONLY)]
+            )
+        assert done == ["a"]
 
     with_group(scenario)
 

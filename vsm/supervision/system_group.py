@@ -46,6 +46,7 @@ from vsm.messages import (
 from vsm.output import OutputReader, OutputRing
 from vsm.processes.template_process import describe_status
 from vsm.supervision.group import GroupRunner
+from vsm.supervision.paced import Paced
 from vsm.supervision.running_system import RunningSystem, kill, send_signal, waited_ns
 from vsm.supervision.template_actor import TEMPLATE, TemplateActor
 
@@ -124,6 +125,7 @@ class SystemGroup:
         self._query_id = 0
         self.demand = DemandRelay()
         self._consulting: set[asyncio.Task[None]] = set()
+        self._offers, self._lessons = Paced(hooks.offered), Paced(hooks.learnt)
         self._stopping = False
         self._liveness: asyncio.TimerHandle | None = None
 
@@ -161,6 +163,8 @@ class SystemGroup:
             for sock in pair:
                 sock.close()
         self.demand.close()
+        self._offers.close()
+        self._lessons.close()
         for task in self._consulting:
             task.cancel()
 
@@ -407,9 +411,8 @@ class SystemGroup:
                 if future is not None and not future.done():
                     future.set_result(message.body)
             case Offered() | Learnt() if len(fds) == 1:
-                hooks = self.hooks
-                take = hooks.offered if isinstance(message, Offered) else hooks.learnt
-                take(message.integration, fds[0])
+                paced = self._offers if isinstance(message, Offered) else self._lessons
+                paced.take(message.integration, fds[0])
             case _ if isinstance(message, Regulation | Policed):
                 self.hooks.regulate(running.name, message)
             case _:
