@@ -1,12 +1,13 @@
 """What the supervisor tells a system at its start, and of how many it believes what."""
 
 import asyncio
+import errno
 import os
 import socket
 import subprocess
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -31,7 +32,8 @@ from vsm.messages import (
     Switch,
     parse_to_system,
 )
-from vsm.supervision import system_group
+from vsm.processes import template_start
+from vsm.supervision import system_group, template_actor
 from vsm.supervision.paced import Paced
 from vsm.supervision.running_system import RunningSystem, waited_ns
 from vsm.supervision.supervisor import Supervisor
@@ -44,6 +46,7 @@ from vsm.supervision.system_group import (
     SystemGroup,
     SystemHooks,
 )
+from vsm.supervision.template_actor import TEMPLATE
 from vsm.systems.base import HEARTBEAT_INTERVAL_S
 
 RECORD: dict[str, Any] = {"instructions": "x" * 4000}
@@ -161,6 +164,42 @@ def test_new_s1_that_reads_nothing_yet_misses_no_server_however_many_there_are()
         assert said == []
 
     with_group(scenario)
+
+
+def test_host_that_has_no_process_or_descriptor_left_is_asked_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker may have taken the last one just now; it was never tried again."""
+
+    def refuse(*_words: object) -> NoReturn:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    async def scenario(group: SystemGroup, _link: Link) -> None:
+        monkeypatch.setattr(template_actor, "execute", refuse)
+        group.template.send(restart.Start(TEMPLATE))
+        assert group.template.phase(TEMPLATE) == "backing_off"
+        assert "Resource temporarily unavailable" in group.template.worker(TEMPLATE).reason
+        assert group.template._timer is not None
+        monkeypatch.setattr(system_group, "socketpair", refuse)
+        group.template_actor = SimpleNamespace(can_fork=True)  # type: ignore[assignment]
+        group.systems.send(restart.Start("system2"))
+        assert group.systems.phase("system2") == "backing_off"
+        assert group.systems._timer is not None
+
+    with_group(scenario)
+
+
+def test_template_that_cannot_be_executed_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_words: object, **_more: object) -> NoReturn:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(BlockingIOError):
+        template_start.execute("os:getpid", [])
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_what_s1_says_to_be_offered_is_worked_through_in_time_that_others_do_not_need() -> None:

@@ -51,7 +51,7 @@ def execute(entry: str, modules: Sequence[str]) -> TemplateStart:
     link_fd = theirs.fileno()
     command = [sys.executable, "-P", "-m", "vsm.processes.template", str(link_fd), str(os.getpid())]
     environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
-    with theirs:
+    try:
         process = subprocess.Popen(
             [*command, entry, *modules],
             env=environment | SINGLE_THREADED,
@@ -62,7 +62,13 @@ def execute(entry: str, modules: Sequence[str]) -> TemplateStart:
             cwd="/",
             start_new_session=True,
         )
-    os.close(write_end)
+    except OSError:
+        ours.close()
+        os.close(read_end)
+        raise
+    finally:
+        theirs.close()
+        os.close(write_end)
     return TemplateStart(process, ours, read_end)
 
 

@@ -94,7 +94,7 @@ class GroupRunner:
                 self._step(self._events.popleft())
         finally:
             self._running = False
-        self._schedule()
+            self._schedule()  # whatever happened: nothing else would try again
 
     def _step(self, event: restart.Event) -> None:
         now = asyncio.get_running_loop().time()

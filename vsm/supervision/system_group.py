@@ -255,11 +255,11 @@ class SystemGroup:
     def _fork(self, running: RunningSystem) -> bool:
         try:
             plan = self.hooks.plan(running.name)
+            control, theirs = socketpair()
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
         except Exception as error:  # noqa: BLE001 - boundary: any refusal keeps it from running
             self._gone(running, str(error))
             return False
-        control, theirs = socketpair()
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
         running.output = OutputReader(read_end, self.hooks.ring(running.name))
         fds = {"control": theirs.fileno(), "stderr": write_end} | self._channel_ends(running.name)
         self.template_actor.fork(running.name, running.epoch, plan, fds)

@@ -57,7 +57,12 @@ class TemplateActor:
     def spawn(self, name: str, incarnation: int) -> None:
         """Exec it."""
         self.incarnation = incarnation
-        started, self.ahead = self.ahead or execute(ENTRY, PRELOAD), None
+        try:
+            started, self.ahead = self.ahead or execute(ENTRY, PRELOAD), None
+        except OSError as error:  # no process or descriptor is left just now
+            reason = f"could not be started: {error}"
+            self._group.template.send(restart.Exited(TEMPLATE, incarnation, reason))
+            return
         started.taken = True
         self._output = OutputReader(started.output, self._group.hooks.ring(name))
         tell = TemplateCallbacks(
