@@ -193,6 +193,19 @@ def test_a_launcher_killed_while_workers_start_leaves_nothing(tier: str) -> None
     play(scene)
 
 
+def test_a_start_that_ended_well_while_its_time_ran_out_is_not_given_up() -> None:
+    """As where the supervisor was held up: both are due in the same turn of its loop."""
+
+    async def scene(field: Field) -> None:
+        await field.ready("one", "landlocked")
+        field.link._give_up("one")
+        os.close(field.inputs.pop("one"))
+        report = await field.ended("one")
+        assert (report.cause, report.status) == ("server", 3)
+
+    play(scene)
+
+
 def test_the_death_of_a_launcher_is_told_though_a_start_was_cancelled_before_it_was_heard() -> None:
     async def scene(field: Field) -> None:
         os.kill(field.link.pid, signal.SIGSTOP)  # the order waits

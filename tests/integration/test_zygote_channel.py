@@ -7,12 +7,14 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from vsm.processes import zygote
 from vsm.processes.launch import LaunchError
 from vsm.processes.zygote import BOOT, Zygote
 
@@ -125,6 +127,30 @@ async def given_up(server: str, *, answered: bool) -> None:
         os.close(fork.pidfd)
         one.close()
         two.close()
+
+
+def test_a_fork_whose_answer_was_there_in_time_counts_however_late_it_is_heard(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the supervisor that was held up, and all sessions of the zygote would end for it."""
+    monkeypatch.setattr(zygote, "FORK_TIMEOUT_S", 0.05)
+    asyncio.run(heard_late(server))
+
+
+async def heard_late(server: str) -> None:
+    async with rig("-c", BOOT, server) as (it, _):
+        it.zygote.begin(os.getpid())
+        await it.ready.wait()
+        pipes = Pipes()
+        forking = asyncio.create_task(it.zygote.fork(1, pipes.theirs))
+        await asyncio.sleep(0)  # the order is sent
+        assert select.select([it.zygote._link], [], [], BOUND_S)[0]
+        time.sleep(2 * zygote.FORK_TIMEOUT_S)  # noqa: ASYNC251 - the loop is held up
+        fork = await forking
+        pipes.sent()
+        assert it.reason is None
+        os.close(fork.pidfd)
+        pipes.close()
 
 
 def test_an_answer_to_what_nobody_gave_up_is_out_of_turn(server: str) -> None:

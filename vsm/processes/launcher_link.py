@@ -245,8 +245,8 @@ class LauncherLink:
     def _give_up(self, worker_id: str) -> None:
         """Have it killed; a launcher that does not even do that is stopped or hung."""
         worker = self._workers.get(worker_id)
-        self._order("kill", worker_id)
-        if worker is not None:
+        if worker is not None and not worker.started.done():
+            self._order("kill", worker_id)
             loop = asyncio.get_running_loop()
             loop.call_later(_ANSWER_TIMEOUT_S, self._expect_answer, worker)
 

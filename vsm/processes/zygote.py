@@ -150,6 +150,8 @@ class Zygote:
                 _kill(answer.result())
             raise
         except TimeoutError:
+            if answer.done() and not answer.cancelled():
+                return answer.result()  # it was there in time: we were late
             self._unfit(f"it did not fork within {FORK_TIMEOUT_S:g} s")
             raise LaunchError("the zygote did not fork in time") from None
         except OSError as error:
