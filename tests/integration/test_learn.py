@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from vsm.audit import learn as learning
 from vsm.audit.learn import MOST_PATHS, OTHERS
 from vsm.confinement.probe import HostFacts, probe_host
+from vsm.errors import VsmError
 
 Require = Callable[[str, bool, str], None]
 TIERS = ("namespaced", "landlocked")
@@ -131,6 +133,30 @@ def test_hosts_are_learnt_and_none_is_reached_that_the_profile_does_not_allow(
     assert tomllib.loads(text)["network"]["allow"] == ["-unasked.invalid:443"]
     assert re.search(r"(?m)^# +1 +0 +1  other\.invalid:443$", text)
     assert vsm("profile", "check", str(output)).returncode == 0
+
+
+def test_a_command_that_is_killed_as_it_is_found_did_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
+    assert command.stdin
+    pidfd = os.pidfd_open(command.pid)
+
+    def take(pid: int, fd: int) -> int:
+        command.kill()
+        raise ProcessLookupError(pid, fd)
+
+    monkeypatch.setattr(learning._Fd, "read_link", lambda _: "anon_inode:seccomp notify")
+    monkeypatch.setattr(learning, "_descendants", lambda root: [root])
+    monkeypatch.setattr(learning, "_take", take)
+    try:
+        with pytest.raises(VsmError, match="did not start"):
+            learning._find_listener(command.pid, pidfd)
+    finally:
+        os.close(pidfd)
+        command.kill()
+        command.stdin.close()
+        command.wait()
 
 
 def test_of_paths_without_end_no_more_are_kept_than_a_bound(

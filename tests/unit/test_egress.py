@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsm.core.addresses import judge, parse_host, parse_literal
-from vsm.core.egress import MOST_LISTENERS, Rules, Target, compile_rules, parse_target
+from vsm.core.egress import (
+    MOST_LISTENERS,
+    MOST_TARGETS,
+    Rules,
+    Target,
+    compile_rules,
+    parse_target,
+)
 from vsm.core.proxy_request import parse_proxy_request
 from vsm.egress.counts import MOST_NAMES, OTHERS, Counts
+from vsm.processes.launcher import MOST_MESSAGE_BYTES
 
 PUBLIC = ("1.1.1.1", "8.8.8.8", "93.184.215.14", "172.32.0.1", "192.169.0.1", "100.128.0.1")
 PUBLIC_6 = ("2606:2800:21f::1", "2a00:1450::1", "2001:4860:4860::8888")
@@ -142,6 +150,14 @@ def test_rules_tell_connections_apart_by_address_and_port() -> None:
         ("::", 9000),
     }
     assert Rules.from_json(json.loads(json.dumps(rules.to_json()))) == rules
+
+
+def test_the_longest_allow_list_fits_the_message_that_serves_it() -> None:
+    labels = ".".join(["x" * 63] * 3)
+    rules = compile_rules(f"{labels}.y{number:060}:65535" for number in range(MOST_TARGETS))
+    data = json.dumps(rules.to_json())
+    assert len(data) < MOST_MESSAGE_BYTES - 1024
+    assert Rules.from_json(json.loads(data)) == rules
 
 
 def test_rules_allow_names_exactly_and_wildcards_below_their_domain() -> None:

@@ -171,7 +171,8 @@ def _find_listener(root: int, pidfd: int) -> int:
         for pid in _descendants(root):
             for fd in _fds(pid):
                 if fd.read_link() == "anon_inode:seccomp notify":
-                    return _take(pid, int(fd.path.name))
+                    with suppress(OSError):  # it ended meanwhile; or the kernel does not give it
+                        return _take(pid, int(fd.path.name))
     raise VsmError("profile learn", "the command did not start, or cannot be observed here",
                    "Run it by `vsm sandbox run` first.")  # fmt: skip
 

@@ -122,18 +122,13 @@ class Rules(NamedTuple):
         return {**dict.fromkeys(names, url), **own, "no_proxy": own["NO_PROXY"]}
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able object; `from_json` reverses it."""
-        return self._asdict()
+        """A JSON-able object; `from_json` reverses it. The longest fits a link's message."""
+        return {"allow": [str(target) for target in self.targets]}
 
-    @classmethod
-    def from_json(cls, table: dict[str, Any]) -> "Rules":
+    @staticmethod
+    def from_json(table: dict[str, Any]) -> "Rules":
         """The rules that `to_json` wrote."""
-        return cls(
-            tuple(Target(*target) for target in table["targets"]),
-            dict(table["names"]),
-            tuple((str(address), int(port)) for address, port in table["listeners"]),
-            int(table["proxy_port"]),
-        )
+        return compile_rules(table["allow"])
 
 
 def compile_rules(allow: Iterable[str]) -> Rules:

@@ -227,7 +227,9 @@ class LauncherLink:
         message = {"kind": "spawn", "worker": worker_id, "plan": plan.to_json()}
         data = json.dumps(message).encode()
         if len(data) > MOST_MESSAGE_BYTES:
-            raise LaunchError(f"{worker_id}: its arguments and environment exceed 128 KiB")
+            raise LaunchError(
+                f"{worker_id}: its arguments, environment and network.allow exceed 128 KiB"
+            )
         if self.pidfd < 0 or self._closing:
             raise LaunchError(f"{worker_id}: the launcher does not run")
         worker = _Worker(plan, loop.create_future())
