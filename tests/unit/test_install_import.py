@@ -79,6 +79,25 @@ def test_other_programs_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
+    "entry",
+    [
+        {"command": "/bin/x", "args": ["-v", "postgres://me:s3c:r@et@db.example/x?y=1"]},
+        {"command": "/bin/x", "args": ["--dsn=redis://:s3c:r@et@db.example"]},
+        {"command": "/bin/x", "env": {"DB": "a=b;postgres://s3c:r@et@db.example/x"}},
+        {"url": "https://x.example/mcp?team=a&api-key=s3c:r@et"},
+        {"command": "npx", "args": ["-y", "git+https://s3c:r@et@db.example/x"]},
+        {"command": "npx", "args": ["--registry=https://s3c:r@et@db.example", "x"]},
+        {"command": "uvx", "args": ["x@git+https://s3c:r@et@db.example/x"]},
+    ],
+)
+def test_what_is_shown_has_no_password_of_a_url(entry: dict[str, Any]) -> None:
+    shown = "\n".join(describe(one(**entry)))
+    assert not any(part in shown for part in ("s3c", "r@", "et@", "@et"))
+    assert ("(as it is)" in shown) == ("cannot be" not in shown)
+    assert "db.example" in shown or "team=a" in shown or "cannot be" in shown
+
+
+@pytest.mark.parametrize(
     ("entry", "reason"),
     [
         ({"type": "sse", "url": "https://x/mcp"}, "old SSE transport"),
@@ -307,6 +326,28 @@ def test_a_secret_that_finds_no_room_names_its_place_and_leaves_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
     assert list((tmp_path / "state/secrets").iterdir()) == []
     assert not config.exists()
+
+
+def test_an_import_that_is_interrupted_has_done_all_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "é"))
+    secrets, config = tmp_path / "é/secrets", tmp_path / "vsm.toml"
+    entry = one(command="/bin/cat", env={"API_KEY": "s3cret"})
+    rename = Path.rename
+    for last, done in (("my-server.API_KEY", False), ("vsm.toml", True)):
+
+        def interrupted(path: Path, target: Path, last: str = last, done: bool = done) -> None:
+            if target.name != last or done:
+                rename(path, target)
+            if target.name == last:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            apply([entry], config, print)
+        assert config.exists() == done
+        assert [path.name for path in secrets.iterdir()] == ["my-server.API_KEY"] * done
 
 
 @pytest.mark.parametrize("place", ["missing", "everybody's"])

@@ -197,7 +197,7 @@ def _bridged(client_name: str, name: str, entry: dict[str, Any], argv: list[str]
     for option in words:
         key, colon, value = next(words, "").partition(":") if option == "--header" else ("", "", "")
         if not colon:
-            raise RefusedError(f"mcp-remote {option[:40]} has no counterpart")
+            raise RefusedError(f"mcp-remote {_start(option)} has no counterpart")
         headers[key.strip()] = value.strip()
     inner = {"headers": headers, "disabled": entry.get("disabled", False)}
     found = _remote(client_name, name, inner, url)
@@ -295,7 +295,7 @@ def _npx(args: list[str]) -> tuple[Wanted, list[str]]:
         elif option.startswith("--package=") and not package:
             package = option.partition("=")[2]
         elif option not in {"-y", "--yes", "-q", "--quiet", "--"}:
-            raise RefusedError(f"npx {option[:40]} has no counterpart")
+            raise RefusedError(f"npx {_start(option)} has no counterpart")
     if not rest:
         raise RefusedError("npx is given no package")
     first = rest.pop(0)
@@ -315,7 +315,7 @@ def _uvx(args: list[str]) -> tuple[Wanted, list[str]]:
         elif option.startswith(("--from=", "--spec=")) and not source:
             source = option.partition("=")[2]
         elif option not in {"-q", "--quiet", "--isolated"}:
-            raise RefusedError(f"uvx {option[:40]} has no counterpart")
+            raise RefusedError(f"uvx {_start(option)} has no counterpart")
     if not rest:
         raise RefusedError("uvx is given no package")
     first = rest.pop(0)
@@ -326,11 +326,16 @@ def _uvx(args: list[str]) -> tuple[Wanted, list[str]]:
     return _wanted("pypi", _PYPI, name, version, command), rest
 
 
+def _start(word: str) -> str:
+    """Enough of a word to find it by, before what may be a password: an option's value, a URL's."""
+    return word.partition("=")[0].partition("://")[0][:80]
+
+
 def _wanted(kind: str, names: "re.Pattern[str]", name: str, version: str, command: str) -> Wanted:
     if not names.fullmatch(name):
-        raise RefusedError(f"{name[:80]!r} is no package of a registry")
+        raise RefusedError(f"{_start(name)!r} is no package of a registry")
     if version in {"latest", "*"}:
         version = ""
     if version and not _EXACT.fullmatch(version):
-        raise RefusedError(f"{version[:40]!r} is a range of versions; choose one")
+        raise RefusedError(f"{_start(version)!r} is a range of versions; choose one")
     return Wanted(kind, name, version, command)

@@ -7,6 +7,7 @@ replaced as a whole at the end, after everything that it names is there.
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,6 +22,8 @@ from vsm.install.store import Server
 HIDDEN: Final = "(as it is)"
 INSTALLED: Final = "(the installed command)"
 _MOST_BYTES: Final = 1 << 20
+# What a URL tells of who asks: its name and password, its parameters.
+_IN_URLS: Final = re.compile(r"(?<=://)[^/\s]*(?=@)|(?<=[?&])([^=&#\s]+)=[^&#\s]*")
 _PROFILES: Final = {"npm": "node-server", "pypi": "python-server"}
 Say = Callable[[str], None]
 
@@ -81,7 +84,9 @@ def _spec(package: Wanted, version: str) -> str:
 def _foreseen(entry: Entry) -> Taken:
     """The entry as far as it is known before anything is installed."""
     secrets = {variable: str(secret_file(entry.name, variable)) for variable in entry.secrets}
-    argv = tuple(_without_secrets(entry.argv))
+    argv = tuple(map(_without_password, _without_secrets(entry.argv)))
+    env = {variable: _without_password(value) for variable, value in entry.env.items()}
+    entry = entry._replace(env=env, url=_without_password(entry.url))
     if entry.package is None:
         return Taken(entry, argv, "integration", secrets)
     return Taken(entry, (INSTALLED, *argv), _PROFILES[entry.package.kind], secrets)
@@ -100,6 +105,18 @@ def _without_secrets(argv: tuple[str, ...]) -> Iterator[str]:
         hide = secret and not has_value  # what follows a flag that only sounds so is hidden too
 
 
+def _without_password(text: str) -> str:
+    """A text, but for what lets its holder in at a URL in it."""
+
+    def hidden(found: "re.Match[str]") -> str:
+        key = found[1]
+        if key is None:
+            return HIDDEN
+        return f"{key}={HIDDEN}" if is_secret(key.replace("-", "_")) else found[0]
+
+    return _IN_URLS.sub(hidden, text)
+
+
 def secret_file(name: str, variable: str) -> Path:
     """Where a secret of an integration is kept."""
     return paths.state_dir() / "secrets" / f"{name}.{variable}"
@@ -113,6 +130,7 @@ def apply(entries: list[Entry], config: Path, say: Say) -> tuple[list[Taken], di
     Raises:
         VsmError, OSError: something else failed; vsm.toml is as before, and no secret was copied.
             What was installed stays installed.
+        BaseException: interrupted; either that, or everything is done.
     """
     wanted = [entry for entry in entries if not entry.refused]
     known = load_config(config).integrations if config.exists() else {}
@@ -140,8 +158,10 @@ def apply(entries: list[Entry], config: Path, say: Say) -> tuple[list[Taken], di
         if taken:
             _replace(config, "".join(_table(one) for one in taken))
     except BaseException:
+        named = config.read_text(encoding="utf-8") if config.exists() else ""
         for path in new:
-            path.unlink(missing_ok=True)
+            if _toml(str(path)) not in named:  # else interrupted when it was there already
+                path.unlink(missing_ok=True)
         raise
     return taken, failed
 
@@ -188,9 +208,10 @@ def _store_secret(path: Path, value: str) -> str:
             file.write(value)
         fresh.rename(path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         what = f"cannot be written: {error.strerror}"
         raise VsmError(str(path), what, f"Mend that in {path.parent}; nothing changed.") from error
+    finally:
+        fresh.unlink(missing_ok=True)
     return str(path)
 
 
