@@ -226,8 +226,12 @@ def test_integration_that_is_removed_hurts_no_more() -> None:
     async def scenario(world: World) -> None:
         for name in ("it", "other"):
             world.policing.trust("trust.changed", name, {"items": ["tool x"]})
+        for cause in ("breaker", "denials"):
+            felt = Felt(sender="system1", severity="pain", subject="it", cause=cause, detail="d")
+            world.policing.on_message("system5", felt)
         world.policing.forget("it")
-        assert [row["subject"] for row in world.policing.overview()] == ["other"]
+        left = [(row["subject"], row["cause"]) for row in world.policing.overview()]
+        assert left == [("other", "pins"), ("it", "denials")], "that is a client of this name"
         assert [(one.severity, one.subject) for one in world.told("system5", Hurt)][2:] == [
             ("relief", "it")
         ]

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MOST_PAINS: Final = 256  # of one sender
 REPEAT_INTERVAL_S: Final = 10.0
 CALM_S: Final = 5.0
+OF_OTHERS: Final = frozenset({"denials", "budget"})
+"""Causes of pain whose subject is no integration: a client, a rule."""
 FORGOTTEN_S: Final = 3600.0
 _MOST_SUBJECT: Final = 128
 _MOST_DETAIL: Final = 4096
@@ -166,8 +168,12 @@ class Policing:
 
     def forget(self, name: str) -> None:
         """An integration is no more, and hurts nobody."""
-        for cause in [key[2] for key in self.pains if key[:2] == ("supervisor", name)]:
-            self.relieve(name, cause, f"{name} is removed")
+        detail = f"{name} is removed"
+        for sender, subject, cause in list(self.pains):
+            if subject == name and sender == "supervisor":
+                self.relieve(name, cause, detail)
+            elif subject == name and cause not in OF_OTHERS:
+                self._announce(sender, "relief", name, cause, detail, 0)
 
     def told_by(self, system: str) -> list[list[str]]:
         """Subject and cause of what a system said to hurt and has not taken back."""
