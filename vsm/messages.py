@@ -398,11 +398,16 @@ class Bound(Message):
 
 
 class Hurt(Message):
-    """To S5: what the supervisor itself feels, such as a quarantine; recorded already."""
+    """To S5: what the supervisor itself feels, such as a quarantine; recorded already.
+
+    Args:
+        sender: "system1" for relief of what one felt that is gone.
+    """
 
     is_urgent: ClassVar[bool] = True
 
     kind: Literal["hurt"] = "hurt"
+    sender: Literal["supervisor", "system1"] = "supervisor"
     severity: Literal["pain", "relief"]
     subject: str = Field(max_length=128)
     cause: str = Field(default="", max_length=64)

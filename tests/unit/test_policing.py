@@ -94,6 +94,7 @@ class World:
         )
         self.config = msgspec.structs.replace(Config(), policy=policy)
         self.recorder = SimpleNamespace(journal=self.journal)
+        self.stopping = False
         self.policing = Policing(self)  # type: ignore[arg-type]
 
     def told(self, system: str, kind: type) -> list[Any]:
@@ -195,6 +196,30 @@ def test_what_a_system_feels_is_known_for_its_successor() -> None:
         assert world.policing.told_by("system3") == [["a", "b"]]
         say("system3", "relief")
         assert world.policing.told_by("system3") == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_what_a_gateway_felt_goes_with_it_and_what_others_feel_does_not(*, stopping: bool) -> None:
+    """Its successor knows nothing of it, and would never say that it is over."""
+
+    async def scenario(world: World) -> None:
+        for sender in ("system1", "system4"):
+            felt = Felt(
+                sender=sender,  # type: ignore[arg-type]
+                severity="pain",
+                subject="it",
+                cause="breaker",
+                detail="d",
+            )
+            world.policing.on_message("system5", felt)
+        world.stopping = stopping
+        world.policing.operations_lost()
+        left = [row["sender"] for row in world.policing.overview()]
+        assert left == (["system1", "system4"] if stopping else ["system4"])
+        told = [(one.sender, one.severity, one.subject) for one in world.told("system5", Hurt)]
+        assert told == ([] if stopping else [("system1", "relief", "it")])
 
     run(scenario)
 

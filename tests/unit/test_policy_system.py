@@ -178,6 +178,22 @@ def test_reliefs_of_what_never_hurt_are_bounded_and_keep_nobody_elses_back() -> 
     with_system(scenario)
 
 
+def test_what_a_gateway_felt_that_is_gone_hurts_no_more_and_is_news_where_it_hurts_again() -> None:
+    async def scenario(system: PolicySystem, context: Context) -> None:
+        for _ in range(3):
+            context.take(FROM_S1, pain())
+        gone = Hurt(
+            sender="system1", severity="relief", subject="it", cause="breaker", detail="gone"
+        )
+        context.take("hurt", gone)
+        assert system.state()["pains"] == []
+        assert len(context.of(Felt)) == 1, "the operator was told by the supervisor"
+        context.take(FROM_S1, pain())
+        assert [one.repeats for one in context.of(Felt)] == [0, 0]
+
+    with_system(scenario)
+
+
 def test_pain_is_passed_on_in_the_same_turn_and_the_like_of_it_is_counted() -> None:
     async def scenario(system: PolicySystem, context: Context) -> None:
         for _ in range(5):

@@ -146,8 +146,14 @@ class Policing:
         )
 
     def operations_lost(self) -> None:
-        """The calls that waited died with S1."""
+        """The calls that waited died with S1, and what it felt: its successor begins anew."""
         self.desk.lost("the gateway was replaced")
+        if self._supervisor.stopping:
+            return
+        detail = "the gateway was replaced; what hurts still is felt anew"
+        for subject, cause in self.told_by("system1"):
+            self._tell_policy("relief", subject, cause, detail, sender="system1")
+            self._announce("system1", "relief", subject, cause, detail, 0)
 
     # ---- pain ------------------------------------------------------------------------------
 
@@ -205,8 +211,16 @@ class Policing:
         if self._attempts.in_pain:
             self._calm = asyncio.get_running_loop().call_later(CALM_S, self._calm_down)
 
-    def _tell_policy(self, severity: Any, subject: str, cause: str, detail: str) -> None:  # noqa: ANN401 - a literal
+    def _tell_policy(
+        self,
+        severity: Any,  # noqa: ANN401 - a literal
+        subject: str,
+        cause: str,
+        detail: str,
+        sender: Any = "supervisor",  # noqa: ANN401 - as above
+    ) -> None:
         message = Hurt(
+            sender=sender,
             severity=severity,
             subject=subject[:_MOST_SUBJECT],
             cause=cause,

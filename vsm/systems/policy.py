@@ -120,9 +120,13 @@ class PolicySystem:
         self.context.handle(channel.name, receive)
 
     def _hurt(self, message: Hurt, fds: list[int]) -> None:
-        """The supervisor hurts; it has told the operator."""
+        """The supervisor hurts, or who is gone no longer does; it has told the operator."""
         close_fds(fds)
-        self._remember("supervisor", message)
+        self._remember(message.sender, message)
+        if message.sender != "supervisor":
+            cause = (message.sender, message.subject, message.cause)
+            self._repeats.ends(cause)
+            self._held.pop(cause, None)
 
     def feel(self, sender: str, message: Algedonic) -> None:
         """Tell the operator of a signal, at once unless it was told of the like just now."""
