@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import random
@@ -21,7 +22,8 @@ from typing import Any, Self
 
 import pytest
 
-from vsm.journal import records
+from vsm.journal import calls, client, records
+from vsm.journal.calls import CallJournal
 from vsm.journal.client import JournalClient
 from vsm.journal.queue import JournalQueue
 from vsm.journal.reader import Filter, JournalReader
@@ -396,6 +398,42 @@ def test_the_client_restarts_a_killed_journal_and_loses_nothing(tmp_path: Path) 
     last = run_client(path, body)
     assert written(path) == list(range(1, last + 1))
     assert [row["kind"] for row in rows(path)].count("journal.ended") == 6
+
+
+@pytest.mark.parametrize("lacking", ["socketpair", "pidfd_open"])
+def test_journals_that_found_no_descriptor_to_start_with_are_started_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    where: Any = client if lacking == "socketpair" else os
+    real, refused = getattr(where, lacking), [OSError(errno.EMFILE, "Too many open files")]
+
+    def refuse_once(*words: Any) -> Any:
+        if refused:
+            raise refused.pop()
+        return real(*words)
+
+    monkeypatch.setattr(client, "RESTART_MAX_S", 0.01)
+    monkeypatch.setattr(calls, "_RESTART_S", 0.01)
+
+    async def main() -> None:
+        troubles: list[str] = []
+        journal = JournalClient(tmp_path / "journal.db", on_trouble=troubles.append)
+        monkeypatch.setattr(where, lacking, refuse_once)
+        journal.start()
+        assert troubles == ["cannot start the journal: Too many open files"]
+        assert await asyncio.wait_for(journal.wait_durable(journal.event("k")), BOUND_S)
+        assert await journal.close() == 0
+
+        made = CallJournal(tmp_path / "calls.db", Retention(), troubles.append, enabled=True)
+        refused.append(OSError(errno.EMFILE, "Too many open files"))
+        made.start("")
+        if lacking == "pidfd_open":
+            assert troubles[-1] == "cannot start: Too many open files"
+        await until(lambda: made.pid is not None)
+        refused.clear()
+        await made.close()
+
+    asyncio.run(main())
 
 
 def test_recording_goes_on_while_the_journal_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from vsm.journal.client import spawn_journal
+from vsm.journal.client import open_pidfd, spawn_journal
 from vsm.journal.contents import hidden_line
 from vsm.journal.records import Retention
 from vsm.link import socketpair
@@ -106,14 +106,15 @@ class CallJournal:
         if self._theirs is None:
             return
         try:
-            self._process = self._spawn(self._theirs)
+            process = self._spawn(self._theirs)
+            self._pidfd = open_pidfd(process)
         except OSError as error:
             self._on_trouble(f"cannot start: {error.strerror}")
             self._start_later()
             return
+        self._process = process
         self._gone.clear()
         self._started_s = time.monotonic()
-        self._pidfd = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
 
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:

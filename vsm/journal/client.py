@@ -130,6 +130,16 @@ def spawn_journal(
     return process
 
 
+def open_pidfd(process: "subprocess.Popen[bytes]") -> int:
+    """Its pidfd; where there is none to be had it is ended, for nobody would see its end."""
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
+
+
 class JournalClient:
     """The one sender of records. Everything must be called from its event loop.
 
@@ -267,24 +277,29 @@ class JournalClient:
 
     def _start(self) -> None:
         self._restart = None
-        ours, theirs = socketpair()
-        self._gone.clear()
         try:
-            self._process = spawn_journal(self._path, self._retention, self._plan, theirs)
+            ours, theirs = socketpair()
+        except OSError as error:
+            self._cannot_start(error)
+            return
+        try:
+            process = spawn_journal(self._path, self._retention, self._plan, theirs)
+            self._pidfd = open_pidfd(process)
         except OSError as error:
             ours.close()
-            self._change("down", f"cannot start the journal: {error.strerror}")
-            self._start_later(RESTART_MAX_S)
+            self._cannot_start(error)
             return
         finally:
             theirs.close()
+        self._process = process
+        self._gone.clear()
         self._watch_process(ours)
 
+    def _cannot_start(self, error: OSError) -> None:
+        self._change("down", f"cannot start the journal: {error.strerror}")
+        self._start_later(RESTART_MAX_S)
+
     def _watch_process(self, ours: socket.socket) -> None:
-        process = self._process
-        if process is None:  # pragma: no cover - start has just made it
-            return
-        self._pidfd = os.pidfd_open(process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
         self._greeted = False
         self._socket = ours
