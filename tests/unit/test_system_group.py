@@ -33,6 +33,7 @@ from vsm.messages import (
     parse_to_system,
 )
 from vsm.processes import template_start
+from vsm.processes.template_start import TemplateStart
 from vsm.supervision import system_group, template_actor
 from vsm.supervision.paced import Paced
 from vsm.supervision.running_system import RunningSystem, waited_ns
@@ -180,12 +181,21 @@ def test_host_that_has_no_process_or_descriptor_left_is_asked_again_later(
         assert group.template.phase(TEMPLATE) == "backing_off"
         assert "Resource temporarily unavailable" in group.template.worker(TEMPLATE).reason
         assert group.template._timer is not None
+        monkeypatch.undo()
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        group.template_actor.ahead = TemplateStart(process, ours, os.open("/dev/null", os.O_RDONLY))
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+        group.template.send(restart.Start(TEMPLATE))
+        assert group.template.phase(TEMPLATE) == "backing_off"
+        assert process.returncode is not None, "nobody would see its end"
         monkeypatch.setattr(system_group, "socketpair", refuse)
         group.template_actor = SimpleNamespace(can_fork=True)  # type: ignore[assignment]
         group.systems.send(restart.Start("system2"))
         assert group.systems.phase("system2") == "backing_off"
         assert group.systems._timer is not None
 
+    process = subprocess.Popen(["sleep", "60"])
     with_group(scenario)
 
 

@@ -44,6 +44,9 @@ class TemplateProcess:
     Args:
         started: its process and link; its output stays the caller's.
         tell: the callbacks.
+
+    Raises:
+        OSError: nothing can watch over it; it was ended, and its output is closed.
     """
 
     def __init__(self, started: TemplateStart, tell: TemplateCallbacks) -> None:
@@ -52,7 +55,11 @@ class TemplateProcess:
         self._tell = tell
         self._process = started.process
         self.pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            started.end()
+            raise
         asyncio.get_running_loop().add_reader(self._pidfd, self._died)
         self._link: Link[FromTemplate] = Link(started.link, parse_from_template)
         self._link.start(self._on_message, lambda: None)

@@ -36,6 +36,13 @@ class TemplateStart:
     output: int
     taken: bool = False
 
+    def end(self) -> None:
+        """Nobody will listen to it."""
+        self.link.close()
+        os.close(self.output)
+        self.process.kill()
+        self.process.wait()
+
 
 def execute(entry: str, modules: Sequence[str]) -> TemplateStart:
     """Execute a template.
@@ -80,7 +87,4 @@ def ahead(entry: str, modules: Sequence[str]) -> Iterator[TemplateStart]:
         yield started
     finally:
         if not started.taken:
-            started.link.close()
-            os.close(started.output)
-            started.process.kill()
-            started.process.wait()
+            started.end()

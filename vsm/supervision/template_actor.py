@@ -57,18 +57,18 @@ class TemplateActor:
     def spawn(self, name: str, incarnation: int) -> None:
         """Exec it."""
         self.incarnation = incarnation
+        tell = TemplateCallbacks(
+            self._ready, self._group.on_forked, self._group.on_exited, self._lost, self.hung
+        )
         try:
             started, self.ahead = self.ahead or execute(ENTRY, PRELOAD), None
+            started.taken = True
+            self.process = TemplateProcess(started, tell)
         except OSError as error:  # no process or descriptor is left just now
             reason = f"could not be started: {error}"
             self._group.template.send(restart.Exited(TEMPLATE, incarnation, reason))
             return
-        started.taken = True
         self._output = OutputReader(started.output, self._group.hooks.ring(name))
-        tell = TemplateCallbacks(
-            self._ready, self._group.on_forked, self._group.on_exited, self._lost, self.hung
-        )
-        self.process = TemplateProcess(started, tell)
         self.started_at = asyncio.get_running_loop().time()
 
     def _ready(self) -> None:
