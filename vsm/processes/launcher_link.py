@@ -2,7 +2,7 @@
 
 Runs in the supervisor's event loop; nothing here blocks. A launcher that died takes its workers
 with it: their mini-inits kill what they have, are handed to this process (a subreaper) and are
-reaped here.
+reaped here. A bit long: each order, its answer and its loss are one table of workers.
 """
 
 import asyncio
