@@ -60,7 +60,7 @@ class Endpoint:
         for sock in (self.control, self.unix, self.http):
             if sock is not None:
                 sock.close()
-        for path in self.files:
+        for path in reversed(self.files):  # the lock last: from then on all is another vsm's
             path.unlink(missing_ok=True)
         os.close(self.lock_fd)
         os.close(self.directory_fd)

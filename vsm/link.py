@@ -7,6 +7,7 @@ that process's own privilege. Nothing received is ever unpickled or evaluated.
 
 import array
 import asyncio
+import errno
 import os
 import select
 import socket
@@ -20,6 +21,7 @@ MAX_FDS = 16
 MAX_QUEUED = 64
 MAX_URGENT = 64  # beyond those
 POLLRDHUP = 0x2000  # linux/eventpoll.h; the select module has it on most builds only
+_NOBODY_READS = (errno.EPIPE, errno.ECONNRESET)
 _READS_PER_WAKEUP = 32  # one noisy peer must not hold the loop
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
@@ -159,8 +161,8 @@ class Link(Generic[MessageT]):
         """Send or queue; never blocks. The caller keeps its descriptors.
 
         Returns:
-            False when the message was dropped: the link is closed, its queue is full, or the
-            message is over MAX_MESSAGE_BYTES.
+            False when the message was dropped: the link is closed, its queue is full, the
+            message is over MAX_MESSAGE_BYTES, or the kernel has no room for its descriptors.
         """
         if len(message.fds) != len(fds) or len(fds) > MAX_FDS:
             raise ValueError(f"{len(fds)} descriptors for the names {message.fds}")
@@ -168,8 +170,8 @@ class Link(Generic[MessageT]):
         if self.closed or len(payload) > MAX_MESSAGE_BYTES:
             self._counts.dropped += 1
             return False
-        if not self._queue and self._try_send(payload, fds):
-            return True
+        if not self._queue and (done := self._try_send(payload, fds)) is not None:
+            return done
         return self._enqueue(payload, fds, is_urgent=message.is_urgent)
 
     def _enqueue(self, payload: bytes, fds: Sequence[int], *, is_urgent: bool) -> bool:
@@ -184,22 +186,25 @@ class Link(Generic[MessageT]):
         self._want_write()
         return True
 
-    def _try_send(self, payload: bytes, fds: Sequence[int]) -> bool:
+    def _try_send(self, payload: bytes, fds: Sequence[int]) -> bool | None:
+        """Whether it is sent, or nobody is left to miss it; None: there is no room yet."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self._sock.sendmsg([payload], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except (BlockingIOError, InterruptedError):
-            return False
-        except OSError:  # EPIPE, ECONNRESET: the reader's end of file reports the close
+            return None
+        except OSError as error:
             self._counts.dropped += 1
-            return True
+            return error.errno in _NOBODY_READS  # its end of file reports the close
         self._counts.sent += 1
         self._counts.sent_bytes += len(payload)
         return True
 
     def flush(self) -> None:
         """Send what is queued, as far as the peer takes it."""
-        while self._queue and self._try_send(self._queue[0].payload, self._queue[0].fds):
+        while self._queue:
+            if self._try_send(self._queue[0].payload, self._queue[0].fds) is None:
+                break
             sent = self._queue.popleft()
             self._urgent -= sent.is_urgent
             close_fds(sent.fds)

@@ -328,12 +328,12 @@ def test_each_client_is_known_by_its_own_login(start: Any, tmp_path: Path) -> No
 
     def whose(authorization: str) -> str:
         """The client that the server registered for the login that a token came from."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                said = far.told.get(timeout=0.5)
-                if "issued" in said:
-                    issued[said["issued"]] = said["to"]
-        return issued[authorization.removeprefix("Bearer ")]
+        token = authorization.removeprefix("Bearer ")
+        while token not in issued:
+            said = far.told.get(timeout=BOUND_S)
+            if "issued" in said:
+                issued[said["issued"]] = said["to"]
+        return issued[token]
 
     async def heard(vsm: Running, name: str) -> str:
         parameters = StdioServerParameters(

@@ -12,6 +12,7 @@ import uvloop
 
 from vsm.gateway import upstream as upstream_module
 from vsm.gateway.integration import Settings
+from vsm.protocol import era
 
 
 async def neighbours_and(*bad: str, **settings: Any) -> Any:
@@ -388,5 +389,24 @@ def test_each_way_of_misbehaving_is_reported_once() -> None:
             texts = [text for _, text in gateway.reported.notices]
             assert len(texts) == len(set(texts)) >= 4
             assert all(text.startswith("bad sent ") for text in texts)
+
+    uvloop.run(main())
+
+
+def test_a_slow_modern_server_that_never_answers_initialize_is_spoken_to_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(era, "PROBE_TIMEOUT_S", 0.05)
+
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            server = gateway.play("far")
+            late = await server.receive("server/discover")
+            await server.receive("initialize")
+            found = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}
+            server.send(id=late["id"], result=found)
+            await server.answer("tools/list", tools=[])
+            await gateway.ready()
+            assert gateway.reported.sessions[server.worker]["era"] == "modern"
 
     uvloop.run(main())

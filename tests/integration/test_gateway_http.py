@@ -272,6 +272,39 @@ def test_what_came_while_nobody_listened_follows_when_somebody_does() -> None:
     uvloop.run(main())
 
 
+def test_a_list_that_changed_between_two_streams_is_told_on_the_second() -> None:
+    async def main() -> None:
+        async with served() as (gateway, client, url):
+            answer = await client.post(url, headers=AUTHORIZED, json=rpc("initialize", **LEGACY))
+            session = {**AUTHORIZED, "mcp-session-id": answer.headers["mcp-session-id"]}
+            one = next(iter(gateway.gateway.router.clients))
+            async with client.stream("GET", url, headers=session) as stream:
+                assert await anext(stream.aiter_lines()) == "id: 0-0"
+            async with asyncio.timeout(20):
+                while one.hears_of("tools/list"):  # noqa: ASYNC110 - until the end is noticed
+                    await asyncio.sleep(0)
+            before = gateway.gateway.fleet.catalogue
+            await client.post(url, headers=session, json=rpc("tools/call", name="old__change"))
+            async with asyncio.timeout(20):
+                while gateway.gateway.fleet.catalogue is before:  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0)
+            async with client.stream("GET", url, headers=session) as stream:
+                _, said = await events_until(stream.aiter_lines(), "tools/list_changed")
+            assert said
+
+    uvloop.run(main())
+
+
+def test_an_error_has_its_status_however_long_its_id_is() -> None:
+    async def main() -> None:
+        async with served() as (_, client, url):
+            message = rpc("nonsense", "\x01" * 256, _meta=META)
+            answer = await client.post(url, headers=modern("nonsense"), json=message)
+            assert answer.status_code == 404
+
+    uvloop.run(main())
+
+
 def test_a_modern_call_is_cancelled_when_its_connection_closes() -> None:
     async def main() -> None:
         async with served() as (gateway, client, url):

@@ -320,3 +320,35 @@ def test_a_second_host_is_not_hidden_by_another_repeated_header() -> None:
             assert (await wire.answer())[0] == 403
 
     with_wire(main)
+
+
+def test_an_old_client_that_keeps_its_connection_sees_where_a_stream_ends() -> None:
+    async def main(wire: Wire) -> None:
+        params = {"name": "old__progress", "arguments": {}, "_meta": {**META, "progressToken": 1}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        body = json.dumps(message).encode()
+        head = wire.head(f"content-length: {len(body)}", "connection: keep-alive", version="1.0")
+        wire.writer.write(head.replace(b"old__echo", b"old__progress") + body)
+        async with asyncio.timeout(20):
+            said = await wire.reader.read()
+        assert b"notifications/progress" in said
+        assert b'"result":' in said
+
+    with_wire(main)
+
+
+def test_a_request_behind_another_has_all_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "KEEP_ALIVE_S", 0.0)
+    monkeypatch.setattr(http, "SWEEP_INTERVAL_S", 0.01)
+
+    async def main(wire: Wire) -> None:
+        params = {"name": "old__slow", "arguments": {"seconds": 0.2}, "_meta": META}
+        message = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params}
+        body = json.dumps(message).encode()
+        slow = wire.head(f"content-length: {len(body)}").replace(b"old__echo", b"old__slow") + body
+        wire.writer.write(slow + slow)
+        for _ in range(2):
+            status, _, answer = await wire.answer()
+            assert (status, "result" in json.loads(answer)) == (200, True)
+
+    with_wire(main)

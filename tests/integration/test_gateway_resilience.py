@@ -13,8 +13,11 @@ import uvloop
 from gateway_harness import Harness, Raw
 
 from vsm.core.trust import fingerprint
+from vsm.gateway.call import Call, Go
+from vsm.gateway.finder import RequestError
 from vsm.gateway.integration import Settings
 from vsm.gateway.resilience import Resilience
+from vsm.protocol.jsonrpc import UNAVAILABLE
 
 BOUND_S = 30
 
@@ -124,6 +127,25 @@ def test_a_probe_that_fails_or_is_cancelled_does_not_let_calls_through() -> None
             assert "one call at a time" in message(await client.call(3, "x__echo"))
             client.send(method="notifications/cancelled", params={"requestId": "probe"})
             assert "result" in await client.call(4, "x__echo")
+
+    uvloop.run(main())
+
+
+def test_a_call_that_another_gate_refuses_is_no_probe() -> None:
+    class Shut:
+        def admit(self, call: Call, go: Go, /) -> bool:  # noqa: ARG002 - Gate's
+            raise RequestError(UNAVAILABLE, "shut")
+
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            await started(gateway, Resilience(failures=1, open_s=600), call_timeout_s=0.2)
+            client, fleet = await gateway.raw(), gateway.gateway.fleet
+            await client.call(1, "x__silence")
+            fleet.integrations["x"].guard.server_replaced()  # tried at once
+            fleet.guard("record", lambda _: Shut())
+            assert message(await client.call(2, "x__echo")) == "shut"
+            fleet.guard("record", lambda _: None)
+            assert "result" in await client.call(3, "x__echo")
 
     uvloop.run(main())
 

@@ -15,6 +15,7 @@ import pytest
 import uvloop
 from gateway_harness import Raw
 
+from vsm.gateway.own_tools import OwnTools
 from vsm.gateway.unix import UnixListener
 
 CONNECT = [sys.executable, "-m", "vsm", "connect"]
@@ -283,11 +284,7 @@ def test_a_client_that_ended_its_side_and_then_closes_has_its_calls_cancelled() 
             params = {"name": "old__slow", "arguments": {"seconds": 600}}
             client.send(id=1, method="tools/call", params=params)
             client.writer.write_eof()
-            listener = gateway.gateway._listeners[0]
-            assert isinstance(listener, UnixListener)
-            async with asyncio.timeout(20):
-                while not any(one.ending for one in listener.connections):  # noqa: ASYNC110
-                    await asyncio.sleep(0)
+            await wait_ended_its_side(gateway)
             assert "result" in await other.call(2, "old__echo")
             assert gateway.gateway.status()["clients"] == 2, "it reads still"
             await client.close()
@@ -313,6 +310,55 @@ def test_a_client_that_ended_its_side_is_not_waited_for_to_answer(server: str, w
             client.writer.write_eof()
             answer = await client.answer(1)
             assert "the client sends no more" in json.dumps(answer)
+            assert await client.reader.read() == b""
+
+    uvloop.run(main())
+
+
+async def wait_ended_its_side(gateway: harness.Harness) -> None:
+    listener = gateway.gateway._listeners[0]
+    assert isinstance(listener, UnixListener)
+    async with asyncio.timeout(20):
+        while not any(one.ending for one in listener.connections):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+def test_a_client_that_ended_its_side_gets_the_answer_to_a_subscription() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            server = gateway.play("far", era="legacy")
+            await server.handshake(resources={"subscribe": True})
+            page = {"resources": [{"uri": "mem://one", "name": "one"}]}
+            await server.answer("resources/list", **page)
+            await server.answer("resources/templates/list", resourceTemplates=[])
+            await gateway.ready()
+            client = await gateway.raw()
+            client.send(id=1, method="resources/subscribe", params={"uri": "mem://one"})
+            client.writer.write_eof()
+            await wait_ended_its_side(gateway)
+            await server.answer("resources/subscribe")
+            assert "result" in await client.answer(1)
+            assert await client.reader.read() == b""
+
+    uvloop.run(main())
+
+
+def test_a_client_that_ended_its_side_gets_what_vsm_itself_answers() -> None:
+    async def main() -> None:
+        asked = asyncio.Event()
+
+        async def consult(_what: str, _about: str) -> dict[str, Any]:
+            await asked.wait()
+            return {"said": "this"}
+
+        async with harness.running({}) as gateway:
+            gateway.gateway.fleet.offer(OwnTools(consult))
+            client = await gateway.raw()
+            client.send(id=1, method="tools/call", params={"name": "vsm__status"})
+            client.writer.write_eof()
+            await wait_ended_its_side(gateway)
+            asked.set()
+            assert "result" in await client.answer(1)
             assert await client.reader.read() == b""
 
     uvloop.run(main())

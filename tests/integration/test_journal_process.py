@@ -593,3 +593,15 @@ def test_the_confined_journal_writes_nowhere_else(tmp_path: Path) -> None:
     assert list(outside.iterdir()) == []
     run_client(outside / "journal.db", written_there)  # the control: unconfined, it can
     run_client(inside / "journal.db", written_there, plan=_plan(inside))
+
+
+def test_a_process_that_nobody_greets_asks_for_what_its_predecessor_took_along(
+    tmp_path: Path,
+) -> None:
+    with Raw(tmp_path / "journal.db") as raw:
+        raw.send(1, 2)  # the first batch, of a sender that has greeted another process
+        assert raw.expect(records.Resend).sequence == 0
+        raw.hello()
+        raw.send(1, 2)
+        raw.wait_committed(2)
+    assert written(tmp_path / "journal.db") == [1, 2]

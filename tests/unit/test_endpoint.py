@@ -67,3 +67,16 @@ def test_what_cannot_be_replaced_is_named_and_nothing_else_is_touched(
     assert "VSM_RUNTIME_DIR" in caught.value.remedy
     assert os.path.lexists(folder / name)
     assert {path.name for path in folder.iterdir()} <= {name, f"{name}.new"}
+
+
+def test_lock_goes_when_nothing_else_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed, unlink, left = endpoint.claim(""), Path.unlink, []
+
+    def watched(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        if path.name == "lock":
+            left.extend(entry.name for entry in folder.iterdir())
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    claimed.release()
+    assert left == []

@@ -1,6 +1,7 @@
 """Links and channels: bounds, ownership of descriptors, one direction, nothing invalid obeyed."""
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -389,3 +390,22 @@ def test_parsers_raise_nothing_but_value_error(payload: bytes) -> None:
             parse(payload)
         except ValueError:
             continue
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(errno.ETOOMANYREFS, False), (errno.ENOBUFS, False), (errno.EPIPE, True)]
+)
+def test_what_the_kernel_has_no_room_for_is_told_and_the_end_of_a_peer_is_not(
+    monkeypatch: pytest.MonkeyPatch, ends: Ends, number: int, told: bool
+) -> None:
+    class Full(socket.socket):
+        def sendmsg(self, *_: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+    with Full(fileno=os.dup(ends[0].fileno())) as full:
+        monkeypatch.setattr(ends[0], "_sock", full)
+        assert ends[0].send(messages.Stop()) is told
+        monkeypatch.undo()
+    assert ends[0].statistics().dropped == 1
+    assert ends[0].send(messages.Stop())
+    assert ends[1].receive(1) is not None

@@ -59,6 +59,15 @@ def test_a_late_discovery_means_modern_once_initialize_is_refused() -> None:
     assert late.session.is_modern
 
 
+def test_a_late_discovery_means_modern_where_initialize_is_not_answered() -> None:
+    handshake = begun()
+    handshake.probe_timed_out()
+    assert isinstance(handshake.answered("server/discover", result(DISCOVERED)), Nothing)
+    late = handshake.probe_timed_out()
+    assert isinstance(late, Established)
+    assert late.session.is_modern
+
+
 def test_a_slow_server_of_both_eras_that_takes_initialize_is_spoken_to_in_that_era() -> None:
     handshake = begun()
     handshake.probe_timed_out()

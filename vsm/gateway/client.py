@@ -162,6 +162,7 @@ class Client(ABC):
         rejoined: it goes on with a session that it had with a gateway before.
         envelope: what a modern server is told of a legacy client, with every request.
         log_level: the index in LOG_LEVELS below which it wants no log messages, if it said so.
+        owed: answers that it waits for beside those to calls.
         listed: the latest turns of its view's `Listings` in which it was listed resources.
     """
 
@@ -179,6 +180,7 @@ class Client(ABC):
     in_flight: dict[bytes, Call] = field(default_factory=dict)
     asked: dict[str, Asked] = field(default_factory=dict)
     questions: int = 0
+    owed: int = 0
     listens: dict[bytes, Listen] = field(default_factory=dict)
     subscribed: set[tuple[str, str]] = field(default_factory=set)
     listed: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_LISTED))

@@ -39,8 +39,8 @@ from vsm.protocol.catalogue import Catalogue, Surface
 from vsm.protocol.jsonrpc import Message, Object
 from vsm.protocol.tables import CHANGED
 
-GateKind: TypeAlias = Literal["arguments", "rules", "rates", "queue", "breaker", "record"]
-"""In the order in which they are asked."""
+GateKind: TypeAlias = Literal["arguments", "rules", "rates", "queue", "record", "breaker"]
+"""In the order in which they are asked; what a breaker lets through is sent: it may be a probe."""
 GateMaker: TypeAlias = Callable[[Integration], Gate | None]
 
 

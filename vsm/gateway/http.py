@@ -69,11 +69,12 @@ class HttpSession(Client):
     def notify(self, frame: bytes) -> None:
         """Send on the stream that the client keeps open for it, or keep it for when it does.
 
-        Before it opened one only the news that a list changed is kept.
+        Before it opened one only the news that a list changed is kept, and between two for
+        whoever opens another one without saying what it saw last.
         """
         if self.stream.exchange is not None:
             self.stream.notify(frame)
-        elif frame in _LIST_CHANGES:
+        if not self.stream.is_attached and frame in _LIST_CHANGES:
             self._missed[frame] = None
 
     def ask_session(self, frame: bytes) -> bool:
@@ -143,6 +144,8 @@ class HttpSession(Client):
         if where is None or stream is None:
             raise RefusedError(404, "There is no such event.\n")
         stream.resume(exchange, where[1])
+        if stream is self.stream:
+            self._missed.clear()
 
     def end_streams(self) -> None:
         """The session is over."""

@@ -201,7 +201,8 @@ class Connection(asyncio.Protocol):
         if len(self._waiting) >= MAX_WAITING:
             self.abort()
             return
-        stays, chunks = self._parser.should_keep_alive(), self._parser.get_http_version() != "1.0"
+        chunks = self._parser.get_http_version() != "1.0"
+        stays = chunks and self._parser.should_keep_alive()  # the end of an old one's stream
         self._waiting.append((self._request, body, self._refusal, stays, chunks))
 
     # ---- requests --------------------------------------------------------------------------
@@ -225,9 +226,10 @@ class Connection(asyncio.Protocol):
             self._waiting.clear()
             self.close()
             return
-        self._limit_at = self._loop.time() + KEEP_ALIVE_S
         if self._waiting:
             self._loop.call_soon(self._serve_next)
+        else:
+            self._limit_at = self._loop.time() + KEEP_ALIVE_S
 
     def write(self, data: bytes) -> None:
         """Send bytes."""

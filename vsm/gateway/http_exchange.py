@@ -46,6 +46,7 @@ _EVENTS: Final = (
     b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\n"
     b"x-accel-buffering: no\r\n"
 )
+_ERROR_WITHIN: Final = 6 * jsonrpc.MAX_ID_CHARS + 64  # an id comes first, escaped at worst
 _OK: Final = 200
 _NO_CONTENT: Final = 204
 
@@ -232,7 +233,7 @@ def event_bytes(frame: bytes) -> bytes:
 
 def status_of(frame: bytes) -> int:
     """The HTTP status with which a modern answer goes."""
-    if b',"error":{' not in frame[:512]:
+    if b',"error":{' not in frame[:_ERROR_WITHIN]:
         return 200
     error = jsonrpc.decode(frame).error
     body = None if error is UNSET else jsonrpc.error_of(error)

@@ -227,9 +227,14 @@ class Startup:
         if session is not None:
             self._established(session)
             return
+        self._wait()
+        self._do(self._handshake.begin())
+
+    def _wait(self) -> None:
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
         timeout_s = min(era.PROBE_TIMEOUT_S, self._settings.start_timeout_s / 2)
         self._probe_timer = self._loop.call_later(timeout_s, self._probe_timed_out)
-        self._do(self._handshake.begin())
 
     def stop(self) -> None:
         """Whatever comes now is too late."""
@@ -250,6 +255,8 @@ class Startup:
             self._established(step.session)
         elif isinstance(step, era.Refused):
             self._fail(step.reason)
+        else:
+            self._wait()
 
     def _ask(self, step: era.Ask) -> None:
         def answered(message: Message) -> None:

@@ -7,13 +7,16 @@ counted. Runs in S1's event loop.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from msgspec import Raw
 
 from vsm.gateway.call import Sink
 from vsm.protocol import envelope, jsonrpc
 from vsm.protocol.catalogue import Surface
+
+if TYPE_CHECKING:
+    from vsm.gateway.client import Client
 
 OWN: Final = "vsm"
 """Their integration, so to speak; no configured one may have its name or its prefix."""
@@ -59,7 +62,14 @@ class OwnTools:
         self.surface = Surface(OWN, {"tools/list": tools})
 
     def call(
-        self, sink: Sink, id_bytes: bytes, name: str, params: jsonrpc.Object, *, modern: bool
+        self,
+        client: "Client",
+        sink: Sink,
+        id_bytes: bytes,
+        name: str,
+        params: jsonrpc.Object,
+        *,
+        modern: bool,
     ) -> None:
         """Answer a tools/call of one of them, soon."""
         about = jsonrpc.text(jsonrpc.nested(params, "arguments"), "about") or ""
@@ -67,16 +77,24 @@ class OwnTools:
             text = f"{MAX_ASKED} calls of vsm's own tools are in flight already. Try again."
             sink.answer(jsonrpc.failure(id_bytes, jsonrpc.UNAVAILABLE, text))
             return
+        client.owed += 1
         task = asyncio.get_running_loop().create_task(
-            self._answer(sink, id_bytes, (name, about[:MOST_ABOUT]), modern=modern)
+            self._answer(client, sink, id_bytes, (name, about[:MOST_ABOUT]), modern=modern)
         )
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
 
     async def _answer(
-        self, sink: Sink, id_bytes: bytes, question: tuple[str, str], *, modern: bool
+        self,
+        client: "Client",
+        sink: Sink,
+        id_bytes: bytes,
+        question: tuple[str, str],
+        *,
+        modern: bool,
     ) -> None:
         body = await self._consult(*question)
+        client.owed -= 1
         result = _result(body) if body is not None else _failed()
         if modern:
             result = envelope.result_for_modern(Raw(result), cacheable=False)

@@ -115,7 +115,8 @@ class Router:
 
     def is_busy(self, client: Client) -> bool:
         """Whether the client waits for an answer."""
-        return bool(client.in_flight) or any(key[0] is client for key in self._deferred)
+        waits = bool(client.in_flight) or client.owed > 0
+        return waits or any(key[0] is client for key in self._deferred)
 
     def stop(self) -> None:
         """End every subscription on purpose and forget what waits."""
@@ -246,7 +247,7 @@ class Router:
         entry = self._finder.entry("tools/call", params, tools, view)
         owner = entry.integration
         if owner == OWN and self._fleet.own is not None:
-            self._fleet.own.call(sink, id_bytes, entry.name, params, modern=modern)
+            self._fleet.own.call(client, sink, id_bytes, entry.name, params, modern=modern)
             return
         if headers is not None and entry.header_rules:
             parameter_headers.check(entry.header_rules, params, headers, unwrap_header)

@@ -155,8 +155,10 @@ class Sessions:
         if len(client.subscribed) >= MAX_SUBSCRIBED_URIS:
             raise RequestError(jsonrpc.UNAVAILABLE, f"at most {MAX_SUBSCRIBED_URIS} subscriptions")
         client.subscribed.add(key)
+        client.owed += 1
 
         def answered(message: Message) -> None:
+            client.owed -= 1
             if message.result is UNSET:
                 undo()
                 error = cast("Raw", message.error)
@@ -165,6 +167,7 @@ class Sessions:
                 sink.answer(jsonrpc.answer(id_bytes, b"{}"))
 
         def failed(code: int, text: str) -> None:
+            client.owed -= 1
             undo()
             sink.answer(jsonrpc.failure(id_bytes, code, text))
 

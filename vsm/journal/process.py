@@ -186,8 +186,14 @@ class JournalProcess:
             self._received += len(fresh)
 
     def _greet(self) -> None:
-        """Tell the sender where it stands, once the file is open."""
-        if self._hello is None or self._store is None:
+        """Tell the sender where it stands, once the file is open.
+
+        A sender that has greeted a predecessor may have nothing more to say, and waits.
+        """
+        if self._store is None:
+            return
+        if self._hello is None:
+            self._say(Resend(0))
             return
         on_disk = self._store.last_sequence(self._hello.sender)
         self._received = max(on_disk, self._hello.acknowledged)

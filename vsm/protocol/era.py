@@ -5,7 +5,8 @@ Sans-io. Rules, in order:
 1. `server/discover` goes first. A DiscoverResult that names a modern version, or an error
    that only a modern server gives, means modern.
 2. Any other error, or silence for PROBE_TIMEOUT_S, means legacy: `initialize` follows.
-3. A DiscoverResult that arrives after the time-out still means modern.
+3. A DiscoverResult that arrives after the time-out still means modern, unless `initialize` is
+   taken in as long again.
 4. `initialize` refused with "unsupported version" is a modern server that was slow: ask again.
 
 A working tools/list proves nothing. What was found is kept in a PeerSession.
@@ -149,6 +150,8 @@ class Handshake:
 
     def probe_timed_out(self) -> Step:
         """Nothing came in PROBE_TIMEOUT_S."""
+        if self._late is not None:
+            return self._late
         stay = self._initializing or self.wanted == Era.MODERN.value
         return Nothing() if stay else self._initialize()
 
