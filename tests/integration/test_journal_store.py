@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vsm.journal import reader as journal_reader
 from vsm.journal import schema as journal_schema
 from vsm.journal import store as journal_store
 from vsm.journal.reader import (
@@ -147,6 +148,24 @@ def test_a_follower_of_a_deleted_file_waits_for_the_next_one(opened: Open, path:
     found = next(batch for batch in batches if batch)
     assert [row["at_ns"] for row in found] == [2]
     batches.close()
+
+
+def test_a_reader_knows_of_a_file_that_was_replaced_while_it_was_opened(
+    opened: Open, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would follow the one that was moved aside for ever."""
+    opened().close()
+
+    def connect(found: Path) -> sqlite3.Connection:
+        connection = real(found)
+        journal_store.move_aside(path)
+        opened().close()
+        return connection
+
+    real = journal_reader._connect
+    monkeypatch.setattr(journal_reader, "_connect", connect)
+    with JournalReader(path) as reader:
+        assert not reader.is_current()
 
 
 def test_a_follower_waits_for_a_new_file_whose_tables_are_not_made_yet(

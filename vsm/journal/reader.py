@@ -197,8 +197,8 @@ class JournalReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._identity = _identity(path)  # before: what takes its place meanwhile is noticed
         self._connection = _connect(path)
-        self._identity = _identity(path)
 
     def __enter__(self) -> Self:
         return self
