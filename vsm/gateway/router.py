@@ -2,7 +2,8 @@
 
 Owns the clients and the meaning of each MCP method in both eras; bytes in and out are the
 transports' business, servers are the fleet's. Runs in S1's event loop; a request is handled
-without waiting unless an integration that it needs is still starting.
+without waiting unless an integration that it needs is still starting. A bit long: what each method
+means can be read in one place.
 """
 
 import asyncio
