@@ -162,7 +162,7 @@ class Link(Generic[MessageT]):
 
         Returns:
             False when the message was dropped: the link is closed, its queue is full, the
-            message is over MAX_MESSAGE_BYTES, or the kernel has no room for its descriptors.
+            message is over MAX_MESSAGE_BYTES, or there is no room for its descriptors.
         """
         if len(message.fds) != len(fds) or len(fds) > MAX_FDS:
             raise ValueError(f"{len(fds)} descriptors for the names {message.fds}")
@@ -180,7 +180,11 @@ class Link(Generic[MessageT]):
         if self.closed or is_full:
             self._counts.dropped += 1
             return False
-        outgoing = _Outgoing(payload, duplicate(fds), is_urgent)
+        try:
+            outgoing = _Outgoing(payload, duplicate(fds), is_urgent)
+        except OSError:  # there is no descriptor left to keep them by
+            self._counts.dropped += 1
+            return False
         self._queue.insert(self._urgent if is_urgent else len(self._queue), outgoing)
         self._urgent += is_urgent
         self._want_write()

@@ -14,7 +14,7 @@ from vsm.core.instance_demand import Terms
 from vsm.gateway import bridge
 from vsm.gateway import upstream as upstreams
 from vsm.gateway.bridge import RoundQuestion
-from vsm.gateway.call import Call
+from vsm.gateway.call import Call, Inquiry
 from vsm.gateway.call_log import CallLog
 from vsm.gateway.client import MAX_ASKED
 from vsm.gateway.integration import Settings
@@ -379,6 +379,59 @@ def test_a_tool_that_is_suspended_while_a_client_is_asked_is_not_called_again() 
     uvloop.run(main())
 
 
+def test_a_call_that_moved_to_another_server_has_all_its_time_after_a_question() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await modern(gateway, concurrency=1)
+            client = await gateway.raw(elicitation={})
+            for number in (1, 2):
+                client.send(id=number, method="tools/call", params={"name": "it__echo"})
+            await server.receive("tools/call")
+            integration = gateway.gateway.fleet.integrations["it"]
+            await until(client, lambda: integration.in_flight == 2)
+            server.end_output()
+            assert "error" in await client.answer(1)
+            server = await modern(gateway)
+            asked = await server.receive("tools/call")
+            (call,) = (c for one in gateway.gateway.router.clients for c in one.in_flight.values())
+            call.deadline = asyncio.get_running_loop().time()  # nobody looks before it is asked
+            form = {"who": {"method": "elicitation/create", "params": FORM}}
+            server.send(
+                id=asked["id"], result={"resultType": "input_required", "inputRequests": form}
+            )
+            question = await client.receive()
+            client.send(id=question["id"], result={"action": "accept", "content": {}})
+            await server.answer("tools/call", resultType="complete", **TEXT)
+            assert "result" in await client.answer(2)
+
+    uvloop.run(main())
+
+
+def test_what_is_late_with_a_server_that_ends_by_it_surprises_nobody() -> None:
+    async def main() -> None:
+        wrong: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+        async with harness.running() as gateway:
+            await legacy(gateway)
+            upstream = gateway.gateway.fleet.integrations["it"].upstream
+            assert upstream is not None
+            over = asyncio.Event()
+
+            def failed(_code: int, text: str) -> None:
+                upstream.close(text)
+                over.set()
+
+            for _ in range(2):
+                inquiry = Inquiry(lambda _: None, failed, timeout_s=0.05)
+                upstream.ask("ping", {}, inquiry)
+            async with asyncio.timeout(20):
+                await over.wait()
+            await asyncio.sleep(0)
+        assert wrong == []
+
+    uvloop.run(main())
+
+
 def test_what_a_modern_client_is_to_be_asked_is_bounded_in_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -438,6 +491,30 @@ def test_a_call_whose_client_never_came_back_is_recorded_though_its_server_answe
             assert log.outcomes == []
             await client.close()
             await until(watcher, lambda: log.outcomes == [CANCELLED])
+
+    uvloop.run(main())
+
+
+def test_a_probe_whose_client_never_came_back_makes_room_for_another() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await legacy(gateway, resilience=Resilience(failures=1, open_s=600))
+            guard = gateway.gateway.fleet.integrations["it"].guard
+            guard.server_lost("as if")
+            guard.server_replaced()  # tried at once
+            client = await Raw.connect(gateway.socket_path)
+            gateway.raws.append(client)
+            called = {"name": "it__echo", "arguments": {}, "_meta": MODERN}
+            client.send(id=1, method="tools/call", params=called)
+            await server.receive("tools/call")
+            server.send(id="q", method="elicitation/create", params=FORM)
+            assert (await client.answer(1))["result"]["resultType"] == "input_required"
+            await client.close()
+            assert "the client is gone" in (await server.receive())["error"]["message"]
+            other = await gateway.raw()
+            other.send(id=2, method="tools/call", params={"name": "it__echo"})
+            await server.answer("tools/call", **TEXT)
+            assert "result" in await other.answer(2)
 
     uvloop.run(main())
 

@@ -409,3 +409,19 @@ def test_what_the_kernel_has_no_room_for_is_told_and_the_end_of_a_peer_is_not(
     assert ends[0].statistics().dropped == 1
     assert ends[0].send(messages.Stop())
     assert ends[1].receive(1) is not None
+
+
+def test_descriptors_that_cannot_be_kept_while_they_wait_are_told(
+    monkeypatch: pytest.MonkeyPatch, ends: Ends
+) -> None:
+    while not ends[0].statistics().queued:
+        ends[0].send(messages.Start(epoch=1, token="x" * 100_000))
+
+    def none_left(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", none_left)
+    attach = messages.Attach(worker="a-1", integration="a", fds=("stdin", "stdout"))
+    assert not ends[0].send(attach, [0, 0])
+    monkeypatch.undo()
+    assert ends[0].statistics().dropped == 1

@@ -270,6 +270,7 @@ class Bridge:
         parked.call.row.cancel()
         if parked.call.log is not None:
             parked.call.log.note(parked.call, CANCELLED, 0)
+        parked.upstream.guard.cancelled(parked.call)
         if parked.outcome is None:
             for id_bytes, _ in (*parked.asked.values(), *parked.unasked.values()):
                 parked.upstream.tell(jsonrpc.failure(id_bytes, jsonrpc.INTERNAL_ERROR, reason))
@@ -336,7 +337,8 @@ class Bridge:
 
     def ask_legacy_client(self, call: BridgedCall, result: Raw) -> None:
         """Put the questions of an `input_required` result to the client that called."""
-        call.sent = False  # what the server was sent is answered; nothing is there to cancel
+        # What the server was sent is answered: nothing is there to cancel, and its time is over.
+        call.sent, call.deadline = False, None
         call.rounds += 1
         try:
             self._ask_round(call, jsonrpc.members(result))

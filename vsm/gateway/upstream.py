@@ -469,8 +469,9 @@ class Upstream:
         late = [i for i, w in self._in_flight.waiting.items() if _is_late(w, now)]
         for request_id in late:
             waiting = self._in_flight.take(request_id)
-            self._tell_cancelled(request_id, "timed out")
-            cast("Waiting", waiting).failed(jsonrpc.TIMED_OUT, self._timeout_text(waiting))
+            if waiting is not None:  # else what came of another one ended the server
+                self._tell_cancelled(request_id, "timed out")
+                waiting.failed(jsonrpc.TIMED_OUT, self._timeout_text(waiting))
         for call in [call for call in self._queue if _is_late(call, now)]:
             self._queue.remove(_lane(call), call)
             call.failed(jsonrpc.TIMED_OUT, self._timeout_text(call))
