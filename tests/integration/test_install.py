@@ -96,6 +96,25 @@ def run_confined(host: Host, profile: str, argv: list[str]) -> str:
     return done.stdout.strip()
 
 
+STEP = """
+import pathlib, sys
+from vsm.install.sandbox import InstallSandbox
+argv = ["/bin/sh", "-c", "exec >&- 2>&-; exec sleep 30"]
+print(InstallSandbox(pathlib.Path(sys.argv[1])).run(argv, env={}, timeout_s=0.5).timed_out)
+"""
+
+
+def test_a_step_that_closes_its_output_and_runs_on_is_ended_all_the_same(
+    host: Host, tmp_path: Path
+) -> None:
+    (tmp_path / "build").mkdir()
+    command = [sys.executable, "-c", STEP, str(tmp_path / "build")]
+    done = subprocess.run(
+        command, env=host.env, capture_output=True, text=True, check=False, timeout=BOUND_S
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
 # -- PyPI ------------------------------------------------------------------------------------------
 
 

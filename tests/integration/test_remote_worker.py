@@ -1,12 +1,13 @@
 """The worker of a remote server against servers that misbehave, on loopback, unconfined."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from remote_rig import ENVELOPE, LEGACY, MODERN, Request, legacy, scripted, worker
+from remote_rig import BOUND_S, ENVELOPE, LEGACY, MODERN, Request, legacy, scripted, worker
 
 from vsm.protocol.frames import BROKEN, NOT_REACHED
 from vsm.protocol.jsonrpc import UNAVAILABLE
@@ -304,6 +305,45 @@ def test_a_lost_session_is_opened_again_with_what_it_was_asked_for() -> None:
     assert methods.count("logging/setLevel") == methods.count("resources/subscribe") == 2
     assert server.of("tools/call")[-1]["mcp-session-id"] == "s3"
     assert server.of("DELETE")[-1]["mcp-session-id"] == "s3"  # and it took leave
+
+
+def test_calls_that_meet_a_lost_session_all_wait_for_the_next_one() -> None:
+    both, lost, opening = threading.Barrier(2), threading.Event(), threading.Event()
+    opened: list[str] = []
+
+    def play(request: Request) -> None:
+        session = request.headers.get("mcp-session-id")
+        if request.what == "initialize":
+            opened.append(f"s{len(opened) + 1}")
+            if len(opened) > 1:
+                lost.set()
+                assert opening.wait(BOUND_S)
+            legacy(request, opened[-1])
+        elif request.what == "tools/call" and session == "s1":
+            if both.wait(BOUND_S):  # the other one hears of it while a new session is opened
+                assert lost.wait(BOUND_S)
+            request.reply(404)
+        elif request.what == "tools/call":
+            request.text(str(session))
+        else:
+            legacy(request)
+
+    with scripted(play) as server, worker(server) as far:
+        far.handshake()
+        calls = [far.send("tools/call", name="tool", arguments={}) for _ in range(2)]
+        assert lost.wait(BOUND_S)
+        calls.append(far.send("tools/call", name="tool", arguments={}))
+        far.tell("notifications/roots/list_changed")
+        server.wait_for("notifications/roots/list_changed")
+        opening.set()
+        answers: dict[Any, dict[str, Any]] = {}
+        while len(answers) < len(calls):
+            message = far.message()
+            if "method" not in message:
+                answers[message["id"]] = message
+        assert [text_of(answers[one]) for one in calls] == ["s2"] * len(calls)
+        assert opened == ["s1", "s2"]
+        assert far.end() == 0
 
 
 def test_a_session_that_comes_back_as_another_server_ends_the_worker() -> None:

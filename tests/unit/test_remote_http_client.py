@@ -31,3 +31,34 @@ def test_a_connection_that_is_reset_on_the_way_says_where_the_reason_is() -> Non
     text = asyncio.run(main())
     assert text.startswith("cannot be reached: ")
     assert "`vsm status` of this integration says why, under EGRESS TO" in text
+
+
+def test_a_connection_is_closed_when_its_taker_is_cancelled_before_its_end() -> None:
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx")
+            await reader.read()
+            ended.set()
+            writer.close()
+
+        async def take() -> None:
+            async with await client.exchange("GET", "/", ()):
+                left.set()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with asyncio.timeout(20), server:
+            port = server.sockets[0].getsockname()[1]
+            client = HttpClient(Origin("http", "127.0.0.1", port), None)
+            left = asyncio.Event()
+            taking = asyncio.create_task(take())
+            await left.wait()
+            await asyncio.sleep(0)  # it waits for what is left of the body
+            taking.cancel()
+            await asyncio.wait([taking])
+            assert taking.cancelled()
+            await ended.wait()
+
+    asyncio.run(main())

@@ -197,7 +197,7 @@ class _DiskWatch:
 
 def _finish(spawned: Spawned, reader: int, timeout_s: float, disk: _DiskWatch) -> Done:
     """Read until everything inside has ended, or kill it."""
-    output, timed_out = b"", False
+    output, timed_out, waited_for = b"", False, reader
     deadline = time.monotonic() + timeout_s
     while True:
         left_s = deadline - time.monotonic()
@@ -206,12 +206,14 @@ def _finish(spawned: Spawned, reader: int, timeout_s: float, disk: _DiskWatch) -
             timed_out = True
             os.kill(spawned.pid, signal.SIGKILL)
             break
-        if not select.select([reader], [], [], min(left_s, _LOOK_S))[0]:
+        if not select.select([waited_for], [], [], min(left_s, _LOOK_S))[0]:
             continue
+        if waited_for == spawned.pidfd:
+            break
         block = os.read(reader, 65536)
         if not block:
-            break
+            waited_for = spawned.pidfd  # it may have closed its output, and run on
         output = (output + block)[-_MOST_OUTPUT_BYTES:]
-    report = wait_confined(spawned, None if not timed_out else _END_TIMEOUT_S)
+    report = wait_confined(spawned, _END_TIMEOUT_S)
     status = 128 + (report.signal or 0) if report.status is None else report.status
     return Done(status, output.decode(errors="replace"), timed_out)

@@ -136,7 +136,7 @@ class _Desk(Hooks):
             call.settle(None, "refused", unfit)
             process.kill()  # who knows what it is now
             return
-        if process.late:
+        if process.late or call.done.done():
             return  # it is killed already
         del self.busy[process]
         if answer.kind == "value":
@@ -255,8 +255,10 @@ class Pool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._workers.stop()
-        self._desk.fail_all("the pool ended")
+        try:
+            await self._workers.stop()
+        finally:
+            self._desk.fail_all("the pool ended")
 
     async def call(self, *args: object, timeout_s: float | None = _TIMEOUT_S) -> Reply:
         """Have one worker call the function, as soon as one is free.

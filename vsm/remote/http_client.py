@@ -207,13 +207,16 @@ class Exchange:
     async def _finish(self) -> None:
         """Keep the connection if the rest of the body comes at once."""
         connection = self._connection
-        with contextlib.suppress(HttpError, OSError, TimeoutError):
+        try:
             async with asyncio.timeout(REST_TIMEOUT_S):
                 while not connection.done and not connection.ends_with_connection:
                     connection.blocks.clear()
                     if connection.heard > MOST_HEAD_BYTES << 4 or not await connection.more():
                         break
-        self._client.give_back(connection)
+        except (HttpError, OSError):
+            pass
+        finally:  # also if it is cancelled meanwhile
+            self._client.give_back(connection)
 
 
 class HttpClient:

@@ -243,7 +243,8 @@ class Peer:
     ) -> None:
         if not self._own:
             await self._join()
-        generation = self._generation
+        async with self._lock:  # not while another session is being opened
+            generation = self._generation
         try:
             await self._converse(frame, message, {})
         except SessionLostError:
@@ -312,8 +313,6 @@ class Peer:
     async def _refused(self, exchange: Exchange, message: Message, on_answer: OnAnswer) -> None:
         """An HTTP error: the JSON-RPC error in it, or what its status says."""
         status = exchange.status
-        if status == _NOT_FOUND and self._session and not self._modern:
-            raise SessionLostError
         error = await _error_in(exchange)
         if error is not None:
             line = jsonrpc.forwarded_error(jsonrpc.encode(message.id), error)
@@ -479,8 +478,8 @@ class Peer:
                 text = "it offers something else after its session was lost"
                 raise SurfaceChangedError(text)
             say("its session was lost; another one was opened")
-            if self._own:
-                await self._restore()
+        if self._own:
+            await self._restore()
 
     async def _restore(self) -> None:
         """Ask a renewed session for what its predecessor was asked; its lists may differ."""
@@ -547,7 +546,11 @@ class Peer:
         own = {} if "mcp-method" in headers else self._headers()
         kinds = {"content-type": _JSON, "accept": _ACCEPT}
         exchange = await self._door.open("POST", {**own, **headers, **kinds}, frame)
-        session = exchange.headers.get("mcp-session-id", "")
+        in_session = "mcp-session-id" in own  # by now it may be lost, or another
+        if exchange.status == _NOT_FOUND and in_session:
+            exchange.leave()
+            raise SessionLostError
+        session = "" if in_session else exchange.headers.get("mcp-session-id", "")
         if session and not self._session and exchange.status == _OK and not self._modern:
             if printable(session) != session or len(session) > _MOST_SESSION_CHARS:
                 exchange.leave()
@@ -566,8 +569,6 @@ class Peer:
         async with self._door.aside:
             exchange = await self._post(frame, {**self._headers(), **headers})
             async with exchange:
-                if exchange.status == _NOT_FOUND and self._session:
-                    raise SessionLostError
                 if exchange.status not in _ACCEPTED:
                     raise RefusedError(f"it answered HTTP {exchange.status}")
 
