@@ -1,12 +1,14 @@
 """What S1 tells of its breakers: each opening is a decision, and the record has what came of it."""
 
 import asyncio
+import socket
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from system_rig import Rig, of
 
-from vsm.messages import Algedonic, Decided, Noted, Settled
+from vsm.messages import Algedonic, Decided, Noted, Settled, Start
 from vsm.systems.operations import Operations, SupervisorReports
 
 
@@ -66,3 +68,31 @@ def test_rates_that_are_published_again_as_they_were_leave_what_was_used_up() ->
     operations.snapshots["system2"] = {"rates": [], "steady": []}
     Operations._take_rates(operations)
     assert made == ["rates", "rates"]
+
+
+def test_calls_are_recorded_from_the_first_on() -> None:
+    seen: list[str] = []
+
+    async def served(sock: socket.socket, **_: object) -> None:
+        sock.close()
+        seen.append("served")
+
+    async def main() -> None:
+        gateway = SimpleNamespace(
+            listen_unix=served, listen_http=served, record_calls=lambda _: seen.append("recorded")
+        )
+        operations: Any = SimpleNamespace(gateway=gateway)
+        pairs = [socket.socketpair() for _ in range(3)]
+        fds = {
+            name: pair[0].detach()
+            for name, pair in zip(("unix", "http", "calls"), pairs, strict=True)
+        }
+        try:
+            with mock.patch("vsm.systems.operations.CallLog", lambda sock, **_: sock.close()):
+                await Operations.listen(operations, Start(epoch=1, token="t", audit="all"), fds)
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
+
+    asyncio.run(main())
+    assert seen == ["recorded", "served", "served"]

@@ -221,7 +221,13 @@ class Operations:
         self.policing.register()
 
     async def listen(self, start: Start, fds: dict[str, int]) -> None:
-        """Serve on the listeners that came with `start`."""
+        """Serve on the listeners that came with `start`, and record calls before the first."""
+        if "calls" in fds and start.audit != "off":
+            sender = f"system1-{start.epoch}-{os.getpid()}-{os.urandom(8).hex()}"
+            sock = socket.socket(fileno=fds.pop("calls"))
+            self.gateway.record_calls(
+                CallLog(sock, sender=sender, mode=start.audit, rate=start.audit_rate)
+            )
         if "unix" in fds:
             await self.gateway.listen_unix(socket.socket(fileno=fds.pop("unix")))
         if "http" in fds:
@@ -230,12 +236,6 @@ class Operations:
                 raise ValueError("start: auth is by token, and there is none")
             listener = socket.socket(fileno=fds.pop("http"))
             await self.gateway.listen_http(listener, token=token)
-        if "calls" in fds and start.audit != "off":
-            sender = f"system1-{start.epoch}-{os.getpid()}-{os.urandom(8).hex()}"
-            sock = socket.socket(fileno=fds.pop("calls"))
-            self.gateway.record_calls(
-                CallLog(sock, sender=sender, mode=start.audit, rate=start.audit_rate)
-            )
         close_fds(list(fds.values()))
 
     def state(self) -> Body:
