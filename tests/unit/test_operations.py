@@ -6,10 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import pytest
 from system_rig import Rig, of
 
 from vsm.messages import Algedonic, Decided, Noted, Settled, Start
 from vsm.systems.operations import Operations, SupervisorReports
+
+ROW: dict[str, Any] = {
+    "client": "*", "calls_itself": "*", "integration": "*",
+    "per_second": 1.0, "burst": 1, "wait_s": 0.0, "weight": 1,
+}  # fmt: skip
 
 
 def test_opened_breaker_is_a_decision_whose_outcome_follows() -> None:
@@ -59,10 +65,8 @@ def test_rates_that_are_published_again_as_they_were_leave_what_was_used_up() ->
     made: list[str] = []
     fleet = SimpleNamespace(hold=list, guard=lambda kind, _make: made.append(kind))
     operations: Any = SimpleNamespace(snapshots={}, _rates=(), gateway=SimpleNamespace(fleet=fleet))
-    row: dict[str, Any] = {"client": "*", "calls_itself": "*", "integration": "*"}
-    row |= {"per_second": 1.0, "burst": 1, "wait_s": 0.0, "weight": 1}
     for steady in ([], ["one"], []):
-        operations.snapshots["system2"] = {"rates": [dict(row)], "steady": steady}
+        operations.snapshots["system2"] = {"rates": [dict(ROW)], "steady": steady}
         Operations._take_rates(operations)
     assert made == ["rates"]
     operations.snapshots["system2"] = {"rates": [], "steady": []}
@@ -96,3 +100,24 @@ def test_calls_are_recorded_from_the_first_on() -> None:
 
     asyncio.run(main())
     assert seen == ["recorded", "served", "served"]
+
+
+@pytest.mark.parametrize(
+    "snapshot",
+    [
+        {},
+        {"rates": 1},
+        {"rates": [1]},
+        {"rates": [{}]},
+        {"rates": [], "steady": 1},
+        {"rates": [{**ROW, "burst": "many"}]},
+    ],
+)
+def test_rates_that_make_no_sense_leave_those_before(snapshot: dict[str, Any]) -> None:
+    made: list[str] = []
+    fleet = SimpleNamespace(hold=made.append, guard=lambda kind, _make: made.append(kind))
+    operations: Any = SimpleNamespace(
+        snapshots={"system2": snapshot}, _rates=(), gateway=SimpleNamespace(fleet=fleet)
+    )
+    Operations._take_rates(operations)
+    assert made == []

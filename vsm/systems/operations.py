@@ -388,8 +388,13 @@ class Operations:
     def _take_rates(self) -> None:
         """Put S2's rates before the integrations that they concern, and hold pools steady."""
         snapshot: Any = self.snapshots.get("system2", {"rates": []})
-        self.gateway.fleet.hold(str(name) for name in snapshot.get("steady", ()))
-        rules = rules_of(snapshot)
+        try:
+            steady = [str(name) for name in snapshot.get("steady", ())]
+            rules = rules_of(snapshot)
+        except (LookupError, TypeError, ValueError) as error:
+            sys.stderr.write(f"system2's rates make no sense, those before stay: {error!r:.200}\n")
+            return
+        self.gateway.fleet.hold(steady)
         if rules != self._rates:  # else whoever used up a rate would have it whole again
             self._rates = rules
             self.gateway.fleet.guard("rates", gate_maker(rules))
