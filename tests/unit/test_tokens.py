@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from vsm.remote import tokens
-from vsm.remote.http_client import HttpClient, HttpError
+from vsm.remote.door import Door, Room
+from vsm.remote.http_client import HttpClient, HttpError, Origin
 from vsm.remote.tokens import StoredTokens, Tokens
 
 ANSWER = b'{"access_token":"new","refresh_token":"next","token_type":"Bearer"}'
@@ -75,7 +76,10 @@ def test_a_token_that_cannot_be_kept_is_used_all_the_same(
     assert "next" not in told
 
 
-def test_a_call_that_is_cancelled_while_it_renews_loses_no_login(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_call_that_is_cancelled_while_it_renews_loses_no_login(
+    tmp_path: Path, *, ends: bool
+) -> None:
     path = tmp_path / "oauth.json"
 
     async def scenario() -> list[str]:
@@ -104,7 +108,11 @@ def test_a_call_that_is_cancelled_while_it_renews_loses_no_login(tmp_path: Path)
             cancelled.cancel()
             await asyncio.wait([cancelled])
             may_answer.set()
-            assert await stored.token() == "new"
+            if ends:
+                client = HttpClient(Origin("http", "127.0.0.1", port), None)
+                await Door("far", client, "/", {}, Room(), agent="test", bearer=stored).close()
+            else:
+                assert await stored.token() == "new"
         return forms
 
     (form,) = asyncio.run(scenario())

@@ -43,6 +43,9 @@ class Bearer(Protocol):
     async def renewed(self, refused: str) -> str:
         """Another one in the place of `refused`; "" where there is none to be had."""
 
+    async def close(self) -> None:
+        """Finish what must not be broken off."""
+
 
 @dataclass
 class Room:
@@ -87,8 +90,10 @@ class Door:
         """Where it leads."""
         return self._client.origin
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close what is idle."""
+        if self._bearer is not None:
+            await self._bearer.close()
         self._client.close()
 
     async def open(self, method: str, headers: Mapping[str, str], body: bytes = b"") -> Exchange:

@@ -189,7 +189,7 @@ class Peer:
             with contextlib.suppress(HttpError, RefusedError, TimeoutError):
                 async with asyncio.timeout(FAREWELL_S), self._door.aside:
                     (await self._door.open("DELETE", self._headers())).leave()
-        self._door.close()
+        await self._door.close()
 
     # ---- requests ------------------------------------------------------------------------------
 

@@ -84,6 +84,11 @@ class StoredTokens:
         tokens = await self._renew_once(tokens)
         return "" if tokens is None else tokens.access_token
 
+    async def close(self) -> None:
+        """Wait for a renewal that is under way, for its answer is the next login."""
+        if self._renewing is not None:
+            await asyncio.wait([self._renewing])
+
     async def _renew_once(self, tokens: Tokens) -> Tokens | None:
         """What a renewal gives, which is everybody's, and goes on though its call is cancelled.
 
