@@ -7,6 +7,7 @@ with an error, and the session goes on once vsm is there again (`vsm.core.rejoin
 """
 
 import argparse
+import contextlib
 import json
 import os
 import select
@@ -170,7 +171,8 @@ class Bridge:
                 remedy = "Launch it again for a session with the new vsm."
                 raise ConnectionLostError("vsm connect", str(error), remedy) from None
             if to_gateway:
-                self._connection.sendall(to_gateway)
+                with contextlib.suppress(OSError):  # gone again: receiving says so
+                    self._connection.sendall(to_gateway)
             if waits:
                 self._open.notify_all()
         return to_client

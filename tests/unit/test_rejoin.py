@@ -1,12 +1,14 @@
 """What `vsm connect` remembers of a session, so that it can go on at a new gateway."""
 
 import json
+import socket
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsm.connect import Bridge
 from vsm.core.rejoin import Rejoin, RejoinError
 
 
@@ -222,3 +224,16 @@ def test_blocks_pass_as_their_lines_would_one_by_one() -> None:
         to_client = [one for line in told for one in single.received(line).to_client]
         assert whole.received_block(block(*told)) == (block(*to_client), b"")
         assert whole.in_flight.keys() == single.in_flight.keys()
+
+
+def test_a_gateway_that_goes_again_as_it_takes_the_session_up_ends_no_client() -> None:
+    ours, gateway = socket.socketpair()
+    with ours, gateway:
+        bridge = Bridge(ours, 1.0)
+        session = bridge._session = begun()
+        session.lost()
+        session.rejoin()
+        gateway.close()
+        told = bridge._take(greeting(f"vsm-connect-{session.generation}") + b"\n")
+        assert b"list_changed" in told
+        assert not bridge._receive()
