@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from vsm.gateway.gate_arguments import is_deeper, names_of
+from vsm.gateway.rule_arguments import Arguments, single_members
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.text("ab[]{}", max_size=4),
@@ -28,6 +29,13 @@ def depth(value: Any) -> int:
 @given(JSON, st.integers(1, 6))
 def test_depth_is_that_of_the_deepest(value: Any, most: int) -> None:
     assert is_deeper(json.dumps(value).encode(), most) is (depth(value) > most)
+
+
+def test_what_is_nested_too_deeply_to_be_looked_at_is_too_deep() -> None:
+    deep = b'{"a":' + b"[" * 30_000 + b"]" * 30_000 + b"}"
+    assert is_deeper(deep, 6)
+    assert single_members(deep) is None
+    assert not Arguments({"arguments": Raw(deep)}).find("a").complete
 
 
 def test_only_a_plain_list_of_properties_is_understood() -> None:

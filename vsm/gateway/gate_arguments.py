@@ -112,7 +112,10 @@ def is_deeper(raw: bytes, most: int) -> bool:
     """Whether valid JSON is nested deeper than `most`."""
     if raw.count(b"{") + raw.count(b"[") <= most:
         return False
-    level = [_anything.decode(raw)]
+    try:
+        level = [_anything.decode(raw)]
+    except RecursionError:  # a message may be nested a little deeper than can be looked at here
+        return True
     for _ in range(most):
         level = [
             inner

@@ -155,7 +155,7 @@ def single_members(text: bytes) -> dict[str, Raw] | None:
         if not text.isascii():
             text.decode()
         found = _members.decode(text)
-    except (ValueError, msgspec.DecodeError):
+    except (ValueError, RecursionError):
         return None
     if len(text) < _SHORT_BYTES and _has_colons(text, len(found)):
         return found
