@@ -800,3 +800,42 @@ def test_an_order_that_is_too_long_is_an_error_and_ends_no_other_run(tmp_path: P
     assert "fewer paths" in told.value.remedy
     assert vsm.run(["/bin/true"]).cause == "ok"
     assert runner_link.runner_pid() == runner
+
+
+MANY = """
+import asyncio, resource, time, vsm
+from vsm.library.runner_link import runner_pid
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (320, most))
+vsm.run(int)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+async def main():
+    runs = [asyncio.ensure_future(vsm.run_async(time.sleep, 600)) for _ in range(100)]
+    done, _ = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+    for run in runs:
+        run.cancel()
+    await asyncio.wait(runs)
+    print({str(run.exception()).partition(" ")[2].partition(" ")[2] for run in done})
+
+before = runner_pid()
+asyncio.run(main())
+while True:
+    try:
+        value = vsm.run(int).value
+        break
+    except vsm.VsmError as error:
+        assert "runs wait already" in str(error)  # those that were cancelled have to end
+        time.sleep(0.01)
+print(value, runner_pid() == before)
+"""
+
+
+def test_more_runs_than_can_wait_are_refused_and_end_no_other() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MANY], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout.splitlines() == [
+        "{'runs wait already. Give fewer at a time, or `ulimit -n` more.'}",
+        "0 True",
+    ], done.stderr

@@ -10,6 +10,7 @@ import gc
 import itertools
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -44,6 +45,7 @@ _MOST_SPARES = 2
 _QUIET_S = 0.02  # a short run's end is heard before the next spare is made
 _MOST_WORD_BYTES = 16
 _FDS = 4  # control, channel, stdout, stderr
+_SPARE_FDS = 64  # to start and end runs with, whatever waits
 
 
 class Runner:
@@ -64,6 +66,8 @@ class Runner:
         self.nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._runs: dict[int, Run] = {}
         self._waiting: deque[tuple[Order, list[int]]] = deque()
+        most_fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._highest_fd = max(most_fds - _SPARE_FDS, most_fds // 2)
         self._by_fd: dict[int, Run] = {}
         self._plans: dict[int, tuple[Order, Plan]] = {}
         self._spare_for: Order | None = None
@@ -180,6 +184,12 @@ class Runner:
             for fd in fds:
                 os.close(fd)
             return bool(data)
+        if max(fds) > self._highest_fd:  # the lowest that is free is taken: few are left
+            what = f"{len(self._waiting)} runs wait already"
+            _refuse(fds[0], VsmError("vsm.run", what, "Give fewer at a time, or `ulimit -n` more."))
+            for fd in fds:
+                os.close(fd)
+            return True
         self._waiting.append((msgspec.json.decode(data, type=Order), fds))
         self._start_waiting()
         return True
@@ -199,8 +209,7 @@ class Runner:
         try:
             run = self._take(order)
         except (VsmError, OSError) as error:
-            with socket.socket(fileno=os.dup(fds[0])) as control, suppress(OSError):
-                control.send(json.dumps(refusal(error)).encode())
+            _refuse(fds[0], error)
             return
         run.adopt(fds)
         self._watch(run.control.fileno() if run.control else -1, run)
@@ -357,6 +366,11 @@ class Runner:
                 self._bury(run)
         self._egress.close()
         self._cgroups.close()
+
+
+def _refuse(control_fd: int, error: VsmError | OSError) -> None:
+    with socket.socket(fileno=os.dup(control_fd)) as control, suppress(OSError):
+        control.send(json.dumps(refusal(error)).encode())
 
 
 def _warm(name: str) -> None:
