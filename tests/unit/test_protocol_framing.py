@@ -1,5 +1,6 @@
 import itertools
 import json
+import tracemalloc
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +59,18 @@ def test_an_endless_line_holds_bounded_memory_and_the_next_line_arrives() -> Non
     first = frames[0]
     assert isinstance(first, OversizedFrame)
     assert salvage_id(first.head, first.tail) == 77
+
+
+def test_a_line_in_very_many_parts_takes_no_more_room_than_in_one() -> None:
+    splitter, size = LineSplitter(1 << 20), 100_000
+    tracemalloc.start()
+    try:
+        for _ in range(size // 2):
+            assert list(splitter.feed(bytes([97, 98]))) == []
+        assert tracemalloc.get_traced_memory()[1] < 4 * size
+    finally:
+        tracemalloc.stop()
+    assert list(splitter.feed(b"c\n")) == [b"ab" * (size // 2) + b"c"]
 
 
 def test_ids_are_salvaged_from_either_end_and_not_from_within() -> None:

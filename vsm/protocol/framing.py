@@ -11,6 +11,7 @@ HEAD_BYTES = 512
 TAIL_BYTES = 256
 LONG_BYTES = 8192
 FOUND_LINES = 8
+SMALL_BYTES = 1024
 
 _ID_AT_HEAD = re.compile(
     rb'^\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,19})\s*[,}]'
@@ -90,7 +91,7 @@ class LineSplitter:
     def __init__(self, max_frame_bytes: int) -> None:
         self._max = max_frame_bytes
         self._plain_bytes = min(max_frame_bytes, LONG_BYTES - 1)
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._size = 0
         self._head = b""
         self._tail = b""
@@ -148,7 +149,12 @@ class LineSplitter:
         if self.skipping:
             self._tail = (self._tail + part[-TAIL_BYTES:])[-TAIL_BYTES:]
             return
-        self._parts.append(part)
+        if len(part) >= SMALL_BYTES:
+            self._parts.append(part)
+        elif self._parts and isinstance(small := self._parts[-1], bytearray):
+            small += part
+        else:  # each by itself would take twenty times its room
+            self._parts.append(bytearray(part))
         if self._size > self._max:
             self._skip()
 
@@ -162,7 +168,7 @@ class LineSplitter:
         for part in reversed(self._parts):
             if len(tail) >= TAIL_BYTES:
                 break
-            tail = part[-TAIL_BYTES:] + tail
+            tail = bytes(part[-TAIL_BYTES:]) + tail
         self._head, self._tail = head[:HEAD_BYTES], tail[-TAIL_BYTES:]
         self._parts.clear()
         self.skipping = True
