@@ -226,6 +226,22 @@ def test_a_stream_that_can_never_be_resumed_is_given_up() -> None:
         assert (code, "ended before the answer" in text) == (BROKEN, True)
 
 
+def test_a_call_whose_stream_broke_may_have_run_whatever_becomes_of_resuming_it() -> None:
+    def play(request: Request) -> None:
+        if request.headers.get("last-event-id"):
+            request.reply(403)
+        elif not legacy(request):
+            request.stream()
+            request.event("", "e1", retry_ms=1)
+            request.cut()
+
+    with scripted(play) as server, worker(server) as far:
+        far.handshake()
+        code, text = error_of(far.call())
+        assert (code, "refuses the credentials" in text) == (BROKEN, True)
+        assert "it may have run" in text
+
+
 def test_an_invalid_event_is_passed_on_for_the_gateway_to_judge_and_the_answer_follows() -> None:
     def play(request: Request) -> None:
         if not legacy(request):

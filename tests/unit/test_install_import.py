@@ -356,14 +356,19 @@ def test_an_import_into_a_place_that_cannot_be_is_refused_before_anything_is_ins
 ) -> None:
     monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
     client, folder = tmp_path / "c.json", tmp_path / place
+    victim = tmp_path / "victim"
+    victim.touch(0o600)
+    victim.write_text("theirs")
     if place != "missing":
         folder.mkdir()
         folder.chmod(0o777)
+        (folder / ".vsm.toml.import.toml").symlink_to(victim)
     servers = {"x": {"command": "npx", "args": ["-y", "tiny"]}}
     client.write_text(json.dumps({"mcpServers": servers}))
     said: list[str] = []
     with pytest.raises(ConfigurationError, match=place):
         apply(read_client_file(client), folder / "vsm.toml", said.append)
     assert said == []
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("theirs", 0o600)
     assert not (tmp_path / "state").exists()
     assert not folder.exists() or not list(folder.iterdir())

@@ -259,9 +259,11 @@ def _replace(config: Path, added: str, *, keep: bool = True) -> None:
     before = config.read_text(encoding="utf-8") if config.exists() else ""
     fresh = config.with_name(f".{config.name}.import.toml")
     try:
-        fresh.write_text((before + added).lstrip("\n"), encoding="utf-8")
-        if config.exists():
-            fresh.chmod(config.stat().st_mode & 0o755)
+        fresh.unlink(missing_ok=True)
+        with fresh.open("x", encoding="utf-8") as file:  # through no link of somebody else's
+            file.write((before + added).lstrip("\n"))
+            if config.exists():
+                os.fchmod(file.fileno(), config.stat().st_mode & 0o755)
         load_config(fresh)
         if keep:
             fresh.rename(config)

@@ -352,7 +352,11 @@ class Peer:
             before = parser.last_id
             again = EventParser(self._common.most_frame_bytes)
             again.last_id, again.retry_s = before, parser.retry_s
-            exchange = await self._get(before)
+            try:
+                exchange = await self._get(before)
+            except (HttpError, RefusedError) as error:  # of the request we know that it was sent
+                what = f"its stream ended before the answer, and then {error}"
+                raise HttpError(what, sent=True) from None
             async with exchange:
                 if exchange.status != _OK or exchange.media_type != _EVENTS:
                     break
