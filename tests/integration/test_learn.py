@@ -1,5 +1,6 @@
 """`vsm profile learn`: what it writes is enough for the same run, and for nothing more."""
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 from vsm.audit import learn as learning
 from vsm.audit.learn import MOST_PATHS, OTHERS
 from vsm.confinement.probe import HostFacts, probe_host
+from vsm.core.egress import MOST_LISTENERS
 from vsm.errors import VsmError
 
 Require = Callable[[str, bool, str], None]
@@ -133,6 +135,20 @@ def test_hosts_are_learnt_and_none_is_reached_that_the_profile_does_not_allow(
     assert tomllib.loads(text)["network"]["allow"] == ["-unasked.invalid:443"]
     assert re.search(r"(?m)^# +1 +0 +1  other\.invalid:443$", text)
     assert vsm("profile", "check", str(output)).returncode == 0
+
+
+def test_a_profile_with_as_many_ports_as_there_may_be_can_be_learnt_from(
+    tmp_path: Path, require: Require, facts: HostFacts
+) -> None:
+    require("user notification", facts.seccomp_notification, "not in this kernel")
+    require("the namespaced tier", facts.tier == "namespaced", "no namespaces")
+    base, output = tmp_path / "base.toml", tmp_path / "learnt.toml"
+    allow = [f"unasked.invalid:{8000 + number}" for number in range(MOST_LISTENERS)]
+    base.write_text(f'extends = "networked"\n[network]\nallow = {json.dumps(allow)}\n')
+    done = vsm("profile", "learn", str(base), "--output", str(output), "--", "/bin/true")
+    assert done.returncode == 0, done.stderr
+    unused = tomllib.loads(output.read_text(encoding="utf-8"))["network"]["allow"]
+    assert unused == [f"-{entry}" for entry in allow]
 
 
 def test_a_command_that_is_killed_as_it_is_found_did_not_start(

@@ -49,13 +49,11 @@ def run(args: argparse.Namespace) -> int:
     namespaced = (args.tier or host.tier) == "namespaced" and profile.network.mode != "host"
     watched = _watched(profile) if namespaced else profile
     with _group(profile, groups) as group, ExitStack() as stack:
-        egress = None
         try:
             egress = stack.enter_context(egress_process(watched, host))
-        except VsmError:
-            if profile.network.mode == "proxy":
-                raise
-            watched = profile  # hosts are not observed, and the summary says so
+        except VsmError:  # not there, or no room for one more port: less of hosts is observed
+            watched = profile
+            egress = stack.enter_context(egress_process(profile, host))
         plan = _plan(args, argv, watched, host, group)
         learned = learn(plan, egress)
     text = profile_text(profile, plan.tier, learned, argv)
