@@ -89,7 +89,8 @@ class Bridge:
 
     def run(self) -> int:
         """Bridge; returns the exit code."""
-        self._connection.sendall(self._hello)
+        with contextlib.suppress(OSError):  # gone already: receiving says so
+            self._connection.sendall(self._hello)
         threading.Thread(target=self._send, daemon=True).start()
         while True:
             self._in_vain += 1

@@ -121,3 +121,22 @@ def test_rates_that_make_no_sense_leave_those_before(snapshot: dict[str, Any]) -
     )
     Operations._take_rates(operations)
     assert made == []
+
+
+def test_what_cannot_be_handed_over_keeps_no_server_from_being_served(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def main() -> None:
+        rig = Rig("system1")
+        try:
+            reports = SupervisorReports(rig.context)
+            with mock.patch("vsm.systems.operations.to_memory", side_effect=OSError(24, "none")):
+                reports.learnt("it", b"{}")
+                reports.offered("it", b"{}")
+            reports.learnt("other", b"{}")
+            assert [(one.kind, one.integration) for one in rig.said()] == [("learnt", "other")]
+        finally:
+            rig.close()
+
+    asyncio.run(main())
+    assert capsys.readouterr().err.count("is not kept: [Errno 24] none") == 2

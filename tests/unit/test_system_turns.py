@@ -27,7 +27,7 @@ from vsm.messages import (
     Summary,
 )
 from vsm.systems import control, coordination, intelligence
-from vsm.systems.base import SystemMain
+from vsm.systems.base import SystemContext, SystemMain
 from vsm.systems.intelligence import (
     MOST_CLASSES,
     MOST_OPEN,
@@ -289,3 +289,22 @@ def test_descriptors_on_a_channel_are_closed_and_what_came_early_is_held() -> No
     assert heard[0].rules == "early"
     assert heard[1][1] == []
     assert closed == [True]
+
+
+def test_what_came_before_a_system_had_begun_is_taken_whatever_one_of_it_does() -> None:
+    taken: list[str] = []
+
+    async def main(context: SystemContext) -> None:
+        await context.started()
+
+        def take(message: Configure, _fds: list[int]) -> None:
+            taken.append(message.rules)
+            if len(taken) == 1:
+                raise BrokenError
+
+        context.handle("configure", take)
+        await context.stopping.wait()
+
+    told = [Start(epoch=1, token=""), *(Configure(rules=name) for name in ("a", "b")), Stop()]
+    with ran("system2", main, *told):
+        assert taken == ["a", "b"]

@@ -173,7 +173,11 @@ class SystemContext:
     def _deliver_held(self) -> None:
         held, self._held = self._held or [], None
         for message, fds in held:
-            self._on_control(message, fds)
+            try:
+                self._on_control(message, fds)
+            except Exception as error:  # noqa: BLE001 - as of those that are not held: the others come
+                told = {"message": f"{self.name}: {message.kind}", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(told)
 
     def _reply(self, query: Query) -> None:
         answer, about = self.answers.get(query.what), self.answers_about.get(query.what)

@@ -116,17 +116,22 @@ class SupervisorReports:
 
     def learnt(self, integration: str, content: bytes) -> None:
         """What an integration offers, for its next start."""
-        fd = to_memory(content)
-        self._context.control.send(Learnt(integration=integration, fds=("surface",)), [fd])
-        close_fds([fd])
+        self._hand_over(Learnt(integration=integration, fds=("surface",)), content)
 
     def offered(self, integration: str, document: bytes) -> None:
         """A server offers what is not pinned."""
         if len(document) > MAX_DOCUMENT_BYTES:
             sys.stderr.write(f"{integration}: offers too much to be pinned\n")
             return
-        fd = to_memory(document)
-        self._context.control.send(Offered(integration=integration, fds=("items",)), [fd])
+        self._hand_over(Offered(integration=integration, fds=("items",)), document)
+
+    def _hand_over(self, message: Learnt | Offered, content: bytes) -> None:
+        try:
+            fd = to_memory(content)
+        except OSError as error:  # no descriptor is left just now: its server serves all the same
+            sys.stderr.write(f"{message.integration}: {message.kind} is not kept: {error}\n")
+            return
+        self._context.control.send(message, [fd])
         close_fds([fd])
 
     def breaker(self, integration: str, phase: str, detail: str) -> None:
