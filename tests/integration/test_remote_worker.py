@@ -362,6 +362,30 @@ def test_calls_that_meet_a_lost_session_all_wait_for_the_next_one() -> None:
         assert far.end() == 0
 
 
+def test_a_lost_session_that_could_not_be_opened_again_is_by_the_next_call() -> None:
+    opened: list[str] = []
+
+    def play(request: Request) -> None:
+        session = request.headers.get("mcp-session-id")
+        if request.what == "initialize":
+            opened.append(f"s{len(opened) + 1}")
+            if opened[-1] == "s2":
+                request.reply(502)
+            else:
+                legacy(request, opened[-1])
+        elif request.what == "tools/call":
+            known = session == "s3"
+            request.text("in s3") if known else request.reply(404 if session else 400)
+        else:
+            legacy(request)
+
+    with scripted(play) as server, worker(server) as far:
+        far.handshake()
+        assert "HTTP 502" in error_of(far.call())[1]
+        assert text_of(far.call()) == "in s3"
+        assert far.end() == 0
+
+
 def test_a_session_that_comes_back_as_another_server_ends_the_worker() -> None:
     opened: list[str] = []
 

@@ -123,6 +123,7 @@ class Peer:
         self._renewals = 0
         self._offered: tuple[Any, Any] | None = None
         self._joined = False
+        self._lost = False  # and no other one was opened yet
         self._lock = asyncio.Lock()
         self._log_level: bytes | None = None
         self._uris: dict[str, None] = {}
@@ -246,6 +247,8 @@ class Peer:
         async with self._lock:  # not while another session is being opened
             generation = self._generation
         try:
+            if self._lost:
+                raise SessionLostError  # noqa: TRY301 - as if the server had said so
             await self._converse(frame, message, {})
         except SessionLostError:
             await self._renew(generation)
@@ -476,7 +479,9 @@ class Peer:
             if generation != self._generation:
                 return
             offered = self._offered
+            self._lost = True
             await self._shake_hands()
+            self._lost = False
             self._generation += 1
             if self._own and offered != self._offered:
                 text = "it offers something else after its session was lost"
