@@ -480,7 +480,11 @@ class Peer:
                 return
             offered = self._offered
             self._lost = True
-            await self._shake_hands()
+            try:
+                await self._shake_hands()
+            except BaseException:
+                self._offered = offered  # the next one is held against that, too
+                raise
             self._lost = False
             self._generation += 1
             if self._own and offered != self._offered:
