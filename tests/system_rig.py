@@ -8,7 +8,7 @@ from typing import Any
 
 from vsm.board.heartbeat import BoardWriter
 from vsm.core import channels
-from vsm.link import Link, channel_pair, socketpair
+from vsm.link import Link, channel_pair, close_fds, socketpair
 from vsm.messages import CHANNEL_PARSERS, Message, parse_from_system, parse_to_system
 from vsm.systems.base import SystemContext, SystemMain, run_system
 
@@ -36,6 +36,7 @@ class Rig:
         found = []
         while (received := link.receive(0)) is not None:
             found.append(received[0])
+            close_fds(received[1])
         return found
 
     def close(self) -> None:

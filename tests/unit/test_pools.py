@@ -37,6 +37,7 @@ from vsm.messages import (
     Start,
     Summary,
 )
+from vsm.protocol.catalogue import Surface
 from vsm.supervision.pool_bounds import PoolBounds
 from vsm.systems.control import LEAST, QUANTUM, Control
 from vsm.systems.pools import Pools
@@ -184,7 +185,8 @@ def test_lowered_bound_ends_the_idle_at_once_and_lets_the_busy_finish() -> None:
 def test_full_pool_that_is_being_replaced_keeps_all_that_serve() -> None:
     def scenario(those: Instances, hooks: Hooks, pipes: list[Pipes]) -> None:
         del hooks, pipes
-        those.join(those.make("a-4", 5, Settings(name="a", prefix="a")), alike=True)
+        new = those.make("a-4", 5, Settings(name="a", prefix="a"))
+        those.join(new, Surface("a"), alike=True)
         those._stop_unused()  # the look for who is idle comes just now
         assert len(those.ready) == POOL.most
 

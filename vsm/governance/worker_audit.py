@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vsm.errors import VsmError
 from vsm.governance import attacks, kernel_facts, pressure
+from vsm.linux import pidfd
 from vsm.messages import Audit, Audited, Contract, Contracted, Message
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ class Audits:
         if few:
             names = attacks.sample(names, self._dice)
         launcher = self._supervisor.integrations.launcher_actor.link
+        killed = _killed_for_memory(running)
         failed: dict[str, str] = {}
         for _ in range(2):
             if launcher is None:
@@ -173,17 +175,26 @@ class Audits:
             failed = attacks.judge(names, found)
             if not failed:
                 return len(names), {}, []
-        why_not = self._why_no_answer(running, failed)
+        why_not = self._why_no_answer(running, failed, killed)
         return (0, {}, [f"attacks: {why_not}"]) if why_not else (len(names), failed, [])
 
-    def _why_no_answer(self, running: "RunningWorker", failed: dict[str, str]) -> str:
-        """Why it is nobody's fault that there was no sibling; "" if it may be."""
+    def _why_no_answer(
+        self, running: "RunningWorker", failed: dict[str, str], killed: int | None
+    ) -> str:
+        """Why it is nobody's fault that there was no sibling; "" if it may be.
+
+        Args:
+            running: whose.
+            failed: what was found.
+            killed: processes of its group that the kernel had killed for memory before.
+        """
         text = failed.get("sibling", "")
         if not text:
             return ""
-        if running not in self._workers().get(running.name, ()):
+        if running not in self._workers().get(running.name, ()) or _has_ended(running):
             return "the worker has ended meanwhile"
-        if any(reason in text for reason in _NO_ROOM) or _is_full(running):
+        was_killed = _killed_for_memory(running) != killed
+        if was_killed or any(reason in text for reason in _NO_ROOM) or _is_full(running):
             return f"no room within its limits ({text})"
         return ""
 
@@ -203,6 +214,17 @@ class Audits:
         future = self._contracts.get(message.id)
         if future is not None and not future.done():
             future.set_result(message)
+
+
+def _has_ended(running: "RunningWorker") -> bool:
+    """Its process has, whether or not anybody was told yet."""
+    return running.spawned is not None and pidfd.wait(running.spawned.pidfd, 0)
+
+
+def _killed_for_memory(running: "RunningWorker") -> int | None:
+    """How many processes of its group, a sibling too, the kernel has killed; None: unknown."""
+    group = running.provided.group if running.provided is not None else None
+    return None if group is None else group.usage().oom_kills
 
 
 def _is_full(running: "RunningWorker") -> bool:
