@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -341,7 +342,7 @@ def test_audit_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
             time.sleep(0.01)
         process.terminate()
         assert process.wait(60) == 130
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_signal_that_falls_into_the_making_of_the_victim_leaves_no_process(
@@ -368,6 +369,31 @@ def test_signal_that_falls_into_the_making_of_the_victim_leaves_no_process(
     started[0].kill()
     started[0].wait()
     assert ended == -signal.SIGKILL
+
+
+def test_signal_that_falls_into_the_removal_of_the_world_leaves_no_file(
+    host: HostFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.rmtree
+
+    def remove(path: Path) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    before = signal.getsignal(signal.SIGTERM)
+    end_in_order_on_sigterm()
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            battery._world(load_profile("integration"), host) as (folder, _),
+        ):
+            made = folder.parent
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    left = made.exists()
+    real(made, ignore_errors=True)
+    assert not left
 
 
 def test_nobody_else_reaches_what_an_audit_of_roots_writes_to(host: HostFacts) -> None:

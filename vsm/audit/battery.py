@@ -145,18 +145,22 @@ def _world(profile: Profile, host: HostFacts) -> Iterator[tuple[Path, dict[str, 
         "cpu_cores": CORES,
     }
     with ExitStack() as made:
-        with uninterrupted():
-            closed = Path(tempfile.mkdtemp(prefix="vsm-audit-"))
-            made.callback(shutil.rmtree, closed)
-            worker = _run_uid(host)
-            if worker is not None:
-                os.chown(closed, -1, worker)
-                closed.chmod(0o710)
-            folder = closed / closed.name
-            folder.mkdir()
-            folder.chmod(EVERYBODY)
-            world = made.enter_context(World(folder, os.geteuid(), numbers))
-        yield folder, world
+        try:
+            with uninterrupted():
+                closed = Path(tempfile.mkdtemp(prefix="vsm-audit-"))
+                made.callback(shutil.rmtree, closed)
+                worker = _run_uid(host)
+                if worker is not None:
+                    os.chown(closed, -1, worker)
+                    closed.chmod(0o710)
+                folder = closed / closed.name
+                folder.mkdir()
+                folder.chmod(EVERYBODY)
+                world = made.enter_context(World(folder, os.geteuid(), numbers))
+            yield folder, world
+        finally:
+            with uninterrupted():
+                made.close()
 
 
 def _names(site: _Site, *, cpu: bool) -> list[str]:
