@@ -339,14 +339,19 @@ def test_questions_that_nobody_answered_do_not_keep_a_client_from_being_asked() 
     uvloop.run(main())
 
 
+async def ask_back(server: Played, client: Raw) -> None:
+    """A call that the server answers with a question."""
+    client.send(id=1, method="tools/call", params={"name": "it__echo"})
+    asked = {"q": {"method": "elicitation/create", "params": {**FORM, "mode": "form"}}}
+    await server.answer("tools/call", resultType="input_required", inputRequests=asked)
+
+
 def test_a_question_for_a_call_that_is_cancelled_keeps_no_timer() -> None:
     async def main() -> None:
         async with harness.running() as gateway:
             server = await modern(gateway)
             client = await gateway.raw(elicitation={})
-            client.send(id=1, method="tools/call", params={"name": "it__echo"})
-            asked = {"q": {"method": "elicitation/create", "params": {**FORM, "mode": "form"}}}
-            await server.answer("tools/call", resultType="input_required", inputRequests=asked)
+            await ask_back(server, client)
             assert (await client.receive())["method"] == "elicitation/create"
             (session,) = gateway.gateway.router.clients
             (question,) = session.asked.values()
@@ -365,9 +370,7 @@ def test_a_tool_that_is_suspended_while_a_client_is_asked_is_not_called_again() 
         async with harness.running() as gateway:
             server = await modern(gateway)
             client = await gateway.raw(elicitation={})
-            client.send(id=1, method="tools/call", params={"name": "it__echo"})
-            asked = {"q": {"method": "elicitation/create", "params": {**FORM, "mode": "form"}}}
-            await server.answer("tools/call", resultType="input_required", inputRequests=asked)
+            await ask_back(server, client)
             question = await client.receive()
             integration = gateway.gateway.fleet.integrations["it"]
             key = suspension_key("tools/list", "echo")

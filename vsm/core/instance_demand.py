@@ -83,6 +83,11 @@ class Load(NamedTuple):
     called: bool = False
     outdated: int = 0
 
+    @property
+    def lasting(self) -> int:
+        """How many there are, but for those that start in the place of outdated ones."""
+        return self.live - min(self.outdated, self.starting)
+
 
 def wanted(terms: Terms, load: Load) -> int:
     """How many instances there should be now."""
@@ -93,9 +98,7 @@ def wanted(terms: Terms, load: Load) -> int:
     if load.called:
         all_busy = load.busy >= load.live and not load.starting
         least = max(least, load.live + 1 if all_busy else 1)
-    # What starts meanwhile takes the place of one that is outdated: it is one more for a moment.
-    lasting = load.live - min(load.outdated, load.starting)
-    count = min(terms.most, max(terms.floor, least, lasting))
+    count = min(terms.most, max(terms.floor, least, load.lasting))
     return count + bool(load.outdated)
 
 

@@ -422,9 +422,7 @@ class Instances:
 
     @property
     def _lasting(self) -> int:
-        """How many there are, but for those that start in the place of outdated ones."""
-        load = self._load(called=False)
-        return load.live - min(load.outdated, load.starting)
+        return self._load(called=False).lasting
 
     def begin_again(self) -> None:
         """The supervisor opened or closed the whole: it has forgotten what it was told."""
