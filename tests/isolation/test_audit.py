@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -330,19 +331,41 @@ def test_command_compares_with_what_was_accepted(
     assert "blocked  read_a_file_outside: root_filesystem, landlock" in done.stdout
 
 
-def test_audit_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+def test_audit_that_is_told_to_end_leaves_nothing() -> None:
     command = [sys.executable, "-m", "vsm", "sandbox", "audit", "--profile", "integration"]
-    with subprocess.Popen(
-        command, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.iterdir()):
-            assert process.poll() is None, "it ended before it made anything"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.terminate()
-        assert process.wait(60) == 130
-    assert list(tmp_path.rglob("*")) == []
+    with tempfile.TemporaryDirectory() as name:  # a short one: it is used
+        folder, environment = Path(name), {**os.environ, "TMPDIR": name}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 60
+            while not list(folder.rglob("datagram.sock")):
+                assert process.poll() is None, "it ended before it made anything"
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.terminate()
+            assert process.wait(60) == 130
+        assert list(folder.rglob("*")) == []
+
+
+def test_folder_for_temporary_files_may_be_too_long_for_sockets(
+    host: HostFacts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    far = tmp_path / ("far" * 30)
+    far.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(far))
+    with battery._world(load_profile("integration"), host) as (_, world):
+        assert Path(world["unix_datagram"]).is_socket()
+
+
+def test_longest_folder_that_is_used_is_not_too_long(
+    host: HostFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        just = Path(name + "/" + "x" * (battery.NEAR_FOLDER - len(name) - 1))
+        just.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(just))
+        with battery._world(load_profile("integration"), host) as (folder, world):
+            assert folder.is_relative_to(just)
+            assert Path(world["unix_datagram"]).is_socket()
 
 
 def test_signal_that_falls_into_the_making_of_the_victim_leaves_no_process(

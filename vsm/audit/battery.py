@@ -40,6 +40,7 @@ CORES = 0.1
 LAST_NUMBER, GETPID = 480, 39
 X32 = 0x4000_0000
 TIMEOUT_S = 120.0
+NEAR_FOLDER = 50  # bytes: two of our names and a socket's below it are 107 at the most
 # A system starts no program and inherits its sockets on purpose; its own fork stands for it.
 NOT_FOR_SYSTEMS = {"exhaustion", "inheritance"}
 
@@ -147,7 +148,7 @@ def _world(profile: Profile, host: HostFacts) -> Iterator[tuple[Path, dict[str, 
     with ExitStack() as made:
         try:
             with uninterrupted():
-                closed = Path(tempfile.mkdtemp(prefix="vsm-audit-"))
+                closed = Path(tempfile.mkdtemp(prefix="vsm-audit-", dir=_near_folder()))
                 made.callback(shutil.rmtree, closed)
                 worker = _run_uid(host)
                 if worker is not None:
@@ -161,6 +162,12 @@ def _world(profile: Profile, host: HostFacts) -> Iterator[tuple[Path, dict[str, 
         finally:
             with uninterrupted():
                 made.close()
+
+
+def _near_folder() -> str:
+    """$TMPDIR, or /tmp where the address of a socket in it would be too long (see unix(7))."""
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) <= NEAR_FOLDER else "/tmp"  # noqa: S108 - as mkdtemp
 
 
 def _names(site: _Site, *, cpu: bool) -> list[str]:

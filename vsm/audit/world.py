@@ -158,16 +158,17 @@ class World:
         self.listen(socket.AF_UNIX, unix)
         os.chmod(unix, EVERYBODY)
         self.listen(socket.AF_UNIX, "\0" + abstract)
+        datagram_path = str(folder / "datagram.sock")
         datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        datagram.bind(unix + ".datagram")
-        os.chmod(unix + ".datagram", EVERYBODY)
+        datagram.bind(datagram_path)
+        os.chmod(datagram_path, EVERYBODY)
         self.undo.append(datagram.close)
         return {
             "tcp": tcp.getsockname()[1],
             "tcp6": tcp6,
             "udp": udp.getsockname()[1],
             "unix": unix,
-            "unix_datagram": unix + ".datagram",
+            "unix_datagram": datagram_path,
             "abstract": abstract,
         }
 
