@@ -83,7 +83,7 @@ def test_other_programs_stay_as_they_are() -> None:
     [
         {"command": "/bin/x", "args": ["-v", "postgres://me:s3c:r@et@db.example/x?y=1"]},
         {"command": "/bin/x", "args": ["--dsn=redis://:s3c:r@et@db.example"]},
-        {"command": "/bin/x", "env": {"DB": "a=b;postgres://s3c:r@et@db.example/x"}},
+        {"command": "/bin/x", "env": {"DB": "a=b;postgres://s3cr@et@db.example/x"}},
         {"url": "https://x.example/mcp?team=a&api-key=s3c:r@et"},
         {"command": "npx", "args": ["-y", "git+https://s3c:r@et@db.example/x"]},
         {"command": "npx", "args": ["--registry=https://s3c:r@et@db.example", "x"]},
@@ -95,6 +95,51 @@ def test_what_is_shown_has_no_password_of_a_url(entry: dict[str, Any]) -> None:
     assert not any(part in shown for part in ("s3c", "r@", "et@", "@et"))
     assert ("(as it is)" in shown) == ("cannot be" not in shown)
     assert "db.example" in shown or "team=a" in shown or "cannot be" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--header", "Authorization: Bearer s3cret-s3cret"],
+        ["--header=Authorization:Bearer s3cret-s3cret"],
+        ["-H", "X-Api-Key: s3cret"],
+        ["--headers", '{"Authorization": "s3cret"}'],
+        ["--call", "whatever Bearer s3cret-https://s3cret"],
+    ],
+)
+def test_what_is_shown_has_no_header_that_holds_a_secret(words: list[str]) -> None:
+    shown = "\n".join(describe(one(command="/bin/x", args=["-v", *words, "last"])))
+    assert "s3cret" not in shown
+    assert "(as it is)" in shown
+    assert '"last"]' in shown
+    assert ("argument" in shown) == ("X-Api-Key" not in shown)
+
+
+@pytest.mark.parametrize("words", [["--time", "10:30"], ["--url", "http://x/a:b"], ["Accept: x"]])
+def test_arguments_with_colons_are_shown_as_they_are(words: list[str]) -> None:
+    assert words[-1] in "\n".join(describe(one(command="/bin/x", args=words)))
+
+
+@pytest.mark.parametrize(
+    ("value", "secret"),
+    [
+        ('{"Authorization": "Bearer abcdefgh", "Version": "1"}', True),
+        ("Authorization: x", True),
+        ("Bearer abcdefgh", True),
+        ("postgres://me:password@db.example/x", True),
+        ("a=b;postgres://me:pass:w@rd@db.example/x", True),
+        ("postgres://db.example:5432/x", False),
+        ("https://x.example/a?b=c:d@e", False),
+        ("basic mode", False),
+        ("the bearer of it", False),
+    ],
+)
+def test_a_variable_that_holds_a_secret_by_another_name_moves_into_a_file(
+    value: str, secret: bool
+) -> None:
+    entry = one(command="/bin/x", env={"HEADERS": value})
+    assert ("HEADERS" in entry.secrets) == secret
+    assert ("HEADERS" in entry.env) != secret
 
 
 @pytest.mark.parametrize(

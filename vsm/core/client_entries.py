@@ -14,6 +14,10 @@ from vsm.core.packages import is_server_name
 _SECRET: Final = re.compile(
     r"(?i)(^|_)(key|token|secret|password|passwd|pat|credentials?|auth|apikey)($|_)|api_?key"
 )
+# What lets in wherever it is told: a header as text or as JSON, a URL with a password.
+_SECRET_VALUE: Final = re.compile(
+    r"(?i)\bauthorization[\"']?\s*[:=]\s*\S|\b(bearer|basic)\s+\S{8}|://[^/\s:@]*:[^/\s@]+@"
+)
 _SHELLS: Final = {"sh", "bash", "zsh", "dash", "fish", "cmd", "cmd.exe", "powershell", "pwsh"}
 _CONTAINERS: Final = {"docker", "podman", "nerdctl"}
 _KNOWN: Final = {"command", "args", "env", "cwd", "disabled", "type", "transport", "url"}
@@ -113,6 +117,12 @@ def is_secret(variable: str) -> bool:
     return _SECRET.search(variable) is not None
 
 
+def before_secret(text: str) -> str | None:
+    """What of a text comes before that by which its holder gets in somewhere; None without it."""
+    found = _SECRET_VALUE.search(text)
+    return None if found is None else text[: found.start()]
+
+
 def _translate(client_name: str, name: str, entry: Any) -> Entry:  # noqa: ANN401 - JSON
     if not isinstance(entry, dict):
         raise RefusedError("it is no object")
@@ -137,6 +147,11 @@ def _translate(client_name: str, name: str, entry: Any) -> Entry:  # noqa: ANN40
         f"{option[:40]} looks like a secret and stays an argument: prefer a variable"
         for option in options
         if is_secret(option.strip("-").replace("-", "_"))
+    ]
+    remarks += [
+        f"argument {number} holds what looks like a secret and stays an argument"
+        for number, word in enumerate(argv, 1)
+        if before_secret(word) is not None
     ]
     given = argv if package else argv[2:]  # a program and its script are found without being told
     unseen = _unseen([*given, *env.values()])
@@ -246,7 +261,9 @@ def _headers(table: Any) -> tuple[dict[str, str], dict[str, str]]:  # noqa: ANN4
         raise RefusedError("it has ${…}, which only its client fills in")
     if not all(_HEADER.fullmatch(key) for key in table):
         raise RefusedError("its headers have a name that is none for a header")
-    secrets = {key: value for key, value in table.items() if is_secret_header(key)}
+    secrets = {
+        k: v for k, v in table.items() if is_secret_header(k) or before_secret(v) is not None
+    }
     return {key: value for key, value in table.items() if key not in secrets}, secrets
 
 
@@ -262,7 +279,7 @@ def _variables(table: Any, words: list[str]) -> tuple[dict[str, str], dict[str, 
         raise RefusedError("its env has a name that is none for a variable")
     if any(re.search(r"\$\{", text) for text in (*table.values(), *words)):
         raise RefusedError("it has ${…}, which only its client fills in")
-    secrets = {key: value for key, value in table.items() if is_secret(key)}
+    secrets = {k: v for k, v in table.items() if is_secret(k) or before_secret(v) is not None}
     return {key: value for key, value in table.items() if key not in secrets}, secrets
 
 

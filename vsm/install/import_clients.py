@@ -8,13 +8,20 @@ replaced as a whole at the end, after everything that it names is there.
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from vsm import paths
 from vsm.configuration.config import load_config
-from vsm.core.client_entries import Entry, Wanted, is_secret, parse_entries
+from vsm.core.client_entries import (
+    Entry,
+    Wanted,
+    before_secret,
+    is_secret,
+    is_secret_header,
+    parse_entries,
+)
 from vsm.errors import ConfigurationError, VsmError
 from vsm.install.installation import install, newest
 from vsm.install.store import Server
@@ -84,7 +91,7 @@ def _spec(package: Wanted, version: str) -> str:
 def _foreseen(entry: Entry) -> Taken:
     """The entry as far as it is known before anything is installed."""
     secrets = {variable: str(secret_file(entry.name, variable)) for variable in entry.secrets}
-    argv = tuple(map(_without_password, _without_secrets(entry.argv)))
+    argv = tuple(_without_secrets(map(_without_password, entry.argv)))
     env = {variable: _without_password(value) for variable, value in entry.env.items()}
     entry = entry._replace(env=env, url=_without_password(entry.url))
     if entry.package is None:
@@ -92,7 +99,7 @@ def _foreseen(entry: Entry) -> Taken:
     return Taken(entry, (INSTALLED, *argv), _PROFILES[entry.package.kind], secrets)
 
 
-def _without_secrets(argv: tuple[str, ...]) -> Iterator[str]:
+def _without_secrets(argv: Iterable[str]) -> Iterator[str]:
     """The words, but for values of options that sound secret: they are not for a terminal."""
     hide = False
     for word in argv:
@@ -101,8 +108,17 @@ def _without_secrets(argv: tuple[str, ...]) -> Iterator[str]:
         if hide:
             yield HIDDEN
         else:
-            yield f"{option}={HIDDEN}" if secret and has_value else word
+            yield f"{option}={HIDDEN}" if secret and has_value else _without_header(word)
         hide = secret and not has_value  # what follows a flag that only sounds so is hidden too
+
+
+def _without_header(word: str) -> str:
+    """A word, but for the value of a header that holds a secret."""
+    name, colon, _ = word.partition(":")
+    if colon and is_secret_header(name.rpartition("=")[2].strip()):
+        return f"{name}: {HIDDEN}"
+    shown = before_secret(word)
+    return word if shown is None else shown + HIDDEN
 
 
 def _without_password(text: str) -> str:
