@@ -15,7 +15,6 @@ import os
 import re
 import select
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -130,15 +129,13 @@ def run_client_scenario(suite: Path, revision: str, scenario: str) -> list[str]:
 @contextlib.contextmanager
 def direct() -> Iterator[str]:
     """The server on the SDK's own HTTP."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = [*SERVER, "http", str(port)]
+    words = [*SERVER, "http", "0"]
     quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
     with subprocess.Popen(words, stdout=quiet, stderr=pipe, bufsize=0) as server:
         assert server.stderr is not None
         try:
             said = b""
-            while b"Uvicorn running" not in said:
+            while not (found := re.search(rb"Uvicorn running on (http://[0-9.:]+) ", said)):
                 if not select.select([server.stderr], [], [], START_TIMEOUT_S)[0]:
                     raise TimeoutError(said.decode())
                 more = os.read(server.stderr.fileno(), 65536)
@@ -146,7 +143,7 @@ def direct() -> Iterator[str]:
                     raise ConnectionError(said.decode())
                 said += more
             drain = subprocess.Popen(["cat"], stdin=server.stderr, stdout=subprocess.DEVNULL)
-            yield f"http://127.0.0.1:{port}/mcp"
+            yield f"{found[1].decode()}/mcp"
         finally:
             server.terminate()
     drain.wait()

@@ -6,7 +6,6 @@ import json
 import queue
 import re
 import select
-import socket
 import subprocess
 import sys
 import threading
@@ -36,7 +35,6 @@ class Remote:
     """The server's process; what it says of requests is read line by line."""
 
     def __init__(self, port: int, *words: str) -> None:
-        self.port = port
         self.process = subprocess.Popen(
             [sys.executable, SERVER, str(port), *words],
             stdout=subprocess.PIPE,
@@ -45,7 +43,7 @@ class Remote:
         self.told: queue.Queue[dict[str, Any]] = queue.Queue()
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
-        self.wait_for("listening")
+        self.port = int(self.wait_for("listening"))
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -66,11 +64,6 @@ class Remote:
         self.process.stdout.close()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture
 def start(test_leaves_nothing: None) -> Iterator[Any]:
     """Starts servers that end with the test."""
@@ -78,7 +71,7 @@ def start(test_leaves_nothing: None) -> Iterator[Any]:
     started: list[Remote] = []
 
     def begin(*words: str, port: int = 0) -> Remote:
-        started.append(Remote(port or free_port(), *words))
+        started.append(Remote(port, *words))
         return started[-1]
 
     yield begin

@@ -1,13 +1,14 @@
 """A real remote server, the SDK's: `remote_sdk.py PORT [oauth [broken]] [cert FILE KEY]`.
 
-With `oauth` it is its own authorisation server, which lets everybody in who registered; access
-tokens live for two seconds. With `broken`, who has one is answered HTTP 500. What it hears of
-requests goes to stdout, one JSON object a line.
+On PORT 0 it takes a free one and says which. With `oauth` it is its own authorisation server, which
+lets everybody in who registered; access tokens live for two seconds. With `broken`, who has one is
+answered HTTP 500. What it hears of requests goes to stdout, one JSON object a line.
 """
 
 import asyncio
 import json
 import secrets
+import socket
 import sys
 import time
 from typing import Any
@@ -27,7 +28,8 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl
 
 LIFE_S = 2
-PORT = int(sys.argv[1])
+LISTENER = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+PORT = LISTENER.getsockname()[1]
 SCHEME = "https" if "cert" in sys.argv else "http"
 URL = f"{SCHEME}://127.0.0.1:{PORT}"
 
@@ -205,5 +207,5 @@ async def broken(scope: Any, receive: Any, send: Any) -> None:
 
 
 asked = broken if "broken" in sys.argv else app
-config = uvicorn.Config(asked, port=PORT, log_level="error", timeout_graceful_shutdown=1, **options)
-Announcing(config).run()
+config = uvicorn.Config(asked, log_level="error", timeout_graceful_shutdown=1, **options)
+Announcing(config).run([LISTENER])
