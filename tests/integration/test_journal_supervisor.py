@@ -57,7 +57,13 @@ def wait_told(
 
 
 def pid_of(vsm: Running, name: str) -> int:
-    return int(next(row["pid"] for row in vsm.status()["workers"] if row["name"] == name))
+    """Once it has one: a killed one's successor is not there in the same moment."""
+    end_s = time.monotonic() + BOUND_S
+    while True:
+        pid = next(row["pid"] for row in vsm.status()["workers"] if row["name"] == name)
+        if pid:
+            return int(pid)
+        assert time.monotonic() < end_s, vsm.log()
 
 
 def kill(pid: int) -> None:
