@@ -100,6 +100,26 @@ def test_limit_that_goes_to_and_fro_is_told_to_s3_and_a_second_time_hurts() -> N
         swing(it, "memory", 5, 501.0)
         (signal,) = rig.said("system2>system5:algedonic")
         assert (signal.severity, signal.cause) == ("pain", "oscillation")
+        it.tick(2000.0)
+        (signal,) = rig.said("system2>system5:algedonic")
+        assert (signal.severity, signal.subject) == ("relief", "a")
+        assert signal.detail == "a: memory has rested"
+
+    run(scenario, reversals=3, window_s=600.0, cool_down_s=60.0)
+
+
+def test_relief_comes_when_the_last_thing_that_hurt_has_rested() -> None:
+    def scenario(rig: Rig, it: Coordination) -> None:
+        for begin_s in (0.0, 501.0):
+            swing(it, "memory", 5, begin_s)
+            swing(it, "restart", 5, begin_s + 300.0 * (begin_s > 0))
+            it.tick(begin_s + 200.0)
+        hurt = [signal.severity for signal in rig.said("system2>system5:algedonic")]
+        assert hurt == ["pain", "pain"]
+        assert it.damped() == {"a": ["restart"]}
+        it.tick(2000.0)
+        (signal,) = rig.said("system2>system5:algedonic")
+        assert signal.detail == "a: restart has rested"
 
     run(scenario, reversals=3, window_s=600.0, cool_down_s=60.0)
 

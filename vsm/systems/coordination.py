@@ -8,7 +8,7 @@ by S3, restarted more slowly by the supervisor, or keeps its instances in S1, un
 import asyncio
 import itertools
 from collections import deque
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from vsm.core import oscillation
 from vsm.core.oscillation import Damped, Released, Swing, Terms, Watch
@@ -55,6 +55,7 @@ class Coordination:
         self.last_move: Body | None = None
         self.happened = 0
         self._keys: dict[oscillation.Key, str] = {}
+        self._hurting: set[oscillation.Key] = set()
         self._numbers = itertools.count(1)
 
     def configure(self, start: Start) -> None:
@@ -141,9 +142,12 @@ class Coordination:
             )
         )
         if action.times > 1:  # damping alone does not help
-            text = f"{name}: {what}, for the {action.times}th time"
-            pain = Algedonic(severity="pain", subject=name, cause="oscillation", detail=text)
-            self.context.send("system5", pain)
+            self._hurting.add((name, series))
+            self._feel("pain", name, f"{name}: {what}, for the {action.times}th time")
+
+    def _feel(self, severity: Literal["pain", "relief"], name: str, text: str) -> None:
+        signal = Algedonic(severity=severity, subject=name, cause="oscillation", detail=text)
+        self.context.send("system5", signal)
 
     def _release(self, action: Released) -> None:
         name, series = action.integration, action.series
@@ -160,6 +164,10 @@ class Coordination:
         key = self._keys.pop((name, series), None)
         if key is not None:
             self.context.report(Settled(key=key, outcome={"state": "rested"}))
+        if (name, series) in self._hurting:
+            self._hurting.discard((name, series))
+            if not any(other == name for other, _ in self._hurting):
+                self._feel("relief", name, f"{name}: {series} has rested")
 
     def damped(self) -> Body:
         """Integration → what of it is to be left alone."""
