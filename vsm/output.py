@@ -92,7 +92,7 @@ class OutputReader:
         refill = (now - self._refilled) * BYTES_PER_S
         self._allowance = min(BURST_BYTES, self._allowance + refill) - cost
         self._refilled = now
-        if self._allowance < 0 and not self.closed:
+        if self._allowance < 0 and not self.closed and self._timer is None:
             self._loop.remove_reader(self._fd)
             pause_s = (-self._allowance + _READ_BYTES) / BYTES_PER_S
             self._timer = self._loop.call_later(pause_s, self._resume)

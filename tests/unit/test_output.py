@@ -73,6 +73,35 @@ def test_flood_is_held_back_by_not_reading() -> None:
     assert kept == output.KEPT_LINES
 
 
+def test_reader_that_was_held_back_and_is_closed_reads_no_descriptor_of_that_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(output, "BURST_BYTES", 0)
+    monkeypatch.setattr(output, "BYTES_PER_S", 10_000_000)
+
+    async def scenario() -> tuple[list[str], bytes]:
+        read_end, write_end = os.pipe()
+        ring = output.OutputRing("w", lambda *_: None)
+        reader = output.OutputReader(read_end, ring)
+        os.write(write_end, b"x\n" * 20_000)
+        reader._readable()
+        os.close(write_end)
+        reader.finish()
+        others = os.pipe()
+        assert read_end in others
+        os.set_blocking(others[0], False)
+        os.write(others[1], b"of another\n")
+        await asyncio.sleep(0.1)  # its pauses are over
+        left = os.read(others[0], 100)
+        for fd in others:
+            os.close(fd)
+        return list(ring.lines), left
+
+    lines, left = asyncio.run(scenario())
+    assert set(lines) == {"x"}
+    assert left == b"of another\n"
+
+
 def test_uids_are_stable_distinct_and_outside_the_systems_range() -> None:
     names = [f"integration-{number}" for number in range(2000)]
     given_uids = uids.integration_uids(names)
