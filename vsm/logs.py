@@ -6,7 +6,8 @@ Runs in the supervisor. Foreign text arrives as values, already printable, never
 import logging
 import os
 import sys
-from typing import Any, Final, Literal
+from contextlib import suppress
+from typing import Any, Final, Literal, TextIO, cast
 
 import structlog
 
@@ -39,9 +40,30 @@ def configure(style: Style = "auto") -> None:
         ],
         # The threshold moves at run time; a filtering logger's would be fixed when it is made.
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
+
+
+class _Stderr:
+    """Nothing fails because of its log: a pipe loses its reader, a disk fills, a terminal goes."""
+
+    def write(self, text: str) -> None:
+        """Write what can be written."""
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Likewise."""
+        with suppress(OSError):
+            sys.stderr.flush()
+
+
+def say(text: str) -> None:
+    """A line for people on stderr, beside the log."""
+    stderr = _Stderr()
+    stderr.write(f"{text}\n")
+    stderr.flush()
 
 
 def is_journal() -> bool:

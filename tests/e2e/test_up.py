@@ -32,6 +32,15 @@ def test_signal_ends_it_in_order_and_removes_its_files(signal_number: int) -> No
         assert _left(vsm) <= {"lock"}
 
 
+@pytest.mark.parametrize("stderr", ["/dev/full", ">(exec true)"])
+def test_signal_ends_it_although_nobody_takes_its_log(stderr: str) -> None:
+    """The disk is full; or it is `vsm up 2>&1 | tee log`, and Ctrl-C ends tee first."""
+    prefix = ("bash", "-c", f'exec "$@" 2> {stderr}', "bash")
+    with running(None, prefix=prefix) as vsm:
+        assert vsm.stop(signal.SIGINT) == 0
+        assert _left(vsm) <= {"lock"}
+
+
 def test_stop_all_ends_it_and_returns_when_it_has_ended(time_config: Path) -> None:
     with running(time_config) as vsm:
         assert vsm.vsm("stop", "--all").returncode == 0

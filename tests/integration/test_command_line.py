@@ -199,3 +199,11 @@ def test_up_refuses_a_wrong_configuration(scratch: Path, text: str, part: str) -
     assert done.stderr.startswith(f"vsm: {config}")
     assert part in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8765", ":8765", "example.com:80", "here"])
+def test_up_listens_on_no_address_that_vsm_toml_may_not_name(address: str) -> None:
+    done = _vsm("up", "--http", address)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vsm: --http: ")
+    assert "127.0.0.1" in done.stderr

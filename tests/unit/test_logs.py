@@ -68,3 +68,18 @@ def test_the_level_moves_while_it_runs(tmp_path: Path) -> None:
         "debug at debug", "info at debug", "warning at debug", "error at debug",
         "warning at warning", "error at warning",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", ["gone", "full"])
+def test_nothing_fails_because_of_its_log(reader: str) -> None:
+    """As with `vsm up 2>&1 | tee log`, where Ctrl-C ends tee first, and on a full disk."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with Path("/dev/full").open("w") as full:
+        stderr = full.fileno() if reader == "full" else write_end
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, "console", "info", "error"],
+            stdout=subprocess.PIPE, stderr=stderr, text=True, check=False,
+        )  # fmt: skip
+    os.close(write_end)
+    assert (done.returncode, done.stdout) == (0, "False\n")

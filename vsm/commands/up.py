@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsm.configuration.config import Config, load_config
+from vsm.configuration.config import Config, check_address, load_config
 from vsm.errors import ConfigurationError
 from vsm.paths import ENDPOINT, MCP_SOCKET, TOKEN, runtime_dir
 
@@ -56,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _supervise(args: argparse.Namespace, template: "TemplateStart") -> int:
     config = _config(args)
+    from vsm.logs import say
     from vsm.supervision.supervisor import run_supervisor
 
-    print(f"vsm: starting {_counted(config)}", file=sys.stderr, flush=True)
+    say(f"vsm: starting {_counted(config)}")
     for one in config.integrations.values():
         if one.remote is not None and one.remote.in_clear:
-            text = f"vsm: WARNING: {one.name} is spoken to in clear: {one.remote.origin}"
-            print(text, file=sys.stderr, flush=True)
+            say(f"vsm: WARNING: {one.name} is spoken to in clear: {one.remote.origin}")
     return run_supervisor(
         config,
         on_ready=lambda: _announce(config),
@@ -86,6 +86,7 @@ def _config(args: argparse.Namespace) -> Config:
     kept = {name: i for name, i in config.integrations.items() if name not in args.without}
     gateway = config.gateway
     if args.http is not None:
+        check_address(args.http, "--http")
         gateway = msgspec.structs.replace(gateway, http=args.http)
     return msgspec.structs.replace(config, integrations=kept, gateway=gateway)
 
@@ -99,7 +100,7 @@ def _counted(config: Config) -> str:
 
 def _announce(config: Config) -> None:
     """Say how to connect; on stderr, like the log that it stands in. A journal wants no prose."""
-    from vsm.logs import is_journal
+    from vsm.logs import is_journal, say
 
     if is_journal():
         return
@@ -120,7 +121,7 @@ def _announce(config: Config) -> None:
         f"                     {vsm} call INTEGRATION TOOL '{{...}}'",
         "",
     ]
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    say("\n".join(lines))
 
 
 def _typed_command() -> str:

@@ -253,7 +253,7 @@ def load_config(path: Path | None) -> Config:
     file = path.absolute()
     check_trust(file)
     document = build(read_toml(file), ConfigDocument, file=str(file))
-    _check_address(document.gateway.http, f"{file}: gateway.http")
+    check_address(document.gateway.http, f"{file}: gateway.http")
     if len(document.integrations) > MOST_INTEGRATIONS:
         what = f"{len(document.integrations)} integrations; one vsm has {MOST_INTEGRATIONS} at most"
         raise ConfigurationError(f"{file}: integrations", what, "Run another vsm for the rest.")
@@ -532,7 +532,12 @@ def _frame(value: str | int, where: str) -> int:
     return size
 
 
-def _check_address(address: str, where: str) -> None:
+def check_address(address: str, where: str) -> None:
+    """Refuse whatever is no loopback address with a port; "" is none at all.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
     if not address:
         return
     host, _, port = address.rpartition(":")
