@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 from vsm.errors import VsmError
 from vsm.library.values import Answer
+from vsm.linux import signals
 
 Cause = Literal["ok", "exit", "signal", "timeout", "memory", "violation", "refused"]
 
@@ -45,7 +46,7 @@ class Result:
         error: in words, what went wrong; "" where nothing did.
         status: the exit status, None when a signal ended it.
         signal: that signal, or None.
-        tier: "namespaced" or "landlocked".
+        tier: "namespaced" or "landlocked"; "" where there was no place for it in its time.
         layers: one `{"name", "state", "detail"}` each: what was in force.
         peak_bytes: the most memory that it used.
         cpu_s: user and system time, with its descendants.
@@ -128,6 +129,5 @@ def _judge_failure(ended: dict[str, Any], answer: Answer | None) -> tuple[Cause,
     if answer and answer.kind == "unfit":
         return "refused", text
     if status is None:
-        name = signal.Signals(signo).name if signo in set(signal.Signals) else str(signo)
-        return "signal", f"it was killed by {name}"
+        return "signal", f"it was killed by {signals.name(signo)}"
     return "exit", text or f"exit status {status}"

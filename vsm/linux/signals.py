@@ -34,6 +34,14 @@ def read(fd: int) -> list[int]:
     return [number for (number,) in struct.iter_unpack(f"=I{_INFO_BYTES - 4}x", found)]
 
 
+def name(signo: int) -> str:
+    """Such as SIGTERM; those of real time have a number only."""
+    try:
+        return signal.Signals(signo).name
+    except ValueError:
+        return f"signal {signo}"
+
+
 def forget(signos: Iterable[int]) -> None:
     """In a fork: have these signals do what they do to any program, and block none."""
     for signo in signos:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vsm.link import Link, close_fds
+from vsm.linux import signals
 from vsm.messages import (
     Exited,
     Fork,
@@ -115,7 +116,4 @@ def describe_status(status: int) -> str:
     """An exit status, or minus a signal's number, in words."""
     if status >= 0:
         return f"exited with status {status}"
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"killed by signal {-status}"
+    return f"killed by {signals.name(-status)}"

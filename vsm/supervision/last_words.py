@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from vsm.configuration.profile import Limits
 from vsm.confinement.cgroup import Usage
+from vsm.linux import signals
 from vsm.processes.launch import ExitReport
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _mebibytes(usage: Usage) -> str:
 
 def _plain(report: ExitReport) -> str:
     if report.signal is not None:
-        return f"killed by {signal.Signals(report.signal).name}"
+        return f"killed by {signals.name(report.signal)}"
     if report.cause != "server":
         return f"its {report.cause} was killed"
     return f"exited with status {report.status}"
