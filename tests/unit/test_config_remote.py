@@ -10,7 +10,7 @@ from vsm.configuration.config import Integration, load_config
 from vsm.errors import ConfigurationError
 from vsm.remote.tokens import Tokens
 from vsm.supervision import oauth_store
-from vsm.supervision.provision import profile_of
+from vsm.supervision.provision import _secrets, profile_of
 
 
 def load(folder: Path, text: str, more: str = "") -> Integration:
@@ -57,6 +57,21 @@ def test_secrets_stay_sources_and_are_in_no_setting(tmp_path: Path) -> None:
     assert own["secret_headers"]["authorization"] == ["HEADER_AUTHORIZATION", "Bearer "]
     assert far.remote is not None
     assert far.remote.clients == ("alice",)
+
+
+@pytest.mark.parametrize(
+    "kept", ["hunter2\nx-admin: yes\n", "hunter2\n\n", "hunter2\r\r\n", "håndtak"]
+)
+def test_a_secret_that_no_header_can_be_is_refused_and_not_shown(tmp_path: Path, kept: str) -> None:
+    (tmp_path / "key").write_text(kept, newline="")
+    far = load(tmp_path, 'url = "https://x.example/mcp"\nbearer = { file = "key" }')
+    with pytest.raises(ConfigurationError, match="one line of printable ASCII") as caught:
+        _secrets(far)
+    assert "HEADER_AUTHORIZATION" in caught.value.where
+    assert "hunter2" not in str(caught.value)
+    assert "håndtak" not in str(caught.value)
+    (tmp_path / "key").write_text("hunter2\r\n", newline="")
+    assert _secrets(far) == {"HEADER_AUTHORIZATION": "hunter2"}
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,18 @@ def _plain(header: str, value: str, where: str) -> str:
     return value
 
 
+def check_secret(value: str, where: str) -> str:
+    """The value of a secret header, which goes into requests as it is.
+
+    Raises:
+        ConfigurationError: it would end the header, or has no bytes that all servers agree on.
+    """
+    if all(" " <= char <= "~" for char in value):
+        return value
+    what = "expected one line of printable ASCII, as a header is"
+    raise ConfigurationError(where, what, "Leave nothing else where it is kept, no second line.")
+
+
 def _search_path() -> list[str]:
     """Where the worker finds what it imports; nothing else of this process's path."""
     return list(dict.fromkeys(os.path.dirname(path) for path in _packages()))

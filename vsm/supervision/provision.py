@@ -24,6 +24,7 @@ from vsm.configuration.profile import (
     extend_profile,
     load_profile,
 )
+from vsm.configuration.remote import check_secret
 from vsm.configuration.secrets import SecretSource, read_secret
 from vsm.confinement import cgroup, scratch, uids
 from vsm.confinement.closure import Closure, closure
@@ -373,10 +374,12 @@ def _refuse_written(name: str, code: tuple[str, ...], written: tuple[str, ...]) 
 
 
 def _secrets(integration: Integration) -> dict[str, str]:
-    return {
-        name: read_secret(source, where=f"integrations.{integration.name}.secrets.{name}")
-        for name, source in integration.secrets.items()
-    }
+    values = {}
+    for name, source in integration.secrets.items():
+        where = f"integrations.{integration.name}.secrets.{name}"
+        value = read_secret(source, where=where)
+        values[name] = value if integration.remote is None else check_secret(value, where)
+    return values
 
 
 def secret_values(config: Config) -> Iterator[tuple[str, str]]:
