@@ -1,6 +1,7 @@
 """Renewing the tokens of a login, at an endpoint that answers as it likes."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import msgspec
@@ -15,32 +16,35 @@ ANSWER = b'{"access_token":"new","refresh_token":"next","token_type":"Bearer"}'
 GENEROUS_S = 60.0
 
 
-def keep_expired(path: Path, endpoint: str) -> None:
+def keep_expired(path: Path, endpoint: str, expires_at: float = 0.0) -> None:
     expired = Tokens(
         access_token="old",
         token_endpoint=endpoint,
         client_id="me",
         refresh_token="first",
-        expires_at=0.0,
+        expires_at=expires_at,
     )
     path.write_bytes(msgspec.json.encode(expired))
 
 
-async def renew(path: Path, answer: bytes | None) -> str:
+async def renew(
+    path: Path, answer: bytes | None, status: bytes = b"200 OK", expires_at: float = 0.0
+) -> str:
     """The new token of an expired login, from an endpoint that answers so, or never (None)."""
     gone = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         if answer is not None:
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
+            head = b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (status, len(answer))
+            writer.write(head + answer)
         await reader.read()
         writer.close()
         gone.set()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        keep_expired(path, f"http://127.0.0.1:{port}/token")
+        keep_expired(path, f"http://127.0.0.1:{port}/token", expires_at)
         stored = StoredTokens(str(path), lambda origin: HttpClient(origin, None))
         async with asyncio.timeout(GENEROUS_S):
             try:
@@ -54,6 +58,25 @@ def test_an_expired_token_is_renewed_and_kept(tmp_path: Path) -> None:
     assert asyncio.run(renew(path, ANSWER)) == "new"
     kept = msgspec.json.decode(path.read_bytes(), type=Tokens)
     assert (kept.access_token, kept.refresh_token) == ("new", "next")
+
+
+@pytest.mark.parametrize("more", [b'"expires_in":"3599"', b'"refresh_token":null', b'"scope":null'])
+def test_a_renewal_is_taken_however_a_server_writes_it(tmp_path: Path, more: bytes) -> None:
+    path = tmp_path / "oauth.json"
+    assert asyncio.run(renew(path, b'{"access_token":"new",%b}' % more)) == "new"
+    kept = msgspec.json.decode(path.read_bytes(), type=Tokens)
+    assert kept.refresh_token == "first"
+    assert (kept.expires_at is not None) is (b"expires_in" in more)
+
+
+@pytest.mark.parametrize("status", [b"503 Service Unavailable", b"429 Too Many Requests"])
+def test_an_endpoint_that_is_overloaded_refuses_no_login(tmp_path: Path, status: bytes) -> None:
+    path = tmp_path / "oauth.json"
+    with pytest.raises(HttpError, match="cannot be renewed: HTTP") as caught:
+        asyncio.run(renew(path, b"", status))
+    assert not caught.value.sent
+    good_s = time.time() + tokens.EARLY_S / 2
+    assert asyncio.run(renew(path, b"", status, good_s)) == "old"
 
 
 def test_an_endpoint_that_never_answers_holds_calls_up_for_a_while_only(

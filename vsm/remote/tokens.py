@@ -23,6 +23,7 @@ EARLY_S: Final = 30.0
 RENEWAL_TIMEOUT_S: Final = 30.0
 MOST_BYTES: Final = 64 * 1024
 _OK: Final = 200
+_LATER: Final = frozenset({408, 429, *range(500, 600)})  # says nothing of the tokens
 _USUAL: Final = {"http": 80, "https": 443}
 
 
@@ -47,7 +48,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Renewal(msgspec.Struct):
     access_token: str
-    refresh_token: str = ""
+    refresh_token: str | None = None
     expires_in: float | None = None
 
 
@@ -70,8 +71,13 @@ class StoredTokens:
         tokens = self._load()
         if tokens is None:
             return ""
-        if tokens.expires_at is not None and tokens.expires_at - EARLY_S < time.time():
-            tokens = await self._renew_once(tokens) or tokens
+        expires_at = tokens.expires_at
+        if expires_at is not None and expires_at - EARLY_S < time.time():
+            try:
+                tokens = await self._renew_once(tokens) or tokens
+            except HttpError:
+                if expires_at < time.time():
+                    raise
         return tokens.access_token
 
     async def renewed(self, refused: str) -> str:
@@ -118,7 +124,7 @@ class StoredTokens:
         """Ask for a new one; None where that is refused.
 
         Raises:
-            HttpError: the token endpoint did not answer.
+            HttpError: the token endpoint did not answer, or not now.
         """
         if not tokens.refresh_token:
             return None
@@ -169,10 +175,12 @@ class StoredTokens:
             raise HttpError(text, sent=False) from None
         finally:
             client.close()
+        if exchange.status in _LATER:
+            raise HttpError(f"{what}: HTTP {exchange.status}", sent=False)
         if exchange.status != _OK:
             return None
-        try:
-            renewal = msgspec.json.decode(body, type=_Renewal)
+        try:  # not strict: some servers write the seconds as a text
+            renewal = msgspec.json.decode(body, type=_Renewal, strict=False)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         return renewal if is_token(renewal.access_token) else None
