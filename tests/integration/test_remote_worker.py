@@ -81,6 +81,35 @@ def test_an_unusable_answer_fails_the_call_that_it_belongs_to(
         assert far.end() == 0
 
 
+def test_another_protocol_fails_the_call_that_meets_it_alone() -> None:
+    def play(request: Request) -> None:
+        if legacy(request):
+            return
+        if request.message["params"]["arguments"].get("odd"):
+            request.reply(101, Upgrade="other", Connection="Upgrade")
+            request.cut()
+            return
+        request.text("here")
+
+    with scripted(play) as server, worker(server) as far:
+        far.handshake()
+        code, text = error_of(far.call(odd=1))
+        assert (code, "answers in another protocol" in text) == (BROKEN, True)
+        assert text_of(far.call()) == "here"
+        assert far.end() == 0
+
+
+def test_authorities_that_cannot_be_read_end_the_worker_with_a_line(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no PEM")
+    with (
+        scripted(lambda _: None) as server,
+        worker(server, scheme="https", ca_file=str(tmp_path / "ca.pem")) as far,
+    ):
+        assert far.wait() == 1
+        assert "holds no certificates" in far.said
+        assert far.said.count("\n") == 1
+
+
 def test_a_redirect_to_another_host_is_not_followed_and_gets_no_credentials() -> None:
     def innocent(request: Request) -> None:
         request.reply(200)

@@ -1,6 +1,7 @@
 """What a login may be led to by what foreign servers say of themselves."""
 
 import asyncio
+import errno
 import gzip
 import socket
 import threading
@@ -11,12 +12,12 @@ from urllib.parse import parse_qs
 import httpx2
 import pytest
 from mcp.client.auth import OAuthClientProvider, OAuthFlowError
-from mcp.shared.auth import OAuthMetadata
+from mcp.shared.auth import OAuthMetadata, OAuthToken
 from pydantic import AnyHttpUrl
 
 from vsm.configuration.config import Integration, load_config
 from vsm.errors import VsmError
-from vsm.install.login import _Flow, _Transport, log_in
+from vsm.install.login import _Flow, _listen, _Transport, log_in
 
 
 @pytest.fixture
@@ -68,9 +69,33 @@ def test_an_address_that_the_operator_allowed_is_asked(listener: socket.socket, 
     thread.join()
 
 
-def flow(tmp_path: Path) -> tuple[Integration, _Flow]:
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"200 OK\r\nServer: caf\xe9\r\nContent-Length: 0", ""),
+        (b"101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade", "another protocol"),
+    ],
+)
+def test_an_odd_answer_is_taken_or_refused_in_words(
+    listener: socket.socket, head: bytes, said: str
+) -> None:
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 " + head + b"\r\n\r\n")
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    text = get(f"http://127.0.0.1:{listener.getsockname()[1]}/", "127.0.0.1")
+    assert said in text
+    assert bool(text) is bool(said)
+    thread.join()
+
+
+def flow(tmp_path: Path, more: str = "") -> tuple[Integration, _Flow]:
     tmp_path.chmod(0o755)
-    text = '[integrations.far]\nurl = "https://x.example/"\noauth = {}\n'
+    text = f'[integrations.far]\nurl = "https://x.example/"\noauth = {{}}\n{more}'
     (tmp_path / "vsm.toml").write_text(text)
     integration = load_config(tmp_path / "vsm.toml").integrations["far"]
     return integration, _Flow(integration, "", "", lambda _: None, "")
@@ -162,6 +187,47 @@ def test_a_login_that_nobody_configured_is_refused(tmp_path: Path) -> None:
     integration, _ = flow(tmp_path)
     with pytest.raises(VsmError, match=r"clients\.bob"):
         log_in(integration, "bob", lambda _: None)
+
+
+def test_tokens_that_are_good_for_ever_and_ever_fail_the_login_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(one: _Flow) -> None:
+        provider = one._provider("http://127.0.0.1:1/callback")
+        token = OAuthToken(access_token="t", expires_in=10**400)
+        provider.context.update_token_expiry(token)  # as the flow does it
+
+    monkeypatch.setattr(_Flow, "run", run)
+    with pytest.raises(VsmError, match="the login failed"):
+        log_in(flow(tmp_path)[0], "", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "cannot be read: No such file"), ("no PEM", "holds no cert")]
+)
+def test_authorities_that_cannot_be_read_are_named(
+    tmp_path: Path, content: str | None, why: str
+) -> None:
+    if content:
+        (tmp_path / "ca.pem").write_text(content)
+    integration, _ = flow(tmp_path, 'ca_file = "ca.pem"\n')
+    with pytest.raises(VsmError, match=why) as caught:
+        log_in(integration, "", lambda _: None)
+    assert str(tmp_path / "ca.pem") in caught.value.where
+
+
+def test_a_port_that_cannot_be_had_says_why(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(VsmError, match="is taken"):
+        _listen(listener.getsockname()[1])
+
+    def forbidden(_: object) -> None:  # what a port below 1024 is for most users
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(socket, "create_server", forbidden)
+    with pytest.raises(VsmError, match="cannot be had: Permission denied"):
+        _listen(80)
 
 
 def provider_of(tmp_path: Path, oauth: str, scope: str = "") -> OAuthClientProvider:

@@ -6,14 +6,15 @@ connecting, as the egress process does it, and https is insisted on.
 """
 
 import asyncio
-import contextlib
+import errno
+import os
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from hmac import compare_digest
 from html import escape
-from typing import Any, Final
+from typing import Final
 from urllib.parse import SplitResult, parse_qs, urljoin, urlsplit
 
 import httpx2
@@ -71,7 +72,7 @@ def log_in(integration: Integration, client: str, show: Show, scope: str = "") -
     flow = _Flow(integration, client, secret, show, union_scopes(oauth.scope, scope) or "")
     try:
         return asyncio.run(flow.run())
-    except (OAuthFlowError, httpx2.HTTPError, ValueError) as error:
+    except (OAuthFlowError, httpx2.HTTPError, ValueError, OverflowError) as error:
         what = f"the login failed: {error}"
         remedy = "Try again; if it stays so, ask whoever runs the server."
         raise VsmError(integration.name, what[:1000], remedy) from None
@@ -320,9 +321,13 @@ class _Transport(httpx2.AsyncBaseTransport):
         finally:
             exchange.leave()
         # Nothing was asked to be packed, and what is unpacked has no bound.
-        left_out = {"transfer-encoding", "content-encoding"}
-        kept = {k: v for k, v in exchange.headers.items() if k not in left_out}
-        kept["content-length"] = str(len(content))
+        left_out = {"transfer-encoding", "content-encoding", "content-length"}
+        # As bytes: httpx takes a text for ASCII.
+        kept = [
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in exchange.headers.items()
+            if name not in left_out
+        ]
         return httpx2.Response(exchange.status, headers=kept, content=content, request=request)
 
     async def _judged(self, host: str, port: int) -> str:
@@ -350,11 +355,10 @@ def _target(text: str) -> SplitResult:
 
 
 def _listen(port: int) -> socket.socket:
-    listener: Any = None
-    with contextlib.suppress(OSError):
-        listener = socket.create_server(("127.0.0.1", port))
-    if listener is None:
-        what = f"port {port} of 127.0.0.1 is taken"
-        raise VsmError("oauth.redirect_port", what, "End what listens there, or choose another.")
-    found: socket.socket = listener
-    return found
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        what = "is taken" if taken else f"cannot be had: {os.strerror(error.errno or 0)}"
+        remedy = "End what listens there, or choose another." if taken else "Choose another."
+        raise VsmError("oauth.redirect_port", f"port {port} of 127.0.0.1 {what}", remedy) from None

@@ -96,6 +96,8 @@ class _Connection:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             raise HttpError(f"its answer is no HTTP: {error}", sent=True) from None
+        except httptools.HttpParserUpgrade:
+            raise HttpError("it answers in another protocol", sent=True) from None
         if not self.head_done and self.heard > MOST_HEAD_BYTES:
             raise HttpError(f"its answer has more than {MOST_HEAD_BYTES} bytes of head", sent=True)
         return True

@@ -20,6 +20,7 @@ from typing import Final, cast
 from msgspec import UNSET
 
 import vsm
+from vsm.errors import ConfigurationError
 from vsm.protocol import jsonrpc
 from vsm.protocol.frames import untagged
 from vsm.protocol.framing import LineSplitter
@@ -192,9 +193,18 @@ async def _after(barrier: Task | None, work: Work) -> None:
 
 
 def tls_context(ca_file: str) -> ssl.SSLContext:
-    """Certificates are checked against the system's authorities, or against `ca_file` alone."""
+    """Certificates are checked against the system's authorities, or against `ca_file` alone.
+
+    Raises:
+        ConfigurationError: `ca_file` cannot be read, or holds none.
+    """
     if ca_file:
-        return ssl.create_default_context(cafile=ca_file)
+        try:
+            return ssl.create_default_context(cafile=ca_file)
+        except OSError as error:  # also what OpenSSL says
+            holds_none = isinstance(error, ssl.SSLError)
+            what = "holds no certificates" if holds_none else f"cannot be read: {error.strerror}"
+            raise ConfigurationError(f"ca_file: {ca_file}", what, "Name a file of PEM.") from None
     context = ssl.create_default_context()
     if not context.cert_store_stats()["x509_ca"]:
         for path in _AUTHORITIES:
@@ -231,4 +241,9 @@ async def serve(settings: WorkerSettings) -> int:
 
 def main() -> int:
     """Run on the inherited pipes."""
-    return asyncio.run(serve(WorkerSettings.from_environment(os.environ)))
+    settings = WorkerSettings.from_environment(os.environ)
+    try:
+        return asyncio.run(serve(settings))
+    except ConfigurationError as error:
+        say(f"{settings.name}: {error}")
+        return 1
