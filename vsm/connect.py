@@ -114,8 +114,7 @@ class Bridge:
         """From stdin to the gateway; the end of stdin closes this direction only."""
         stdin, lines = sys.stdin.fileno(), Lines()
         buffer = bytearray(CHUNK_BYTES)  # a new one for every read would be mapped and unmapped
-        while size := os.readv(stdin, [buffer]):
-            data = bytes(memoryview(buffer)[:size])
+        while data := _read(stdin, buffer):
             self._pass(lines.feed(data))
         self._pass(lines.rest())
         with self._open:
@@ -252,6 +251,17 @@ def _connect(wait_s: float, while_open: int | None = None) -> socket.socket:
             # The socket's folder may not be there yet either, so there is nothing to watch.
             if poll.poll(RETRY_INTERVAL_S * _MILLISECONDS):
                 raise
+
+
+def _read(fd: int, buffer: bytearray) -> bytes:
+    """What comes next; nothing at the end, as which counts a terminal or a socket that is gone."""
+    while True:
+        try:
+            return bytes(memoryview(buffer)[: os.readv(fd, [buffer])])
+        except BlockingIOError:  # somebody else made it non-blocking
+            select.select([fd], [], [])
+        except OSError:
+            return b""
 
 
 def _gave_up(data: bytes) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -171,6 +172,57 @@ def test_connect_waits_for_vsm_and_ends_with_an_error_when_vsm_ends(tmp_path: Pa
         assert process.wait(20) == 1
         assert process.stderr is not None
         assert b"vsm closed the connection" in process.stderr.read()
+
+
+def test_connect_reads_a_pipe_that_somebody_made_non_blocking(tmp_path: Path) -> None:
+    theirs, ours = os.pipe()
+    os.set_blocking(theirs, False)
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        subprocess.Popen(
+            CONNECT, env=environment(tmp_path), stdin=theirs, stdout=subprocess.DEVNULL
+        ) as process,
+    ):
+        os.close(theirs)
+        listener.bind(str(tmp_path / "mcp.sock"))
+        listener.listen()
+        listener.settimeout(20)
+        connection, _ = listener.accept()
+        connection.settimeout(20)
+        try:
+            assert select.select([connection], [], [], 0.3)[0] == [], "it looks in vain first"
+            os.write(ours, b"hello\n")
+            assert connection.recv(100) == b"hello\n"
+            os.close(ours)
+            assert connection.recv(100) == b""
+        finally:
+            connection.close()
+            process.kill()
+
+
+def test_connect_ends_with_a_client_that_goes_without_reading(tmp_path: Path) -> None:
+    """Where one socket is its input and its output, as `socat` gives it."""
+    ours, theirs = socket.socketpair()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "mcp.sock"))
+        listener.listen()
+        listener.settimeout(20)
+        with subprocess.Popen(
+            CONNECT, env=environment(tmp_path), stdin=theirs, stdout=theirs
+        ) as process:
+            theirs.close()
+            connection, _ = listener.accept()
+            connection.settimeout(20)
+            connection.sendall(b'{"jsonrpc":"2.0","method":"notifications/message"}\n')
+            select.select([ours], [], [], 20)
+            ours.close()
+            try:
+                assert connection.recv(100) == b"", "it asks for nothing more"
+                connection.close()
+                assert process.wait(20) == 0
+            finally:
+                connection.close()
+                process.kill()
 
 
 class Side:
