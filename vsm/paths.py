@@ -37,10 +37,25 @@ def state_dir() -> Path:
     directory = _from_environment("VSM_STATE_DIR", "STATE_DIRECTORY")
     if directory is not None:
         return directory
-    home = _from_environment("XDG_STATE_HOME")
-    if home is not None:
-        return home / "vsm"
-    return Path("/var/lib/vsm") if os.geteuid() == 0 else Path.home() / ".local/state/vsm"
+    states = _from_environment("XDG_STATE_HOME")
+    if states is not None:
+        return states / "vsm"
+    return Path("/var/lib/vsm") if os.geteuid() == 0 else home() / ".local/state/vsm"
+
+
+def home() -> Path:
+    """The home directory.
+
+    Raises:
+        ConfigurationError: there is neither $HOME nor such a user.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        what = f"uid {os.geteuid()} has no home directory"
+        raise ConfigurationError(
+            "", what, "Set $HOME, for vsm's state also $VSM_STATE_DIR."
+        ) from None
 
 
 def ensure_runtime_dir() -> Path:

@@ -91,3 +91,17 @@ def test_own_profiles_come_before_the_hosts_and_the_shipped_ones(
     found = paths.profile_search_path()
     assert found[:3] == (Path("/a"), Path("/b"), Path("/etc/vsm/profiles"))
     assert (found[3] / "integration.toml").is_file()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is run by a uid of its own."""
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(ConfigurationError, match=r"uid 4711 has no home directory.*VSM_STATE_DIR"):
+        paths.state_dir()
+    monkeypatch.setenv("VSM_STATE_DIR", "/x")
+    assert paths.state_dir() == Path("/x")

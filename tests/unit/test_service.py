@@ -179,6 +179,24 @@ def test_what_hardening_takes_from_an_integration_is_said_of_the_systems_unit_al
     assert list(unreached(config, user=True)) == []
 
 
+def test_configuration_of_an_image_is_the_images_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "image"
+    (image / "etc/vsm").mkdir(parents=True)
+    (tmp_path / "vsm.toml").touch()
+    (tmp_path / "vsm").symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["service", "install", "--dry-run", "--root", str(image)]
+    assert main(words) == 2
+    assert f"{image}/etc/vsm/vsm.toml: there is no such file" in capsys.readouterr().err
+    assert main([*words, "--config", str(tmp_path / "vsm.toml")]) == 2
+    assert f"vsm.toml: it is not in the image. Put it into {image}" in capsys.readouterr().err
+    (image / "etc/vsm/vsm.toml").touch()
+    assert main(words) == 0
+    assert 'up --config "/etc/vsm/vsm.toml"' in capsys.readouterr().out
+
+
 def test_install_that_could_not_enable_the_service_does_so_when_it_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,11 +8,12 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from vsm.commands.interrupt import end_in_order_on_sigterm
 from vsm.commands.terminal import clean, print_json, print_table
-from vsm.errors import VsmError
+from vsm.errors import ConfigurationError, VsmError
 
 SUMMARIES = {
     "install": "install a server from npm or PyPI: confined, pinned by hash, no scripts",
@@ -127,7 +128,9 @@ def _configurations(given: Path | None) -> list[Path]:
     """Where entries usually are: what a vsm here, or a service, would be started with."""
     from vsm import paths
 
-    usual = [Path("vsm.toml"), paths.SYSTEM_CONFIG, Path.home() / paths.USER_CONFIG]
+    usual = [Path("vsm.toml"), paths.SYSTEM_CONFIG]
+    with suppress(ConfigurationError):  # some have no home
+        usual.append(paths.home() / paths.USER_CONFIG)
     named = os.environ.get("VSM_CONFIG")
     return [one for one in (given, Path(named) if named else None, *usual) if one is not None]
 

@@ -16,7 +16,7 @@ from vsm.commands.service_reach import unreached
 from vsm.commands.terminal import print_json
 from vsm.configuration.config import Config, load_config
 from vsm.errors import ConfigurationError, VsmError
-from vsm.paths import SYSTEM_CONFIG, USER_CONFIG
+from vsm.paths import SYSTEM_CONFIG, USER_CONFIG, home
 from vsm.service import apparmor
 from vsm.service import unit_files as service
 from vsm.service.unit_files import SERVICE, SOCKET, Place
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Do it, step by step, each said."""
     root = args.root.absolute() if args.root is not None else None
     user = args.action != "apparmor" and args.user
-    place = service.place(user=user, root=root, home=Path.home())
+    place = service.place(user=user, root=root, home=home())
     work = Work(place, dry=args.dry_run, show=not args.json)
     if not args.dry_run and not user and os.geteuid() != 0:
         whose = "profiles" if args.action == "apparmor" else "units"
@@ -158,9 +158,8 @@ class Work:
 def _install(work: Work, args: argparse.Namespace) -> None:
     path = _config_path(args)
     config = _valid(path)
-    if args.root is not None:
-        inside = Path("/") / path.absolute().relative_to(work.place.root or "/")
-        config = _at(config, inside)
+    if work.place.root is not None:
+        config = _at(config, _inside(path, work.place.root))
     command = _command(args.root)
     texts = service.units(config, command=command, user=args.user).files(work.place.directory)
     before = {unit: _read_ours(unit) for unit in texts}  # refuse before the first change
@@ -277,7 +276,7 @@ def _remove_directories(work: Work, *, purge: bool) -> None:
     """What the manager made for the units: they preserve the runtime directory themselves."""
     if work.place.user:
         runtime = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")) / "vsm"
-        state = Path.home() / ".local/state/vsm"
+        state = home() / ".local/state/vsm"
     else:
         runtime, state = Path("/run/vsm"), Path("/var/lib/vsm")
         work.remove_tree(SYSTEM_CONFIG.parent, empty=True)
@@ -293,7 +292,8 @@ def _remove_directories(work: Work, *, purge: bool) -> None:
 def _config_path(args: argparse.Namespace) -> Path:
     chosen: Path | None = args.config
     if chosen is None:
-        chosen = Path.home() / USER_CONFIG if args.user else SYSTEM_CONFIG
+        system = (args.root or Path("/")) / SYSTEM_CONFIG.relative_to("/")
+        chosen = home() / USER_CONFIG if args.user else system
     if not chosen.exists():
         remedy = "Write it (`vsm docs configuration`), or name another by --config."
         raise ConfigurationError(str(chosen), "there is no such file", remedy)
@@ -306,6 +306,14 @@ def _valid(path: Path) -> Config:
     for integration in config.integrations.values():
         profile_of(integration)
     return config
+
+
+def _inside(path: Path, root: Path) -> Path:
+    """Where a file of an image is once that runs."""
+    if not path.is_relative_to(root):
+        remedy = f"Put it into {root}, and name it there by --config."
+        raise ConfigurationError(str(path), "it is not in the image", remedy)
+    return Path("/") / path.relative_to(root)
 
 
 def _at(config: Config, path: Path) -> Config:
