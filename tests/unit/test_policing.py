@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from vsm.cli import main
 from vsm.configuration.config import Config
 from vsm.configuration.policy import MOST_BYTES, Policy, RuleDocument
 from vsm.core import approvals
@@ -20,7 +21,7 @@ from vsm.errors import NotFoundError, VsmError
 from vsm.governance.approvals import RULE, steady_s
 from vsm.governance.policing import FORGOTTEN_S, MOST_PAINS, Policing
 from vsm.journal.reader import Now
-from vsm.journal.records import Decision, Outcome, Retention
+from vsm.journal.records import JOURNAL_FILE, Decision, Outcome, Retention, json_text
 from vsm.journal.store import open_store
 from vsm.link import MAX_MESSAGE_BYTES
 from vsm.messages import (
@@ -383,6 +384,41 @@ def test_the_most_rules_and_grants_fit_into_one_message() -> None:
         assert len(SnapshotIn(sender="system5", body=body).to_wire()) < MAX_MESSAGE_BYTES
 
     run(scenario, Policy(rules=many))
+
+
+def test_record_of_an_approval_holds_who_and_what_whatever_was_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names are a client's words, and six bytes a character or more in the record."""
+    shape = {chr(0x1F600 + number) * 64: "boolean" for number in range(16)}
+    long = {"name": "\U0001f600" * 512, "shape": shape, "arguments": "\U0001f600" * 500}
+    store, _ = open_store(tmp_path / JOURNAL_FILE, "boot", Retention())
+
+    async def scenario(world: World) -> None:
+        for more in ({}, {"arguments": long["arguments"]}, long):
+            await asyncio.sleep(0)
+            world.policing.on_message("system1", asking().model_copy(update=more))
+        for number, made in enumerate(world.journal.decisions):
+            inputs, shown = json_text(made["inputs"]), made["inputs"]
+            assert json.loads(inputs)["key"][0] == "d"
+            assert [key in shown for key in ("arguments", "shape")] == [number == 1, number < 2]
+            records = [
+                Decision(1, 0, "supervisor", str(number), "it: x", RULE, inputs, "[]", "ask"),
+                Outcome(1, str(number), '{"verdict": "denied", "by": "by root"}'),
+            ]
+            store.append("test", 2 * number + 1, records)
+        cut = '{"truncated": "{", "length": 99999}'  # as one of an earlier vsm may be
+        store.append("test", 9, [
+            Decision(1, 0, "supervisor", "cut", "it: x", RULE, cut, "[]", "ask"),
+            Outcome(1, "cut", '{"verdict": "denied", "by": "by root"}'),
+        ])  # fmt: skip
+
+    run(scenario)
+    store.close()
+    for variable in ("VSM_STATE_DIR", "VSM_RUNTIME_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert main(["approvals"]) == 0
+    assert capsys.readouterr().out.count("denied") == 4
 
 
 def test_only_the_supervisors_own_record_grants_anything(tmp_path: Path) -> None:

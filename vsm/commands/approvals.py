@@ -109,8 +109,8 @@ def _print(now: dict[str, Any]) -> None:
             ("DECIDED", "VERDICT", "BY", "CLIENT", "INTEGRATION", "WHAT"),
             [
                 (
-                    _when(one["at_s"]), one["verdict"], clean(one["by"]), clean(one["client"]),
-                    one["integration"], clean(one["name"]),
+                    _when(one["at_s"]), one["verdict"], clean(one["by"]),
+                    *(clean(one.get(key, "?")) for key in ("client", "integration", "name")),
                 )
                 for one in now["decided"]
             ],

@@ -7,6 +7,7 @@ read back from the journal, and is forgotten where that cannot be read.
 """
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from vsm.core import approvals
 from vsm.core.approvals import GrantKey, Pending, Settled, State
 from vsm.errors import NotFoundError
 from vsm.journal.reader import Filter, JournalReader, Now, is_absent
+from vsm.journal.records import MAX_JSON_BYTES
 from vsm.messages import Asking, Grant, Grants, Message, Verdict
 
 RULE: Final = "policy.ask"
@@ -87,7 +89,7 @@ class Desk:
         self._keys[pending.id] = self._record.decide(
             f"{message.integration}: {message.name}",
             rule=RULE,
-            inputs={"id": pending.id, "key": list(pending.key), **pending.details},
+            inputs=_recorded(pending),
             alternatives=["approve", "deny"],
             choice="ask a person",
         )
@@ -228,6 +230,15 @@ def _details(message: Asking) -> dict[str, Any]:
         "shape": message.shape,
         **({"arguments": message.arguments} if message.arguments else {}),
     }
+
+
+def _recorded(pending: Pending) -> dict[str, Any]:
+    """For the journal, of which a column is bounded: who and what are there whatever was passed."""
+    told = {"id": pending.id, "key": list(pending.key), **pending.details}
+    for name in ("arguments", "shape"):
+        if len(json.dumps(told)) > MAX_JSON_BYTES:
+            told.pop(name, None)
+    return told
 
 
 def _outcome(settled: Settled) -> dict[str, Any]:
