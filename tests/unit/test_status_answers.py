@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsm.commands import regulation_text
+from vsm import cli
+from vsm.commands import regulation_text, variety
 from vsm.commands.status import _print_breaker, _print_identity, _print_worker
 from vsm.commands.variety import _print_report, _print_what_if
 from vsm.core import channels
@@ -88,8 +89,8 @@ def test_words_of_system_4_reach_no_terminal_raw() -> None:
     shown = printed(_print_report, "Lately", report)
     found = {"demand": ESCAPE, "asked": ESCAPE, "answered_well": ESCAPE}
     figures = {"requisite_ratio": 1, "requisite_ratio_if_served": 1, "gain_bits": 1, "gap_bits": 1}
-    shown += printed(_print_what_if, {**found, **figures}, as_json=False)
-    shown += printed(_print_what_if, {**found, "not_enough_evidence": ESCAPE}, as_json=False)
+    shown += printed(_print_what_if, {**found, **figures})
+    shown += printed(_print_what_if, {**found, "not_enough_evidence": ESCAPE})
     assert "\x1b" not in shown
 
 
@@ -139,6 +140,31 @@ def test_command_that_meets_nonsense_is_answered_with_an_error(failure: Exceptio
     assert (first["ok"], second["ok"]) == (False, False)
     assert "no command" in second["error"]["what"], "the connection goes on"
     assert bool(logged) == (not isinstance(failure, VsmError))
+
+
+@pytest.mark.parametrize("words", [["variety"], ["variety", "--what-if", "x"]])
+@pytest.mark.parametrize("answer", [{}, {"half_life_s": "long"}, {"demand": 5, "asked": 1}])
+def test_variety_shows_the_channels_where_system_4_makes_no_sense(
+    answer: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"sender": "system1", "receiver": "system2", "carries": "summary", "sufficient": False}
+    row |= {"dropped": 3, "fill": 0.5, "bits_s": 1.0, "capacity_bits": 8}
+    monkeypatch.setattr(variety, "request", lambda *_, **__: {**answer, "channels": [row]})
+    shown = printed(cli.main, words)
+    assert "system4 answers what makes no sense" in shown
+    assert ("channel system1 to system2 (summary): 3 messages dropped" in shown) == (len(words) < 2)
+
+
+@settings(max_examples=40)
+@given(ANSWERS)
+def test_predictions_that_make_no_sense_leave_the_rest_of_what_is_reflected(answer: Any) -> None:
+    async def query(*_words: str) -> Any:
+        await asyncio.sleep(0)
+        return answer | {"forecasts": [*answer, 5]}
+
+    supervisor: Any = SimpleNamespace(systems=SimpleNamespace(query=query))
+    found = asyncio.run(own_answers.predictions(supervisor))
+    assert found == {"not_enough_evidence": "system 4 answers what makes no sense"}
 
 
 @settings(max_examples=40)

@@ -29,20 +29,27 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Print both windows, integrations and channels in trouble, or JSON."""
-    if args.what_if:
-        return _print_what_if(request("variety", what_if=args.what_if), as_json=args.json)
-    body = request("variety")
+    body = request("variety", **({"what_if": args.what_if} if args.what_if else {}))
     if args.json:
         print_json(body)
         return 0
+    try:
+        (_print_what_if if args.what_if else _print_measured)(body)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        print("system4 answers what makes no sense: `vsm variety --json` shows it")
+    if not args.what_if:
+        _print_channels(body["channels"])
+    return 0
+
+
+def _print_measured(body: dict[str, Any]) -> None:
+    """What system 4 says, which need not make sense."""
     minutes = body["half_life_s"] / 60
     _print_report(f"Lately (an event weighs half after {minutes:g} minutes)", body["recent"])
     print()
     _print_report(f"For {_span(body['since_start_s'])}", body["since_start"])
     _print_unmet(body["since_start"])
     _print_integrations(body["integrations"])
-    _print_channels(body["channels"])
-    return 0
 
 
 def _span(seconds: float) -> str:
@@ -52,21 +59,17 @@ def _span(seconds: float) -> str:
     )
 
 
-def _print_what_if(found: dict[str, Any], *, as_json: bool) -> int:
-    if as_json:
-        print_json(found)
-        return 0
+def _print_what_if(found: dict[str, Any]) -> None:
     demand = clean(found["demand"])
     if "not_enough_evidence" in found:
         why = clean(str(found["not_enough_evidence"]))
         print(f"{demand}: {coloured('not enough evidence', YELLOW)}: {why}")
-        return 0
+        return
     well = f"answered well {found['answered_well']}"
     print(clean(f"{demand}: asked {found['asked']} times lately, {well}"))
     ratios = found["requisite_ratio"], found["requisite_ratio_if_served"]
     print(f"  requisite ratio {ratios[0]:.3f}, if it were served {ratios[1]:.3f}")
     print(f"  {found['gain_bits']:.3f} of {found['gap_bits']:.3f} bits of the gap")
-    return 0
 
 
 def _print_report(title: str, report: dict[str, Any]) -> None:

@@ -254,8 +254,11 @@ async def predictions(supervisor: "Supervisor") -> Body:
     found = await supervisor.systems.query("system4", "predictions")
     if found is None:
         return {"not_enough_evidence": "system 4 does not answer"}
-    for name in ("forecasts", "warnings", "surprises"):
-        rows: Any = found.get(name) or []
-        for row in rows:
-            row["demand"] = foreign(str(row.get("demand", "")))
+    try:
+        for name in ("forecasts", "warnings", "surprises"):
+            rows: Any = found.get(name) or []
+            for row in rows:
+                row["demand"] = foreign(str(row.get("demand", "")))
+    except (TypeError, AttributeError):
+        return {"not_enough_evidence": "system 4 answers what makes no sense"}
     return found
