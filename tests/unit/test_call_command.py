@@ -1,13 +1,17 @@
-"""`vsm call`: what is said on the way changes nothing about the call."""
+"""Commands that ask: what was typed and what servers say ends in words, never in a traceback."""
 
+import socket
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 import pytest
 
-from vsm.commands import call
-from vsm.errors import VsmError
+from vsm.cli import main
+from vsm.commands import audit_worker, call, tools
+from vsm.commands.mcp_client import CallError, Client
+from vsm.errors import ConfigurationError, VsmError
+from vsm.governance.worker_audit import CONTRACT_TIMEOUT_S
 
 ANSWER = {"content": []}
 
@@ -37,6 +41,53 @@ class Slow:
         return ANSWER
 
 
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": -Infinity}', "[" * 100_000, "{", "3"])
+def test_arguments_that_no_server_could_read_are_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"JSON"):
+        call._parse_arguments(text)
+
+
+@pytest.mark.parametrize("time", ["-1", "0", "nan", "inf", "1e300", "soon"])
+def test_time_that_no_socket_takes_is_refused(
+    time: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["call", "a", "b"], ["dead-letters", "replay", "1"]):
+        assert main([*words, "--timeout", time]) == 2
+        assert f"--timeout: invalid seconds value: '{time}'" in capsys.readouterr().err
+
+
+def test_answer_that_is_to_no_request_of_ours_is_the_one_to_what_could_not_be_read() -> None:
+    ours, gateway = socket.socketpair()
+    with ours, gateway:
+        client = object.__new__(Client)
+        client._socket, client._lines, client._next_id = ours, ours.makefile("rb"), 1
+        gateway.sendall(
+            b'{"jsonrpc":"2.0","method":"notifications/message"}\n'
+            b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"too large"}}\n'
+        )
+        with client, pytest.raises(CallError, match="too large"):
+            client.request("tools/call", {})
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"content": ["text"]},
+        {"content": 5},
+        {"content": [{"type": "text"}]},
+        {"content": [{"type": "image", "data": 5}]},
+    ],
+)
+def test_result_that_is_none_is_no_traceback(result: dict[str, Any]) -> None:
+    with pytest.raises(VsmError, match="makes no sense"):
+        call.print_result(result)
+
+
+def test_tool_whose_schema_makes_no_sense_is_listed() -> None:
+    schema = {"properties": {"a": {}, "b": {}}, "required": [{"a": 1}, "b"]}
+    assert tools._arguments(schema) == " [a] b"
+
+
 def test_call_goes_on_where_nobody_says_in_time_who_is_awaited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -47,3 +98,14 @@ def test_call_goes_on_where_nobody_says_in_time_who_is_awaited(
     monkeypatch.setattr(call, "tool_prefixes", lambda _name: {"echo": "echo"})
     monkeypatch.setattr(call, "request", busy)
     assert call.call_tool("echo", "say", {}, timeout_s=None) == ANSWER
+
+
+def test_audit_is_waited_for_longer_than_the_supervisor_waits_for_a_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+    found = {"failed": {}, "unknown": [], "detail": ""}
+    found |= dict.fromkeys(("checked", "attacks", "contract", "processes"), 1)
+    monkeypatch.setattr(audit_worker, "request", lambda _, **words: asked.update(words) or found)
+    assert main(["audit", "it"]) == 0
+    assert asked["timeout_s"] > 2 * CONTRACT_TIMEOUT_S

@@ -3,12 +3,14 @@
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vsm.commands import events
-from vsm.errors import ConfigurationError
+from vsm.cli import main
+from vsm.commands import dead_letters, events
+from vsm.errors import ConfigurationError, VsmError
 from vsm.journal.reader import JournalError
 from vsm.journal.records import Decision, Event, Outcome, Retention, json_text
 from vsm.journal.store import JournalStore
@@ -132,6 +134,8 @@ def test_filters_of_the_command_line_reach_the_file(
     [
         (("events", "--since", "yesterday"), "--since"),
         (("events", "--since", "1h "), ""),
+        (("events", "--since", "999999999w"), ""),
+        (("events", "--since", "9999-01-01"), ""),
         (("events", "--severity", "loud"), "--severity"),
         (("events", "--limit", "0"), "--limit"),
         (("decisions", "--limit", "-1"), "--limit"),
@@ -162,3 +166,18 @@ def test_a_damaged_journal_is_an_error_that_names_the_file(
     (journal / "journal.db").write_bytes(b"garbage" * 1000)
     with pytest.raises(JournalError, match=r"journal\.db: cannot be read"):
         run("events")
+
+
+def test_letter_that_no_number_is_large_enough_for_is_not_there(
+    journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del journal
+    assert main(["dead-letters", "show", "9" * 30]) == 5
+    assert "there is none" in capsys.readouterr().err
+
+
+def test_end_of_input_is_no_consent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True, readline=lambda: ""))
+    letter = {"id": 5, "detail": {}, "replayed": None}
+    with pytest.raises(VsmError, match="dead letter 5: not called"):
+        dead_letters._confirm(letter, "it", "x", agreed=False)

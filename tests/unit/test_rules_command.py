@@ -48,6 +48,14 @@ def test_it_says_which_rule_decides(
     assert capsys.readouterr().out.startswith(says)
 
 
+@pytest.mark.parametrize("arguments", ["[" * 100_000, '{"path": "\udcff"}', "[]"])
+def test_arguments_that_are_none_are_refused(
+    config: str, capsys: pytest.CaptureFixture[str], arguments: str
+) -> None:
+    assert main(["rules", "files", "write_note", arguments, "--config", config]) == 2
+    assert "the arguments are no JSON" in capsys.readouterr().err
+
+
 def test_it_lists_rules_in_order(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "--config", config]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -3,10 +3,10 @@
 import argparse
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 from vsm.commands.control_client import request
-from vsm.commands.mcp_client import CallError, Client, tool_prefixes
+from vsm.commands.mcp_client import CallError, Client, seconds, tool_prefixes
 from vsm.commands.terminal import clean, foreign, print_json
 from vsm.errors import ConfigurationError, NotFoundError, VsmError
 
@@ -24,7 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("integration", metavar="INTEGRATION")
     parser.add_argument("tool", metavar="TOOL", help="the server's name for it, or the listed one")
     parser.add_argument("arguments", metavar="JSON", nargs="?", default="{}", help="- reads stdin")
-    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds (120)")
+    parser.add_argument("--timeout", type=seconds, default=120.0, metavar="S", help="seconds (120)")
     parser.add_argument("--json", action="store_true", help="the result as the gateway gave it")
 
 
@@ -61,8 +61,9 @@ def call_tool(
 
 def _parse_arguments(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(sys.stdin.read() if text == "-" else text)
-    except ValueError as error:
+        typed = sys.stdin.read() if text == "-" else text
+        value = json.loads(typed, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
         remedy = 'Write an object in single quotes, such as \'{"path": "hello.txt"}\'.'
         raise ConfigurationError(
             "vsm call", f"the arguments are no JSON ({error})", remedy
@@ -70,6 +71,11 @@ def _parse_arguments(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigurationError("vsm call", "expected a JSON object", "Name each argument.")
     return value
+
+
+def _refuse(name: str) -> NoReturn:
+    """Python's JSON has more numbers than anybody else's."""
+    raise ValueError(f"{name} is none of its numbers")
 
 
 def _public_name(integration: str, prefix: str, tool: str) -> str:
@@ -102,12 +108,20 @@ def print_result(result: dict[str, Any]) -> None:
     """Print what a tool answered.
 
     Raises:
-        VsmError: it asks back, and nobody here can answer.
+        VsmError: it asks back, and nobody here can answer; or it is no result of a tool's.
     """
     if result.get("resultType") == "input_required":
         what = "the server asks a question back"
         raise VsmError("the call", what, "Call it from an MCP client.")
     stream = sys.stderr if result.get("isError") else sys.stdout
+    try:
+        _print_content(result, stream)
+    except (LookupError, TypeError, AttributeError):
+        what = "its server answers what makes no sense"
+        raise VsmError("the call", what, "`--json` shows it.") from None
+
+
+def _print_content(result: dict[str, Any], stream: TextIO) -> None:
     for item in result.get("content", ()):
         kind = item.get("type")
         text = item["text"] if kind == "text" else json.dumps(_without_blobs(item))

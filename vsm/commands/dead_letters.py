@@ -12,6 +12,7 @@ from typing import Any, Final
 from vsm.commands.call import call_tool, print_result
 from vsm.commands.control_client import request
 from vsm.commands.events import when_text
+from vsm.commands.mcp_client import seconds
 from vsm.commands.terminal import clean, foreign, print_json, print_table
 from vsm.errors import ConfigurationError, NotFoundError, VsmError
 from vsm.journal.reader import MAX_LIMIT, Filter, JournalReader, Now, Row, parse_since
@@ -39,7 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--since", help="90s, 10m, 1h, 2d, 1w ago, or 2026-11-22T10:00")
     parser.add_argument("-n", "--limit", type=int, default=DEFAULT_LIMIT, help="newest (50)")
     parser.add_argument("--yes", action="store_true", help="replay without being asked")
-    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds (120)")
+    parser.add_argument("--timeout", type=seconds, default=120.0, metavar="S", help="seconds (120)")
     parser.add_argument("--json", action="store_true", help="one document")
 
 
@@ -163,7 +164,11 @@ def _confirm(letter: Row, integration: str, tool: str, *, agreed: bool) -> None:
     ran = "It may have run already. " if letter["detail"].get("may_have_run") else ""
     again = "It was called again before. " if letter["replayed"] else ""
     question = f"{ran}{again}Call {clean(tool)} of {clean(integration)} again? [y/N] "
-    if input(question).strip().lower() not in {"y", "yes"}:
+    try:
+        answer = input(question)
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in {"y", "yes"}:
         raise VsmError(where, "not called", "")
 
 

@@ -24,6 +24,15 @@ META = {
 MOST_PAGES = 1000
 QUIET_S = 1.0
 MOST_FRAME_BYTES = 256 * 2**20
+MOST_SECONDS = 10**9
+
+
+def seconds(text: str) -> float:
+    """A time-out as it is typed; ValueError where no socket takes it."""
+    value = float(text)
+    if not 0 < value <= MOST_SECONDS:
+        raise ValueError(text)
+    return value
 
 
 class CallError(VsmError):
@@ -92,7 +101,8 @@ class Client:
     def _result_of(self, number: int, method: str) -> dict[str, Any]:
         while line := self._lines.readline(MOST_FRAME_BYTES):
             message = json.loads(line)
-            if message.get("id") != number or "method" in message:
+            unread = message.get("id") is None and "error" in message  # what we sent was no message
+            if (message.get("id") != number and not unread) or "method" in message:
                 continue
             if "error" in message:
                 error = message["error"]

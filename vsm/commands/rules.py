@@ -85,9 +85,9 @@ def _decide(rules: Rules, args: argparse.Namespace) -> dict[str, Any]:
     try:
         if not isinstance(json.loads(args.arguments), dict):
             raise ConfigurationError("vsm rules", "the arguments are no JSON object", _AS)
-    except ValueError as error:
+        arguments = Arguments({"arguments": Raw(args.arguments.encode())})
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError("vsm rules", f"the arguments are no JSON: {error}", _AS) from error
-    arguments = Arguments({"arguments": Raw(args.arguments.encode())})
     clock = time.localtime()
     minute = clock.tm_hour * 60 + clock.tm_min
     call = Circumstances(arguments, minute, clock.tm_wday)

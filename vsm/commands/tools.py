@@ -66,6 +66,6 @@ def _arguments(schema: object) -> str:
     if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
         return ""
     required = schema.get("required")
-    needed = set(required) if isinstance(required, list) else set()
+    needed = required if isinstance(required, list) else []
     words = [name if name in needed else f"[{name}]" for name in schema["properties"]]
     return "".join(f" {clean(word)}" for word in words)

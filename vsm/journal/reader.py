@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 from urllib.parse import quote
 
 from vsm.errors import ConfigurationError, VsmError
-from vsm.journal.records import SEVERITIES, severity_index
+from vsm.journal.records import MAX_INTEGER, SEVERITIES, severity_index
 from vsm.journal.schema import VERSION, SchemaError, check_owner
 
 FOLLOW_S: Final = 0.02  # SQLite has no notification across processes: a follower looks this often
@@ -135,11 +135,12 @@ def parse_since(text: str, now: Now) -> int | Within:
     """
     match = _DURATION.fullmatch(text.strip())
     if match is not None:
-        return Within(int(match[1]) * _UNITS_S[match[2]] * 10**9, now)
+        return Within(min(int(match[1]) * _UNITS_S[match[2]] * 10**9, MAX_INTEGER), now)
     from datetime import datetime
 
     try:
-        return max(0, int(datetime.fromisoformat(text.strip()).timestamp() * 10**9))
+        at_ns = int(datetime.fromisoformat(text.strip()).timestamp() * 10**9)
+        return min(max(0, at_ns), MAX_INTEGER)
     except (ValueError, OverflowError, OSError):
         remedy = "Write 90s, 10m, 1h, 2d, 1w or a time such as 2026-11-22T10:00."
         raise ConfigurationError("--since", f"{text[:40]!r} is no time", remedy) from None
@@ -241,6 +242,8 @@ class JournalReader:
 
     def one(self, table: Table, number: int) -> Row | None:
         """The record with this number, if it is still there."""
+        if abs(number) > MAX_INTEGER:
+            return None
         return next(iter(self._select(table, "id = ?", [number], "ASC", 1)), None)
 
     def last_id(self, table: Table) -> int:
