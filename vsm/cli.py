@@ -6,9 +6,11 @@ the module of the command that was typed is imported: `vsm status` has to answer
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn, Protocol, cast
 
 from vsm import __version__
@@ -77,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code (docs/cli.md lists them)."""
     words = list(sys.argv[1:] if argv is None else argv)
     _fill_standard_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the locale has no character for, as the bytes of a file's name may be, is escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _told(words) if words else _usage()
     except KeyboardInterrupt:
@@ -128,7 +133,8 @@ def _fail(error: VsmError, *, as_json: bool) -> int:
         import json
 
         told = {name: getattr(error, name) for name in ("where", "what", "remedy", "exit_code")}
-        print(json.dumps({"error": told}), flush=True)
+        with suppress(OSError):  # stderr has it, and this may be what failed
+            print(json.dumps({"error": told}), flush=True)
     return error.exit_code
 
 

@@ -5,6 +5,7 @@ the boundary. `str(error)` reads `where: what. What to do.`
 """
 
 import errno
+import os
 from typing import Final
 
 _REMEDIES: Final = {
@@ -73,7 +74,17 @@ class ConfinementError(VsmError):
 def from_os_error(error: OSError, command: str) -> VsmError | None:
     """What a full, read-only or closed file system refused; None for what is vsm's own mistake."""
     path = error.filename2 or error.filename
+    if path is None and error.errno == errno.ENOENT and _is_nowhere():
+        return VsmError(command, "the directory that it runs in was removed", "`cd` to another.")
     remedy = _REMEDIES.get(error.errno or 0)
     if remedy is None or (path is None and error.errno not in _WITHOUT_PATH):
         return None
     return VsmError(str(path or command), error.strerror or str(error), remedy)
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False

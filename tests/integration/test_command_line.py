@@ -207,3 +207,46 @@ def test_up_listens_on_no_address_that_vsm_toml_may_not_name(address: str) -> No
     assert done.returncode == 2
     assert done.stderr.startswith("vsm: --http: ")
     assert "127.0.0.1" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("docs", "policy"), ("docs", "--json"), ("profile", "--help")])
+def test_output_that_finds_no_room_is_said_in_one_line(words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [VSM, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"vsm: {words[0]}: No space left on device. ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_the_locale_has_no_character_for_is_escaped(scratch: Path) -> None:
+    done = _vsm("docs", "policy", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xb5s" in done.stdout
+    profile = scratch / os.fsdecode(b"\xff.toml")
+    profile.write_text('extends = "integration"\ntier = "namespaced"\n')
+    done = _vsm("profile", "check", str(profile))
+    profile.unlink()
+    assert (done.returncode, done.stdout) == (0, f"{scratch}/\\udcff.toml: ok\n")
+
+
+@pytest.mark.parametrize("words", [("sandbox", "run", "--", "true"), ("up", "--config", "x")])
+def test_a_directory_that_was_removed_is_named_as_that(
+    scratch: Path, words: tuple[str, ...]
+) -> None:
+    gone = scratch / "gone"
+    gone.mkdir()
+    script = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(gone), VSM, *words]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "the directory that it runs in was removed. `cd` to another." in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"), [(("limit",), "NAME"), (("trust", "approve"), "NAME")]
+)
+def test_only_what_is_required_is_said_to_be(words: tuple[str, ...], missing: str) -> None:
+    done = _vsm(*words)
+    assert f"the following arguments are required: {missing}. `vsm" in done.stderr

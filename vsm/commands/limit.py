@@ -20,7 +20,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "until vsm ends.",
     )
     parser.add_argument("name", metavar="NAME", help="an integration")
-    parser.add_argument("limits", nargs="*", metavar="KEY=VALUE", help="as in a profile's [limits]")
+    parser.add_argument(
+        "limits", nargs="*", default=[], metavar="KEY=VALUE", help="as in a profile's [limits]"
+    )
     parser.add_argument("--json", action="store_true", help="print what vsm answered")
 
 

@@ -24,7 +24,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     for one in (diff, approve):
         one.add_argument("name", metavar="NAME", help="an integration")
     approve.add_argument(
-        "items", nargs="*", metavar="ITEM", help='such as "tool echo"; default: everything open'
+        "items",
+        nargs="*",
+        default=[],
+        metavar="ITEM",
+        help='such as "tool echo"; default: everything open',
     )
     approve.add_argument(
         "--seen", metavar="DIGEST", default="", help="only if it is what `vsm trust diff` showed"
