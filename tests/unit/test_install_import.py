@@ -153,6 +153,9 @@ def test_a_variable_that_holds_a_secret_by_another_name_moves_into_a_file(
         ({"url": "https://me:secret@x.example/mcp"}, "name and password"),
         ({"url": "https://x/mcp", "headers": {"A": "${KEY}"}}, "only its client"),
         ({"url": "https://x/mcp", "headers": {"../x": "y"}}, "header"),
+        ({"url": "https://x/mcp", "headers": {"X-A": "é"}}, "header X-A is not one line"),
+        ({"url": "https://x/mcp", "headers": {"X-A": "a\nb"}}, "header X-A is not one line"),
+        ({"url": "https://x/é"}, "none of http"),
         ({"url": "ftp://x/mcp"}, "none of http"),
         ({"command": "npx", "args": ["mcp-remote", "https://x/mcp", "--debug"]}, "no counterpart"),
         ({"command": "docker", "args": ["run", "-i", "x"]}, "container"),
@@ -180,6 +183,12 @@ def test_a_variable_that_holds_a_secret_by_another_name_moves_into_a_file(
 def test_what_cannot_be_translated_is_refused_with_the_reason(entry: Any, reason: str) -> None:
     refused = parse_entries({"mcpServers": {"x": entry}})[0].refused
     assert reason in refused
+
+
+def test_entry_of_vsm_itself_is_left_where_it_is() -> None:
+    """An import says that the client needs it, so the next one meets it."""
+    (entry,) = parse_entries({"mcpServers": {"vsm": {"command": "vsm", "args": ["connect"]}}})
+    assert "vsm itself" in entry.refused
 
 
 def test_names_that_cannot_be_or_clash_are_refused() -> None:
@@ -253,6 +262,64 @@ def test_an_imported_remote_server_has_its_secrets_in_files(
     assert (near.hosts, near.in_clear) == (("127.0.0.1:3000",), True)
     assert bridged.hosts == ("z.example:443",)
     assert "HEADER_X_API_KEY" in found["bridged"].secrets
+
+
+def test_headers_that_vsm_makes_itself_are_left_out_and_said() -> None:
+    headers = {"Content-Type": "application/json", "ACCEPT": "*/*", "X-Team": " acme "}
+    found = one(url="https://x.example/mcp", headers=headers)
+    assert (found.refused, found.headers) == ("", {"X-Team": "acme"})
+    assert [text.split()[0] for text in found.remarks if "makes it" in text] == [
+        "Content-Type",
+        "ACCEPT",
+    ]
+
+
+def test_an_entry_that_no_configuration_can_have_keeps_no_other_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
+    config = tmp_path / "vsm.toml"
+    tmp_path.chmod(0o755)
+    twice = {"Authorization": "Bearer s3cret-s3cret", "authorization": "Bearer s3cret-s3cret"}
+    document = {
+        "mcpServers": {
+            "far": {"url": "https://x.example/mcp", "headers": twice},
+            "odd": {"command": "npx", "args": ["server", "\0"], "env": {"A_KEY": "s3cret"}},
+            "half": {"command": "/bin/cat", "env": {"A_KEY": "\ud800"}, "args": ["\ud800"]},
+            "good": {"command": "/bin/cat"},
+        }
+    }
+    said: list[str] = []
+    taken, failed = apply(parse_entries(document), config, said.append)
+    assert [entry.entry.name for entry in taken] == ["good"]
+    assert {name: error.what for name, error in failed.items()} == {
+        "far": "authorization is there twice",
+        "odd": "an argument holds a NUL byte",
+        "half": "has a text that no configuration can have",
+    }
+    assert failed["far"].where == f"{config}: integrations.far.headers"
+    assert [line.partition(":")[0] for line in said] == [
+        f"{name} is left out" for name in ("far", "odd", "half")
+    ]
+    assert set(load_config(config).integrations) == {"good"}
+    assert not (tmp_path / "state/secrets").exists()
+
+
+def test_servers_are_found_beside_a_long_history(tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    servers = {"x": {"command": "/bin/cat"}}
+    file.write_text(json.dumps({"history": "x" * (2 << 20), "mcpServers": servers}))
+    assert [entry.name for entry in read_client_file(file)] == ["x"]
+
+
+def test_a_file_that_is_too_large_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "c.json"
+    monkeypatch.setattr(import_clients, "_MOST_BYTES", 1 << 20)
+    file.write_text(json.dumps({"history": "x" * (2 << 20), "mcpServers": {}}))
+    with pytest.raises(ConfigurationError, match="more than 1 MiB"):
+        read_client_file(file)
 
 
 def test_secrets_are_told_by_their_names() -> None:

@@ -7,8 +7,9 @@ as it is written, checked and compiled stands together.
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -252,7 +253,20 @@ def load_config(path: Path | None) -> Config:
         return Config()
     file = path.absolute()
     check_trust(file)
-    document = build(read_toml(file), ConfigDocument, file=str(file))
+    return compile_config(read_toml(file), file)
+
+
+def compile_config(table: Mapping[str, Any], file: Path) -> Config:
+    """Validate what a file says, or would say.
+
+    Args:
+        table: its TOML.
+        file: where it is, or would be; absolute.
+
+    Raises:
+        ConfigurationError: a key is wrong.
+    """
+    document = build(table, ConfigDocument, file=str(file))
     check_address(document.gateway.http, f"{file}: gateway.http")
     if len(document.integrations) > MOST_INTEGRATIONS:
         what = f"{len(document.integrations)} integrations; one vsm has {MOST_INTEGRATIONS} at most"

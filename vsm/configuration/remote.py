@@ -20,7 +20,7 @@ import msgspec
 import vsm
 from vsm.configuration.secrets import SecretSource
 from vsm.core.addresses import judge, parse_host, parse_literal
-from vsm.core.client_entries import is_secret_header
+from vsm.core.client_entries import OWN_HEADERS, is_header_value, is_secret_header
 from vsm.errors import ConfigurationError
 from vsm.remote.http_client import Origin
 from vsm.remote.settings import Credentials, WorkerSettings
@@ -35,14 +35,6 @@ _START: Final = (
 )
 _HEADER: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
 _PRINTABLE: Final = re.compile(r"[\x20-\x7e]{0,4096}")
-# Made from the request itself, or from `bearer` and `oauth`.
-_OWN_HEADERS: Final = frozenset(
-    {
-        *("accept", "accept-encoding", "connection", "content-length", "content-type", "host"),
-        *("last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id"),
-        *("te", "trailer", "transfer-encoding", "upgrade", "user-agent"),
-    }
-)
 
 
 class OAuth(msgspec.Struct, frozen=True, kw_only=True):
@@ -258,7 +250,7 @@ def _credentials(
 
 def _header(written: str, where: str) -> str:
     header = written.lower()
-    if not _HEADER.fullmatch(written) or header in _OWN_HEADERS:
+    if not _HEADER.fullmatch(written) or header in OWN_HEADERS:
         what = f"{written[:64]!r} is no header that can be set"
         raise ConfigurationError(f"{where}.headers", what, "Leave it out.")
     return header
@@ -280,7 +272,7 @@ def check_secret(value: str, where: str) -> str:
     Raises:
         ConfigurationError: it would end the header, or has no bytes that all servers agree on.
     """
-    if all(" " <= char <= "~" for char in value):
+    if is_header_value(value):
         return value
     what = "expected one line of printable ASCII, as a header is"
     raise ConfigurationError(where, what, "Leave nothing else where it is kept, no second line.")

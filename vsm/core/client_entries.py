@@ -26,6 +26,14 @@ _KNOWN_OF_REMOTE: Final = {
 }
 _HTTP: Final = {"", "http", "streamable-http", "streamablehttp"}
 _HEADER: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
+OWN_HEADERS: Final = frozenset(
+    {
+        *("accept", "accept-encoding", "connection", "content-length", "content-type", "host"),
+        *("last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id"),
+        *("te", "trailer", "transfer-encoding", "upgrade", "user-agent"),
+    }
+)
+"""Made from the request itself, or from `bearer` and `oauth`."""
 _SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 _NPM: Final = re.compile(r"(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*")
 _PYPI: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -100,6 +108,8 @@ def parse_entries(document: Any) -> list[Entry]:  # noqa: ANN401 - JSON
         try:
             if not is_server_name(name) or name in {one.name for one in entries}:
                 raise RefusedError("its name is no name for an integration, or is there twice")  # noqa: TRY301 - recorded below
+            if name == "vsm":
+                raise RefusedError("vsm is what vsm itself is called: it is no server")  # noqa: TRY301 - as above
             entries.append(_translate(client_name, name, entry))
         except RefusedError as error:
             entries.append(Entry(client_name, name, refused=str(error)))
@@ -188,7 +198,8 @@ def _remote(client_name: str, name: str, entry: dict[str, Any], url: Any) -> Ent
     if not isinstance(url, str) or "command" in entry:
         raise RefusedError("it has no url, or a command as well")
     plain, addresses, remarks = remote_url(url)
-    headers, secrets = _headers(entry.get("headers") or {})
+    headers, secrets, own = _headers(entry.get("headers") or {})
+    remarks += [f"{key} is not taken over: vsm makes it for each request" for key in own]
     remarks += [f"{key} is not taken over" for key in entry if key not in _KNOWN_OF_REMOTE]
     if not secrets:
         remarks.append(f"if it wants a login: add oauth = {{}} and run `vsm login {name}`")
@@ -230,7 +241,8 @@ def remote_url(url: str) -> tuple[str, tuple[str, ...], list[str]]:
     except ValueError:
         raise RefusedError("its url is none") from None
     host = parts.hostname or ""
-    if parts.scheme not in {"http", "https"} or not host:
+    plain = all("!" <= char <= "~" for char in url)
+    if parts.scheme not in {"http", "https"} or not host or not plain:
         raise RefusedError("its url is none of http or https")
     if parts.username or parts.password:
         raise RefusedError("its url holds a name and password: put them into a header's file")
@@ -253,18 +265,28 @@ def remote_url(url: str) -> tuple[str, tuple[str, ...], list[str]]:
     return urlunsplit(parts), (literal,) if own else (), remarks
 
 
-def _headers(table: Any) -> tuple[dict[str, str], dict[str, str]]:  # noqa: ANN401 - JSON
-    """Plain headers, and those that hold a secret."""
+def is_header_value(text: str) -> bool:
+    """Whether every server reads the same in it, and it ends no header."""
+    return all(" " <= char <= "~" for char in text)
+
+
+def _headers(table: Any) -> tuple[dict[str, str], dict[str, str], list[str]]:  # noqa: ANN401 - JSON
+    """Plain headers, those that hold a secret, and the names of those that are vsm's own."""
     if not isinstance(table, dict) or not all(isinstance(one, str) for one in table.values()):
         raise RefusedError("its headers are no table of texts")
     if any("${" in value for value in table.values()):
         raise RefusedError("it has ${…}, which only its client fills in")
     if not all(_HEADER.fullmatch(key) for key in table):
         raise RefusedError("its headers have a name that is none for a header")
+    odd = [key for key, value in table.items() if not is_header_value(value)]
+    if odd:
+        raise RefusedError(f"its header {odd[0]} is not one line of printable ASCII")
+    own = [key for key in table if key.lower() in OWN_HEADERS]
+    taken = {key: value.strip() for key, value in table.items() if key not in own}
     secrets = {
-        k: v for k, v in table.items() if is_secret_header(k) or before_secret(v) is not None
+        k: v for k, v in taken.items() if is_secret_header(k) or before_secret(v) is not None
     }
-    return {key: value for key, value in table.items() if key not in secrets}, secrets
+    return {key: value for key, value in taken.items() if key not in secrets}, secrets, own
 
 
 def is_secret_header(name: str) -> bool:

@@ -8,12 +8,13 @@ replaced as a whole at the end, after everything that it names is there.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+import tomllib
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from vsm import paths
-from vsm.configuration.config import load_config
+from vsm.configuration.config import compile_config, load_config
 from vsm.core.client_entries import (
     Entry,
     Wanted,
@@ -28,7 +29,7 @@ from vsm.install.store import Server
 
 HIDDEN: Final = "(as it is)"
 INSTALLED: Final = "(the installed command)"
-_MOST_BYTES: Final = 1 << 20
+_MOST_BYTES: Final = 64 << 20  # clients keep whole histories beside their servers
 # What a URL tells of who asks: its name and password, its parameters.
 _IN_URLS: Final = re.compile(r"(?<=://)[^/\s]*(?=@)|(?<=[?&])([^=&#\s]+)=[^&#\s]*")
 _PROFILES: Final = {"npm": "node-server", "pypi": "python-server"}
@@ -57,10 +58,14 @@ def read_client_file(path: Path) -> list[Entry]:
     """
     try:
         with path.open("rb") as file:
-            document = json.loads(file.read(_MOST_BYTES))
-        return parse_entries(document)
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(str(path), str(error.strerror), "Check the path.") from error
+    if len(content) > _MOST_BYTES:
+        remedy = "Copy its mcpServers into a file of their own."
+        raise ConfigurationError(str(path), f"has more than {_MOST_BYTES >> 20} MiB", remedy)
+    try:
+        return parse_entries(json.loads(content))
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(str(path), f"cannot be read: {error}", "Correct it.") from error
 
@@ -89,14 +94,19 @@ def _spec(package: Wanted, version: str) -> str:
 
 
 def _foreseen(entry: Entry) -> Taken:
-    """The entry as far as it is known before anything is installed."""
-    secrets = {variable: str(secret_file(entry.name, variable)) for variable in entry.secrets}
+    """The entry as it may be shown before anything is installed."""
     argv = tuple(_without_secrets(map(_without_password, entry.argv)))
     env = {variable: _without_password(value) for variable, value in entry.env.items()}
-    entry = entry._replace(env=env, url=_without_password(entry.url))
+    shown = entry._replace(argv=argv, env=env, url=_without_password(entry.url))
+    return _planned(shown, INSTALLED)
+
+
+def _planned(entry: Entry, installed: str) -> Taken:
+    """The entry, with this in the place of the command that is not installed yet."""
+    secrets = {variable: str(secret_file(entry.name, variable)) for variable in entry.secrets}
     if entry.package is None:
-        return Taken(entry, argv, "integration", secrets)
-    return Taken(entry, (INSTALLED, *argv), _PROFILES[entry.package.kind], secrets)
+        return Taken(entry, entry.argv, "integration", secrets)
+    return Taken(entry, (installed, *entry.argv), _PROFILES[entry.package.kind], secrets)
 
 
 def _without_secrets(argv: Iterable[str]) -> Iterator[str]:
@@ -152,9 +162,8 @@ def apply(entries: list[Entry], config: Path, say: Say) -> tuple[list[Taken], di
     known = load_config(config).integrations if config.exists() else {}
     if wanted:
         _replace(config, "", keep=False)  # before minutes of installing, not after
-    what, remedy = f"{config} has an integration of that name already", "Rename or remove it."
-    failed = {one.name: VsmError(one.name, what, remedy) for one in wanted if one.name in known}
-    wanted = [entry for entry in wanted if entry.name not in known]
+    failed = _unfit(wanted, config, known, say)
+    wanted = [entry for entry in wanted if entry.name not in failed]
     new = {
         path
         for entry in wanted
@@ -174,12 +183,33 @@ def apply(entries: list[Entry], config: Path, say: Say) -> tuple[list[Taken], di
         if taken:
             _replace(config, "".join(_table(one) for one in taken))
     except BaseException:
-        named = config.read_text(encoding="utf-8") if config.exists() else ""
+        named = _text(config)
         for path in new:
             if _toml(str(path)) not in named:  # else interrupted when it was there already
                 path.unlink(missing_ok=True)
         raise
     return taken, failed
+
+
+def _unfit(
+    entries: Iterable[Entry], config: Path, known: Container[str], say: Say
+) -> dict[str, VsmError]:
+    """Those that the configuration has already, or would not be read with, by name."""
+    before = _text(config)
+    failed: dict[str, VsmError] = {}
+    for entry in entries:
+        if entry.name in known:
+            what = f"{config} has an integration of that name already"
+            failed[entry.name] = VsmError(entry.name, what, "Rename or remove it.")
+            continue
+        try:
+            table = tomllib.loads(before + _table(_planned(entry, "installed")))
+            compile_config(table, config.absolute())
+        except (ConfigurationError, ValueError) as error:
+            odd = VsmError(entry.name, "has a text that no configuration can have", "Correct it.")
+            failed[entry.name] = error if isinstance(error, VsmError) else odd
+            say(f"{entry.name} is left out: {failed[entry.name]}")
+    return failed
 
 
 def _installed(entry: Entry, say: Say) -> tuple[tuple[str, ...], str]:
@@ -266,13 +296,18 @@ def _toml(value: Any) -> str:  # noqa: ANN401 - texts and lists of them
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 
+def _text(config: Path) -> str:
+    """What a configuration says; "" where there is none."""
+    return config.read_text(encoding="utf-8") if config.exists() else ""
+
+
 def _replace(config: Path, added: str, *, keep: bool = True) -> None:
     """Add to a configuration, replaced as a whole once it was checked; or only find out if it can.
 
     Raises:
         ConfigurationError: its folder cannot be written, or vsm would not read it there.
     """
-    before = config.read_text(encoding="utf-8") if config.exists() else ""
+    before = _text(config)
     fresh = config.with_name(f".{config.name}.import.toml")
     try:
         fresh.unlink(missing_ok=True)
