@@ -168,6 +168,30 @@ def test_a_damaged_journal_is_an_error_that_names_the_file(
         run("events")
 
 
+def test_a_journal_that_is_damaged_within_is_an_error_that_names_the_file(journal: Path) -> None:
+    store = JournalStore(journal / "journal.db", "boot", Retention())
+    more = [Event(10**18, 1, "s", "k", None, None, 1, json_text({"x": "y" * 999}))] * 200
+    store.append("me", 204, more)
+    store.close()
+    content = bytearray((journal / "journal.db").read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = b"\xff" * 4096
+    (journal / "journal.db").write_bytes(content)
+    assert run("events", "--limit", "1") == 0
+    with pytest.raises(JournalError, match=r"journal\.db: cannot be read"):
+        run("events", "--limit", "1000")
+
+
+def test_a_journal_whose_records_are_damaged_is_an_error_that_names_the_file(
+    journal: Path,
+) -> None:
+    content = (journal / "journal.db").read_bytes()
+    assert content.count(b'{"reason":') > 0
+    (journal / "journal.db").write_bytes(content.replace(b'{"reason":', b'["reason":'))
+    with pytest.raises(JournalError, match=r"journal\.db: cannot be read"):
+        run("events")
+
+
 def test_letter_that_no_number_is_large_enough_for_is_not_there(
     journal: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -230,7 +230,7 @@ class JournalReader:
         rows = self._execute(
             f"SELECT kind, age_ns <= ?, count(*), max(age_ns) FROM {aged} GROUP BY 1, 2",  # noqa: S608 - as above
             [recent.age_ns, *clocks, self.last_id("events") - BOUND],
-        ).fetchall()
+        )
         early = {kind: count for kind, late, count, _ in rows if not late}
         late = {kind: count for kind, late, count, _ in rows if late}
         return Kinds(max((age_ns for *_, age_ns in rows), default=0), early, late)
@@ -249,11 +249,11 @@ class JournalReader:
     def last_id(self, table: Table) -> int:
         """The newest record's number; 0 for none."""
         statement = f"SELECT max(id) FROM {table}"  # noqa: S608 - a literal type
-        return int(self._execute(statement, []).fetchone()[0] or 0)
+        return int(self._execute(statement, [])[0][0] or 0)
 
     def version(self) -> int:
         """Changes when another process has committed."""
-        return int(self._execute("PRAGMA data_version", []).fetchone()[0])
+        return int(self._execute("PRAGMA data_version", [])[0][0])
 
     def is_current(self) -> bool:
         """Whether the path still names this file."""
@@ -267,11 +267,16 @@ class JournalReader:
             f"SELECT {_COLUMNS[table]}, {boot} FROM {table}"  # noqa: S608 - literals of this module
             f" WHERE {condition} ORDER BY id {order} LIMIT ?"
         )
-        return [_row(row) for row in self._execute(statement, [*values, limit])]
-
-    def _execute(self, statement: str, values: list[object]) -> sqlite3.Cursor:
+        rows = self._execute(statement, [*values, limit])
         try:
-            return self._connection.execute(statement, values)
+            return [_row(row) for row in rows]
+        except (ValueError, LookupError) as error:  # of what the tables checked once
+            raise _unreadable(self.path, error) from error
+
+    def _execute(self, statement: str, values: list[object]) -> list[sqlite3.Row]:
+        try:
+            # All of it: a page that is damaged is met by the row that is on it.
+            return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise _unreadable(self.path, error) from error
 
