@@ -222,6 +222,28 @@ def test_what_is_no_answer_to_the_call_costs_the_worker_its_life(what: str, caus
     run_bounded(main())
 
 
+def speak_later(what: str) -> str:
+    def forge() -> None:
+        time.sleep(0.1)
+        _channel().send(json.dumps({"kind": "start", "text": "forged"}).encode())
+
+    if what == "forge":
+        threading.Thread(target=forge).start()
+    return what
+
+
+def test_a_worker_that_has_served_cannot_say_that_it_cannot_begin() -> None:
+    """It would never be started again."""
+
+    async def main() -> None:
+        async with vsm.Pool(speak_later, size=1) as pool:
+            assert (await pool.call("forge")).ok
+            await heard(pool.events(), "pool-1", "died")
+            assert (await pool.call("honest")).check() == "honest"
+
+    run_bounded(main())
+
+
 def test_a_pool_whose_function_cannot_be_loaded_says_so() -> None:
     module = type(sys)("vsm_test_absent_module")
     exec("class Absent:\n    def __call__(self): pass", vars(module))

@@ -1,11 +1,13 @@
 """What a pool's desk makes of what its workers say, and of its own end."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import vsm
+from vsm.core import restart
 from vsm.library.pool import _Call, _Desk
 from vsm.library.values import Answer
 
@@ -36,6 +38,25 @@ def test_a_worker_that_is_being_killed_gets_no_other_call() -> None:
         assert first.done.result()[1] == "refused"
         assert process.given == 1
         assert list(desk.waiting) == [second]
+
+    asyncio.run(main())
+
+
+def test_a_pool_whose_workers_were_given_up_says_so() -> None:
+    async def main() -> None:
+        pool = vsm.Pool(int, size=1)
+        pool._workers.is_running = True
+        group = pool._workers._group
+        group.group = replace(
+            group.group,
+            workers={
+                name: replace(worker, phase="quarantined", reason="its profile is gone")
+                for name, worker in group.group.workers.items()
+            },
+        )
+        pool._desk.changed(restart.Changed("pool-1", 1, "quarantined", "its profile is gone"))
+        with pytest.raises(vsm.VsmError, match="given up: its profile is gone"):
+            await pool.call(1)
 
     asyncio.run(main())
 

@@ -121,7 +121,7 @@ class _Desk(Hooks):
                 self.free.append(process)
                 self.assign()
                 return
-        elif answer is not None and answer.kind == "start":
+        elif answer is not None and answer.kind == "start" and answer is process.last:
             return  # its end follows
         elif call is not None and (answer is None or answer.call == call.number):
             self._answered(process, call, answer, unfit)
@@ -273,8 +273,12 @@ class Pool:
             VsmError: the arguments cannot travel, or the pool does not run.
         """
         began = time.monotonic()
-        if not self._workers.is_running or len(self._desk.given_up) == self._desk.size:
+        if not self._workers.is_running:
             raise VsmError("vsm.Pool", "no worker runs", "Use it inside `async with`.")
+        if len(self._desk.given_up) == self._desk.size:
+            reason = self._workers.worker(next(iter(self._desk.given_up))).reason
+            what = f"every worker was given up: {reason}"
+            raise VsmError("vsm.Pool", what, "Mend that, and make another one.")
         content = pack(args, self._workers.visible)
         call = _Call(next(self._numbers), content)
         self._desk.waiting.append(call)

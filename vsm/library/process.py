@@ -46,7 +46,7 @@ class Process:
         serves: it answers calls on its channel; its stdin is empty and its stdout is kept.
 
     Attributes:
-        last: what it said last, of its own end.
+        last: what it said of its own end; of one that serves, its first word: how it began.
         late: it was killed because its time was over.
     """
 
@@ -177,7 +177,7 @@ class Process:
                 self._loop.call_later(_END_TIMEOUT_S, self.kill)
             return
         answer, unfit = self._exchange.answer()
-        self.last = answer or self.last
+        self.last = self.last or answer
         if not self.serves:
             self._forget(self._channel)  # one answer is all that it has to give
         if answer is not None or unfit:
