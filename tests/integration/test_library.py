@@ -164,6 +164,30 @@ def test_an_exception_is_an_exit_with_its_words_and_its_traceback() -> None:
     assert b"Traceback" in result.stderr
 
 
+def test_words_of_an_exception_are_its_own_and_not_its_notes() -> None:
+    def fail() -> None:
+        error = ValueError("too large")
+        error.add_note("see the manual")
+        raise error
+
+    result = vsm.run(fail)
+    assert result.error == "ValueError: too large"
+    assert b"see the manual" in result.stderr
+
+
+@pytest.mark.parametrize("stderr", ["closed", "none"])
+def test_an_error_is_told_whatever_the_work_made_of_its_stderr(stderr: str) -> None:
+    def fail() -> None:
+        if stderr == "closed":
+            sys.stderr.close()
+        else:
+            sys.stdout = sys.stderr = None  # type: ignore[assignment]
+        raise ValueError("too large")
+
+    result = vsm.run(fail)
+    assert (result.cause, result.status, result.error) == ("exit", 1, "ValueError: too large")
+
+
 def test_an_exit_status_is_the_workers() -> None:
     assert vsm.run(["/bin/sh", "-c", "exit 7"]).status == 7
     assert vsm.run(lambda: sys.exit(9)).status == 9
@@ -184,6 +208,20 @@ def test_a_run_over_its_time_is_killed() -> None:
 def test_a_run_over_the_wall_time_of_its_limits_is_over_its_time() -> None:
     result = vsm.run(["/bin/sleep", "60"], limits={"wall_time_s": 1})
     assert (result.cause, result.error) == ("timeout", "its time was over")
+
+
+def test_wall_time_is_not_used_up_before_the_run_begins() -> None:
+    """By a worker that was confined ahead and waited for its run."""
+    for slept_s in (0, 1.2):
+        result = vsm.run(time.sleep, slept_s, limits={"wall_time_s": 2})
+        assert result.cause == "ok", result.error
+        time.sleep(1.2 - slept_s)
+
+
+def test_times_may_be_longer_than_poll_can_wait() -> None:
+    month_s = 30 * 86400
+    assert vsm.run(int, timeout_s=month_s, limits={"wall_time_s": month_s}).cause == "ok"
+    assert vsm.run(int, timeout_s=float("inf")).cause == "ok"
 
 
 def test_output_survives_a_time_out() -> None:
@@ -331,6 +369,22 @@ def test_a_replaced_file_is_seen_by_the_next_run(tmp_path: Path) -> None:
         assert vsm.run(source.read_text, read=[source]).value == text
 
 
+@pytest.mark.parametrize("cwd", [True, False])
+def test_a_folder_made_anew_is_the_next_runs(cwd: bool, tmp_path: Path) -> None:
+    """Nor must it fail of what was not there in between, while a worker was confined ahead."""
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "job"
+    for number in range(20):
+        folder.mkdir()
+        (folder / "input").write_text(f"{number}")
+        if cwd:
+            found = vsm.run(Path("input").read_text, read=[tmp_path], cwd=str(folder))
+        else:
+            found = vsm.run((folder / "input").read_text, read=[folder])
+        assert found.value == f"{number}"
+        shutil.rmtree(folder)
+
+
 def test_runs_share_no_state() -> None:
     def leave() -> None:
         os.environ["LEFT"] = "x"
@@ -374,12 +428,20 @@ def test_an_argv_runs_with_its_input_and_the_programs_environment_stays_here(
         (lambda: vsm.run(int, read="/etc"), "a list of paths"),
         (lambda: vsm.run(int, env={"A=B": "x"}), "no variable"),
         (lambda: vsm.run(int, cwd="/nosuch"), "cannot enter"),
+        (lambda: vsm.run(int, cwd=5), "expected text"),
         (lambda: vsm.run(int, tier="none"), "no such tier"),
     ],
 )
 def test_a_wrong_argument_is_an_error_that_says_so(call: Callable[[], object], says: str) -> None:
     with pytest.raises(vsm.VsmError, match=says):
         call()
+
+
+def test_a_path_that_is_no_text_is_an_error_that_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    with pytest.raises(vsm.ConfigurationError, match="not UTF-8"):
+        vsm.run(int, read=[folder])
 
 
 def test_an_unmet_layer_stops_the_run(tmp_path: Path) -> None:
@@ -538,6 +600,20 @@ def test_more_runs_than_places_wait_for_one() -> None:
     assert asyncio.run(main()) == [n * 3 for n in range(40)]
 
 
+def test_a_run_whose_time_is_over_before_there_is_a_place_times_out() -> None:
+    async def main() -> None:
+        runs = [asyncio.ensure_future(vsm.run_async(time.sleep, 600)) for _ in range(30)]
+        await asyncio.sleep(0)  # they are ordered first
+        late = await vsm.run_async(int, timeout_s=0.2)
+        assert (late.cause, late.tier, late.layers) == ("timeout", "", ())
+        for run in runs:
+            run.cancel()
+        await asyncio.wait(runs)
+
+    asyncio.run(main())
+    assert vsm.run(int).value == 0
+
+
 def test_an_event_loop_is_not_blocked_and_a_cancelled_run_is_killed(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     out = tmp_path / "out"
@@ -641,6 +717,12 @@ print("done")
     program = _script(text)
     assert program.communicate(timeout=60)[0] == b"done\n"
     assert program.returncode == 0
+
+
+def test_a_program_without_stdin_stdout_and_stderr_runs_work() -> None:
+    code = "import os, vsm; os._exit(b'Traceback' not in vsm.run(lambda: 1 / 0).stderr)"
+    command = f'exec {sys.executable} -c "{code}" <&- >&- 2>&-'
+    assert subprocess.run(["/bin/sh", "-c", command], check=False, timeout=60).returncode == 0
 
 
 def test_a_killed_program_leaves_nothing() -> None:

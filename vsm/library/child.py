@@ -122,11 +122,11 @@ def _call(channel: socket.socket, order: dict[str, Any], content: bytes) -> int:
     except UnfitError as error:
         send_failure(channel, "unfit", str(error))
     except BaseException as error:  # noqa: BLE001 - the boundary
-        traceback.print_exc()
+        _print_traceback()
         send_failure(channel, "error", _text(error), _denied(error, order))
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
+            with suppress(Exception):  # whatever the work made of it
                 stream.flush()
     return status & 0xFF
 
@@ -155,7 +155,7 @@ def _serve_one(
     except UnfitError as error:
         send_failure(channel, "unfit", str(error), call=number)
     except BaseException as error:  # noqa: BLE001 - the boundary; an exit, too, ends a call only
-        traceback.print_exc()
+        _print_traceback()
         send_failure(channel, "error", _text(error), _denied(error, order), number)
 
 
@@ -179,8 +179,16 @@ def _unpack(content: bytes) -> Any:  # noqa: ANN401 - what was packed
     return dill.loads(content)  # noqa: S301 - the program's own, in here
 
 
+def _print_traceback() -> None:
+    """Whatever the work made of its stderr: its error is told all the same."""
+    with suppress(Exception):
+        traceback.print_exc()
+
+
 def _text(error: BaseException) -> str:
-    lines = traceback.format_exception_only(error)
+    told = traceback.TracebackException(type(error), error, None)
+    told.__notes__ = None  # they come behind its own words
+    lines = list(told.format_exception_only())
     return lines[-1].strip() if lines else type(error).__name__
 
 

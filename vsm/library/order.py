@@ -59,6 +59,8 @@ def prepare(request: Request) -> Case:
     """
     profile = _profile(request)
     read, write = _paths(request.read, "read"), _paths(request.write, "write")
+    if not isinstance(request.cwd, str | None):
+        raise ConfigurationError(_WHERE, f"cwd: expected text, found {request.cwd!r:.60}", "")
     work = Work(
         request.what,
         request.args,
@@ -80,11 +82,15 @@ def prepare(request: Request) -> Case:
         "read": [path for path in work.read if path not in write],
         "write": write,
         "tier": request.tier,
-        "identity": [_identity(p) for p in (*work.read, *profile.files.read, *profile.files.write)],
+        "identity": [_identity(path) for path in (*work.read, *_given(profile, request.cwd))],
         "lasting": request.lasting,
         "warm": ["numpy"] if "numpy" in sys.modules else [],
     }
-    return Case(msgspec.json.encode(order), work)
+    try:
+        return Case(msgspec.json.encode(order), work)
+    except UnicodeEncodeError as error:
+        what = f"{error.object!s:.200} has a name that is not UTF-8"
+        raise ConfigurationError(_WHERE, what, "Give it another name.") from error
 
 
 def _profile(request: Request) -> Profile:
@@ -118,6 +124,11 @@ def _paths(paths: Sequence[str | os.PathLike[str]], name: str) -> list[str]:
         if not path.exists():
             raise ConfigurationError(_WHERE, f"{name}: {path} does not exist", "Correct the path.")
     return [str(path) for path in found]
+
+
+def _given(profile: Profile, cwd: str | None) -> tuple[str, ...]:
+    """The paths at which a worker has what was there when it began."""
+    return (*profile.files.read, *profile.files.write, *([] if cwd is None else [cwd]))
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from vsm.library.result import Result, judge
 
 _ANSWER_TIMEOUT_S = 20.0
 _TIMEOUT_S = 60.0
+_MOST_WAIT_S = 86400.0  # poll(2) counts milliseconds in an int
 _OUTPUT_BYTES = 1 << 20
 _WHERE = "vsm.run"
 
@@ -162,8 +163,8 @@ def _wait(exchange: Exchange, timeout_s: float | None) -> None:
         poll.register(fd, select.POLLIN)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while exchange.ended is None:
-        left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-        events = poll.poll(None if left_s is None else left_s * 1000 + 1)
+        left_s = _MOST_WAIT_S if deadline is None else max(0.0, deadline - time.monotonic())
+        events = poll.poll(min(left_s, _MOST_WAIT_S) * 1000 + 1)
         for fd, _ in events:
             if not exchange.ready(fd):
                 poll.unregister(fd)

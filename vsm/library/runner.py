@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
 from contextlib import suppress
 from typing import NoReturn
 
@@ -32,7 +31,7 @@ from vsm.confinement.refusals import Responder
 from vsm.errors import ConfinementError, VsmError
 from vsm.library import child
 from vsm.library.runner_egress import RunnerEgress
-from vsm.library.runner_run import Order, Run, refusal, report
+from vsm.library.runner_run import Order, Run, refusal, report, withdrawn
 from vsm.library.values import SIGNAL
 from vsm.linux import pidfd, prctl
 from vsm.processes.launcher import receive
@@ -65,7 +64,7 @@ class Runner:
         self._link, self._program = link, program
         self.nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._runs: dict[int, Run] = {}
-        self._waiting: deque[tuple[Order, list[int]]] = deque()
+        self._waiting: dict[int, tuple[Order, list[int]]] = {}  # by the first of its fds
         most_fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._highest_fd = max(most_fds - _SPARE_FDS, most_fds // 2)
         self._by_fd: dict[int, Run] = {}
@@ -109,6 +108,8 @@ class Runner:
             self._take_refusals(run, fd)
         elif run := self._by_fd.get(fd):
             self._hear(run, fd)
+        elif fd in self._waiting:
+            self._withdraw(fd)
         elif fd in self._egress.fds:
             self._egress.hear()
         return True
@@ -190,18 +191,38 @@ class Runner:
             for fd in fds:
                 os.close(fd)
             return True
-        self._waiting.append((msgspec.json.decode(data, type=Order), fds))
+        self._waits(msgspec.json.decode(data, type=Order), fds)
         self._start_waiting()
         return True
 
+    def _waits(self, order: Order, fds: list[int]) -> None:
+        self._waiting[fds[0]] = order, fds
+        self._poll.register(fds[0], select.POLLIN)
+
     def _start_waiting(self) -> None:
         while self._waiting and len(self._runs) < _MOST_AT_ONCE:
-            order, fds = self._waiting.popleft()
+            order, fds = self._no_longer_waits(next(iter(self._waiting)))
             try:
                 self._start(order, fds)
             finally:
                 for fd in fds:
                     os.close(fd)
+
+    def _withdraw(self, control_fd: int) -> None:
+        """The program gave one up, or is gone, before there was a place: nothing is forked."""
+        with socket.socket(fileno=os.dup(control_fd)) as control:
+            word = _hear_word(control)
+            if word is None:
+                return
+            signo = int(word.removeprefix(SIGNAL)) if word.startswith(SIGNAL) else signal.SIGKILL
+            with suppress(OSError):
+                control.send(json.dumps(withdrawn(signo)).encode())
+        for fd in self._no_longer_waits(control_fd)[1]:
+            os.close(fd)
+
+    def _no_longer_waits(self, control_fd: int) -> tuple[Order, list[int]]:
+        self._poll.unregister(control_fd)
+        return self._waiting.pop(control_fd)
 
     def _start(self, order: Order, fds: list[int]) -> None:
         for name in order.warm:
@@ -213,7 +234,7 @@ class Runner:
             return
         run.adopt(fds)
         self._watch(run.control.fileno() if run.control else -1, run)
-        if order.lasting:
+        if order.lasting or order.profile.limits.wall_time_s:  # whose time runs from the start
             return
         self._spare_for = order  # whoever runs something probably runs it again
         self._quiet_from_s = time.monotonic() + _QUIET_S
@@ -231,9 +252,9 @@ class Runner:
             spares = self._discard_spares()
         return spares[0] if spares else self._make(order)
 
-    def _make(self, order: Order) -> Run:
+    def _make(self, order: Order, *, ahead: bool = False) -> Run:
         slot = next(n for n in range(1, uids.RUN_SLOTS) if n not in self._runs)
-        run = self._runs[slot] = Run(self, slot, order)
+        run = self._runs[slot] = Run(self, slot, order, ahead=ahead)
         for fd in run.fds():
             self._watch(fd, run)
         if run.worker.plan.reported:
@@ -247,7 +268,7 @@ class Runner:
             self._spare_for = None
             return
         try:
-            self._make(order)
+            self._make(order, ahead=True)
         except (VsmError, OSError):
             self._spare_for = None  # the next run is made when it comes, or says why not
 
@@ -282,12 +303,9 @@ class Runner:
             self._forget(fd)
 
     def _hear_program(self, run: Run, control: socket.socket) -> None:
-        try:  # unread, it would swallow our last word
-            word = control.recv(_MOST_WORD_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:  # the event was for a predecessor of this descriptor
+        word = _hear_word(control)
+        if word is None:
             return
-        except OSError:  # it hung up, and left a word of ours unread
-            word = b""
         if word.startswith(SIGNAL):
             run.worker.signal(int(word.removeprefix(SIGNAL)))
             return
@@ -344,8 +362,12 @@ class Runner:
         usage = run.group.usage() if run.group else None
         worker.close()
         worker.remove_scratch()
+        order = run.take_order()
         run.close()
-        run.tell(report(run, usage))
+        if order:
+            self._waits(run.order, order)
+        else:
+            run.tell(report(run, usage))
         if run.control is not None:
             run.control.close()
             self._quiet_from_s = 0.0
@@ -366,6 +388,16 @@ class Runner:
                 self._bury(run)
         self._egress.close()
         self._cgroups.close()
+
+
+def _hear_word(control: socket.socket) -> bytes | None:
+    """What the program says, b"" at its end; unread, it would swallow our last word."""
+    try:
+        return control.recv(_MOST_WORD_BYTES, socket.MSG_DONTWAIT)
+    except BlockingIOError:  # the event was for a predecessor of this descriptor
+        return None
+    except OSError:  # it hung up, and left a word of ours unread
+        return b""
 
 
 def _refuse(control_fd: int, error: VsmError | OSError) -> None:

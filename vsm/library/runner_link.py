@@ -140,14 +140,23 @@ def _start_process(link_fd: int) -> int:
         [sys.executable, "-SI", "-c", code, json.dumps(path)],
         _ENVIRONMENT,
         file_actions=[
+            (os.POSIX_SPAWN_DUP2, link_fd, _LINK_FD),  # first: it may have one of the others
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
             (os.POSIX_SPAWN_DUP2, 0, 1),
-            (os.POSIX_SPAWN_DUP2, link_fd, _LINK_FD),
+            (os.POSIX_SPAWN_DUP2, _stderr(), 2),
         ],
         setsid=True,
         setsigmask=(),
         setsigdef=[signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD],
     )
+
+
+def _stderr() -> int:
+    """Its number in the runner so far: a program's may be closed, and be another file's by now."""
+    try:
+        return 2 if os.get_inheritable(2) else 0
+    except OSError:
+        return 0
 
 
 os.register_at_fork(after_in_child=_after_fork)

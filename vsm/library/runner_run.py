@@ -50,10 +50,16 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run:
-    """One worker, used once; a spare until an order adopts it. Owns its sockets and its group."""
+    """One worker, used once; a spare until an order adopts it. Owns its sockets and its group.
 
-    def __init__(self, runner: "Runner", slot: int, order: Order) -> None:
+    Args:
+        ahead: made before there was an order.
+    """
+
+    def __init__(self, runner: "Runner", slot: int, order: Order, *, ahead: bool = False) -> None:
         self.control: socket.socket | None = None
+        self._ahead = ahead
+        self._kept: list[int] = []
         self.doomed = self.given_up = False
         self.order = order
         self.slot = slot
@@ -79,11 +85,21 @@ class Run:
     def adopt(self, fds: list[int]) -> None:
         """From now on it is this run: control socket, channel, stdout, stderr."""
         self.control = socket.socket(fileno=os.dup(fds[0]))
+        if self._ahead and not self.layers:  # what it was to see may have gone meanwhile
+            self._kept = [os.dup(fd) for fd in fds]
         with suppress(OSError):  # it died: its burial says so
             socket.send_fds(self._channel, [b"run"], fds[1:])
 
+    def take_order(self) -> list[int]:
+        """The fds of an order for which it was made ahead and did not begin; the caller's."""
+        if self.layers or self.given_up or self.refusal is not None:
+            return []
+        kept, self._kept = self._kept, []
+        return kept
+
     def began(self) -> None:
         """Every layer is in force: tell of a lasting one."""
+        self._drop_order()
         if self.order.lasting:
             told = {"event": "began", "pid": self.worker.pid, "layers": self.layers}
             self.tell({**told, "tier": self.worker.plan.tier})
@@ -119,6 +135,12 @@ class Run:
         if self.group is not None:
             self.group.remove()
         self._channel.close()
+        self._drop_order()
+
+    def _drop_order(self) -> None:
+        kept, self._kept = self._kept, []
+        for fd in kept:
+            os.close(fd)
 
 
 def report(run: Run, usage: cgroup.Usage | None) -> dict[str, Any]:
@@ -153,6 +175,23 @@ def _named(calls: Counter[int]) -> dict[str, int]:
         return {}
     known = names(os.uname().machine)
     return {known.get(number, f"number {number}"): n for number, n in calls.most_common()}
+
+
+def withdrawn(signo: int) -> dict[str, Any]:
+    """How one ended that had not begun."""
+    return {
+        "event": "ended",
+        "status": None,
+        "signal": signo,
+        "cpu_s": 0.0,
+        "peak_bytes": 0,
+        "oom_kills": 0,
+        "tier": "",
+        "layers": [],
+        "egress": {},
+        "refused": {},
+        "limit": "",
+    }
 
 
 def refusal(error: VsmError | OSError) -> dict[str, Any]:

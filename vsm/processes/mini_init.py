@@ -33,6 +33,7 @@ EXIT_KILLED = 137  # the control socket closed
 _MOST_PLAN_BYTES = 131072
 _MOST_FDS = 16
 _MOST_ORDERS = 512
+_MOST_WAIT_S = 86400.0  # poll(2) counts milliseconds in an int
 _FIRST_FREE_FD = 5
 _PARKING = 64  # above every fd that is given its final number below
 _FORWARDED = (
@@ -285,7 +286,7 @@ class _Init:
             return None
         left_s = self._deadline_s - time.monotonic()
         if left_s > 0:
-            return left_s * 1000 + 1
+            return min(left_s, _MOST_WAIT_S) * 1000 + 1
         self._deadline_s, self._limit = 0.0, "wall_time"
         with suppress(ProcessLookupError):
             os.kill(self._server, signal.SIGKILL)
