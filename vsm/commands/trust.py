@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+from itertools import islice
 from typing import Any
 
 from vsm.commands.control_client import request
@@ -71,8 +72,9 @@ def _print_differences(answer: dict[str, Any]) -> None:
         before, after = _lines(one["before"]), _lines(one["after"])
         if before == after:
             print("it says the same, written in another way: in another order, or another era")
-        for line in difflib.unified_diff(before, after, lineterm="", n=2):
-            if not line.startswith(("---", "+++", "@@")):
+        # The two lines of a head, and then nothing by what it says: a server's text may begin so.
+        for line in islice(difflib.unified_diff(before, after, lineterm="", n=2), 2, None):
+            if not line.startswith("@@"):
                 print("\n".join(foreign(line)))
     for flag in answer["flags"]:
         print(clean(f"look at {flag['item']}, {flag['where']}: {flag['why']}"))
@@ -90,6 +92,15 @@ def _lines(text: str) -> list[str]:
     if not text:
         return []
     try:
-        return json.dumps(json.loads(text), indent=2, sort_keys=True).splitlines()
-    except ValueError:  # cut
+        whole = json.loads(text, object_pairs_hook=_members)
+        return json.dumps(whole, indent=2, sort_keys=True).splitlines()
+    except ValueError:  # cut, or to be seen as it is
         return [text]
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a member that is there twice a client may read the one that is not shown."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a member is there twice")
+    return members
