@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,7 @@ from vsm.core.packages import (
 from vsm.errors import VsmError
 from vsm.install.node import NodeInstaller
 from vsm.install.python import last_words
-from vsm.install.registry import _allow
+from vsm.install.registry import _allow, _npm_credentials
 from vsm.install.sandbox import Done
 
 REGISTRY = Sources(("r", 443), {"@own": ("own", 443)}, lambda *place: place == ("more", 443))
@@ -255,3 +256,21 @@ def test_what_a_registry_prints_is_not_searched_for_long() -> None:
     """A pattern that is given a megabyte can take hours, in which nothing interrupts it."""
     code = "from vsm.core.packages import *; assert not parse_fetch_trouble('\\n' * (1 << 20))"
     subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
+
+
+def test_credentials_of_a_registry_have_the_values_of_the_variables_that_they_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_TOKEN", "t0ken")
+    monkeypatch.setenv("TWO_LINES", "a\nregistry=https://evil.example/")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    lines = [
+        "//r.example/:_authToken=${THE_TOKEN}",
+        "//r.example/:email=${NOWHERE}",
+        "//r.example/:username=${TWO_LINES}",
+        "//other.example/:_authToken=${THE_TOKEN}",
+    ]
+    (tmp_path / "npmrc").write_text("\n".join(lines))
+    settings = {"userconfig": str(tmp_path / "npmrc")}
+    found = _npm_credentials("https://r.example/npm/", settings).splitlines()
+    assert found == ["//r.example/:_authToken=t0ken", *lines[1:3]]

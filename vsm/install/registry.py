@@ -37,6 +37,7 @@ _PASSED_ON: Final = (
     "default-timeout",
 )
 _FILES: Final = ("cert", "client-cert")
+_VARIABLE: Final = re.compile(r"(?<!\\)\$\{([^${}?]+)\??\}")  # as npm writes one in its files
 _AUTHENTICATION: Final = re.compile(r"//[^\s=]+:(_authToken|_auth|username|_password|email)\s*=.*")
 
 _SCOPE: Final = re.compile(r"@[a-z0-9~-][a-z0-9._~-]*:registry")
@@ -215,7 +216,10 @@ def _ask(argv: list[str]) -> str:
 
 
 def _npm_credentials(url: str, settings: dict[str, str]) -> str:
-    """The lines of npm's user and global configuration that are for this registry's host."""
+    """The lines of npm's user and global configuration that are for this registry's host.
+
+    With the values of variables that they name: where npm runs there are none of the host's.
+    """
     prefix = "//" + without_password(url).partition("://")[2].partition("/")[0]
     lines = []
     for key in ("userconfig", "globalconfig"):
@@ -223,7 +227,14 @@ def _npm_credentials(url: str, settings: dict[str, str]) -> str:
         if path.is_file() and os.access(path, os.R_OK):
             lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = [line.strip() for line in lines if _AUTHENTICATION.fullmatch(line.strip())]
-    return "".join(f"{line}\n" for line in kept if line.startswith((f"{prefix}/", f"{prefix}:")))
+    own = [line for line in kept if line.startswith((f"{prefix}/", f"{prefix}:"))]
+    return "".join(f"{_VARIABLE.sub(_value, line)}\n" for line in own)
+
+
+def _value(found: "re.Match[str]") -> str:
+    """Of a variable; one that is not set, or that a line cannot hold, stays as it is written."""
+    value = os.environ.get(found[1], "")
+    return value if value and value.isprintable() else found[0]
 
 
 def python_with_pip() -> tuple[str, str]:
