@@ -80,23 +80,40 @@ class Template:
             close_fds(fds)
             self.link.send(Pong())
             return
-        child = self.fork(message, dict(zip(message.fds, fds, strict=True)))
-        close_fds(fds)
+        try:
+            child = self.fork(message, dict(zip(message.fds, fds, strict=True)))
+        except OSError as error:  # no process or descriptor is free: no reason to end the others
+            sys.stderr.write(f"cannot fork {message.system}: {error.strerror}\n")
+            status = os.EX_OSERR
+            self.link.send(Exited(system=message.system, epoch=message.epoch, status=status))
+            return
+        finally:
+            close_fds(fds)
         self.children[child.pidfd] = child
         poll.register(child.pidfd, select.POLLIN)
         told = Forked(system=child.system, epoch=child.epoch, pid=child.process.pid, fds=("pidfd",))
         self.link.send(told, [child.pidfd])
 
     def fork(self, request: Fork, fds: dict[str, int]) -> _Child:
-        """Make one system."""
+        """Make one system; raises OSError, having undone everything."""
         _refuse_threads()
+        before = _open_fds()
         process = self.context.Process(
             target=self.entry,
             args=(request.system, request.epoch, request.plan, fds, os.getpid()),
             name=request.system,
         )
-        process.start()
-        return _Child(request.system, request.epoch, process, os.pidfd_open(process.pid))
+        try:
+            process.start()
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            if process.pid is not None:
+                process.kill()
+                process.join()
+                process.close()
+            close_fds([*(_open_fds() - before)])  # multiprocess leaves its pipes open
+            raise
+        return _Child(request.system, request.epoch, process, pidfd)
 
     def reap(self, child: _Child) -> None:
         """Collect the exit status and report it; minus the number of the signal."""
@@ -105,6 +122,12 @@ class Template:
         child.process.close()
         os.close(child.pidfd)
         self.link.send(Exited(system=child.system, epoch=child.epoch, status=status))
+
+
+def _open_fds() -> set[int]:
+    """Without the listing's own, which is closed by then."""
+    listed = os.listdir("/proc/self/fd")
+    return {int(number) for number in listed if os.path.lexists(f"/proc/self/fd/{number}")}
 
 
 def _refuse_threads() -> None:
