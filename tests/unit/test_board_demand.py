@@ -1,5 +1,6 @@
 """The demand board: counts in, the same counts out, in another process and after a death."""
 
+import errno
 import itertools
 import mmap
 import os
@@ -427,6 +428,21 @@ def test_board_that_is_larger_than_any_real_one_is_refused(sizes: list[int]) -> 
     finally:
         for segment in segments:
             segment.close()
+
+
+def test_board_that_nothing_is_left_to_map_with_is_given_back(
+    board: DemandBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_words: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    fds = [os.dup(fd) for fd in board.filenos()]
+    monkeypatch.setattr("mmap.mmap", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        DemandReader(fds, epoch=7, pid=os.getpid())
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 def test_row_that_says_it_has_more_classes_than_fit_costs_no_more(board: DemandBoard) -> None:

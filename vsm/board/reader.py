@@ -189,7 +189,8 @@ class DemandReader:
     """A writer's whole set of segments. Owns the descriptors given to it and the mappings.
 
     Raises:
-        BoardError: a segment must not be believed; every descriptor is closed then.
+        BoardError: a segment must not be believed.
+        OSError: there is no descriptor or memory to map one with. Every one is closed in any case.
     """
 
     def __init__(self, fds: Sequence[int], *, epoch: int, pid: int | None) -> None:
@@ -203,7 +204,7 @@ class DemandReader:
             rows = sum(segment.rows for segment in self.segments)
             if rows > layout.MAX_ROWS:
                 raise BoardError(f"demand board of {rows} rows")  # noqa: TRY301 - as above
-        except BoardError:
+        except BaseException:
             self.close()
             raise
 

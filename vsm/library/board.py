@@ -62,17 +62,16 @@ class Board:
             _close(fds)
             raise VsmError(_WHERE, "the answer makes no sense", "Use the same version.") from error
         try:
-            resources = ResourceReader(last)
+            demand = DemandReader(fds, epoch=self.epoch, pid=self.pid or None)
+            try:
+                return demand, ResourceReader(last)
+            except BaseException:
+                demand.close()
+                raise
         except BoardError as error:
-            _close(fds)
             raise VsmError(_WHERE, f"its memory must not be believed: {error}") from error
         finally:
             os.close(last)
-        try:
-            return DemandReader(fds, epoch=self.epoch, pid=self.pid or None), resources
-        except BoardError as error:
-            resources.close()
-            raise VsmError(_WHERE, f"its memory must not be believed: {error}") from error
 
     def read(self) -> dict[str, Demand]:
         """What was asked of each integration, by name; "(nobody)" is what none offers.
