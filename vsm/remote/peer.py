@@ -455,7 +455,7 @@ class Peer:
         """The gateway's handshake once more, answered to nobody.
 
         Raises:
-            RefusedError: there is no session to be had.
+            RefusedError, HttpError: there is no session to be had; what needs it did not run.
         """
         self._renewals += 1
         frame, message = _renumbered(self._common.initialize, f"vsm-{self._renewals}")
@@ -464,10 +464,13 @@ class Peer:
         async def answered(_: bytes, answer: Message) -> None:
             refused[0] = answer.result is UNSET
 
-        await self._open_session(frame, message, answered)
-        if refused[0]:
-            raise RefusedError("it opens no other session")
-        await self._tell(jsonrpc.notification("notifications/initialized"), {})
+        try:
+            await self._open_session(frame, message, answered)
+            if refused[0]:
+                raise RefusedError("it opens no other session")
+            await self._tell(jsonrpc.notification("notifications/initialized"), {})
+        except HttpError as error:
+            raise HttpError(f"no session could be opened: {error}", sent=False) from None
 
     async def _renew(self, generation: int) -> None:
         """Open another session in the place of one that is lost, unless somebody has.
