@@ -189,6 +189,34 @@ def test_a_login_that_nobody_configured_is_refused(tmp_path: Path) -> None:
         log_in(integration, "bob", lambda _: None)
 
 
+def test_a_redirect_within_the_origin_is_followed_before_the_login(
+    tmp_path: Path, listener: socket.socket
+) -> None:
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    asked = []
+
+    def answer() -> None:
+        for answered in ("307 Temporary Redirect\r\nLocation: /mcp/", "204 No Content"):
+            connection, _ = listener.accept()
+            with connection:
+                asked.append(connection.recv(65536).split()[1])
+                head = f"HTTP/1.1 {answered}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                connection.sendall(head.encode())
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    (tmp_path / "vsm.toml").write_text(
+        f'[integrations.far]\nurl = "{url}/mcp"\naddresses = ["127.0.0.1"]\noauth = {{}}\n'
+    )
+    tmp_path.chmod(0o755)
+    integration = load_config(tmp_path / "vsm.toml").integrations["far"]
+    listener.settimeout(20)
+    with pytest.raises(VsmError, match="it asked for no login, and answered HTTP 204"):
+        log_in(integration, "", lambda _: None)
+    thread.join()
+    assert asked == [b"/mcp", b"/mcp/"]
+
+
 def test_tokens_that_are_good_for_ever_and_ever_fail_the_login_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ from vsm.configuration.secrets import read_secret
 from vsm.core.addresses import judge
 from vsm.errors import ConfigurationError, VsmError
 from vsm.protocol.tables import MODERN_VERSION
+from vsm.remote.door import KEEPS_METHOD, MOST_REDIRECTS
 from vsm.remote.http_client import HttpClient, HttpError
 from vsm.remote.tokens import Tokens, is_token, split_url
 from vsm.remote.worker import tls_context
@@ -112,7 +113,7 @@ class _Flow:
                     "content-type": "application/json",
                     "mcp-protocol-version": MODERN_VERSION,
                 }
-                response = await client.post(self._remote.url, content=_BODY, headers=headers)
+                response = await _post(client, self._remote.url, headers)
         finally:
             server.close()  # and no wait (as from Python 3.12 on): browsers hold spare connections
         return self._tokens(provider, response.status_code)
@@ -344,6 +345,17 @@ class _Transport(httpx2.AsyncBaseTransport):
                 return text
             reason = f"its address {text} is {why}"
         raise HttpError(reason, sent=False)
+
+
+async def _post(client: httpx2.AsyncClient, url: str, headers: dict[str, str]) -> httpx2.Response:
+    """Ask the server; redirects within its origin are followed, as its worker does it."""
+    for _ in range(MOST_REDIRECTS):
+        response = await client.post(url, content=_BODY, headers=headers)
+        there = urljoin(url, response.headers.get("location", ""))
+        if response.status_code not in KEEPS_METHOD or split_url(there)[0] != split_url(url)[0]:
+            break
+        url = there
+    return response
 
 
 def _target(text: str) -> SplitResult:

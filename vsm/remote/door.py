@@ -17,12 +17,12 @@ from vsm.remote.http_client import Exchange, HttpClient, HttpError, Origin
 MOST_CALLS: Final = 44
 MOST_ASIDE: Final = 16  # notifications, answers and streams; the egress process allows 64 in all
 MOST_REDIRECTS: Final = 3
+KEEPS_METHOD: Final = frozenset({307, 308})
 TRIES: Final = 3
 FIRST_PAUSE_S: Final = 0.1
 _UNAUTHORIZED: Final = 401
 _FORBIDDEN: Final = 403
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_KEEPS_METHOD: Final = frozenset({307, 308})
 _USUAL: Final = {"http": 80, "https": 443}
 
 
@@ -167,7 +167,7 @@ class Door:
         if there != self.origin or not _is_plain(target):
             where = "".join(c for c in str(there)[:200] if "!" <= c <= "~")
             raise RefusedError(f"it redirects to {where}, which is not followed")
-        if exchange.status not in _KEEPS_METHOD:
+        if exchange.status not in KEEPS_METHOD:
             text = f"it redirects with HTTP {exchange.status} to {target[:200]}: write that URL"
             raise RefusedError(text)
         return target
