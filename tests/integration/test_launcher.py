@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -281,6 +283,40 @@ def test_a_program_that_is_missing_is_reported_and_the_launcher_goes_on(tier: st
         with pytest.raises(LaunchError, match="cannot exec /bin/nothing: No such file"):
             await field.spawn("w", ["/bin/nothing"], tier)
         await field.ready("w", tier)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_launcher_without_free_descriptors_refuses_and_keeps_its_workers(tier: str) -> None:
+    """And not as if a layer could not be applied: that would be hopeless for ever."""
+
+    async def scene(field: Field) -> None:
+        first = await field.ready("first", tier)
+        _, most = resource.prlimit(field.link.pid, resource.RLIMIT_NOFILE)
+        for limit in range(20, 5, -1):
+            resource.prlimit(field.link.pid, resource.RLIMIT_NOFILE, (limit, most))
+            with pytest.raises(LaunchError):
+                await field.spawn(f"of{limit}", SERVER, tier)
+        assert not pidfd.wait(first.pidfd, 0)
+        resource.prlimit(field.link.pid, resource.RLIMIT_NOFILE, (most, most))
+        await field.ready("last", tier)
+
+    play(scene)
+
+
+def test_a_worker_whose_descriptors_do_not_arrive_is_killed() -> None:
+    async def scene(field: Field) -> None:
+        hear = field.link._hear
+
+        def lose(message: dict[str, Any], fds: list[int]) -> None:
+            for fd in fds:
+                os.close(fd)
+            hear(message, [])
+
+        field.link._hear = lose  # type: ignore[method-assign]
+        with pytest.raises(LaunchError, match="ended as it began"):
+            await asyncio.wait_for(field.spawn("w", SERVER, TIERS[0]), BOUND_S / 2)
 
     play(scene)
 

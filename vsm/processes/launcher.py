@@ -8,6 +8,7 @@ supervisor is dead, so does what it left (`vsm.processes.remains`).
 """
 
 import array
+import errno
 import gc
 import json
 import os
@@ -37,6 +38,7 @@ _SPARE_LIFE_S = 30.0
 _MOST_SPARES = 2
 _MOST_SIBLINGS = 4
 _HANDING_S = 0.05  # for a start to end; then what it hands out is waited for
+_SCARCE = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # now, and not for ever
 _QUIET_S = 0.01  # after a start, so that a spare is never made while somebody waits
 
 
@@ -221,8 +223,11 @@ class Launcher:
                 worker.signal(order["signo"])
 
     def _spawn(self, name: str, table: dict[str, Any], fds: list[int]) -> None:
-        if name in self._workers or len(fds) != 3:  # noqa: PLR2004 - stdin, stdout, stderr
-            self._refuse(name, "", "expected a new worker and three fds")
+        if len(fds) != 3:  # noqa: PLR2004 - stdin, stdout, stderr
+            self._refuse(name, "", "the launcher has no descriptor left for it: see `ulimit -n`")
+            return
+        if name in self._workers:
+            self._refuse(name, "", "a worker of this name runs already")
             return
         spare = None
         try:
@@ -233,7 +238,8 @@ class Launcher:
         except (OSError, KeyError, TypeError, ValueError) as error:
             if spare is not None:
                 spare.discard()
-            self._refuse(name, "namespaces", f"cannot fork: {error}")
+            scarce = isinstance(error, OSError) and error.errno in _SCARCE
+            self._refuse(name, "" if scarce else "namespaces", f"cannot fork: {error}")
             return
         self._workers[name] = worker
         for fd in (worker.status_fd, worker.pidfd):
@@ -427,7 +433,10 @@ def send(link: socket.socket, data: bytes, fds: list[int]) -> None:
 
 
 def receive(link: socket.socket) -> tuple[bytes, list[int]]:
-    """One message and its fds (close-on-exec, the caller's); b"" at the end of the link."""
+    """One message and its fds (close-on-exec, the caller's); b"" at the end of the link.
+
+    Without fds where there was no room for all of them: whoever needs them has to look.
+    """
     size = socket.CMSG_SPACE(MOST_FDS * array.array("i").itemsize)
     data, ancillary, flags, _ = link.recvmsg(MOST_MESSAGE_BYTES, size, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
@@ -437,6 +446,8 @@ def receive(link: socket.socket) -> tuple[bytes, list[int]]:
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for fd in fds:
             os.close(fd)
+        del fds[:]
+    if flags & socket.MSG_TRUNC:
         raise ValueError("a message was too long for the link")
     return data, list(fds)
 

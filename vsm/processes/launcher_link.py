@@ -361,7 +361,7 @@ class LauncherLink:
         elif kind == "pong":
             self._pulse.answered()
         elif kind == "spawned":
-            self._spawned(message, fds[0], tuple(fds[1:]))
+            self._spawned(message, fds)
         elif kind == "refused":
             worker = self._workers.pop(message["worker"])
             if not worker.started.done():
@@ -375,15 +375,18 @@ class LauncherLink:
         elif kind == "exited":
             self._exited(message["worker"], ExitReport.of([message], cause=message["cause"]))
 
-    def _spawned(self, message: dict[str, Any], fd: int, listeners: tuple[int, ...]) -> None:
-        worker = self._workers[message["worker"]]
+    def _spawned(self, message: dict[str, Any], fds: list[int]) -> None:
+        if not fds:  # there was no room for them: nobody could serve it
+            self._order("kill", message["worker"])
+            return
+        worker, (fd, *listeners) = self._workers[message["worker"]], fds
         worker.pidfd = fd
         if worker.started.done():  # cancelled: the kill is on its way
             for listener in listeners:
                 os.close(listener)
             return
         pid, layers = message["pid"], message["layers"]
-        worker.started.set_result(Spawned(pid, os.dup(fd), layers, listeners))
+        worker.started.set_result(Spawned(pid, os.dup(fd), layers, tuple(listeners)))
 
     def _exited(self, worker_id: str, report: ExitReport) -> None:
         worker = self._workers.pop(worker_id)
