@@ -1,4 +1,5 @@
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,13 @@ def test_a_file_that_everybody_may_write_is_refused(write: Write) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "vsm.toml").what
+
+
+def test_a_secret_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(ConfigurationError, match="is no plain file"):
+            read_secret(SecretSource(file=str(tmp_path / name)), where="x")
 
 
 def test_a_missing_secret_says_where_it_should_be(tmp_path: Path) -> None:

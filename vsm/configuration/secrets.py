@@ -4,6 +4,7 @@ Runs in the command line and the supervisor.
 """
 
 import os
+import stat
 from pathlib import Path
 
 import msgspec
@@ -32,8 +33,7 @@ def read_secret(source: SecretSource, *, where: str) -> str:
     if source.credential is not None:
         path = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / source.credential
     try:
-        with path.open("rb") as file:
-            value = file.read(SECRET_LIMIT_BYTES + 1).decode()
+        value = _read_plain(path, where).decode()
     except OSError as error:
         remedy = (
             "Check the path, its owner and its mode."
@@ -44,6 +44,19 @@ def read_secret(source: SecretSource, *, where: str) -> str:
     except UnicodeDecodeError:
         raise ConfigurationError(where, f"{path} is not UTF-8") from None
     return _checked_secret(value.removesuffix("\n").removesuffix("\r"), str(path), where)
+
+
+def _read_plain(path: Path, where: str) -> bytes:
+    # O_NONBLOCK: a pipe whose writer is gone, or never comes, would hold up the supervisor.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            remedy = "It is read at each start: keep it in a file."
+            raise ConfigurationError(where, f"{path} is no plain file", remedy)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(SECRET_LIMIT_BYTES + 1)
+    finally:
+        os.close(descriptor)
 
 
 def _checked_secret(value: str | None, source: str, where: str) -> str:
