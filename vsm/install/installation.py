@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from vsm import __version__
+from vsm.core.egress import compile_rules
 from vsm.core.packages import Package, is_server_name, parse_package, server_name
 from vsm.errors import ConfigurationError, NotFoundError, VsmError
 from vsm.install.node import NodeInstaller
@@ -184,6 +185,10 @@ def _parse(text: str) -> Package:
 
 
 def _installer(package: Package, build: Path, allow: tuple[str, ...]) -> Installer:
+    try:
+        compile_rules(allow)
+    except ValueError as error:
+        raise ConfigurationError("--allow", str(error), "Write HOST:PORT.") from error
     kind = PythonInstaller if package.kind == "pypi" else NodeInstaller
     return kind(package, build, allow)
 
