@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from gateway_harness import Raw
-from supervised import BOUND_S, Row, Vsm, ask, rows
+from supervised import BOUND_S, Row, Vsm, rows, state
 
 Scenario = Callable[["Sessions"], Coroutine[Any, Any, None]]
 
@@ -43,7 +43,7 @@ class Sessions:
 
     def catalogue(self, name: str) -> list[dict[str, Any]]:
         """What the gateway says of the instances."""
-        answer = ask(self.vsm, "status")["systems"]["system1"]
+        answer = state(self.vsm, "system1")
         found: list[dict[str, Any]] = answer["integrations"][name]["instances"]
         return found
 

@@ -139,6 +139,38 @@ def rows(vsm: Vsm) -> dict[str, Row]:
     return {row["name"]: row for row in ask(vsm, "status")["workers"]}
 
 
+def state(vsm: Vsm, system: str) -> dict[str, Any]:
+    """What a system says of itself: one that got no processor in time is asked again."""
+    end = time.monotonic() + BOUND_S
+    while (found := ask(vsm, "status")["systems"][system]) == {"error": "no answer"}:
+        assert time.monotonic() < end, vsm.log()
+        pause(0.02)
+    told: dict[str, Any] = found
+    return told
+
+
+def predictions(vsm: Running) -> dict[str, Any]:
+    """What system 4 expects, asked for in the same way."""
+    end = time.monotonic() + BOUND_S
+    while True:
+        done = vsm.vsm("reflect", "--json")
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)["predictions"]
+        if found.get("not_enough_evidence") != "system 4 does not answer":
+            return found
+        assert time.monotonic() < end, vsm.log()
+
+
+def variety(vsm: Running) -> dict[str, Any]:
+    """What system 4 measured, asked for in the same way."""
+    end = time.monotonic() + BOUND_S
+    while "system 4 does not answer" in (done := vsm.vsm("variety", "--json")).stderr:
+        assert time.monotonic() < end, vsm.log()
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def wait_until(vsm: Vsm, holds: Callable[[dict[str, Row]], bool]) -> dict[str, Row]:
     """Ask until it holds, bounded."""
     end = time.monotonic() + BOUND_S

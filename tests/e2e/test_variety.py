@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import running
+from supervised import state, variety
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
+BOUND_S = 60.0
 CONFIG = f"""
 [control]
 interval_s = 0.5
@@ -86,13 +88,6 @@ def vsm(
         assert it.stop() == 0
 
 
-def variety(vsm: running.Running) -> dict[str, Any]:
-    done = vsm.vsm("variety", "--json")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def test_the_story_of_a_demand_that_nobody_serves(vsm: running.Running) -> None:
     idle = vsm.vsm("variety")
     assert "not enough evidence: nobody asked for anything" in idle.stdout, idle.stderr
@@ -162,13 +157,13 @@ def test_control_and_coordination_hear_how_calls_ended(vsm: running.Running) -> 
     client = Client(vsm.folder)
     client.call("it__fails", 2)
     client.close()
-    for _ in range(200):
-        systems = vsm.status()["systems"]
-        heard = [systems[name]["last_summary"] for name in ("system2", "system3")]
+    end = time.monotonic() + BOUND_S
+    while True:
+        heard = [state(vsm, name)["last_summary"] for name in ("system2", "system3")]
         if all(one and one["integrations"]["it"].get("tool_error") for one in heard):
             return
+        assert time.monotonic() < end, heard
         time.sleep(0.05)  # S1 summarises every five seconds
-    raise AssertionError(heard)
 
 
 def test_board_dump_shows_every_count(vsm: running.Running) -> None:
@@ -192,7 +187,7 @@ def test_board_shows_what_an_integration_uses_without_any_budget(vsm: running.Ru
     states = {layer["name"]: layer["state"] for layer in worker["layers"]}
     if states.get("memory") != "in force":
         pytest.skip("no control group holds memory here")
-    end = time.monotonic() + 60
+    end = time.monotonic() + BOUND_S
     while True:
         found = json.loads(vsm.vsm("board", "dump", "--json").stdout)["resources"]
         if "it" in found["integrations"]:
@@ -222,9 +217,10 @@ def test_counts_outlive_the_systems_that_keep_them(vsm: running.Running, name: s
 
 def _wait_replaced(vsm: running.Running, name: str, pid: int) -> None:
     """Until the successor serves; the control socket has nothing to wait on."""
-    for _ in range(200):
+    end = time.monotonic() + BOUND_S
+    while True:
         worker = next(one for one in vsm.status()["workers"] if one["name"] == name)
         if worker["state"] == "ready" and worker["pid"] != pid:
             return
+        assert time.monotonic() < end, f"{name} was not replaced:\n{vsm.log()}"
         time.sleep(0.05)
-    raise AssertionError(f"{name} was not replaced:\n{vsm.log()}")

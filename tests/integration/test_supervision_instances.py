@@ -62,9 +62,12 @@ def write_config(folder: Path, **changes: str) -> Path:
     return config
 
 
-def in_flight(vsm: Running, name: str) -> int:
-    found: int = ask(vsm, "status")["systems"]["system1"]["integrations"][name]["in_flight"]
-    return found
+async def begin_slow(client: Raw, integration: str) -> None:
+    """A call that takes a moment: the gateway has it when this returns."""
+    arguments = {"text": "y", "seconds": 0.3}
+    params = {"name": f"{integration}__slow", "arguments": arguments}
+    client.send(id="slow", method="tools/call", params=params)
+    await client.request("behind it", "ping")
 
 
 def test_sessions_never_see_each_others_state(vsm: Running) -> None:
@@ -105,7 +108,8 @@ def test_killed_instance_touches_its_own_session_only(vsm: Running) -> None:
         await it.note(other, "own", "kept")
         await it.wait_spare("own")
         spare = next(c["name"] for c in it.catalogue("own") if c["state"] == "spare")
-        before = set(it.instances("own")) - {spare}
+        ready = {name for name, row in it.instances("own").items() if row["state"] == "ready"}
+        before = ready - {spare}  # what ended sessions had may be on its way out
         await it.note(one, "own", "lost")
         slow = asyncio.create_task(it.call(one, "own__slow", text="x", seconds=60))
         await it.wait(lambda: any(c["in_flight"] for c in it.catalogue("own")))
@@ -392,11 +396,10 @@ def test_reload_changes_whose_servers_there_are(vsm: Running, folder: Path) -> N
         assert (await it.note(client, "plain", "x"))["notes"] == ["x"]
         for terms, count in ((KINDS["own"], 1), (KINDS["pool"], 1), ("", 0)):
             before = {row["pid"] for row in rows(it.vsm).values()}
-            slow = asyncio.create_task(it.call(client, "plain__slow", text="y", seconds=0.3))
-            await it.wait(lambda: bool(in_flight(it.vsm, "plain")))
+            await begin_slow(client, "plain")
             write_config(folder, plain=terms)
             await asyncio.to_thread(ask, it.vsm, "reload", wait=True)
-            assert "result" in await slow
+            assert "result" in await client.answer("slow")
             assert (await it.note(client, "plain", "x"))["notes"] == ["x"]
             assert len(it.instances("plain")) >= count
             row = rows(it.vsm)["plain"]
@@ -417,8 +420,7 @@ def test_reload_changes_how_many_there_may_be_and_ends_none_that_is_used(
         refused = await it.call(await it.open(), "few__note", text="third")
         assert "all 2 instances belong to other sessions" in refused["error"]["message"]
         pool = {row["pid"] for row in it.instances("pool").values()}
-        slow = asyncio.create_task(it.call(one, "few__slow", text="y", seconds=0.3))
-        await it.wait(lambda: bool(in_flight(it.vsm, "few")))
+        await begin_slow(one, "few")
         write_config(
             folder,
             few=KINDS["few"].replace("2", "4\nspares = 1"),
@@ -426,7 +428,7 @@ def test_reload_changes_how_many_there_may_be_and_ends_none_that_is_used(
         )
         changes = (await asyncio.to_thread(ask, it.vsm, "reload", wait=True))["changes"]
         assert {c["name"]: c["outcome"] for c in changes} == {"few": "changed", "pool": "changed"}
-        assert "result" in await slow
+        assert "result" in await one.answer("slow")
         assert (await it.note(one, "few", "on"))["notes"] == ["one", "y", "on"]
         assert (await it.note(other, "few", "on"))["notes"] == ["other", "on"]
         assert (await it.note(await it.open(), "few", "third"))["notes"] == ["third"]

@@ -26,6 +26,7 @@ from supervised import (
     descendants,
     left_of,
     rows,
+    state,
     wait_all_gone,
     wait_nothing_left,
     wait_until,
@@ -391,6 +392,7 @@ def test_profile_of_what_only_finishes_is_no_difference_any_more(whole: Whole) -
         put("one")
         whole.write("profile = './own.toml'\ntrust = 'off'")
         assert (await command(whole, "reload")).returncode == 0
+        await it.wait(lambda: not whole.beside())
         until = str(whole.folder / "until")
         slow = asyncio.create_task(it.call(client, "x__slow", until=until))
         await it.wait(lambda: in_flight(whole) == 1)
@@ -646,5 +648,5 @@ def is_there(pid: int) -> bool:
 
 
 def in_flight(whole: Whole) -> int:
-    found: int = ask(whole.vsm, "status")["systems"]["system1"]["integrations"]["x"]["in_flight"]
+    found: int = state(whole.vsm, "system1")["integrations"]["x"]["in_flight"]
     return found

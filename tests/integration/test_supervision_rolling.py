@@ -15,7 +15,7 @@ import pytest
 from replaced_rig import Rig, command, told, wait_starting
 from running import running
 from sessions import Sessions, play
-from supervised import Row, ask, left_of, rows, wait_until
+from supervised import Row, left_of, rows, state, wait_until
 
 INTENSITY = 3  # crashes within a minute, by default
 KINDS = {
@@ -227,7 +227,7 @@ def test_call_in_flight_ends_in_the_instance_of_a_pool_that_has_it(several: Seve
         calls = [asyncio.create_task(it.call(c, "pool__slow", until=until)) for c in clients]
 
         def busy() -> bool:
-            seen = ask(several.vsm, "status")["systems"]["system1"]["integrations"]["pool"]
+            seen = state(several.vsm, "system1")["integrations"]["pool"]
             return sum(one["in_flight"] for one in seen["instances"]) == 2
 
         await it.wait(busy)

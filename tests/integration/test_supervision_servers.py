@@ -30,13 +30,13 @@ from supervised import (
 )
 
 LONG = {"arguments": {"seconds": 600}}
-PATIENCE_S = 5.0  # for the neighbour's answer, a new `vsm call` process included
+PATIENCE_S = 10.0  # for the neighbour's answer, a new `vsm call` process included
 TERMS = """
 enabled = false
 profile = "{profile}"
 start_timeout_s = {start_timeout_s}
 stop_timeout_s = 0.5
-call_timeout_s = 2
+call_timeout_s = {call_timeout_s}
 restart = {{ intensity = 1, backoff_initial_s = 0.05 }}
 """
 PROFILE = """
@@ -50,8 +50,10 @@ cpu = 0.5
 open_files = 64
 file_size = "4M"
 """
-MODES = ("exit", "silent", "garbage", "flood-stdout", "flood-stderr", "ignore-term", "orphan",
-         "memory", "cpu", "processes", "descriptors", "disk", "well")  # fmt: skip
+WELL = ("hungry", "endless")  # until they are called
+NEVER_READY = ("silent", "cpu")
+MODES = ("exit", "garbage", "flood-stdout", "flood-stderr", "ignore-term", "orphan", "memory",
+         "processes", *NEVER_READY, *WELL)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +62,12 @@ def vsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     (folder / "tight.toml").write_text(PROFILE, encoding="utf-8")
     tables = {}
     for mode in MODES:
-        slow = mode == "memory"  # the others are as quick as Python starts, or never ready
-        terms = TERMS.format(profile=folder / "tight.toml", start_timeout_s=20 if slow else 2)
-        tables[mode] = mode + ";" + terms
-    # It eats for as long as the processor is shared with others.
-    tables["hungry"] = "well;" + TERMS.format(
-        profile=folder / "tight.toml", start_timeout_s=20
-    ).replace("call_timeout_s = 2", "call_timeout_s = 60")
+        terms = TERMS.format(
+            profile=folder / "tight.toml",
+            start_timeout_s=2 if mode in NEVER_READY else BOUND_S,
+            call_timeout_s=2 if mode == "endless" else 60,
+        )
+        tables[mode] = f"{'well' if mode in WELL else mode};{terms}"
     with running(write_config(folder, good="well", **tables)) as one:
         wait_until(one, lambda seen: seen["good"]["state"] == "ready")
         yield one
@@ -215,17 +216,17 @@ def test_eating_processes_is_limited(vsm: Running, need: Callable[[str], None]) 
     ],
 )
 def test_a_call_that_eats_is_told_its_limit(vsm: Running, mode: str, error: str, most: int) -> None:
-    with Trial(vsm, "well") as trial:
+    with Trial(vsm, "hungry") as trial:
         trial.detail_once("ready")
         assert 0 < trial.assert_limited(mode, error) <= most
         assert "hi" in trial.call("echo", text="hi")
 
 
 def test_a_call_that_burns_the_processor_times_out_with_what_to_do(vsm: Running) -> None:
-    with Trial(vsm, "well") as trial:
+    with Trial(vsm, "endless") as trial:
         trial.detail_once("ready")
         answer = trial.call("act", mode="cpu")
-        assert "well did not answer within 2 s" in answer
+        assert "endless did not answer within 2 s" in answer
         assert "call_timeout_s" in answer
 
 
