@@ -124,6 +124,7 @@ def test_a_killed_egress_process_is_replaced_and_workers_stay(vsm: Running, port
 def test_it_survives_the_launcher_and_ends_with_the_supervisor(
     vsm: Running, port: int, wait_gone: Any
 ) -> None:
+    assert fetch(vsm, "one", port) == "hello"
     egress = row(vsm, "egress")["pid"]
     os.kill(row(vsm, "launcher")["pid"], 9)
     vsm.vsm("restart", "one")

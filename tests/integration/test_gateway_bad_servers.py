@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import gateway_harness as harness
@@ -84,8 +85,9 @@ def test_whatever_a_server_does_its_neighbour_answers_every_call_meanwhile(way: 
         mode = [way] if way == "mute" else []
         async with harness.running({"good": harness.echo_legacy("good")}) as gateway:
             bad = harness.echo_legacy("bad", *mode)
+            start_s = 1.0 if mode else 60.0
             worker = await gateway.start(
-                "bad", bad, call_timeout_s=patience_s, start_timeout_s=1.0, **large
+                "bad", bad, call_timeout_s=patience_s, start_timeout_s=start_s, **large
             )
             if not mode:
                 await gateway.ready()
@@ -257,14 +259,15 @@ def test_a_saturated_server_refuses_what_it_cannot_hold() -> None:
 def test_a_draining_integration_finishes_its_calls_and_takes_no_more() -> None:
     async def main() -> None:
         async with await neighbours_and() as gateway:
-            client = await gateway.raw()
-            params = {"name": "bad__slow", "arguments": {"seconds": 0.3}}
+            client = await gateway.raw(roots={})
+            params = {"name": "bad__ask", "arguments": {"method": "roots/list"}}
             client.send(id=1, method="tools/call", params=params)
-            assert echoed(await client.call(2, "good__echo")) == "good"
+            question = await client.receive()
             gateway.gateway.fleet.drain("bad")
             assert "draining" in (await client.call(3, "bad__echo"))["error"]["message"]
             assert gateway.reported.idle_names == []
-            assert echoed(await client.answer(1)) == "bad"
+            client.send(id=question["id"], result={"roots": []})
+            assert "result" in await client.answer(1)
             await gateway.reported.wait_idle("bad")
 
     uvloop.run(main())
@@ -313,6 +316,8 @@ def test_an_answer_after_its_time_out_or_cancellation_reaches_nobody() -> None:
         async with await neighbours_and(call_timeout_s=0.3) as gateway:
             client = await gateway.raw()
             assert "did not answer" in (await client.call(1, "bad__late"))["error"]["message"]
+            bad = gateway.gateway.fleet.integrations["bad"]
+            bad.settings = replace(bad.settings, call_timeout_s=60)
             client.send(id=2, method="tools/call", params={"name": "bad__late"})
             client.send(method="notifications/cancelled", params={"requestId": 2})
             upstream = gateway.gateway.fleet.integrations["bad"].upstream

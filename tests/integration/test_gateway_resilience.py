@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+from dataclasses import replace
 from typing import Any
 
 import gateway_harness as harness
@@ -26,6 +27,12 @@ async def started(gateway: Harness, resilience: Resilience, **settings: Any) -> 
     worker = await gateway.start("x", harness.echo_legacy("x"), resilience=resilience, **settings)
     await gateway.ready()
     return worker
+
+
+def have_patience(gateway: Harness) -> None:
+    """What x is to answer from now on, it has the time to."""
+    integration = gateway.gateway.fleet.integrations["x"]
+    integration.settings = replace(integration.settings, call_timeout_s=60)
 
 
 async def wait_in_flight(gateway: Harness, number: int) -> None:
@@ -76,6 +83,7 @@ def test_after_failures_in_a_row_calls_are_refused_then_tried_then_let_through()
             assert refused["error"]["data"]["state"] == "breaker open"
             assert 0 < refused["error"]["data"]["retry_after_ms"] <= 500
             assert refused["error"]["data"]["sent"] is False
+            have_patience(gateway)
             async with asyncio.timeout(BOUND_S):
                 while "error" in await client.call(4, "x__echo"):
                     pass
@@ -103,6 +111,7 @@ def test_other_terms_close_a_breaker_and_hold_from_now_on() -> None:
             assert "terms were changed" in await wait_told(gateway, "closed")
             for number in range(2):
                 await client.call(number, "x__silence")
+            have_patience(gateway)
             assert "result" in await client.call(3, "x__echo")
 
     uvloop.run(main())
@@ -119,7 +128,7 @@ def test_a_probe_that_fails_or_is_cancelled_does_not_let_calls_through() -> None
                 while "refused" in message(await client.call(2, "x__silence")):
                     pass
             assert integration.guard.status()["breaker"] == "open"
-            integration.settings = Settings(name="x", prefix="x", call_timeout_s=60)
+            have_patience(gateway)
             async with asyncio.timeout(BOUND_S):
                 while integration.guard.status()["breaker"] == "open":
                     slow(client, "probe")
@@ -145,6 +154,7 @@ def test_a_call_that_another_gate_refuses_is_no_probe() -> None:
             fleet.guard("record", lambda _: Shut())
             assert message(await client.call(2, "x__echo")) == "shut"
             fleet.guard("record", lambda _: None)
+            have_patience(gateway)
             assert "result" in await client.call(3, "x__echo")
 
     uvloop.run(main())

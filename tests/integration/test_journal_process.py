@@ -480,16 +480,20 @@ def test_a_hung_journal_is_killed_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "journal.db"
-    monkeypatch.setattr("vsm.journal.client.HUNG_S", 0.5)
 
-    async def body(client: JournalClient) -> None:
-        await client.wait_durable(client.event("one"))
-        pid = client.statistics().pid
+    async def body(journal: JournalClient) -> None:
+        await journal.wait_durable(journal.event("one"))
+        pid = journal.statistics().pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
-        await client.wait_durable(client.event("two"))
-        assert client.statistics().pid != pid
-        assert client.statistics().restarts == 1
+        with monkeypatch.context() as soon:  # its successor has time to start
+            soon.setattr(client, "HUNG_S", 0.5)
+            last = journal.event("two")
+            journal._watch_silence()  # before the sixty seconds of its start are over
+            await until(lambda: journal.statistics().restarts == 1)
+        await journal.wait_durable(last)
+        assert journal.statistics().pid != pid
+        assert journal.statistics().restarts == 1
 
     run_client(path, body)
     assert [row["kind"] for row in rows(path)] == ["one", "two", "journal.ended"]
