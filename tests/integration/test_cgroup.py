@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def test_group_that_a_killed_supervisor_left_frozen_is_thawed_and_removed(
         remains.note({"kind": GROUPS, "folders": folders}, ())
         try:
             remains.remove()
-            assert process.wait(5) == -signal.SIGKILL
+            assert process.wait(30) == -signal.SIGKILL
         finally:
             if old is not None and old.exists():
                 (old / "freezer.state").write_text("THAWED")
@@ -176,11 +177,18 @@ def test_groups_of_a_killed_run_are_swept_and_those_of_a_living_one_are_not(
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    assert run in cgroups.sweep()
-    assert not left.exists()
-    assert not left.parent.exists()
+    swept_by(cgroups, left.parent)
     os.waitpid(sleeper, 0)  # ours to reap: the tests are a subreaper
     assert all(Path(path).exists() for path in group.paths)
+
+
+def swept_by(cgroups: Cgroups, run: Path) -> None:
+    """Another vsm of this host, which starts meanwhile, may be first: then it does the rest."""
+    mine, end = run.name in cgroups.sweep(), time.monotonic() + 30
+    while run.exists():
+        assert not mine
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_group_of_another_user_with_the_name_of_a_dead_run_is_left_alone(
@@ -196,17 +204,17 @@ def test_a_group_of_another_user_with_the_name_of_a_dead_run_is_left_alone(
     group = Group(facts, f"{run}/theirs")
     group.make()
     folders = [path for own in map(Path, group.paths) for path in (own, own.parent)]
+    for folder in folders:  # at once: any other vsm of root's would sweep it
+        os.chown(folder, 65534, 65534)
     with inside(group, "print('up', flush=True); import signal; signal.pause()") as process:
         try:
             assert process.stdout
             assert process.stdout.readline() == "up\n"
-            for folder in folders:
-                os.chown(folder, 65534, 65534)
             assert run not in Cgroups(facts).sweep()
             assert process.poll() is None
             for folder in folders:
                 os.chown(folder, 0, 0)
-            assert run in Cgroups(facts).sweep()
+            swept_by(Cgroups(facts), folders[-1])
             assert process.wait(30) == -signal.SIGKILL
         finally:
             process.kill()
@@ -276,7 +284,8 @@ def test_a_family_moves_into_a_leaf_and_back_and_leaves_strangers_alone(
     facts: CgroupFacts, require: Require
 ) -> None:
     require("a v2 mount", "unified" in facts.folders, facts.reason)
-    group = Group(facts, "vsm-family", {"unified": Path(facts.folders["unified"], "vsm-family")})
+    name = f"vsm-family-{os.getpid()}"
+    group = Group(facts, name, {"unified": Path(facts.folders["unified"], name)})
     group.folders["unified"].mkdir()
     leaf = group.folders["unified"] / "leaf"
     leaf.mkdir()

@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,27 +183,30 @@ def test_removal_follows_no_link_put_in_a_directorys_place(
     assert not folder.exists()
 
 
-def _abandoned() -> str:
-    """A private directory whose maker is dead."""
+@contextmanager
+def _maker() -> Iterator[str]:
+    """A private directory whose maker lives: until it is dead, no other vsm sweeps it."""
     code = (
         "from vsm.confinement import scratch; "
-        "p = scratch.path_for('x'); scratch.make(p, 0); print(p)"
+        "p = scratch.path_for('x'); scratch.make(p, 0); print(p, flush=True); input()"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    path = done.stdout.strip()
-    (Path(path) / "below").mkdir()
-    return path
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as maker:  # type: ignore[call-overload]
+        path = maker.stdout.readline().strip()
+        (Path(path) / "below").mkdir()
+        yield path
+        maker.communicate("\n")
 
 
 def test_what_a_killed_run_left_is_swept_and_nothing_else() -> None:
-    dead, foreign = _abandoned(), _abandoned()
     living = scratch.path_for("living")
     scratch.make(living, os.geteuid())
-    link = f"{dead[:-16]}{'0' * 16}"
-    os.symlink(living, link)
-    try:
+    with _maker() as dead, _maker() as foreign:
+        link = f"{dead[:-16]}{'0' * 16}"
+        os.symlink(living, link)
         if IS_ROOT:
             os.chown(foreign, NOBODY, NOBODY)  # another user may choose such a name
+    try:
         scratch.sweep(lambda uid: uid == os.geteuid())
         assert not Path(dead).exists()
         assert Path(living).exists()
