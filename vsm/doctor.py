@@ -10,6 +10,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -129,7 +130,12 @@ def _profiles() -> Finding:
 
 def _directories() -> Iterator[Finding]:
     yield _directory("runtime directory", runtime_dir(), "VSM_RUNTIME_DIR")
-    yield _directory("state directory", state_dir(), "VSM_STATE_DIR")
+    try:
+        state = state_dir()
+    except VsmError as error:
+        yield _from_error("state directory", error)
+    else:
+        yield _directory("state directory", state, "VSM_STATE_DIR")
 
 
 def _directory(check: str, path: Path, variable: str) -> Finding:
@@ -165,11 +171,11 @@ def _sockets() -> Iterator[Finding]:
 
 
 def _socket(folder: Path, name: str) -> Finding:
-    if not (folder / name).exists():
-        return Finding(check=name, result="ok", detail="no vsm is running")
     try:
         connect(name).close()
     except NotRunningError:
+        if not os.path.lexists(folder / name):
+            return Finding(check=name, result="ok", detail="no vsm is running")
         remedy = f"`vsm up` replaces it; check {folder / LOCK} if it does not."
         detail = f"stale: {folder / name}"
         return Finding(check=name, result="warn", detail=detail, remedy=remedy)
@@ -241,9 +247,12 @@ def _integrations(config: Config, facts: "HostFacts") -> Iterator[Finding]:
 
 def _own_folders(integration: Integration) -> Iterator[Finding]:
     """What it is granted and vsm's own folders lie in: it sees what file permissions leave open."""
+    folders = [runtime_dir()]
+    with suppress(VsmError):  # said already
+        folders.insert(0, state_dir())
     for path in (*integration.read, *integration.write):
         real = os.path.realpath(path)
-        for own in (state_dir(), runtime_dir()):
+        for own in folders:
             if os.path.commonpath([real, os.path.realpath(own)]) == real:
                 what = f"{path} includes {own}: secrets of other integrations, tokens, records"
                 remedy = "Name the folders that it needs, or move vsm's: $VSM_STATE_DIR."

@@ -8,9 +8,9 @@ from typing import Any, Self
 import pytest
 
 from vsm.cli import main
-from vsm.commands import audit_worker, call, tools
+from vsm.commands import audit_worker, call, logs, tools, worker
 from vsm.commands.mcp_client import CallError, Client
-from vsm.errors import ConfigurationError, VsmError
+from vsm.errors import ConfigurationError, NotFoundError, VsmError
 from vsm.governance.worker_audit import CONTRACT_TIMEOUT_S
 
 ANSWER = {"content": []}
@@ -109,3 +109,27 @@ def test_audit_is_waited_for_longer_than_the_supervisor_waits_for_a_server(
     monkeypatch.setattr(audit_worker, "request", lambda _, **words: asked.update(words) or found)
     assert main(["audit", "it"]) == 0
     assert asked["timeout_s"] > 2 * CONTRACT_TIMEOUT_S
+
+
+def test_what_was_stopped_is_told_although_the_next_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def request(_command: str, *, name: str, **_: object) -> dict[str, str]:
+        if name == "nosuch":
+            raise NotFoundError("stop", "no integration 'nosuch'")
+        return {"state": "stopped", "detail": ""}
+
+    monkeypatch.setattr(worker, "request", request)
+    assert main(["stop", "it", "nosuch"]) == 5
+    assert capsys.readouterr().out == "it: stopped\n"
+
+
+@pytest.mark.parametrize(("lines", "told"), [("0", ""), ("5", "it has written nothing")])
+def test_only_who_wrote_nothing_is_said_to_have(
+    lines: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logs, "request", lambda *_, **__: [])
+    assert main(["logs", "it", "-n", lines]) == 0
+    said = capsys.readouterr().err
+    assert told in said
+    assert bool(said) == bool(told)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from made_hosts import USER
 from vsm import doctor
 from vsm.confinement.cgroup import CgroupFacts
 from vsm.confinement.probe import HostFacts, layer_table
+from vsm.errors import ConfigurationError, VsmError
 
 
 def found(facts: HostFacts, config: Path) -> dict[str, doctor.Finding]:
@@ -111,3 +113,33 @@ def test_a_relative_script_fails_that_the_server_would_not_find(
     assert failed.remedy == "Write the full path, or set cwd."
     config.write_text(f'{text}cwd = "."\nread = ["."]\n', encoding="utf-8")
     assert found(USER, config)["integration a"].result == "ok"
+
+
+def test_folders_that_cannot_be_found_or_looked_at_end_no_other_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()  # below it nobody may look
+    monkeypatch.setattr(doctor, "runtime_dir", lambda: tmp_path / "file")
+
+    def nowhere() -> Path:
+        raise ConfigurationError("", "uid 1 has no home directory", "Set $HOME.")
+
+    monkeypatch.setattr(doctor, "state_dir", nowhere)
+    findings = {one.check: one for one in (*doctor._directories(), *doctor._sockets())}
+    state = findings["state directory"]
+    assert (state.result, state.detail, state.remedy) == (
+        "fail", "uid 1 has no home directory", "Set $HOME."
+    )  # fmt: skip
+    integration = SimpleNamespace(name="a", read=(str(tmp_path),), write=())
+    assert [one.check for one in doctor._own_folders(integration)] == ["grants a"]  # type: ignore[arg-type]
+
+
+def test_sockets_that_nobody_may_look_at_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(name: str) -> None:
+        raise VsmError(f"/root/x/{name}", "cannot be looked at: Permission denied")
+
+    monkeypatch.setattr(doctor, "connect", refused)
+    assert [(one.result, one.detail) for one in doctor._sockets()] == [
+        ("fail", f"/root/x/{name}: cannot be looked at: Permission denied")
+        for name in ("control.sock", "mcp.sock")
+    ]

@@ -32,3 +32,8 @@ def test_no_text_of_a_server_hides_its_line(capsys: pytest.CaptureFixture[str]) 
 def test_a_member_that_is_there_twice_is_shown_twice(capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown('{"x":{"d":"good"}}', '{"x":{"d":"evil","d":"good"}}', capsys)
     assert any(line.startswith("> +") and "evil" in line for line in lines)
+
+
+def test_what_is_nested_without_end_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    deep = '{"x":' * 100_000
+    assert any(line.startswith("> +{") for line in shown("", deep, capsys))

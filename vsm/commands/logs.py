@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     for line in _followed(args) if args.follow else _kept(args):
         print(clean(line), flush=args.follow)
         said = True
-    if not said:
+    if not said and args.lines > 0:
         print(f"vsm: {clean(args.name)} has written nothing to stderr", file=sys.stderr)
     return 0
 

@@ -94,7 +94,7 @@ def _lines(text: str) -> list[str]:
     try:
         whole = json.loads(text, object_pairs_hook=_members)
         return json.dumps(whole, indent=2, sort_keys=True).splitlines()
-    except ValueError:  # cut, or to be seen as it is
+    except (ValueError, RecursionError):  # cut, or to be seen as it is
         return [text]
 
 

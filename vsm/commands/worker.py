@@ -45,11 +45,10 @@ def run(args: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"{clean(name)}: {args.command} ...", file=sys.stderr, flush=True)
         answers[name] = request(args.command, timeout_s=ANSWER_TIMEOUT_S, name=name)
+        if not args.json:  # at once: the next one may fail
+            print(f"{clean(name)}: {clean(_told(answers[name]))}", flush=True)
     if args.json:
         print_json(answers)
-    else:
-        for name, answer in answers.items():
-            print(f"{clean(name)}: {clean(_told(answer))}")
     return int(any(answer["state"] in FAILED for answer in answers.values()))
 
 
