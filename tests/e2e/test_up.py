@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 from pathlib import Path
 
@@ -118,6 +119,22 @@ def test_missing_command_quarantines_that_integration_alone(time_config: Path) -
         assert "broken has written nothing" in logs.stderr
         assert _state(vsm) == "ready"
         assert vsm.stop() == 0
+
+
+def test_command_that_the_kernel_does_not_execute_is_tried_once(time_config: Path) -> None:
+    """A program of another machine: that is seen by whoever executes it, and by nobody before."""
+    server = time_config.parent / "server"
+    magic, program, machine = b"\x7fELF\2\1\1" + bytes(9), 2, 8  # EM_MIPS
+    header = struct.pack("<HHIQQQIHHHHHH", program, machine, 1, 0, 64, 0, 0, 64, 56, 0, 0, 0, 0)
+    server.write_bytes(magic + header)
+    server.chmod(0o755)
+    with time_config.open("a", encoding="utf-8") as file:
+        file.write(f'[integrations.broken]\ncommand = ["{server}"]\n')
+    with running(time_config) as vsm:
+        done = vsm.vsm("start", "broken")
+        assert "broken: quarantined: broken: cannot exec " in done.stdout
+        broken = next(w for w in vsm.status()["workers"] if w["name"] == "broken")
+        assert broken["restarts"] <= 1  # that of the command just given
 
 
 def test_bare_tool_names_are_found(time_config: Path) -> None:

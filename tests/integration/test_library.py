@@ -181,7 +181,7 @@ def test_an_error_is_told_whatever_the_work_made_of_its_stderr(stderr: str) -> N
         if stderr == "closed":
             sys.stderr.close()
         else:
-            sys.stdout = sys.stderr = None  # type: ignore[assignment]
+            sys.stdout = sys.stderr = None
         raise ValueError("too large")
 
     result = vsm.run(fail)
@@ -428,7 +428,7 @@ def test_an_argv_runs_with_its_input_and_the_programs_environment_stays_here(
         (lambda: vsm.run(int, read="/etc"), "a list of paths"),
         (lambda: vsm.run(int, env={"A=B": "x"}), "no variable"),
         (lambda: vsm.run(int, cwd="/nosuch"), "cannot enter"),
-        (lambda: vsm.run(int, cwd=5), "expected text"),
+        (lambda: vsm.run(int, cwd=5), "expected text"),  # type: ignore[arg-type]
         (lambda: vsm.run(int, tier="none"), "no such tier"),
     ],
 )

@@ -8,7 +8,6 @@ supervisor is dead, so does what it left (`vsm.processes.remains`).
 """
 
 import array
-import errno
 import gc
 import json
 import os
@@ -25,6 +24,7 @@ from vsm.confinement.execution import Plan
 from vsm.confinement.refusals import Responder
 from vsm.linux import pidfd, prctl
 from vsm.processes.forked_worker import ForkedWorker, Spare
+from vsm.processes.mini_init import SCARCE
 from vsm.processes.remains import FILES, GROUPS, Remains
 from vsm.processes.sibling import Sibling
 
@@ -38,7 +38,6 @@ _SPARE_LIFE_S = 30.0
 _MOST_SPARES = 2
 _MOST_SIBLINGS = 4
 _HANDING_S = 0.05  # for a start to end; then what it hands out is waited for
-_SCARCE = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # now, and not for ever
 _QUIET_S = 0.01  # after a start, so that a spare is never made while somebody waits
 
 
@@ -238,7 +237,7 @@ class Launcher:
         except (OSError, KeyError, TypeError, ValueError) as error:
             if spare is not None:
                 spare.discard()
-            scarce = isinstance(error, OSError) and error.errno in _SCARCE
+            scarce = isinstance(error, OSError) and error.errno in SCARCE
             self._refuse(name, "" if scarce else "namespaces", f"cannot fork: {error}")
             return
         self._workers[name] = worker
@@ -354,7 +353,8 @@ class Launcher:
         last = worker.heard[-1] if worker.heard else {}
         if name not in self._started:
             what = last.get("what", "it was killed while it started")
-            self._refuse(name, last.get("layer", ""), what)
+            hopeless = last.get("hopeless") is True
+            self._refuse(name, last.get("layer", ""), what, hopeless=hopeless)
             return
         self._started.discard(name)
         cause = "server" if last.get("event") == "exited" else "mini-init"
@@ -364,8 +364,9 @@ class Launcher:
         if self._by_fd.pop(fd, None) is not None:
             self._poll.unregister(fd)
 
-    def _refuse(self, name: str, layer: str, what: str) -> None:
-        self._send({"kind": "refused", "worker": name, "layer": layer, "what": what})
+    def _refuse(self, name: str, layer: str, what: str, *, hopeless: bool = False) -> None:
+        told = {"kind": "refused", "worker": name, "layer": layer, "what": what}
+        self._send({**told, "hopeless": hopeless})
 
     def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         send(self._link, json.dumps(message).encode(), fds or [])

@@ -97,7 +97,16 @@ class ExitReport:
 
 
 class LaunchError(RuntimeError):
-    """The server could not be exec'ed; see also ConfinementError."""
+    """The server could not be exec'ed; see also ConfinementError.
+
+    Args:
+        what: why.
+        hopeless: nor could it be by trying again.
+    """
+
+    def __init__(self, what: str, *, hopeless: bool = False) -> None:
+        super().__init__(what)
+        self.hopeless = hopeless
 
 
 def failure(name: str, event: dict[str, Any] | None) -> ConfinementError | LaunchError:
@@ -105,7 +114,9 @@ def failure(name: str, event: dict[str, Any] | None) -> ConfinementError | Launc
     if event is None:
         return LaunchError(f"{name}: it was killed, or did not start in time")
     if not event.get("layer"):
-        return LaunchError(sound(f"{name}: {event['what']}"))
+        return LaunchError(
+            sound(f"{name}: {event['what']}"), hopeless=event.get("hopeless") is True
+        )
     remedy = "See `vsm sandbox probe` for what this host gives."
     return ConfinementError(name, event["what"], remedy, layer=event["layer"])
 

@@ -28,6 +28,7 @@ from vsm.linux import capabilities, namespaces, pidfd, prctl, signals
 
 CONTROL_FD = 3
 STATUS_FD = 4
+SCARCE = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETXTBSY}  # for now
 EXIT_FAILED = 125  # the server was never started
 EXIT_KILLED = 137  # the control socket closed
 _MOST_PLAN_BYTES = 131072
@@ -222,7 +223,10 @@ class _Init:
         except OperationError as error:
             return _refuse(error)
         except OSError as error:
-            _report("failed", {"layer": "", "what": _exec_failure(error, plan)})
+            hopeless = error.errno not in SCARCE
+            _report(
+                "failed", {"layer": "", "what": _exec_failure(error, plan), "hopeless": hopeless}
+            )
             return EXIT_FAILED
         _report("started", {"layers": layers})
         if plan.wall_time_s:

@@ -302,7 +302,9 @@ class IntegrationGroup:
             return
         except (LaunchError, OSError) as error:
             lost = self.launcher_actor.usable_link is not link
-            self.gone(running, describe_start(running, error), collateral=lost)
+            hopeless = isinstance(error, LaunchError) and error.hopeless
+            why = describe_start(running, error)
+            self.gone(running, why, hopeless=hopeless, collateral=lost)
             return
         self.detection.start()
         if running.provided.egress is not None:
