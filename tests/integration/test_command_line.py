@@ -250,3 +250,30 @@ def test_a_directory_that_was_removed_is_named_as_that(
 def test_only_what_is_required_is_said_to_be(words: tuple[str, ...], missing: str) -> None:
     done = _vsm(*words)
     assert f"the following arguments are required: {missing}. `vsm" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [("", "is a folder"), ("missing/x", "there is no folder"), ("file/x", "there is no folder")],
+)
+def test_file_that_could_not_be_written_is_refused_before_the_work(
+    tmp_path: Path, file: str, what: str
+) -> None:
+    (tmp_path / "file").touch()
+    marker = tmp_path / "ran"
+    output = str(tmp_path / file)
+    write = ("--write", str(tmp_path), "--", "touch", str(marker))
+    done = _vsm("profile", "learn", "integration", "--output", output, *write)
+    assert (done.returncode, what in done.stderr) == (2, True), done.stderr
+    assert done.stderr.startswith("vsm: --output: ")
+    assert not marker.exists()
+    done = _vsm("sandbox", "audit", "--accepted", output, "--accept")
+    assert (done.returncode, what in done.stderr) == (2, True), done.stderr
+
+
+def test_links_in_a_circle_are_a_path_that_does_not_exist(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    done = _vsm("sandbox", "run", "--read", str(loop), "--", "true")
+    assert done.returncode == 2
+    assert done.stderr == f"vsm: sandbox run: {loop} does not exist. Correct the path.\n"

@@ -1,9 +1,14 @@
 import os
 import socket
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
+from vsm.errors import ConfigurationError
+from vsm.library.order import _paths
 from vsm.library.runner import Runner
 
 
@@ -39,3 +44,12 @@ def test_run_that_got_the_numbers_of_what_was_closed_is_not_heard_before_it_says
         os.close(sentinel)
         child.kill()
         child.wait()
+
+
+def test_links_in_a_circle_are_a_path_that_does_not_exist(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(ConfigurationError, match="loop does not exist"):
+        _paths([loop], "read")
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert _paths([tmp_path / "link"], "read") == [str(tmp_path)]

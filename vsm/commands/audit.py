@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsm.commands.interrupt import end_in_order_on_sigterm
+from vsm.commands.output_file import check_writable
 from vsm.commands.terminal import clean, print_json
 from vsm.errors import ConfigurationError, ConfinementError
 
@@ -37,8 +38,7 @@ def add_parser(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def run(args: argparse.Namespace) -> int:
     """Audit, print, compare."""
-    if args.accept and not args.accepted:
-        raise ConfigurationError("--accept", "no file to write", "Add --accepted FILE.")
+    accepted = _accepted(args)
     end_in_order_on_sigterm()  # the attempts' worlds are not left
     results, refused = [], {}
     for result in _results(args):
@@ -55,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
     if args.accept:
         _accept(args.accepted, results)
         return 0
-    accepted = _read(args.accepted) if args.accepted else None
     problems = list(_problems(results, accepted))
     problems += [f"{key}: cannot be tried any more" for key in refused if key in (accepted or {})]
     if not args.json:
@@ -64,6 +63,18 @@ def run(args: argparse.Namespace) -> int:
         for problem in problems:
             print(f"worse than accepted: {problem}" if args.accepted else f"open: {problem}")
     return EXIT_OPEN if problems or not results else 0
+
+
+def _accepted(args: argparse.Namespace) -> "dict[str, Accepted] | None":
+    """What to compare with; a file that cannot be read or written ends it before the work."""
+    if not args.accept:
+        return _read(args.accepted) if args.accepted else None
+    if not args.accepted:
+        raise ConfigurationError("--accept", "no file to write", "Add --accepted FILE.")
+    check_writable(args.accepted, "--accepted")
+    if args.accepted.exists():
+        _read(args.accepted)  # what it holds will be kept
+    return None
 
 
 def _results(args: argparse.Namespace) -> "Iterator[Result | tuple[str, str]]":

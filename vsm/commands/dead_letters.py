@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         return _list(args)
     if args.id is None:
-        raise ConfigurationError("vsm dead-letters", f"{args.action} which?", "Give its ID.")
+        raise ConfigurationError("vsm dead-letters", "no letter is named", "Give its ID.")
     letter = _find(args.id)
     return _show(letter, args) if args.action == "show" else _replay(letter, args)
 

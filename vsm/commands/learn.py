@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vsm.commands.output_file import check_writable
 from vsm.errors import VsmError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from vsm.confinement.cgroup import detect
     from vsm.confinement.probe import probe_host
 
+    if args.output is not None:
+        check_writable(args.output, "--output")
     argv = args.argv
     profile = load_profile(args.profile)
     groups = detect()

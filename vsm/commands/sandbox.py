@@ -228,10 +228,10 @@ def _environment(items: list[str]) -> dict[str, str]:
 
 
 def _real(path: str) -> str:
-    real = Path(path).resolve()
-    if not real.exists():
+    real = os.path.realpath(path)  # unlike a Path's, of links in a circle too
+    if not os.path.exists(real):
         raise ConfigurationError("sandbox run", f"{path} does not exist", "Correct the path.")
-    return str(real)
+    return real
 
 
 def _visible_cwd(paths: tuple[str, ...]) -> str | None:

@@ -6,7 +6,6 @@ Runs in the program. Nothing is started here.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -119,11 +118,11 @@ def _limited(profile: Profile, limits: dict[str, float | None]) -> Profile:
 def _paths(paths: Sequence[str | os.PathLike[str]], name: str) -> list[str]:
     if isinstance(paths, str):
         raise ConfigurationError(_WHERE, f"{name}: expected a list of paths", f"Write [{paths!r}].")
-    found = [Path(path).resolve() for path in paths]
+    found = [os.path.realpath(os.fspath(path)) for path in paths]
     for path in found:
-        if not path.exists():
+        if not os.path.exists(path):
             raise ConfigurationError(_WHERE, f"{name}: {path} does not exist", "Correct the path.")
-    return [str(path) for path in found]
+    return found
 
 
 def _given(profile: Profile, cwd: str | None) -> tuple[str, ...]:
