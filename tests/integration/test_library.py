@@ -924,3 +924,35 @@ def test_more_runs_than_can_wait_are_refused_and_end_no_other() -> None:
         "{'runs wait already. Give fewer at a time, or `ulimit -n` more.'}",
         "0 True",
     ], done.stderr
+
+
+SCARCE = """
+import os, resource, vsm
+
+def count():
+    return len(os.listdir("/proc/self/fd"))
+
+vsm.run(int)
+before, limits = count(), resource.getrlimit(resource.RLIMIT_NOFILE)
+refused = 0
+for free in range(1, 16):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + free, limits[1]))
+    try:
+        vsm.run(int)
+    except (OSError, vsm.VsmError):
+        refused += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+print(refused > 5, count() - before, vsm.run(int).value)
+"""
+
+
+def test_a_program_without_free_descriptors_loses_none_more() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCARCE],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout == "True 0 0\n", done.stderr

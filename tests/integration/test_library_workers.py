@@ -379,6 +379,21 @@ def test_workers_have_pipes_layers_and_a_new_life_after_a_sigkill() -> None:
     run_bounded(main())
 
 
+def test_a_worker_that_nobody_connected_to_has_its_stdin_closed_when_it_is_to_end() -> None:
+    patient = ["/bin/sh", "-c", "trap '' TERM; echo ready >&2; cat"]
+
+    async def main() -> None:
+        async with vsm.Supervisor([vsm.WorkerSpec("w", patient, stop_timeout_s=30)]) as supervisor:
+            while supervisor["w"].stderr != b"ready\n":  # noqa: ASYNC110 - nobody is told
+                await asyncio.sleep(0.01)
+            await asyncio.wait_for(supervisor["w"].stop(), 20)
+            with pytest.raises(vsm.VsmError, match="does not run"):
+                await supervisor["w"].connect()
+            assert (await heard(supervisor.events(), "w", "stopped")).cause == "ok"
+
+    run_bounded(main())
+
+
 def test_a_worker_that_keeps_failing_is_given_up_and_can_be_started_again(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "fails").touch()

@@ -91,12 +91,14 @@ class Exchange:
         self._most_bytes = most_bytes
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        kept = 2 if stdout is None else 1
-        self.outputs = [_Output(output_bytes, last=last) for _ in range(kept)]
-        self._open = {self._control.fileno(): None, **{o.fd: o for o in self.outputs}}
-        theirs = [o.theirs for o in self.outputs]
-        handed = theirs if stdout is None else [stdout, *theirs]
+        self.outputs: list[_Output] = []
+        theirs: list[int] = []
         try:
+            for _ in range(2 if stdout is None else 1):
+                self.outputs.append(_Output(output_bytes, last=last))
+                theirs.append(self.outputs[-1].theirs)
+            self._open = {self._control.fileno(): None, **{o.fd: o for o in self.outputs}}
+            handed = theirs if stdout is None else [stdout, *theirs]
             _send_work(self._channel, work, stdin)
             self._runner = runner_link.order(message, [control.fileno(), channel.fileno(), *handed])
         except BaseException:
@@ -187,9 +189,9 @@ class Exchange:
 
 
 def _send_work(channel: socket.socket, work: Work, stdin: bytes | int) -> None:
-    given = os.dup(stdin) if isinstance(stdin, int) else memory_file("stdin", stdin)
-    fds = [work.open(), given]
+    fds = [work.open()]
     try:
+        fds.append(os.dup(stdin) if isinstance(stdin, int) else memory_file("stdin", stdin))
         socket.send_fds(channel, [b"work"], fds)
     finally:
         for fd in fds:

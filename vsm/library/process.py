@@ -59,10 +59,11 @@ class Process:
         self._ears = ears
         self._loop = asyncio.get_running_loop()
         self._writer: asyncio.StreamWriter | None = None
-        self._pipes: tuple[int, int] | None = None
+        self._pipes: list[int] = []  # stdin and stdout, while nobody took them
         theirs: tuple[int, int] | None = None
         if not serves:
-            self._pipes, theirs = _pipes()
+            ours, theirs = _pipes()
+            self._pipes += ours
         try:
             self._exchange = Exchange(
                 case.message,
@@ -113,6 +114,8 @@ class Process:
             return
         if self._writer is not None:
             self._writer.close()
+        elif self._pipes:
+            os.close(self._pipes.pop(0))
         self._exchange.signal(signal.SIGTERM)
 
     def kill(self, *, late: bool = False) -> None:
@@ -132,11 +135,11 @@ class Process:
         Raises:
             VsmError: they are taken, or it is gone.
         """
-        pipes, self._pipes = self._pipes, None
-        if pipes is None:
-            what = "it is gone, or its pipes are taken already"
+        if len(self._pipes) != 2:  # noqa: PLR2004 - stdin, stdout
+            what = "it is gone, or is to end, or its pipes are taken already"
             raise VsmError(self.name, what, "Connect once for each incarnation.")
-        return pipes
+        (stdin, stdout), self._pipes = self._pipes, []
+        return stdin, stdout
 
     async def connect(self) -> Streams:
         """The same as streams."""
@@ -209,8 +212,8 @@ class Process:
             self._writer.close()
 
     def _close_pipes(self) -> None:
-        pipes, self._pipes = self._pipes, None
-        for fd in pipes or ():
+        pipes, self._pipes = self._pipes, []
+        for fd in pipes:
             os.close(fd)
 
 

@@ -78,9 +78,13 @@ def _interpreter(search: Mapping[str, str]) -> Closure:
 def memory_file(name: str, content: bytes) -> int:
     """A memfd that holds this, at its start; the caller's."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(content)
-    os.lseek(fd, 0, os.SEEK_SET)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
