@@ -5,6 +5,7 @@ Runs in the supervisor. Foreign text arrives as values, already printable, never
 
 import logging
 import os
+import select
 import sys
 from contextlib import suppress
 from typing import Any, Final, Literal, TextIO, cast
@@ -13,6 +14,8 @@ import structlog
 
 Style = Literal["auto", "console", "json"]
 LEVELS: Final = ("debug", "info", "warning", "error")
+PATIENCE_MS: Final = 1000
+_PIECE: Final = 400  # characters, of ten bytes at most: a pipe that has room takes 4096
 _threshold = logging.INFO
 
 
@@ -35,35 +38,52 @@ def configure(style: Style = "auto") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=as_json),
             _make_printable,
+            _tell_of_missed,
             structlog.processors.format_exc_info,
             renderer,
         ],
         # The threshold moves at run time; a filtering logger's would be fixed when it is made.
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _stderr)),
         cache_logger_on_first_use=True,
     )
 
 
 class _Stderr:
-    """Nothing fails because of its log: a pipe loses its reader, a disk fills, a terminal goes."""
+    """Nothing fails or waits because of its log.
+
+    A pipe loses its reader or is not read, as by `less`; a disk fills; a terminal goes or is held.
+
+    Attributes:
+        missed: how many texts nobody took since the last one that was taken.
+    """
+
+    def __init__(self) -> None:
+        self.missed = 0
+        self._poll = select.poll()
+        self._poll.register(2, select.POLLOUT)
 
     def write(self, text: str) -> None:
-        """Write what can be written."""
-        with suppress(OSError):
-            sys.stderr.write(text)
+        """Write what is taken now, or soon where all was taken before."""
+        for start in range(0, len(text), _PIECE):
+            if not self._poll.poll(0 if self.missed else PATIENCE_MS):
+                self.missed += 1
+                return
+            with suppress(OSError):
+                sys.stderr.write(text[start : start + _PIECE])
+                sys.stderr.flush()
+        self.missed = 0
 
     def flush(self) -> None:
-        """Likewise."""
-        with suppress(OSError):
-            sys.stderr.flush()
+        """Done."""
+
+
+_stderr: Final = _Stderr()
 
 
 def say(text: str) -> None:
     """A line for people on stderr, beside the log."""
-    stderr = _Stderr()
-    stderr.write(f"{text}\n")
-    stderr.flush()
+    _stderr.write(f"{text}\n")
 
 
 def is_journal() -> bool:
@@ -99,6 +119,12 @@ def _make_printable(
         if isinstance(value, str) and not value.isprintable():
             event[key] = "".join(char if char.isprintable() else "\ufffd" for char in value)
     return event
+
+
+def _tell_of_missed(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    return event | ({"missed_before": _stderr.missed} if _stderr.missed else {})
 
 
 def _drop_below_threshold(

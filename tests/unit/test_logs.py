@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,36 @@ def test_nothing_fails_because_of_its_log(reader: str) -> None:
         )  # fmt: skip
     os.close(write_end)
     assert (done.returncode, done.stdout) == (0, "False\n")
+
+
+FLOOD = """
+import os, sys
+from vsm import logs
+logs.configure("json")
+for number in range(600):
+    logs.logger().info("\\u20ac" * 700, number=number)
+os.write(1, b"x")
+os.read(0, 1)
+logs.logger().info("again")
+"""
+
+
+def test_log_that_nobody_reads_holds_nobody_up_and_says_what_is_missing() -> None:
+    """As with `vsm up 2>&1 | less`, or on a terminal that Ctrl-S holds."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", FLOOD], **pipes) as process:  # type: ignore[call-overload]
+        try:
+            assert select.select([process.stdout], [], [], 20)[0], "it waits"
+            os.set_blocking(process.stderr.fileno(), False)
+            read = process.stderr.read()
+            os.set_blocking(process.stderr.fileno(), True)
+            process.stdin.close()
+            read += process.stderr.read()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    lines = read.splitlines()
+    assert [json.loads(line)["number"] for line in lines[:10]] == list(range(10))
+    assert b'"event": "again"' in lines[-1]
+    missed = json.loads(lines[-1][lines[-1].rfind(b'{"event"') :])["missed_before"]
+    assert len(lines) + missed == 601
