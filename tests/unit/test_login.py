@@ -4,6 +4,8 @@ import asyncio
 import errno
 import gzip
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,6 +217,60 @@ def test_a_redirect_within_the_origin_is_followed_before_the_login(
         log_in(integration, "", lambda _: None)
     thread.join()
     assert asked == [b"/mcp", b"/mcp/"]
+
+
+def test_a_login_that_fails_shows_no_token_and_no_traceback(tmp_path: Path) -> None:
+    """In a process of its own: here the tests' own handler takes what is logged."""
+    flow(tmp_path)
+    code = (
+        "import asyncio, httpx2, sys\n"
+        "from pathlib import Path\n"
+        "from mcp.client.auth.utils import handle_token_response_scopes\n"
+        "from mcp.client.auth import oauth2\n"
+        "from vsm.configuration.config import load_config\n"
+        "from vsm.errors import VsmError\n"
+        "from vsm.install import login\n"
+        "async def run(self):\n"
+        "    answer = httpx2.Response(200, content=b'access_token=s3cret&token_type=bearer')\n"
+        "    try:\n"
+        "        await handle_token_response_scopes(answer)\n"
+        "    except Exception:\n"
+        "        oauth2.logger.exception('OAuth flow error')\n"
+        "        raise\n"
+        "login._Flow.run = run\n"
+        "far = load_config(Path(sys.argv[1])).integrations['far']\n"
+        "try:\n"
+        "    login.log_in(far, '', print)\n"
+        "except VsmError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "vsm.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert "Invalid JSON: expected value" in done.stdout
+    assert "s3cret" not in done.stdout
+    assert "pydantic.dev" not in done.stdout
+
+
+def test_what_is_asked_for_is_json(listener: socket.socket) -> None:
+    asked: list[bytes] = []
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            asked.append(connection.recv(65536))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async def run() -> None:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/token"
+        request = httpx2.Request("POST", url, data={"code": "c"})  # as the SDK makes it
+        await _Transport(("127.0.0.1",), "").handle_async_request(request)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    asyncio.run(run())
+    thread.join()
+    assert b"\r\naccept: application/json\r\n" in asked[0]
 
 
 def test_tokens_that_are_good_for_ever_and_ever_fail_the_login_in_words(

@@ -7,7 +7,9 @@ connecting, as the egress process does it, and https is insisted on.
 
 import asyncio
 import errno
+import logging
 import os
+import re
 import socket
 import ssl
 import time
@@ -47,7 +49,11 @@ REQUEST_TIMEOUT_S: Final = 30.0
 MOST_BODY_BYTES: Final = 1 << 20
 MOST_HEAD_BYTES: Final = 16 * 1024
 _BODY: Final = b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{}}'
+# What pydantic says of a value: itself, which may be a token.
+_QUOTED: Final = re.compile(r" \[type=[^\n]*|\n *For further information[^\n]*")
 Show = Callable[[str], None]
+
+logging.getLogger("mcp").addHandler(logging.NullHandler())  # what it says of errors is said below
 
 
 def log_in(integration: Integration, client: str, show: Show, scope: str = "") -> Tokens:
@@ -74,7 +80,7 @@ def log_in(integration: Integration, client: str, show: Show, scope: str = "") -
     try:
         return asyncio.run(flow.run())
     except (OAuthFlowError, httpx2.HTTPError, ValueError, OverflowError) as error:
-        what = f"the login failed: {error}"
+        what = f"the login failed: {_QUOTED.sub('', str(error))}"
         remedy = "Try again; if it stays so, ask whoever runs the server."
         raise VsmError(integration.name, what[:1000], remedy) from None
 
@@ -313,6 +319,8 @@ class _Transport(httpx2.AsyncBaseTransport):
     ) -> httpx2.Response:
         dropped = {"host", "content-length", "connection", "accept-encoding", "transfer-encoding"}
         headers = [(k, v) for k, v in request.headers.multi_items() if k.lower() not in dropped]
+        if "accept" not in request.headers:  # some answer with a form, unless they are told
+            headers.append(("accept", "application/json"))
         body = await request.aread()
         exchange = await client.exchange(request.method, target, headers, body)
         try:
