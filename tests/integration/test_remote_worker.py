@@ -290,6 +290,22 @@ def test_an_invalid_event_is_passed_on_for_the_gateway_to_judge_and_the_answer_f
         assert "no request for" in far.said
 
 
+@pytest.mark.parametrize("params", [[], ["q"], 5, {"requestId": {}}, {}])
+def test_a_withdrawal_of_nothing_ends_nothing(params: Any) -> None:
+    def play(request: Request) -> None:
+        if legacy(request):
+            return
+        request.stream()
+        request.event({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
+        request.event({"jsonrpc": "2.0", "id": request.message["id"], **answering("here")})
+        request.end_stream()
+
+    with scripted(play) as server, worker(server) as far:
+        far.handshake()
+        assert text_of(far.call()) == "here"
+        assert far.end() == 0
+
+
 def test_a_server_that_is_not_there_is_said_not_to_be_reached() -> None:
     with scripted(lambda request: request.reply()) as server:
         pass

@@ -56,6 +56,9 @@ OnAnswer = Callable[[bytes, Message], Awaitable[None]]
 class SessionLostError(Exception):
     """The server does not know the session any more; the request did not run."""
 
+    def __init__(self) -> None:
+        super().__init__("its session is lost")
+
 
 class SurfaceChangedError(Exception):
     """The renewed session offers something else: everything has to begin anew."""
@@ -420,7 +423,10 @@ class Peer:
         await self._common.emit(jsonrpc.request(own, str(message.method), params))
 
     async def _withdrawn(self, message: Message) -> None:
-        params = jsonrpc.members(message.params)
+        try:
+            params = jsonrpc.members(message.params)
+        except DecodeError:
+            return  # it names no question
         asked = jsonrpc.identifier(params, "requestId")
         own = None if asked is None else self._common.questions.find(self, asked)
         if own is not None:
