@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
-SETTLE_TIMEOUT_S = 5.0
+SETTLE_TIMEOUT_S = 30.0
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 SESSION_NAME = re.compile(r"vsm-t-(\d+)-")
 OTHERS_NAME = re.compile(r"vsm-[tr]-")  # sessions, and benchmarks: ours are in `scratch`

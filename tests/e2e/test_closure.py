@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from running import Running, running
-from supervised import ask, pause
+from supervised import pause, state
 from wire_client import Client
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
@@ -70,11 +70,6 @@ def demand(folder: Path) -> Iterator[Callable[[int], None]]:
         stop.set()
         thread.join()
         client.close()
-
-
-def state(vsm: Running, system: str) -> dict[str, Any]:
-    found: dict[str, Any] = ask(vsm, "status")["systems"][system]
-    return found
 
 
 def wait(vsm: Running, system: str, holds: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import running
+from supervised import state
 from wire_client import Client
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
@@ -302,7 +303,7 @@ def test_edited_rules_hold_as_soon_as_they_are_reloaded(
             assert "result" in client.call(allowed)
             if denied:
                 assert client.call(denied)["error"]["code"] == -32003
-        assert it.status()["systems"]["system1"]["policy"]["rules"] == 0
+        assert state(it, "system1")["policy"]["rules"] == 0
         client.close()
         assert it.stop() == 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from running import Running, running
-from supervised import ask, pause
+from supervised import ask, pause, state
 from wire_client import Client
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
@@ -105,7 +105,7 @@ def until(holds: Callable[[], Any]) -> None:
 
 def claims(vsm: Running) -> dict[str, float]:
     """How many each may have, by S3."""
-    rows = ask(vsm, "status")["systems"]["system3"]["budget"]["instances"]["claims"]
+    rows = state(vsm, "system3")["budget"]["instances"]["claims"]
     return {row["name"]: row["held"] for row in rows}
 
 
@@ -180,10 +180,10 @@ def test_without_a_move_of_s3_the_calls_go_on_queueing(vsm: Running) -> None:
     flood = Flood(vsm, "slow")
     try:
         until(lambda: instances(vsm, "slow") == SHARE)
-        samples = ask(vsm, "status")["systems"]["system3"]["samples"]
+        samples = state(vsm, "system3")["samples"]
         # Twice: who is held up counts for once what was answered meanwhile.
         assert min(flood.per_s(), flood.per_s()) <= CAP_PER_S * 1.2
-        until(lambda: ask(vsm, "status")["systems"]["system3"]["samples"] > samples + 25)
+        until(lambda: state(vsm, "system3")["samples"] > samples + 25)
         assert claims(vsm)["slow"] == instances(vsm, "slow") == SHARE
         assert vsm.vsm("limit", "slow", "instances=unlimited").returncode == 0  # S3's again
         until(lambda: claims(vsm) == {"slow": MOST, "other": 1})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from running import Running, running
-from supervised import ask, pause
+from supervised import ask, pause, predictions, state
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
 BOUND_S = 40.0
@@ -56,11 +56,6 @@ def vsm(config: Path, session_leaves_nothing: None) -> Iterator[Running]:
     with running(config) as it:
         yield it
         assert it.process.poll() is not None or it.stop() == 0  # the last test kills it
-
-
-def state(vsm: Running, system: str) -> dict[str, Any]:
-    found: dict[str, Any] = ask(vsm, "status")["systems"][system]
-    return found
 
 
 def wait(vsm: Running, system: str, holds: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -241,13 +236,6 @@ def kill(vsm: Running, name: str) -> None:
         assert time.monotonic() < end, vsm.log()
         pause(0.02)
     wait_ready(vsm, name)
-
-
-def predictions(vsm: Running) -> dict[str, Any]:
-    done = vsm.vsm("reflect", "--json")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)["predictions"]
-    return found
 
 
 def forecast(found: dict[str, Any]) -> set[str]:

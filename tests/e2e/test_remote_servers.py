@@ -6,6 +6,7 @@ import json
 import queue
 import re
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -35,8 +36,11 @@ class Remote:
     """The server's process; what it says of requests is read line by line."""
 
     def __init__(self, port: int, *words: str) -> None:
+        self.kept = socket.socket()  # bound, so that nobody else gets the port while it is away
+        self.kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.kept.bind(("127.0.0.1", port))
         self.process = subprocess.Popen(
-            [sys.executable, SERVER, str(port), *words],
+            [sys.executable, SERVER, str(self.kept.getsockname()[1]), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
@@ -79,6 +83,7 @@ def start(test_leaves_nothing: None) -> Iterator[Any]:
         if one.process.poll() is None:
             one.end()
         one._thread.join()
+        one.kept.close()
 
 
 def write(folder: Path, port: int, more: str = "", tail: str = "", scheme: str = "http") -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from running import VSM, Running, running
+from supervised import state
 
 SERVER = Path(__file__).resolve().parents[1] / "servers/echo_legacy.py"
 BOUND_S = 30
@@ -70,7 +71,7 @@ def test_a_failing_integration_is_refused_said_so_everywhere_and_replayed_by_han
     assert "breaker open: calls are refused" in vsm.vsm("status").stdout
     (opened,) = wait_for(lambda: events(vsm, "breaker.open"))
     assert (opened["integration"], opened["severity"]) == ("x", "warning")
-    pain = wait_for(lambda: vsm.status()["systems"]["system5"]["signals"])
+    pain = wait_for(lambda: state(vsm, "system5")["signals"])
     assert pain[-1]["severity"] == "pain"
     assert pain[-1]["subject"] == "x"
 
@@ -171,7 +172,7 @@ def test_a_restart_by_command_under_load_fails_no_call(vsm: Running) -> None:
 
 
 def _integration(vsm: Running) -> dict[str, Any]:
-    return dict(vsm.status()["systems"]["system1"]["integrations"]["y"])
+    return dict(state(vsm, "system1")["integrations"]["y"])
 
 
 def test_a_letter_without_arguments_or_of_another_kind_is_not_replayed(vsm: Running) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from running import Running, running
-from supervised import ask, pause
+from supervised import ask, pause, predictions, state
 from wire_client import Client
 
 SERVERS = Path(__file__).resolve().parents[1] / "servers"
@@ -44,11 +44,6 @@ def until(look: Callable[[], Any], vsm: Running) -> Any:
     while not (found := look()):
         assert time.monotonic() < end, vsm.log()
         pause(0.05)
-    return found
-
-
-def state(vsm: Running, system: str) -> dict[str, Any]:
-    found: dict[str, Any] = ask(vsm, "status")["systems"][system]
     return found
 
 
@@ -292,13 +287,6 @@ trust = "first-use"
         assert vsm.stop() == 0
 
 
-def predictions(vsm: Running) -> dict[str, Any]:
-    done = vsm.vsm("reflect", "--json")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)["predictions"]
-    return found
-
-
 GOAL = f"""
 [policy]
 purpose = "answers what is asked of it"
@@ -313,8 +301,12 @@ read = ["{SERVERS}"]
 
 def goal(vsm: Running) -> tuple[str, bool]:
     """How the goal of the integration stands, and whether it hurts."""
-    goals: list[dict[str, Any]] = ask(vsm, "status")["identity"]["goals"]
-    one = next(one for one in goals if one["integration"] == "it")
+
+    def look() -> list[dict[str, Any]]:
+        goals: list[dict[str, Any]] = ask(vsm, "status")["identity"]["goals"]
+        return [one for one in goals if one["integration"] == "it"]
+
+    (one,) = until(look, vsm)  # none as long as system 4 does not answer
     return one["state"], one["hurts"]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import leaks
 import psutil
 import pytest
 from mcp import Client
@@ -115,9 +116,10 @@ def test_no_process_leaves_a_core(served: Running) -> None:
     for process in tree:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             limits = Path(f"/proc/{process.pid}/limits").read_text()
-            (line,) = [ln for ln in limits.splitlines() if ln.startswith("Max core file size")]
+            lines = [ln for ln in limits.splitlines() if ln.startswith("Max core file size")]
+            assert len(lines) == 1 or leaks.is_gone(process.pid), process
             # One byte and not none: it stops a core that goes to a program, too (core(5)).
-            assert set(line.split()[4:6]) <= {"0", "1"}, process
+            assert all(set(line.split()[4:6]) <= {"0", "1"} for line in lines), process
 
 
 @pytest.mark.parametrize(
