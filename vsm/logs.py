@@ -124,7 +124,9 @@ def _make_printable(
 def _tell_of_missed(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    return event | ({"missed_before": _stderr.missed} if _stderr.missed else {})
+    if _stderr.missed:
+        event["missed_before"] = _stderr.missed
+    return event
 
 
 def _drop_below_threshold(
