@@ -725,6 +725,17 @@ def test_a_program_without_stdin_stdout_and_stderr_runs_work() -> None:
     assert subprocess.run(["/bin/sh", "-c", command], check=False, timeout=60).returncode == 0
 
 
+def test_a_program_whose_directory_was_removed_runs_work(tmp_path: Path) -> None:
+    code = "import os, vsm; os._exit(vsm.run(int).value + vsm.run(['/bin/true']).status)"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'rmdir {tmp_path}; exec {sys.executable} -P -c "{code}"'],
+        cwd=tmp_path,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0
+
+
 def test_a_killed_program_leaves_nothing() -> None:
     """The leak check of every test here looks for processes, groups and directories."""
     text = """

@@ -50,7 +50,7 @@ class Work:
         argv = _argv(what, arguments)
         path = env.get("PATH") or os.environ.get("PATH") or DEFAULT_PATH
         search = {**base_env, **env, "PATH": path}
-        needed = closure(argv, env=search) if argv else _interpreter(search)
+        needed = closure(argv, env=search, cwd=_here()) if argv else _interpreter(search)
         self.executable = needed.executable
         self.path = needed.folders
         self.read = (*needed.read, *read)
@@ -71,8 +71,16 @@ def _interpreter(search: Mapping[str, str]) -> Closure:
     """What this interpreter needs: looked up once, for it does not change while it runs."""
     key = (sys.executable, *(search.get(name, "") for name in _SEARCHED))
     if key not in _interpreters:
-        _interpreters[key] = closure([sys.executable, "-c", ""], env=search)
+        _interpreters[key] = closure([sys.executable, "-c", ""], env=search, cwd="")
     return _interpreters[key]
+
+
+def _here() -> str:
+    """The program's directory; "", in which nothing is found, where it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def memory_file(name: str, content: bytes) -> int:
