@@ -1,5 +1,6 @@
 """What a mini-init hands out by its control socket, in whichever order the parent asks for it."""
 
+import json
 import os
 import socket
 from types import SimpleNamespace
@@ -37,16 +38,32 @@ def test_two_kinds_of_listeners_are_told_apart(
             os.close(fd)
 
 
+END = {"event": "exited", "status": 0, "signal": None, "cpu_s": 0.1, "peak_bytes": 7, "limit": ""}
+
+
 @pytest.mark.parametrize(
     "line",
-    [b"", b"{", b"7", b"[]", b"[" * 60_000, b'{"event": 1}', b'{"event": "started"}', b"\xff"],
+    [
+        b"",
+        b"{",
+        b"7",
+        b"[]",
+        b"[" * 60_000,
+        b'{"event": 1}',
+        b'{"event": "started"}',
+        b'{"event": "exited"}',
+        b'{"event": "failed", "layer": [], "what": ""}',
+        json.dumps({**END, "signal": "x"}).encode(),
+        json.dumps({**END, "event": "risen"}).encode(),
+        b"\xff",
+    ],
 )
 def test_status_line_of_any_shape_is_passed_over(line: bytes) -> None:
     """A mini-init that a server had taken over could write what it likes."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     worker: Any = ForkedWorker.__new__(ForkedWorker)
     worker.status_fd, worker._pending, worker.heard, worker.hung_up = reader, b"", [], False
-    os.write(writer, line + b'\n{"event": "exited"}\n')
+    os.write(writer, line + b"\n" + json.dumps(END).encode() + b"\n")
     os.close(writer)
-    assert worker.events() == [{"event": "exited"}]
+    assert worker.events() == [END]
     os.close(reader)

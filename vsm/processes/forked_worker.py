@@ -21,6 +21,18 @@ from vsm.linux import namespaces, pidfd, seccomp
 from vsm.processes import mini_init
 
 _MOST_STATUS_BYTES = 65536
+_NUMBER_OR_NONE = (int, type(None))
+_SHAPES: dict[str, dict[str, tuple[type, ...]]] = {  # of what a mini-init says
+    "started": {"layers": (list,)},
+    "failed": {"layer": (str,), "what": (str,)},
+    "exited": {
+        "status": _NUMBER_OR_NONE,
+        "signal": _NUMBER_OR_NONE,
+        "cpu_s": (float,),
+        "peak_bytes": (int,),
+        "limit": (str,),
+    },
+}
 
 
 class Spare:
@@ -258,8 +270,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+    shape = _SHAPES.get(str(event.get("event"))) if isinstance(event, dict) else None
+    if shape is None or not all(type(event.get(key)) in kinds for key, kinds in shape.items()):
         return None
-    if event["event"] == "started" and not isinstance(event.get("layers"), list):
-        return None
-    return event
+    return event  # type: ignore[no-any-return] # a dict
