@@ -2,16 +2,19 @@
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pytest
 
 from vsm.cli import main
-from vsm.commands import audit_worker, call, logs, tools, worker
+from vsm.commands import audit_worker, call, login, logs, tools, worker
+from vsm.commands.control_client import NotRunningError
 from vsm.commands.mcp_client import CallError, Client
 from vsm.errors import ConfigurationError, NotFoundError, VsmError
 from vsm.governance.worker_audit import CONTRACT_TIMEOUT_S
+from vsm.supervision import oauth_store
 
 ANSWER = {"content": []}
 
@@ -133,3 +136,39 @@ def test_only_who_wrote_nothing_is_said_to_have(
     said = capsys.readouterr().err
     assert told in said
     assert bool(said) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("known", "state", "asked"),
+    [
+        (True, "ready", ["status", "restart"]),
+        (True, "stopped", ["status"]),  # nobody asked to start it
+        (True, None, ["status"]),
+        (False, "ready", []),
+    ],
+)
+def test_server_is_started_anew_only_where_a_login_was_forgotten(  # noqa: PLR0917 - fixtures
+    known: bool,
+    state: str | None,
+    asked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    commands: list[str] = []
+
+    def request(command: str, **_: object) -> dict[str, Any]:
+        commands.append(command)
+        if state is None:
+            raise NotRunningError("", "no vsm is running here")
+        rows = [{"name": "it", "state": state}]
+        return {"workers": rows} if command == "status" else {"state": "ready", "detail": ""}
+
+    monkeypatch.setattr(login, "request", request)
+    monkeypatch.setattr(oauth_store, "forget", lambda *_: known)
+    config = tmp_path / "vsm.toml"
+    config.write_text('[integrations.it]\nurl = "https://x.example/"\noauth = {}\n')
+    assert main(["login", "it", "--forget", "--config", str(config)]) == 0
+    assert commands == asked
+    assert "tokens are used" not in capsys.readouterr().out
+    assert main(["login", "nosuch", "--config", str(config)]) == 5

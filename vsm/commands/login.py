@@ -12,7 +12,7 @@ from typing import Any
 from vsm.commands.control_client import NotRunningError, request
 from vsm.commands.terminal import clean
 from vsm.configuration.config import load_config
-from vsm.errors import ConfigurationError, VsmError
+from vsm.errors import ConfigurationError, NotFoundError, VsmError
 
 RESTART_TIMEOUT_S = 180.0
 _NEEDS_START = frozenset({"quarantined", "stopped"})
@@ -45,13 +45,14 @@ def run(args: argparse.Namespace) -> int:
     integration = config.integrations.get(args.name)
     if integration is None:
         where = f"{path}: integrations.{args.name[:64]}"
-        raise ConfigurationError(where, "there is no such integration", "See `vsm status`.")
+        raise NotFoundError(where, "there is no such integration", "See `vsm status`.")
     from vsm.supervision import oauth_store
 
     if args.forget:
         known = oauth_store.forget(integration, args.client)
         print(f"{args.name}: {'logged out' if known else 'there was no login'}")
-        _start_anew(args.name)
+        if known:
+            _start_anew(args.name, forgotten=True)
         return 0
     # Only here: the SDK takes a second to import.
     from vsm.install.login import log_in
@@ -69,16 +70,18 @@ def _show(address: str) -> None:
     print("Waiting for the answer ...", file=sys.stderr, flush=True)
 
 
-def _start_anew(name: str) -> None:
+def _start_anew(name: str, *, forgotten: bool = False) -> None:
+    """Have a running vsm take the tokens, or with `forgotten` go on without them."""
     try:
         rows = request("status")["workers"]
         state = next((row["state"] for row in rows if row["name"] == name), "")
-        if state:
+        if state and not (forgotten and state in _NEEDS_START):
             command = "start" if state in _NEEDS_START else "restart"
             print(f"{name}: {command} ...", file=sys.stderr, flush=True)
             _tell(name, request(command, timeout_s=RESTART_TIMEOUT_S, name=name))
     except NotRunningError:
-        print("vsm does not run; the tokens are used when it does")
+        if not forgotten:
+            print("vsm does not run; the tokens are used when it does")
     except VsmError as error:
         print(f"{name}: could not be started anew: {clean(str(error))}", file=sys.stderr)
 
