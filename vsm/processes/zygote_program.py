@@ -356,7 +356,8 @@ def converse(questions: int, answers: int) -> None:
     def ask(number: int, method: str, params: dict[str, Any]) -> bool:
         message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
         os.write(questions, json.dumps(message).encode() + b"\n")
-        return "result" in json.loads(read_until(answers, deadline, MOST_ANSWER_BYTES, b"\n"))
+        answer = json.loads(read_until(answers, deadline, MOST_ANSWER_BYTES, b"\n"))
+        return isinstance(answer, dict) and "result" in answer
 
     params: dict[str, Any] = {"_meta": ENVELOPE}
     if not ask(1, "server/discover", params):
