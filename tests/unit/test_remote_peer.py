@@ -1,6 +1,7 @@
 """What becomes of a call to a remote server, told by a door that opens to nothing."""
 
 import asyncio
+import json
 from typing import Any, cast
 
 import pytest
@@ -9,7 +10,7 @@ from vsm.protocol import jsonrpc
 from vsm.protocol.events import EventParser
 from vsm.remote.door import Door
 from vsm.remote.http_client import HttpError
-from vsm.remote.peer import Common, Peer
+from vsm.remote.peer import MOST_ASKED, Common, Peer
 
 
 class Shut:
@@ -34,3 +35,43 @@ def test_a_call_whose_stream_broke_may_have_run_although_its_server_is_gone() ->
         return failed.value
 
     assert asyncio.run(main()).sent
+
+
+class Taking:
+    """A server that takes whatever it is told."""
+
+    status = 202
+
+    def __init__(self) -> None:
+        self.aside = asyncio.Semaphore()
+        self.headers: dict[str, str] = {}
+        self.told: list[dict[str, Any]] = []
+
+    async def open(self, _method: str, _headers: object, body: bytes) -> "Taking":
+        self.told.append(json.loads(body))
+        return self
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+def test_questions_that_nobody_answers_keep_no_later_one_from_being_asked() -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def emit(line: bytes) -> None:
+        asked.append(json.loads(line))
+
+    async def main() -> list[dict[str, Any]]:
+        door = Taking()
+        peer = Peer(cast("Door", door), Common(emit, lambda _: None, 1000), own=True)
+        for number in range(MOST_ASKED + 2):
+            question = jsonrpc.request(number, "elicitation/create", b"{}")
+            await peer._asked(jsonrpc.decode(question))
+        return door.told
+
+    told = asyncio.run(main())
+    assert len({question["id"] for question in asked}) == MOST_ASKED + 2
+    assert [(answer["id"], "error" in answer) for answer in told] == [(0, True), (1, True)]

@@ -74,14 +74,17 @@ class Questions:
     open: dict[str, "tuple[Peer, jsonrpc.Id]"] = field(default_factory=dict)
     _count: int = 0
 
-    def add(self, peer: "Peer", asked: jsonrpc.Id) -> str | None:
-        """The id under which it is passed on; None where too many are open."""
-        if len(self.open) >= MOST_ASKED:
-            return None
+    def add(self, peer: "Peer", asked: jsonrpc.Id) -> "tuple[str, tuple[Peer, jsonrpc.Id] | None]":
+        """The id under which it is passed on, and the oldest, where that has to make room.
+
+        Many a question is never answered: its client is gone, or its call over.
+        """
+        full = len(self.open) >= MOST_ASKED
+        oldest = self.open.pop(next(iter(self.open))) if full else None
         self._count += 1
         own = f"r{self._count}"
         self.open[own] = (peer, asked)
-        return own
+        return own, oldest
 
     def find(self, peer: "Peer", asked: jsonrpc.Id) -> str | None:
         """The id under which a question was passed on."""
@@ -413,14 +416,14 @@ class Peer:
 
     async def _asked(self, message: Message) -> None:
         asked = cast("jsonrpc.Id", message.id)
-        own = self._common.questions.add(self, asked)
-        if own is None:
-            text = "too many questions are open"
-            refusal = jsonrpc.decode(jsonrpc.failure(b"0", jsonrpc.UNAVAILABLE, text))
-            await self.answer(refusal, asked)
-            return
+        own, oldest = self._common.questions.add(self, asked)
         params = b"{}" if message.params is UNSET else message.params
         await self._common.emit(jsonrpc.request(own, str(message.method), params))
+        if oldest is not None:
+            peer, unanswered = oldest
+            text = "too many questions are open"
+            refusal = jsonrpc.decode(jsonrpc.failure(b"0", jsonrpc.UNAVAILABLE, text))
+            await peer.answer(refusal, unanswered)
 
     async def _withdrawn(self, message: Message) -> None:
         try:
