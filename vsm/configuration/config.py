@@ -338,7 +338,7 @@ def _clients(
             integrations=table.integrations,
             tools=table.tools,
             search=table.search,
-            token_file=absolute(path, file.parent) if path else "",
+            token_file=_paths((path,), file.parent, f"{where}.token_file")[0] if path else "",
         )
     return clients
 

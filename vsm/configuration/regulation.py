@@ -19,6 +19,7 @@ RESOURCES: Final = ("memory", "cpu", "processes")
 """Limits of a worker; the fourth that a budget divides is how many instances pools may have."""
 INSTANCES: Final = "instances"
 _LEAST: Final = {"memory": ("1M", 2**20), "cpu": ("0.01", 0.01), "processes": ("1", 1)}
+_MOST: Final = 2**31 - 1  # cores, or processes: as many as a profile's limit may be
 _MOST_RATES: Final = 64
 
 
@@ -154,6 +155,8 @@ def _amount(name: str, value: Amount, where: str) -> float:
     if name != "memory":
         if isinstance(value, str):
             raise ConfigurationError(where, f"expected a number, found {value[:40]!r}")
+        if not abs(value) <= _MOST:  # nor infinity, nor what is no number
+            raise ConfigurationError(where, f"expected a number up to {_MOST:,}")
         return float(value)
     try:
         return float(parse_bytes(str(value)))

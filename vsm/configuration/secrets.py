@@ -73,6 +73,8 @@ def check_source(source: SecretSource, folder: Path, where: str) -> SecretSource
     if sum(value is not None for value in given) != 1 or not all(v for v in given if v is not None):
         remedy = "Write { file = … }, { variable = … } or { credential = … }."
         raise ConfigurationError(where, "expected exactly one source", remedy)
+    if any("\0" in value for value in given if value is not None):
+        raise ConfigurationError(where, "a source holds a NUL byte")
     if source.credential is not None and ("/" in source.credential or source.credential == ".."):
         raise ConfigurationError(where, "a credential is a name, not a path")
     return msgspec.structs.replace(
