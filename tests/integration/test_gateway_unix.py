@@ -1,6 +1,7 @@
 """The unix socket and `vsm connect`: who may connect, both ends' ends, names and errors."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from gateway_harness import Raw
 
 from vsm.gateway.own_tools import OwnTools
 from vsm.gateway.unix import UnixListener
+from vsm.link import MAX_MESSAGE_BYTES
 
 CONNECT = [sys.executable, "-m", "vsm", "connect"]
 
@@ -112,6 +114,10 @@ def test_clashing_bare_names_are_served_by_none_and_a_prefix_helps() -> None:
             assert "echo: claimed by one, three, served by none; give them a prefix" in notes
             shared = await client.request(4, "resources/read", uri="mem://shared")
             assert "claimed by one, three, two" in shared["error"]["message"]
+            fleet, long = gateway.gateway.fleet, ("mem://" + "\u20ac" * 8000,) * 500
+            fleet.catalogue = dataclasses.replace(fleet.catalogue, notes=long)
+            told = json.dumps(gateway.gateway.status(), ensure_ascii=False).encode()
+            assert len(told) < MAX_MESSAGE_BYTES // 2, "however long servers' URIs are"
 
     uvloop.run(main())
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, Protocol, TypeAlias, cast, get_args
 
 import msgspec
 from msgspec import Raw
@@ -42,6 +42,8 @@ from vsm.protocol.tables import CHANGED
 GateKind: TypeAlias = Literal["arguments", "rules", "rates", "queue", "record", "breaker"]
 """In the order in which they are asked; what a breaker lets through is sent: it may be a probe."""
 GateMaker: TypeAlias = Callable[[Integration], Gate | None]
+_MOST_NOTES: Final = 50
+_NOTE_CHARS: Final = 200  # a URI of a server's is in it
 
 
 class Reports(Protocol):
@@ -733,7 +735,7 @@ class Fleet:
             "tools": len(self.catalogue.tools),
             "prompts": len(self.catalogue.prompts),
             "resources": len(self.catalogue.resources),
-            "notes": list(self.catalogue.notes[:50]),
+            "notes": [note[:_NOTE_CHARS] for note in self.catalogue.notes[:_MOST_NOTES]],
         }
 
 
