@@ -9,7 +9,9 @@ import pytest
 from system_rig import Rig, of
 
 from vsm.core import audit_schedule
+from vsm.link import MAX_MESSAGE_BYTES
 from vsm.messages import (
+    Answer,
     Audited,
     Configure,
     Decided,
@@ -18,6 +20,7 @@ from vsm.messages import (
     Moved,
     Outlook,
     Policy,
+    Query,
     Rates,
     ResourceRow,
     Resources,
@@ -243,6 +246,33 @@ def test_failed_audit_is_pain_and_recorded_a_good_one_recorded_only() -> None:
         control.audits.on_audited(Audited(id=3, integration="a", checked=9), [])
         (signal,) = rig.said("system3>system5:algedonic")
         assert (signal.severity, signal.cause) == ("relief", "audit failed")
+
+    run(scenario)
+
+
+def test_audits_that_fail_in_many_ways_leave_room_for_the_answer() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        failed = {f"contract: {number} {'€' * 150}": "€" * 300 for number in range(64)}
+        for number in range(20):
+            bad = Audited(id=number, integration="a", checked=9, failed=failed)
+            control.audits.on_audited(bad, [])
+            (noted,) = rig.said()
+            assert len(noted.detail["failed"]) == 64
+        rig.context.answer("state", control.state)
+        rig.context._reply(Query(id=7, what="state"))
+        (answer,) = of(Answer, rig.said())
+        assert answer.body["role"] == "control"
+        assert len(answer.body["audits"][-1]["failed"]) == 8
+
+    run(scenario)
+
+
+def test_answer_that_no_message_holds_is_said_to_be_that() -> None:
+    def scenario(rig: Rig, control: Control) -> None:
+        rig.context.answer("state", lambda: {"all": "x" * MAX_MESSAGE_BYTES, **control.state()})
+        rig.context._reply(Query(id=7, what="state"))
+        (answer,) = of(Answer, rig.said())
+        assert answer.body == {"error": "the answer is larger than a message can be"}
 
     run(scenario)
 

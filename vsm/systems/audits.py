@@ -18,6 +18,7 @@ from vsm.systems.base import SystemContext
 
 KEPT: Final = 16
 CAUSE: Final = "audit failed"
+_MOST_KEPT: Final = 8  # facts of a result; the journal has all
 
 
 class Audits:
@@ -76,7 +77,8 @@ class Audits:
             "failed": dict(message.failed),
             "detail": message.detail,
         }
-        self.results.append(result)
+        few = list(message.failed.items())[:_MOST_KEPT]  # an answer holds all that are kept
+        self.results.append({**result, "failed": {fact[:100]: text[:100] for fact, text in few}})
         if message.failed:
             self._hurt(name, message, result)
         elif message.checked:

@@ -24,6 +24,7 @@ from vsm.messages import (
 )
 
 HEARTBEAT_INTERVAL_S = 0.5
+TOO_LARGE = "the answer is larger than a message can be"
 
 MessageCallback: TypeAlias = Callable[[Any, list[int]], None]
 SystemMain: TypeAlias = Callable[["SystemContext"], Coroutine[Any, Any, None]]
@@ -185,7 +186,8 @@ class SystemContext:
             body = about(query.about)
         else:
             body = answer() if answer else {"error": f"no answer to {query.what!r}"}
-        self.control.send(Answer(id=query.id, body=body))
+        if not self.control.send(Answer(id=query.id, body=body)):
+            self.control.send(Answer(id=query.id, body={"error": TOO_LARGE}))
 
     def _channel_callback(self, name: str) -> MessageCallback:
         def receive(message: ChannelMessage, fds: list[int]) -> None:
