@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from vsm.cli import main
+from vsm.commands import approvals as commands_approvals
 from vsm.configuration.config import Config
 from vsm.configuration.policy import MOST_BYTES, Policy, RuleDocument
 from vsm.core import approvals
@@ -419,6 +420,31 @@ def test_record_of_an_approval_holds_who_and_what_whatever_was_passed(
         monkeypatch.setenv(variable, str(tmp_path))
     assert main(["approvals"]) == 0
     assert capsys.readouterr().out.count("denied") == 4
+
+
+def test_calls_that_wait_are_shown_although_the_journal_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / JOURNAL_FILE).write_text("no database " * 100)
+    told: list[Any] = []
+
+    async def scenario(world: World) -> None:
+        world.recorder.path = tmp_path / JOURNAL_FILE
+        world.policing.restore()
+        world.policing.on_message("system1", asking())
+        told.append(await world.policing.approvals({}))
+
+    run(scenario)
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("VSM_RUNTIME_DIR", str(tmp_path))
+    assert main(["approvals"]) == 1, "nobody runs: there is nothing else to show"
+    assert "cannot be read" in capsys.readouterr().err
+    monkeypatch.setattr(commands_approvals, "request", lambda _: told[0])
+    assert main(["approvals"]) == 0
+    shown = capsys.readouterr()
+    assert "tool x" in shown.out
+    assert "what was approved before vsm was started is forgotten: " in shown.out
+    assert "what was decided is not shown: " in shown.err
 
 
 def test_only_the_supervisors_own_record_grants_anything(tmp_path: Path) -> None:

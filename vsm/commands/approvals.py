@@ -9,13 +9,14 @@ import argparse
 import getpass
 import json
 import re
+import sys
 from datetime import datetime
 from typing import Any
 
 from vsm.commands.control_client import NotRunningError, request
 from vsm.commands.terminal import clean, print_json, print_table, seconds_text
 from vsm.errors import ConfigurationError
-from vsm.journal.reader import Filter, JournalReader
+from vsm.journal.reader import Filter, JournalError, JournalReader
 from vsm.journal.records import JOURNAL_FILE
 from vsm.paths import state_dir
 
@@ -65,11 +66,18 @@ def run(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     if not 0 <= args.limit <= 1000:  # noqa: PLR2004 - what fits on anybody's screen
         raise ConfigurationError("--limit", f"expected 0 to 1000, found {args.limit}")
+    now: dict[str, Any] = {"pending": [], "grants": [], "decided": []}
+    runs = True
     try:
-        now: dict[str, Any] = request("approvals")
+        now |= request("approvals")
     except NotRunningError:
-        now = {"pending": [], "grants": []}
-    now["decided"] = _decided(args.limit)
+        runs = False
+    try:
+        now["decided"] = _decided(args.limit)
+    except JournalError as error:
+        if not runs:
+            raise
+        print(f"vsm: what was decided is not shown: {clean(str(error))}", file=sys.stderr)
     if args.json:
         print_json(now)
         return 0
@@ -104,6 +112,8 @@ def _print(now: dict[str, Any]) -> None:
                 for g in now["grants"]
             ],
         )
+    if now.get("forgotten"):
+        print(clean(f"what was approved before vsm was started is forgotten: {now['forgotten']}"))
     if now["decided"]:
         print_table(
             ("DECIDED", "VERDICT", "BY", "CLIENT", "INTEGRATION", "WHAT"),

@@ -59,6 +59,7 @@ class Policing:
     def __init__(self, supervisor: "Supervisor") -> None:
         self._supervisor = supervisor
         self.table: Body = {}
+        self._forgotten = ""  # why, where what was granted before could not be read
         self._spent: dict[str, int] = {}
         self.digest = ""
         self.desk = Desk(
@@ -89,6 +90,7 @@ class Policing:
         try:
             self.desk.restore(self._supervisor.recorder.path)
         except VsmError as error:
+            self._forgotten = str(error)
             self._supervisor.log.warning("what was granted before is forgotten", reason=str(error))
 
     def start_of_operations(self) -> dict[str, Any]:
@@ -289,7 +291,7 @@ class Policing:
         """What waits for a person."""
         del arguments
         await asyncio.sleep(0)
-        return self.desk.overview()
+        return {**self.desk.overview(), "forgotten": self._forgotten}
 
     async def approve(self, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
         """A person approves a call, and with `always_for_s` the like of it for a while."""
