@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -75,3 +76,52 @@ def test_questions_that_nobody_answers_keep_no_later_one_from_being_asked() -> N
     told = asyncio.run(main())
     assert len({question["id"] for question in asked}) == MOST_ASKED + 2
     assert [(answer["id"], "error" in answer) for answer in told] == [(0, True), (1, True)]
+
+
+class Closing:
+    """A server whose streams end as soon as they begin."""
+
+    status, media_type = 200, "text/event-stream"
+
+    def __init__(self) -> None:
+        self.aside = asyncio.Semaphore()
+        self.resumed: list[str | None] = []
+
+    async def open(self, _: str, headers: dict[str, str]) -> "Closing":
+        self.resumed.append(headers.get("last-event-id"))
+        return self
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        if len(self.resumed) == 1:
+            yield b"id: e1\ndata:\n\n"
+
+
+def test_a_server_that_ends_its_streams_at_once_is_asked_ever_more_slowly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) > 9:
+            raise asyncio.CancelledError
+
+    async def ignore(_: bytes) -> None:
+        raise AssertionError
+
+    async def main() -> list[str | None]:
+        door = Closing()
+        peer = Peer(cast("Door", door), Common(ignore, lambda _: None, 1000), own=True)
+        with pytest.raises(asyncio.CancelledError):
+            await peer._keep_hearing()
+        return door.resumed
+
+    monkeypatch.setattr("vsm.remote.peer.asyncio.sleep", sleep)
+    assert asyncio.run(main()) == [None, *["e1"] * 9]
+    assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]

@@ -32,6 +32,7 @@ MOST_URIS: Final = 1024
 MOST_RESUMPTIONS: Final = 5  # in a row that brought nothing
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 30.0
+AT_ONCE_S: Final = 1.0  # a stream of announcements that ends within it was opened in vain
 FAREWELL_S: Final = 2.0
 _HANDSHAKES: Final = frozenset({"server/discover", "initialize"})
 _CHANGES: Final = {
@@ -535,7 +536,7 @@ class Peer:
         while True:
             parser = EventParser(self._common.most_frame_bytes)
             parser.last_id, parser.retry_s = last_id, retry_s
-            heard_before = vain
+            heard_before, taken = vain, False
             try:
                 async with self._door.aside:
                     exchange = await self._get(last_id)
@@ -543,13 +544,16 @@ class Peer:
                         if exchange.status in _NO_STREAM and not last_id:
                             return
                         if exchange.status == _OK and exchange.media_type == _EVENTS:
-                            vain = 0
+                            began, taken = asyncio.get_running_loop().time(), True
                             await self._read_events(exchange, parser, None)
+                            lasted_s = asyncio.get_running_loop().time() - began
+                            brought = lasted_s > AT_ONCE_S or parser.last_id != last_id
+                            vain = 0 if brought else vain
             except (HttpError, RefusedError, SessionLostError) as error:
                 if not heard_before:
                     say(f"the stream of what it announces broke off: {error}")
             # An id that the server no longer knows would be refused for ever.
-            last_id = parser.last_id if vain < MOST_RESUMPTIONS else None
+            last_id = parser.last_id if taken or vain < MOST_RESUMPTIONS else None
             retry_s = parser.retry_s
             await asyncio.sleep(_pause_s(retry_s, vain))
             vain += 1
