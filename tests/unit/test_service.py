@@ -1,5 +1,6 @@
 import ast
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -93,9 +94,9 @@ def test_credentials_of_enabled_integrations_are_loaded() -> None:
 def test_the_socket_unit_listens_where_the_configuration_says(http: str, address: str) -> None:
     assert service.listen_address(http) == address
     with_address = Config(path="/x", gateway=Gateway(http=http))
-    socket = lines(service.units(with_address, command="/vsm", user=False).socket)
-    assert (f"ListenStream={address}" in socket) == bool(address)
-    assert "ListenStream=%t/vsm/mcp.sock" in socket
+    unit = lines(service.units(with_address, command="/vsm", user=False).socket)
+    assert (f"ListenStream={address}" in unit) == bool(address)
+    assert "ListenStream=%t/vsm/mcp.sock" in unit
 
 
 def test_no_unit_without_a_configuration() -> None:
@@ -195,6 +196,29 @@ def test_configuration_of_an_image_is_the_images_own(
     (image / "etc/vsm/vsm.toml").touch()
     assert main(words) == 0
     assert 'up --config "/etc/vsm/vsm.toml"' in capsys.readouterr().out
+
+
+def test_state_that_was_kept_is_removed_as_it_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`vsm service uninstall` says that --purge removes it: then the units are gone."""
+    for name in ("HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    state = tmp_path / ".local/state/vsm"
+    state.mkdir(parents=True)
+    (tmp_path / "vsm").mkdir()
+    words = ["service", "uninstall", "--user"]
+    assert main(words) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    with socket.socket(socket.AF_UNIX) as vsm:
+        vsm.bind(str(tmp_path / "vsm/control.sock"))
+        vsm.listen()
+        assert main([*words, "--purge"]) == 1
+    assert "a vsm runs in" in capsys.readouterr().err
+    assert state.is_dir()
+    assert main([*words, "--purge"]) == 0
+    assert not state.exists()
+    assert (tmp_path / "vsm").is_dir()
 
 
 def test_install_that_could_not_enable_the_service_does_so_when_it_is_done_again(

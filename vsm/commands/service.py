@@ -10,13 +10,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from vsm.commands.service_reach import unreached
 from vsm.commands.terminal import print_json
 from vsm.configuration.config import Config, load_config
+from vsm.control_socket import NotRunningError, connect
 from vsm.errors import ConfigurationError, VsmError
-from vsm.paths import SYSTEM_CONFIG, USER_CONFIG, home
+from vsm.paths import CONTROL_SOCKET, SYSTEM_CONFIG, USER_CONFIG, home
 from vsm.service import apparmor
 from vsm.service import unit_files as service
 from vsm.service.unit_files import SERVICE, SOCKET, Place
@@ -235,8 +237,8 @@ def _uninstall(work: Work, *, purge: bool) -> None:
     if present and manager:
         work.systemctl("daemon-reload")
         work.systemctl("reset-failed", SERVICE, SOCKET, may_fail=True)
-    if place.root is None and present:
-        _remove_directories(work, purge=purge)
+    if place.root is None and (present or purge):
+        _remove_directories(work, purge=purge, units=bool(present))
 
 
 def _apparmor(work: Work, *, remove: bool) -> None:
@@ -272,21 +274,35 @@ def _profile_path(place: Place) -> Path:
     return (place.root or Path("/")) / apparmor.FOLDER / apparmor.NAME
 
 
-def _remove_directories(work: Work, *, purge: bool) -> None:
-    """What the manager made for the units: they preserve the runtime directory themselves."""
+def _remove_directories(work: Work, *, purge: bool, units: bool) -> None:
+    """What the manager made for the units: they preserve the runtime directory themselves.
+
+    Without units it was removed with them, and what is there may be in use.
+    """
     if work.place.user:
         runtime = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")) / "vsm"
         state = home() / ".local/state/vsm"
     else:
         runtime, state = Path("/run/vsm"), Path("/var/lib/vsm")
-        work.remove_tree(SYSTEM_CONFIG.parent, empty=True)
-    work.remove_tree(runtime)
+    if not units:
+        _refuse_running(runtime)
+    else:
+        if not work.place.user:
+            work.remove_tree(SYSTEM_CONFIG.parent, empty=True)
+        work.remove_tree(runtime)
     if purge:
         work.remove_tree(state)
     elif state.is_dir():
         print(
             f"kept {state}: the journal and state of servers; --purge removes it", file=sys.stderr
         )
+
+
+def _refuse_running(runtime: Path) -> None:
+    """A vsm that somebody runs without the service keeps its state."""
+    with suppress(NotRunningError):
+        connect(CONTROL_SOCKET, runtime).close()
+        raise VsmError("vsm service", f"a vsm runs in {runtime}", "End it by `vsm stop --all`.")
 
 
 def _config_path(args: argparse.Namespace) -> Path:
