@@ -1,9 +1,11 @@
 import os
+import select
 import socket
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -53,3 +55,45 @@ def test_links_in_a_circle_are_a_path_that_does_not_exist(tmp_path: Path) -> Non
         _paths([loop], "read")
     (tmp_path / "link").symlink_to(tmp_path)
     assert _paths([tmp_path / "link"], "read") == [str(tmp_path)]
+
+
+class Tidying(Runner):
+    """One that has nothing to do but to remove."""
+
+    def __init__(self, events: list[list[tuple[int, int]]]) -> None:
+        self._leftovers: list[str] = []
+        self._runs, self._refusals, self._egress = {}, MagicMock(), MagicMock()
+        self._handing, self._by_fd, self._waiting = {}, {}, {}
+        self.events = events
+
+    def _poll_for(self, timeout_s: float | None) -> list[tuple[int, int]]:
+        assert timeout_s == 0.0
+        return self.events.pop(0)
+
+
+def test_what_a_run_filled_its_directory_with_holds_no_other_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budgets: list[float] = []
+
+    def remove(path: str, *, budget_s: float) -> bool:
+        assert path == "/tmp/private"
+        budgets.append(budget_s)
+        return len(budgets) > 2
+
+    monkeypatch.setattr("vsm.confinement.scratch.remove", remove)
+    monkeypatch.setattr("vsm.library.runner.report", lambda *_: {})
+    monkeypatch.setattr("vsm.linux.pidfd.reap", lambda _fd: None)
+    run = MagicMock(slot=1, group=None)
+    run.fds.return_value, run.take_order.return_value = [], []
+    run.worker.plan.scratch_dir = "/tmp/private"
+    run.worker.remove_scratch = lambda *, budget_s=30.0: remove("/tmp/private", budget_s=budget_s)
+    busy = [(7, select.POLLIN)]
+    one = Tidying([[], busy, []])
+    one._runs[1] = run
+    one._bury(run)
+    run.tell.assert_called_once()
+    assert [one._wait() for _ in range(3)] == [[], busy, []]
+    assert one._leftovers == []
+    assert len(budgets) == 3
+    assert max(budgets) < 0.1

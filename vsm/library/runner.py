@@ -39,6 +39,7 @@ from vsm.processes.launcher import receive
 _MOST_AT_ONCE = uids.RUN_SLOTS - 1
 _MOST_LASTING = _MOST_AT_ONCE - 6  # so that `vsm.run` finds a place beside them
 _END_TIMEOUT_S = 5.0
+_REMOVAL_SLICE_S = 0.02  # of the loop's time at once, for what a worker filled its directory with
 _SPARE_LIFE_S = 10.0
 _MOST_SPARES = 2
 _QUIET_S = 0.02  # a short run's end is heard before the next spare is made
@@ -65,6 +66,7 @@ class Runner:
         self.nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._runs: dict[int, Run] = {}
         self._waiting: dict[int, tuple[Order, list[int]]] = {}  # by the first of its fds
+        self._leftovers: list[str] = []  # private directories that are not yet empty
         most_fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._highest_fd = max(most_fds - _SPARE_FDS, most_fds // 2)
         self._by_fd: dict[int, Run] = {}
@@ -116,6 +118,10 @@ class Runner:
 
     def _wait(self) -> list[tuple[int, int]]:
         """Poll; make spares in quiet moments, after a long one let them go."""
+        if self._leftovers:
+            if not (events := self._poll_for(0.0)):
+                self._remove_leftover(_REMOVAL_SLICE_S)
+            return events
         spares = self._spares()
         wanted = self._spare_for if len(spares) < _MOST_SPARES else None
         if wanted is None and not spares:
@@ -361,7 +367,8 @@ class Runner:
         run.asked = self._egress.forget(run)
         usage = run.group.usage() if run.group else None
         worker.close()
-        worker.remove_scratch()
+        if not worker.remove_scratch(budget_s=_REMOVAL_SLICE_S):
+            self._leftovers.append(worker.plan.scratch_dir)
         order = run.take_order()
         run.close()
         if order:
@@ -375,6 +382,11 @@ class Runner:
             self._spare_for = None  # it died by itself: the next would, too
         self._start_waiting()
 
+    def _remove_leftover(self, budget_s: float) -> None:
+        """In slices: a worker may have filled its directory with millions of files."""
+        if scratch.remove(self._leftovers[0], budget_s=budget_s):
+            del self._leftovers[0]
+
     def _forget(self, fd: int) -> None:
         if self._by_fd.pop(fd, None) is not None:
             self._poll.unregister(fd)
@@ -382,12 +394,15 @@ class Runner:
     def _end(self) -> None:
         self._waiting.clear()
         for run in self._runs.values():
+            run.drop_order()
             run.worker.kill()
         for run in list(self._runs.values()):
             if pidfd.wait(run.worker.pidfd, _END_TIMEOUT_S):
                 self._bury(run)
         self._egress.close()
         self._cgroups.close()
+        while self._leftovers:
+            self._remove_leftover(_END_TIMEOUT_S)
 
 
 def _hear_word(control: socket.socket) -> bytes | None:

@@ -99,7 +99,7 @@ class Run:
 
     def began(self) -> None:
         """Every layer is in force: tell of a lasting one."""
-        self._drop_order()
+        self.drop_order()
         if self.order.lasting:
             told = {"event": "began", "pid": self.worker.pid, "layers": self.layers}
             self.tell({**told, "tier": self.worker.plan.tier})
@@ -135,9 +135,10 @@ class Run:
         if self.group is not None:
             self.group.remove()
         self._channel.close()
-        self._drop_order()
+        self.drop_order()
 
-    def _drop_order(self) -> None:
+    def drop_order(self) -> None:
+        """It is not to be taken again."""
         kept, self._kept = self._kept, []
         for fd in kept:
             os.close(fd)
