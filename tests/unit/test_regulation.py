@@ -192,7 +192,7 @@ def test_instances_are_given_alike_and_count_together() -> None:
         assert [group.put[-1].memory_bytes for group in groups] == [250 * MIB, 250 * MIB]
         answer = world.move("a", memory=200.0 * MIB)
         assert answer is not None
-        assert "not within 2.68435e+08" in answer.detail  # a quarter of each
+        assert "200 MiB is not within 256 MiB" in answer.detail  # a quarter of each
 
     run(scenario)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from vsm.commands.control_client import request
 from vsm.commands.terminal import clean, print_json, print_table
+from vsm.core.figures import figure
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -55,7 +56,7 @@ def _print_resources(found: dict[str, Any]) -> None:
 
 
 def _amount(value: float | None, unit: float = 1.0) -> str:
-    return "-" if value is None else f"{value / unit:.4g}"
+    return "-" if value is None else figure(value / unit, 4)
 
 
 def _channel(row: dict[str, Any]) -> tuple[str, ...]:

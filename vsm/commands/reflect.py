@@ -9,6 +9,7 @@ from typing import Any
 
 from vsm.commands.control_client import request
 from vsm.commands.terminal import clean, print_json, print_table
+from vsm.core.figures import figure
 
 NOT_ENOUGH = "not enough evidence"
 
@@ -54,7 +55,7 @@ def _print_unusual(unusual: dict[str, Any], hurts: list[dict[str, Any]]) -> None
         print("unusual: nothing happens more often than it used to")
     for one in unusual["more_than_usual"]:
         minutes = one["looked_at_s"] / 60
-        text = f"{one['times']} in {minutes:.0f} min, {one['expected']:.2g} expected"
+        text = f"{one['times']} in {minutes:.0f} min, {figure(one['expected'], 2)} expected"
         print(f"unusual: {one['kind']}: {text} (chance {one['chance']:.1g})")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vsm.commands.terminal import clean
+from vsm.core.figures import amount, figure
 
 _SHOWN = 4
 
@@ -28,7 +29,7 @@ def _damped(state: dict[str, Any]) -> Iterator[str]:
 
 def _budget(state: dict[str, Any]) -> Iterator[str]:
     for resource, row in state.get("budget", {}).items():
-        given = f"{_amount(resource, row['held'])} of {_amount(resource, row['budget'])}"
+        given = f"{amount(resource, row['held'])} of {amount(resource, row['budget'])}"
         why = row["reason"] or "limits are moving"
         yield f"budget: {resource}: {given} given: {why} (system 3)"
     for result in state.get("audits", ())[-_SHOWN:]:
@@ -40,9 +41,5 @@ def _budget(state: dict[str, Any]) -> Iterator[str]:
 def _expected(state: dict[str, Any]) -> Iterator[str]:
     for one in state.get("warnings", ())[:_SHOWN]:
         word = "is not served" if one["kind"] == "unserved" else "is asked for more than usual"
-        span = f"{one['low']:.3g} to {one['high']:.3g} in the next {one['step_s']:g} s"
+        span = f"{figure(one['low'])} to {figure(one['high'])} in the next {one['step_s']:g} s"
         yield f"{one['integration']} {one['demand']} {word}: {span} (system 4)"
-
-
-def _amount(resource: str, value: float) -> str:
-    return f"{value / 2**20:.0f} MiB" if resource == "memory" else f"{value:.3g}"

@@ -5,6 +5,7 @@ from typing import Any
 
 from vsm.commands.control_client import request
 from vsm.commands.terminal import BOLD, YELLOW, clean, coloured, print_json, print_table
+from vsm.core.figures import figure
 
 _FIGURES = (
     ("environmental", "H(D)", "environmental_bits", "bits"),
@@ -141,7 +142,7 @@ def _print_integrations(integrations: list[dict[str, Any]]) -> None:
 
 
 def _at_most(limit_s: float | None) -> str:
-    return "-" if limit_s is None else f"< {limit_s * 1000:.2g} ms"
+    return "-" if limit_s is None else f"< {figure(limit_s * 1000, 2)} ms"
 
 
 def _print_channels(channels: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from vsm.core.answered_shares import AnsweredShares
 from vsm.core.demand import UNSERVED
 from vsm.core.demand_window import Key
+from vsm.core.figures import figure
 from vsm.core.forecast import Forecast, Score, Series
 
 MOST_SERIES: Final = 256
@@ -41,10 +42,10 @@ def words(warning: Forewarning, step_s: float) -> str:
     """A warning, for people."""
     name = " ".join(warning.key)
     found = warning.forecast
-    span = f"{found.low:.3g} to {found.high:.3g} in the next {step_s:g} s"
+    span = f"{figure(found.low)} to {figure(found.high)} in the next {step_s:g} s"
     if warning.kind == "unserved":
         return f"{name} is asked for and not served: {span}"
-    return f"{name} is asked for more than usual: {span}, usually {warning.usual:.3g}"
+    return f"{name} is asked for more than usual: {span}, usually {figure(warning.usual)}"
 
 
 class Told(NamedTuple):

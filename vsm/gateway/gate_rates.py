@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
+from vsm.core.figures import figure
 from vsm.core.rates import Bucket, Rate
 from vsm.gateway.call import Call, Go
 from vsm.gateway.client import Client
@@ -125,7 +126,7 @@ class RateGate:
     def _refusal(self, rate: Rate, after_s: float) -> RequestError:
         text = (
             f"{self.name}: this client may call it {rate.per_second:g} times a second, "
-            f"{rate.burst} at once. Try again in {after_s:.2g} s."
+            f"{rate.burst} at once. Try again in {figure(after_s, 2)} s."
         )
         data = {"integration": self.name, "retryAfterS": round(after_s, 3)}
         return RequestError(jsonrpc.UNAVAILABLE, text, data, unserved=True)

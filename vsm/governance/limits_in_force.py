@@ -15,6 +15,7 @@ from vsm.configuration.units import format_bytes
 from vsm.confinement.execution import Plan
 from vsm.confinement.operations import SetLimits
 from vsm.confinement.root_operations import Mount, inodes
+from vsm.core.figures import figure
 
 if TYPE_CHECKING:
     from vsm.confinement.cgroup import Group
@@ -230,7 +231,7 @@ def _size(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "unlimited" if value is None else f"{value:g}"
+    return "unlimited" if value is None else figure(value, 6)
 
 
 def _host_swaps() -> bool:

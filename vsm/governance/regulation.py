@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vsm.configuration.regulation import INSTANCES, RESOURCES, Range, settings
 from vsm.core import restart
+from vsm.core.figures import amount
 from vsm.core.repeats import Repeats
 from vsm.errors import VsmError
 from vsm.governance import limits, pressure
@@ -326,11 +327,12 @@ class Regulator:
         serving = self._workers()
         least, most = (bound * len(serving[name]) for bound in ranges[resource])
         if not least / _SLACK <= value <= most * _SLACK:
-            raise VsmError(where, f"{value:g} is not within {least:g} to {most:g}")
+            given, low, high = (amount(resource, one) for one in (value, least, most))
+            raise VsmError(where, f"{given} is not within {low} to {high}")
         before = self._held(serving[name], resource)
         others = sum(self._held(workers, resource) for workers in serving.values()) - before
         if value > before and others + value > self._budget[resource] * _SLACK:
-            raise VsmError(where, f"{value:g} would exceed the budget")
+            raise VsmError(where, f"{amount(resource, value)} would exceed the budget")
 
     def _damp(self, message: Damp) -> None:
         group = self._supervisor.integrations

@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any, Final, Literal
 
 from vsm.core import oscillation
+from vsm.core.figures import figure
 from vsm.core.oscillation import Damped, Released, Swing, Terms, Watch
 from vsm.messages import (
     Algedonic,
@@ -118,7 +119,7 @@ class Coordination:
         name, series = action.integration, action.series
         what = (
             f"{series} went to and fro {action.reversals} times, about every "
-            f"{action.period_s:.3g} s: damped for {action.cool_down_s:.3g} s"
+            f"{figure(action.period_s)} s: damped for {figure(action.cool_down_s)} s"
         )
         row: Body = {**action._asdict(), "what": what}
         self.found.append(row)
@@ -138,7 +139,7 @@ class Coordination:
                 rule="coordination.oscillation",
                 inputs={**action._asdict(), **self.terms._asdict()},
                 alternatives=("let it go on",),
-                choice=f"{choice} for {action.cool_down_s:.3g} s",
+                choice=f"{choice} for {figure(action.cool_down_s)} s",
             )
         )
         if action.times > 1:  # damping alone does not help

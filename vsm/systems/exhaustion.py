@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from vsm.core.budget import Claim, Plan
+from vsm.core.figures import amount
 from vsm.messages import Algedonic
-from vsm.systems.samples import amount
 
 IN_A_ROW: Final = 3
 SAID_AGAIN_S: Final = 1800.0

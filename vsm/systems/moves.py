@@ -12,11 +12,11 @@ from typing import Final, NamedTuple
 
 from vsm.configuration.regulation import INSTANCES
 from vsm.core.budget import Change, Claim
+from vsm.core.figures import amount
 from vsm.messages import Body, Budgets, Decided, Move, Moved, ResourceRow, Resources, Settled
 from vsm.systems.base import SystemContext
 from vsm.systems.pools import Pools, came_of
 from vsm.systems.reasons import why
-from vsm.systems.samples import amount
 from vsm.systems.verdicts import STANDING_S, Verdicts, Where
 
 KEPT: Final = 16

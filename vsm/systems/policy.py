@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any, Final, Literal
 
 from vsm.core import channels
+from vsm.core.figures import amount
 from vsm.core.policy_rules import RuleError, Rules, compile_rules, to_body
 from vsm.core.policy_weighing import (
     CEILING,
@@ -41,7 +42,6 @@ from vsm.messages import (
     Start,
 )
 from vsm.systems.base import SystemContext
-from vsm.systems.samples import amount
 
 KEPT_SIGNALS: Final = 64
 MOST_PAINS: Final = 256  # of one sender

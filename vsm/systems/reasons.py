@@ -6,7 +6,7 @@ Pure; runs in system 3.
 from collections.abc import Sequence
 
 from vsm.core.budget import LEAST_CHANGE, Change, Claim
-from vsm.systems.samples import amount
+from vsm.core.figures import amount
 
 _SHOWN = 3  # of those for whom somebody else gives
 

@@ -66,8 +66,3 @@ def rising_of(outlook: Body | None) -> list[Any]:
 def _variety(outlook: Body | None) -> dict[str, Any]:
     variety = (outlook or {}).get("variety")
     return variety if isinstance(variety, dict) else {}
-
-
-def amount(resource: str, value: float) -> str:
-    """For a person."""
-    return f"{value / 2**20:.0f} MiB" if resource == "memory" else f"{value:.3g}"
