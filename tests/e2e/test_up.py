@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from mcp import Client, StdioServerParameters
 from running import VSM, DidNotStartError, Running, running
+
+from vsm.commands.up import MOST_OPEN_FILES
 
 CALL = ("call", "time", "get_current_time", '{"timezone": "UTC"}')
 
@@ -40,6 +43,14 @@ def test_signal_ends_it_although_nobody_takes_its_log(stderr: str) -> None:
     with running(None, prefix=prefix) as vsm:
         assert vsm.stop(signal.SIGINT) == 0
         assert _left(vsm) <= {"lock"}
+
+
+def test_it_takes_as_many_descriptors_as_it_may_have() -> None:
+    """A session begins with 1024: each server takes some."""
+    with running(None, prefix=("sh", "-c", 'ulimit -Sn 256; exec "$@"', "sh")) as vsm:
+        soft, hard = resource.prlimit(vsm.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == min(MOST_OPEN_FILES, hard) > 256
+        assert vsm.stop() == 0
 
 
 def test_stop_all_ends_it_and_returns_when_it_has_ended(time_config: Path) -> None:

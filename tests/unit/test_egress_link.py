@@ -1,8 +1,10 @@
 """Nothing of a worker that is gone stays, on either side of the egress process's link."""
 
 import asyncio
+import fcntl
 import json
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -98,3 +100,21 @@ def test_run_that_ends_before_the_egress_process_is_ready_is_forgotten_by_it(
     assert way_out.forget(cast("Any", run)) == {}
     said = [json.loads(ends.theirs.recv(65536))["kind"] for _ in range(2)]
     assert said == ["serve", "forget"]
+
+
+def test_a_descriptor_above_those_of_select_is_waited_for() -> None:
+    ours, theirs = socket.socketpair()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1100:
+        pytest.skip(f"only {hard} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1100), hard))
+    high = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, 1050)
+    try:
+        assert not link._is_readable(high, 0.0)
+        theirs.send(b"x")
+        assert link._is_readable(high, 1.0)
+    finally:
+        os.close(high)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        ours.close()
+        theirs.close()

@@ -1,6 +1,8 @@
 """The kernel layer's own tables and refusals; what it does to a process is tested in children."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +57,14 @@ def test_a_machine_that_nobody_tested_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(syscall.os, "uname", lambda: machine)
     with pytest.raises(OSError, match="unknown machine sparc"):
         syscall.number("clone")
+
+
+def test_soft_limit_is_widened_within_the_hard_one_and_never_narrowed() -> None:
+    code = (
+        "import resource; from vsm.linux import rlimits\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))\n"
+        "print(*(rlimits.widen('open_files', most) for most in (100, 10, 1000)))\n"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "100 100 256\n256 256\n"

@@ -17,6 +17,8 @@ from vsm.configuration.config import Config, check_address, load_config
 from vsm.errors import ConfigurationError
 from vsm.paths import ENDPOINT, MCP_SOCKET, TOKEN, runtime_dir
 
+MOST_OPEN_FILES = 65_536
+
 if TYPE_CHECKING:
     from vsm.processes.template_start import TemplateStart
 
@@ -50,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     # Secrets pass through the supervisor and its launcher: neither they nor what they start leave
     # a core. Not 0, which is no limit where the kernel pipes cores to a program.
     rlimits.lower("core", 1)
+    # Five for each server; what most sessions begin with, 1024, is enough for some two hundred.
+    rlimits.widen("open_files", MOST_OPEN_FILES)
     with template_start.ahead(ENTRY, PRELOAD) as template:  # it imports while we do
         return _supervise(args, template)
 

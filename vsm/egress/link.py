@@ -128,7 +128,7 @@ class EgressLink:
         deadline = time.monotonic() + timeout_s
         while not self.layers:
             left_s = max(0.0, deadline - time.monotonic())
-            if not select.select([self._link], [], [], left_s)[0] or not self.hear():
+            if not _is_readable(self._link, left_s) or not self.hear():
                 what = f"the egress process: {self.failure or 'did not become ready'}"
                 raise ConfinementError("egress", what, _REMEDY, layer="network")
 
@@ -151,7 +151,7 @@ class EgressLink:
         deadline = time.monotonic() + timeout_s
         while worker in self._served:
             left_s = max(0.0, deadline - time.monotonic())
-            if not select.select([self._link], [], [], left_s)[0] or not self.hear():
+            if not _is_readable(self._link, left_s) or not self.hear():
                 self._served.discard(worker)
 
     def _send(self, message: dict[str, Any], fds: list[int]) -> bool:
@@ -193,8 +193,15 @@ class EgressLink:
         self.pidfd = -1
 
     def _wait_end(self) -> None:
-        if not select.select([self.pidfd], [], [], _END_TIMEOUT_S)[0]:
+        if not _is_readable(self.pidfd, _END_TIMEOUT_S):
             self.kill()
+
+
+def _is_readable(fd: int | socket.socket, timeout_s: float) -> bool:
+    """Wait until it is; by poll(2), since select(2) knows no descriptor above 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 def _start_process(link_fd: int, plan: Plan) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""Resource limits: both values lowered at once; a hard limit is never raised."""
+"""Resource limits: lowered, both values at once, or the soft one raised to the hard one."""
 
 import resource
 from contextlib import suppress
@@ -31,4 +31,14 @@ def lower(kind: str, value: int) -> int:
     hard = resource.getrlimit(number)[1]
     limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(number, (limit, limit))
+    return limit
+
+
+def widen(kind: str, most: int) -> int:
+    """Raise the soft limit towards the hard one, to `most` at most; what is in force now."""
+    soft, hard = resource.getrlimit(KINDS[kind])
+    limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft == resource.RLIM_INFINITY or soft >= limit:
+        return soft
+    resource.setrlimit(KINDS[kind], (limit, hard))
     return limit
