@@ -110,6 +110,12 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def holds(pid: int, fd: int) -> bool:
+    """Whether a process has the file of this descriptor open."""
+    held = Path(f"/proc/{pid}/fd").iterdir()
+    return any(os.path.samestat(os.fstat(fd), one.stat()) for one in held)
+
+
 async def spares_of(field: Field, workers: set[int]) -> set[int]:
     """The mini-inits made ahead of need; waits until there is one (the kernel has no event)."""
     for _ in range(int(BOUND_S / 0.005)):
@@ -305,6 +311,19 @@ def test_a_launcher_without_free_descriptors_refuses_and_keeps_its_workers(tier:
         await field.ready("last", tier)
 
     play(scene)
+
+
+def test_a_launcher_holds_nothing_that_its_starter_inherited() -> None:
+    async def scene(field: Field) -> None:
+        assert not holds(field.link.pid, inherited)
+
+    inherited, other = os.pipe()
+    os.set_inheritable(inherited, True)
+    try:
+        play(scene)
+    finally:
+        os.close(inherited)
+        os.close(other)
 
 
 def test_a_worker_whose_descriptors_do_not_arrive_is_killed() -> None:

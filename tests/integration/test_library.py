@@ -736,6 +736,29 @@ def test_a_program_whose_directory_was_removed_runs_work(tmp_path: Path) -> None
     assert done.returncode == 0
 
 
+def test_a_runner_holds_nothing_that_the_program_inherited() -> None:
+    """Such as the lock of `flock 9`, or the pipe of one who waits for the program's end."""
+    code = """
+import os, vsm
+from vsm.library.runner_link import runner_pid
+vsm.run(int)
+held = [os.stat(f"/proc/{runner_pid()}/fd/{fd}") for fd in os.listdir(f"/proc/{runner_pid()}/fd")]
+print(any(os.path.samestat(os.fstat(INHERITED), one) for one in held))
+"""
+    read_end, write_end = os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("INHERITED", f"{write_end}")],
+        pass_fds=[write_end],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(read_end)
+    os.close(write_end)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_a_killed_program_leaves_nothing() -> None:
     """The leak check of every test here looks for processes, groups and directories."""
     text = """

@@ -429,7 +429,8 @@ def _warm(name: str) -> None:
 
 
 def main(link_fd: int, parent: int) -> NoReturn:
-    """Run the runner on an inherited link."""
+    """Run the runner on an inherited link; whatever else was inherited is the program's."""
+    os.closerange(link_fd + 1, 1 << 30)
     prctl.set_name("vsm-runner")
     prctl.become_subreaper()
     prctl.forbid_dumps()

@@ -454,7 +454,8 @@ def receive(link: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def main(link_fd: int, parent: int) -> NoReturn:
-    """Run the launcher on an inherited link; SIGTERM ends it, its workers first."""
+    """Run the launcher on an inherited link and nothing else; SIGTERM ends it, workers first."""
+    os.closerange(link_fd + 1, 1 << 30)
     prctl.set_name("vsm-launcher")
     gc.collect()
     gc.freeze()  # what is here already is not looked at again, by whoever is forked neither
