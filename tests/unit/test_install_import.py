@@ -285,7 +285,8 @@ def test_an_entry_that_no_configuration_can_have_keeps_no_other_back(
         "mcpServers": {
             "far": {"url": "https://x.example/mcp", "headers": twice},
             "odd": {"command": "npx", "args": ["server", "\0"], "env": {"A_KEY": "s3cret"}},
-            "half": {"command": "/bin/cat", "env": {"A_KEY": "\ud800"}, "args": ["\ud800"]},
+            "half": {"command": "/bin/cat", "args": ["\ud800"]},
+            "kept": {"command": "/bin/cat", "env": {"A_KEY": "\ud800"}},
             "good": {"command": "/bin/cat"},
         }
     }
@@ -296,10 +297,11 @@ def test_an_entry_that_no_configuration_can_have_keeps_no_other_back(
         "far": "authorization is there twice",
         "odd": "an argument holds a NUL byte",
         "half": "has a text that no configuration can have",
+        "kept": "has a text that no configuration can have",
     }
     assert failed["far"].where == f"{config}: integrations.far.headers"
     assert [line.partition(":")[0] for line in said] == [
-        f"{name} is left out" for name in ("far", "odd", "half")
+        f"{name} is left out" for name in ("far", "odd", "half", "kept")
     ]
     assert set(load_config(config).integrations) == {"good"}
     assert not (tmp_path / "state/secrets").exists()

@@ -205,6 +205,7 @@ def _unfit(
         try:
             table = tomllib.loads(before + _table(_planned(entry, "installed")))
             compile_config(table, config.absolute())
+            "".join(entry.secrets.values()).encode()  # as they are stored
         except (ConfigurationError, ValueError) as error:
             odd = VsmError(entry.name, "has a text that no configuration can have", "Correct it.")
             failed[entry.name] = error if isinstance(error, VsmError) else odd
