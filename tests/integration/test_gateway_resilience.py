@@ -467,7 +467,8 @@ def test_dead_letters_are_bounded_and_say_how_many_were_left_out() -> None:
 def test_an_idle_server_that_is_frozen_is_found_unfit_and_a_busy_one_is_not() -> None:
     async def main() -> None:
         async with harness.running({}) as gateway:
-            terms = Resilience(health_interval_s=0.1, health_timeout_s=0.3)
+            # A second: the one that is to be found fit is asked too, until it is busy.
+            terms = Resilience(health_interval_s=0.1, health_timeout_s=1)
             worker = await started(gateway, terms)
             await gateway.start("y", harness.echo_legacy("y"), resilience=terms)
             await gateway.ready()
