@@ -191,14 +191,43 @@ def test_a_login_that_nobody_configured_is_refused(tmp_path: Path) -> None:
         log_in(integration, "bob", lambda _: None)
 
 
+@pytest.mark.parametrize(
+    ("answers", "said", "followed"),
+    [
+        (
+            ("307 Temporary Redirect\r\nLocation: /mcp/", "204 No Content"),
+            "it asked for no login, and answered HTTP 204",
+            [b"/mcp", b"/mcp/"],
+        ),
+        (
+            ("302 Found\r\nLocation: /login",),
+            "it redirects to http://127.0.0.1:.*/login",
+            [b"/mcp"],
+        ),
+        (
+            ("308 Permanent Redirect\r\nLocation: https://y.example/mcp",),
+            "it redirects to https://y.example/mcp: write that URL",
+            [b"/mcp"],
+        ),
+        (
+            ("307 Temporary Redirect\r\nLocation: /mcp",) * 3,
+            "it redirects more than 3 times",
+            [b"/mcp"] * 3,
+        ),
+    ],
+)
 def test_a_redirect_within_the_origin_is_followed_before_the_login(
-    tmp_path: Path, listener: socket.socket
+    tmp_path: Path,
+    listener: socket.socket,
+    answers: tuple[str, ...],
+    said: str,
+    followed: list[bytes],
 ) -> None:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     asked = []
 
     def answer() -> None:
-        for answered in ("307 Temporary Redirect\r\nLocation: /mcp/", "204 No Content"):
+        for answered in answers:
             connection, _ = listener.accept()
             with connection:
                 asked.append(connection.recv(65536).split()[1])
@@ -213,10 +242,10 @@ def test_a_redirect_within_the_origin_is_followed_before_the_login(
     tmp_path.chmod(0o755)
     integration = load_config(tmp_path / "vsm.toml").integrations["far"]
     listener.settimeout(20)
-    with pytest.raises(VsmError, match="it asked for no login, and answered HTTP 204"):
+    with pytest.raises(VsmError, match=said):
         log_in(integration, "", lambda _: None)
     thread.join()
-    assert asked == [b"/mcp", b"/mcp/"]
+    assert asked == followed
 
 
 def test_a_login_that_fails_shows_no_token_and_no_traceback(tmp_path: Path) -> None:

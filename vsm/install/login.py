@@ -21,6 +21,7 @@ from urllib.parse import SplitResult, parse_qs, urljoin, urlsplit
 
 import httpx2
 from mcp.client.auth import OAuthClientProvider, OAuthFlowError
+from mcp.client.auth.oauth2 import OAuthContext
 from mcp.client.auth.utils import union_scopes
 from mcp.shared.auth import (
     AuthorizationCodeResult,
@@ -119,7 +120,7 @@ class _Flow:
                     "content-type": "application/json",
                     "mcp-protocol-version": MODERN_VERSION,
                 }
-                response = await _post(client, self._remote.url, headers)
+                response = await _post(client, self._remote.url, headers, provider.context)
         finally:
             server.close()  # and no wait (as from Python 3.12 on): browsers hold spare connections
         return self._tokens(provider, response.status_code)
@@ -355,15 +356,23 @@ class _Transport(httpx2.AsyncBaseTransport):
         raise HttpError(reason, sent=False)
 
 
-async def _post(client: httpx2.AsyncClient, url: str, headers: dict[str, str]) -> httpx2.Response:
-    """Ask the server; redirects within its origin are followed, as its worker does it."""
+async def _post(
+    client: httpx2.AsyncClient, url: str, headers: dict[str, str], context: OAuthContext
+) -> httpx2.Response:
+    """Ask the server; redirects within its origin are followed, as its worker does it.
+
+    Raises:
+        OAuthFlowError: it leads elsewhere before there are tokens.
+    """
     for _ in range(MOST_REDIRECTS):
         response = await client.post(url, content=_BODY, headers=headers)
-        there = urljoin(url, response.headers.get("location", ""))
+        if context.current_tokens is not None or not response.has_redirect_location:
+            return response
+        there = urljoin(url, response.headers["location"])
         if response.status_code not in KEEPS_METHOD or split_url(there)[0] != split_url(url)[0]:
-            break
+            raise OAuthFlowError(f"it redirects to {there[:200]}: write that URL, if it is meant")
         url = there
-    return response
+    raise OAuthFlowError(f"it redirects more than {MOST_REDIRECTS} times")
 
 
 def _target(text: str) -> SplitResult:
