@@ -3,9 +3,11 @@
 import asyncio
 import io
 import json
+import socket
 from contextlib import redirect_stdout
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ from vsm.core.demand import NOBODY
 from vsm.core.variety_report import report
 from vsm.errors import VsmError
 from vsm.introspection import own_answers, status
-from vsm.introspection.control import ControlServer
+from vsm.introspection.control import MAX_LINE_BYTES, ControlServer
 from vsm.introspection.lessons import of_instances, of_retries
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -165,6 +167,26 @@ def test_predictions_that_make_no_sense_leave_the_rest_of_what_is_reflected(answ
     supervisor: Any = SimpleNamespace(systems=SimpleNamespace(query=query))
     found = asyncio.run(own_answers.predictions(supervisor))
     assert found == {"not_enough_evidence": "system 4 answers what makes no sense"}
+
+
+def test_request_that_is_too_long_is_told_so(tmp_path: Path) -> None:
+    async def main() -> bytes:
+        policing = SimpleNamespace(approvals=None, approve=None, deny=None)
+        server = ControlServer(cast("Any", SimpleNamespace(policing=policing)))
+        path = str(tmp_path / "control.sock")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            await server.start(listener)
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b'{"command":"' + b"x" * 3 * MAX_LINE_BYTES)
+            answer = await reader.readline()
+            writer.close()
+            await server.close()
+        return answer
+
+    error = json.loads(asyncio.run(main()))["error"]
+    assert error["what"] == f"the request has more than {MAX_LINE_BYTES} bytes"
 
 
 @settings(max_examples=40)

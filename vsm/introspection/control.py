@@ -89,8 +89,11 @@ class ControlServer:
             else:
                 error = VsmError("control socket", "it is not yours", "Ask its owner.")
                 _write(writer, _failure(error))
-        except (ConnectionError, ValueError, asyncio.CancelledError):
-            pass  # gone, a line beyond every bound, or we are closing
+        except ValueError:
+            what = f"the request has more than {MAX_LINE_BYTES} bytes"
+            _write(writer, _failure(VsmError("control socket", what, "Ask for less at once.")))
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # gone, or we are closing
         finally:
             writer.close()
 
