@@ -2,6 +2,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from vsm.confinement.execution import Plan
 from vsm.processes.launcher import Launcher
 from vsm.processes.sibling import Sibling
@@ -55,4 +57,23 @@ def test_a_start_that_fails_lets_go_of_the_spare_that_it_took(tmp_path: Path) ->
     plan = Plan("it", "landlocked", 0, (), ("/bin/true",), {}, "/", os.getuid(), ())
     launcher._spawn("it", plan._replace(scratch_dir=str(tmp_path)).to_json(), [0, 1, 2])
     assert refused == ["it"], "its private directory is there already"
+    assert spare.is_discarded
+
+
+def test_a_spare_that_dies_as_it_is_taken_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no layer that cannot be applied, which would be hopeless for the server."""
+    spare, asked = Spare(), []
+
+    def start(_plan: object, _stdio: object, *, spare: object = None) -> str:
+        asked.append(spare)
+        if spare is not None:
+            raise BrokenPipeError(32, "Broken pipe")
+        return "another"
+
+    monkeypatch.setattr("vsm.processes.launcher.ForkedWorker", start)
+    launcher = Launcher.__new__(Launcher)
+    launcher._take_spare = lambda _plan: spare  # type: ignore[method-assign, assignment, return-value]
+    plan = Plan("it", "landlocked", 0, (), ("/bin/true",), {}, "/", os.getuid(), ())
+    assert launcher._fork(plan, (0, 1, 2)) == "another"  # type: ignore[comparison-overlap]
+    assert asked == [spare, None]
     assert spare.is_discarded

@@ -228,15 +228,10 @@ class Launcher:
         if name in self._workers:
             self._refuse(name, "", "a worker of this name runs already")
             return
-        spare = None
         try:
             plan = Plan.from_json(table)
-            stdio = (fds[0], fds[1], fds[2])
-            spare = self._take_spare(plan)
-            worker = ForkedWorker(plan, stdio, spare=spare)
+            worker = self._fork(plan, (fds[0], fds[1], fds[2]))
         except (OSError, KeyError, TypeError, ValueError) as error:
-            if spare is not None:
-                spare.discard()
             scarce = isinstance(error, OSError) and error.errno in SCARCE
             self._refuse(name, "" if scarce else "namespaces", f"cannot fork: {error}")
             return
@@ -246,6 +241,15 @@ class Launcher:
             self._poll.register(fd, select.POLLIN)
         if plan.reported:
             self._handing[worker.control_fd] = (name, time.monotonic() + _HANDING_S)
+
+    def _fork(self, plan: Plan, stdio: tuple[int, int, int]) -> ForkedWorker:
+        spare = self._take_spare(plan)
+        if spare is not None:
+            try:
+                return ForkedWorker(plan, stdio, spare=spare)
+            except OSError:  # it is dying: another one is not
+                spare.discard()
+        return ForkedWorker(plan, stdio)
 
     # -- reports -----------------------------------------------------------------------------------
 
