@@ -169,9 +169,14 @@ def test_many_quick_sessions_stay_within_the_bound(vsm: Running) -> None:
             while not done.is_set():
                 seen.append(len(await asyncio.to_thread(it.instances, "few")))
 
+        asked = asyncio.Event()
+
         async def come_and_go(number: int) -> str:
+            if number:  # the first of them has its call sent before any other comes
+                await asked.wait()
             client = await it.open()
             client.send(id=number, method="tools/call", params={"name": "few__note"})
+            asked.set()
             if number % 2:
                 await client.close()
                 return "left"
