@@ -447,6 +447,17 @@ def test_calls_that_wait_are_shown_although_the_journal_cannot_be_read(
     assert "what was decided is not shown: " in shown.err
 
 
+def test_a_person_whose_name_is_no_text_decides_like_any_other() -> None:
+    async def scenario(world: World) -> None:
+        world.policing.on_message("system1", asking())
+        (waits,) = (await world.policing.approvals({}))["pending"]
+        await world.policing.approve({"id": waits["id"], "by": "an\udcff"})
+        (verdict,) = world.told("system1", Verdict)
+        assert (verdict.approved, verdict.reason) == (True, "approved, by an\\udcff")
+
+    run(scenario)
+
+
 def test_only_the_supervisors_own_record_grants_anything(tmp_path: Path) -> None:
     until_s = time.time() + 3600
     key = ["d", "unix:0", "it", "tool", "x"]

@@ -21,9 +21,10 @@ from vsm.core import channels
 from vsm.core.demand import NOBODY
 from vsm.core.variety_report import report
 from vsm.errors import VsmError
-from vsm.introspection import own_answers, status
+from vsm.introspection import measures, own_answers, status
 from vsm.introspection.control import MAX_LINE_BYTES, ControlServer
 from vsm.introspection.lessons import of_instances, of_retries
+from vsm.messages import Query
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 KEYS = st.sampled_from([
@@ -167,6 +168,17 @@ def test_predictions_that_make_no_sense_leave_the_rest_of_what_is_reflected(answ
     supervisor: Any = SimpleNamespace(systems=SimpleNamespace(query=query))
     found = asyncio.run(own_answers.predictions(supervisor))
     assert found == {"not_enough_evidence": "system 4 answers what makes no sense"}
+
+
+def test_demand_of_odd_bytes_is_asked_about_like_any_other() -> None:
+    async def query(_name: str, what: str, about: str) -> Any:
+        await asyncio.sleep(0)
+        return {"asked": Query(id=1, what=what, about=about).about}
+
+    supervisor: Any = SimpleNamespace(systems=SimpleNamespace(query=query))
+    for demand in ("x\udcff", "\udcff" * 200):
+        asked = asyncio.run(measures.what_if(supervisor, demand))["asked"]
+        assert asked.startswith(demand[0].encode("utf-8", "backslashreplace").decode())
 
 
 def test_request_that_is_too_long_is_told_so(tmp_path: Path) -> None:

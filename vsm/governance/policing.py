@@ -15,7 +15,7 @@ from vsm.configuration.policy import compile_policy
 from vsm.core import restart
 from vsm.core.policy_rules import compile_rules
 from vsm.core.repeats import Repeats, Surges, keep_newest_of
-from vsm.errors import VsmError
+from vsm.errors import VsmError, sound
 from vsm.governance.approvals import Desk, wall_s
 from vsm.messages import (
     Asking,
@@ -310,7 +310,7 @@ class Policing:
         approval, by = arguments.get("id"), arguments.get("by")
         if not isinstance(approval, str) or not approval:
             raise VsmError("control socket", "arguments.id: expected an id")
-        who = by[:64] if isinstance(by, str) and by else "the owner"
+        who = sound(by)[:64] if isinstance(by, str) and by else "the owner"
         settled = self.desk.decide(approval, approved=approved, by=f"by {who}", grant_s=grant_s)
         return {
             "id": approval,

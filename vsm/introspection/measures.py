@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vsm.board.heartbeat import CHANNEL_BYTES, ChannelRow
 from vsm.core import channels
-from vsm.errors import VsmError
+from vsm.errors import VsmError, sound
 
 if TYPE_CHECKING:
     from vsm.supervision.supervisor import Supervisor
@@ -35,7 +35,7 @@ async def what_if(supervisor: "Supervisor", demand: str) -> dict[str, Any]:
     Raises:
         VsmError: S4 does not answer.
     """
-    body = await supervisor.systems.query("system4", "what-if", demand[:128])
+    body = await supervisor.systems.query("system4", "what-if", sound(demand)[:128])
     if body is None:
         raise VsmError("variety", "system 4 does not answer", "See `vsm status`, then try again.")
     return body
