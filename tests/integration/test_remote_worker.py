@@ -368,6 +368,48 @@ def test_a_lost_session_is_opened_again_with_what_it_was_asked_for() -> None:
     assert server.of("DELETE")[-1]["mcp-session-id"] == "s3"  # and it took leave
 
 
+@pytest.mark.parametrize(
+    ("said", "kind", "lost"),
+    [
+        (b"Bad Request: No valid session ID provided", "text/plain", True),
+        (
+            b'{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"Session not found"}}',
+            "application/json",
+            True,
+        ),
+        (
+            b'{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"no such session key"}}',
+            "application/json",
+            False,
+        ),
+    ],
+)
+def test_a_session_that_is_lost_by_the_word_of_a_bad_request_is_opened_again(
+    said: bytes, kind: str, lost: bool
+) -> None:
+    opened: list[str] = []
+
+    def play(request: Request) -> None:
+        if request.what == "initialize":
+            opened.append(f"s{len(opened) + 1}")
+            legacy(request, opened[-1])
+        elif request.what == "tools/call" and request.headers["mcp-session-id"] == "s1":
+            request.reply(400, said, kind)
+        elif request.what == "tools/call":
+            request.text("in s2")
+        else:
+            legacy(request)
+
+    with scripted(play) as server, worker(server) as far:
+        far.handshake()
+        answer = far.call()
+        if lost:
+            assert text_of(answer) == "in s2"
+        else:
+            assert error_of(answer) == (-32000, "no such session key")
+        assert far.end() == 0
+
+
 def test_calls_that_meet_a_lost_session_all_wait_for_the_next_one() -> None:
     both, lost, opening = threading.Barrier(2), threading.Event(), threading.Event()
     opened: list[str] = []

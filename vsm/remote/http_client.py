@@ -151,6 +151,7 @@ class Exchange:
         self._connection = connection
         self.status = connection.status
         self.headers = connection.headers
+        self._whole: bytes | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -194,17 +195,20 @@ class Exchange:
             raise HttpError(f"the connection broke: {_reason(error)}", sent=True) from None
 
     async def body(self, most_bytes: int) -> bytes:
-        """The whole body.
+        """The whole body; asked again, the same.
 
         Raises:
             HttpError: it broke off, or is larger than `most_bytes`.
         """
+        if self._whole is not None:
+            return self._whole
         whole = bytearray()
         async for block in self.blocks():
             whole += block
             if len(whole) > most_bytes:
                 raise HttpError(f"its answer is larger than {most_bytes} bytes", sent=True)
-        return bytes(whole)
+        self._whole = bytes(whole)
+        return self._whole
 
     async def _finish(self) -> None:
         """Keep the connection if the rest of the body comes at once."""

@@ -9,6 +9,7 @@ session, its streams and what is asked on them change together.
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -45,7 +46,9 @@ _JSON: Final = "application/json"
 _ACCEPT: Final = f"{_JSON}, {_EVENTS}"
 _OK: Final = 200
 _ACCEPTED: Final = range(200, 300)
+_BAD_REQUEST: Final = 400
 _NOT_FOUND: Final = 404
+_LOST: Final = re.compile(rb"(?i)\b(?:no valid|invalid|unknown) session\b|\bsession not found\b")
 _NO_STREAM: Final = frozenset({400, 404, 405, 406, 501})
 _FAULTS: Final = range(500, 600)
 _MOST_SESSION_CHARS: Final = 1024
@@ -576,7 +579,7 @@ class Peer:
         kinds = {"content-type": _JSON, "accept": _ACCEPT}
         exchange = await self._door.open("POST", {**own, **headers, **kinds}, frame)
         in_session = "mcp-session-id" in own  # by now it may be lost, or another
-        if exchange.status == _NOT_FOUND and in_session:
+        if in_session and await _says_session_lost(exchange):
             exchange.leave()
             raise SessionLostError
         session = "" if in_session else exchange.headers.get("mcp-session-id", "")
@@ -636,6 +639,16 @@ async def _error_in(exchange: Exchange) -> Raw | None:
     if message.error is UNSET or jsonrpc.error_of(message.error) is None:
         return None
     return message.error
+
+
+async def _says_session_lost(exchange: Exchange) -> bool:
+    """By 404; or by 400 in words, as servers made with older SDKs do."""
+    if exchange.status != _BAD_REQUEST:
+        return exchange.status == _NOT_FOUND
+    try:
+        return _LOST.search(await exchange.body(MOST_ERROR_BYTES)) is not None
+    except HttpError:
+        return False
 
 
 async def _ignore(_: bytes, __: Message) -> None:
