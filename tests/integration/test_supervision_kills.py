@@ -118,7 +118,7 @@ def test_a_call_in_flight_survives_every_process_that_does_not_carry_it(vsm: Run
 def test_a_call_fails_at_once_with_the_process_that_carries_it(vsm: Running) -> None:
     descriptors = descriptors_of(vsm)
     for kind in CARRIERS:
-        client = call_in_flight(vsm, seconds=3)  # a server whose gateway is gone finishes it
+        client = call_in_flight(vsm, seconds=8)  # a server whose gateway is gone finishes it
         before = {name: row["pid"] for name, row in rows(vsm).items()}
         kill(pid_of(vsm, kind))
         assert client.wait(BOUND_S) != 0, kind
