@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import socket
+import struct
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,8 @@ from vsm.core import channels
 from vsm.core.demand import NOBODY
 from vsm.core.variety_report import report
 from vsm.errors import VsmError
-from vsm.introspection import measures, own_answers, status
+from vsm.gateway import unix
+from vsm.introspection import control, measures, own_answers, status
 from vsm.introspection.control import MAX_LINE_BYTES, ControlServer
 from vsm.introspection.lessons import of_instances, of_retries
 from vsm.messages import Query
@@ -179,6 +181,15 @@ def test_demand_of_odd_bytes_is_asked_about_like_any_other() -> None:
     for demand in ("x\udcff", "\udcff" * 200):
         asked = asyncio.run(measures.what_if(supervisor, demand))["asked"]
         assert asked.startswith(demand[0].encode("utf-8", "backslashreplace").decode())
+
+
+def test_user_of_a_high_number_is_who_he_is() -> None:
+    """As directories of other systems have them: a uid has no sign."""
+    told = struct.pack("=iII", 1, 3_000_000_000, 3_000_000_000)
+    sock: Any = SimpleNamespace(getsockopt=lambda *_: told)
+    assert unix._peer_uid(sock) == 3_000_000_000
+    writer: Any = SimpleNamespace(get_extra_info=lambda _: sock)
+    assert control._peer_uid(writer) == 3_000_000_000
 
 
 def test_request_that_is_too_long_is_told_so(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ FRAMES_PER_TURN: Final = 32
 HIGH_WATER_BYTES: Final = 1024 * 1024
 MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
 UNREAD_LIMIT_S: Final = 30.0
-_UCRED = struct.Struct("3i")
+_UCRED = struct.Struct("=iII")  # struct ucred, unix(7)
 
 
 class UnixClient(Client):

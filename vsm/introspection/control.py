@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_LINE_BYTES: Final = 64 * 1024
 MAX_FOLLOW_QUEUE: Final = 1000
 _MOST_FAILURE: Final = 300
-_UCRED: Final = struct.Struct("3i")  # struct ucred, unix(7)
+_UCRED: Final = struct.Struct("=iII")  # struct ucred, unix(7)
 
 Arguments = dict[str, Any]
 Command = Callable[[Arguments], Awaitable[Any]]
