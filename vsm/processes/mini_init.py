@@ -150,7 +150,10 @@ def _contain(work: Callable[[], int]) -> NoReturn:
 
 
 def _refuse(error: OperationError) -> int:
-    _report("failed", {"layer": error.layer, "what": f"{error.step}: {error.reason}"})
+    """Say which layer it was; none where the kernel lacked something that it may have soon."""
+    cause = error.__cause__
+    layer = "" if isinstance(cause, OSError) and cause.errno in SCARCE else error.layer
+    _report("failed", {"layer": layer, "what": f"{error.step}: {error.reason}"})
     return EXIT_FAILED
 
 
