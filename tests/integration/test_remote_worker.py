@@ -81,6 +81,19 @@ def test_an_unusable_answer_fails_the_call_that_it_belongs_to(
         assert far.end() == 0
 
 
+def test_an_error_that_does_not_say_to_what_is_to_what_was_asked() -> None:
+    body = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32602,"message":"no such place"}}'
+
+    def play(request: Request) -> None:
+        if not legacy(request):
+            request.reply(body=body)
+
+    with scripted(play) as server, worker(server) as far:
+        far.handshake()
+        assert error_of(far.call()) == (-32602, "no such place")
+        assert far.end() == 0
+
+
 def test_another_protocol_fails_the_call_that_meets_it_alone() -> None:
     def play(request: Request) -> None:
         if legacy(request):

@@ -318,6 +318,9 @@ class Peer:
             answer = jsonrpc.decode(line)
         except DecodeError as error:
             raise HttpError(f"its answer is invalid: {error.message}", sent=True) from None
+        if answer.id is None and (said := await _error_in(exchange)) is not None:
+            line = jsonrpc.forwarded_error(jsonrpc.encode(message.id), said)
+            answer = jsonrpc.decode(line)  # it did not say to what, and was asked one thing
         if answer.method is not UNSET or answer.id != message.id:
             raise HttpError("its answer is to something else", sent=True)
         await on_answer(line, answer)
