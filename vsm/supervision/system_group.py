@@ -57,7 +57,7 @@ MOST_WAITING_S: Final = 12.0
 FORK_TIMEOUT_S: Final = 5.0
 STATUS_GRACE_S: Final = 0.05  # between a death and the template's word how it died
 MAX_CONSULTING: Final = 16
-QUERY_TIMEOUT_S: Final = 0.5
+QUERY_TIMEOUT_S: Final = 1.0  # two in turn end before S1 gives a consultation up
 MOST_TOLD: Final = 4096
 """Messages that may wait for a system: a new S1 is told of every server at once, and takes none
 before it has begun."""
