@@ -29,15 +29,19 @@ def path_for(worker: str) -> str:
 
 
 def make(path: str, uid: int) -> None:
-    """Make it, for `uid` alone; an existing name, whatever it is, is an error."""
+    """Make it, for `uid` alone; an existing name, whatever it is, is an error. Undone if it fails."""
     os.mkdir(path, 0o700)
-    fd = os.open(path, _DIRECTORY)
     try:
-        if uid != os.geteuid():
-            os.fchown(fd, uid, uid)
-        os.fchmod(fd, 0o700)
-    finally:
-        os.close(fd)
+        fd = os.open(path, _DIRECTORY)
+        try:
+            if uid != os.geteuid():
+                os.fchown(fd, uid, uid)
+            os.fchmod(fd, 0o700)
+        finally:
+            os.close(fd)
+    except OSError:
+        os.rmdir(path)
+        raise
 
 
 def remove(path: str, *, budget_s: float = 30.0) -> bool:
@@ -51,6 +55,9 @@ def remove(path: str, *, budget_s: float = 30.0) -> bool:
         False if there is more to do than the budget allowed: call again.
     """
     if not path:
+        return True
+    with suppress(OSError):  # an empty one takes no descriptor, of which there may be none
+        os.rmdir(path)
         return True
     parent, _, name = path.rpartition("/")
     with suppress(OSError):
