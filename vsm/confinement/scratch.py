@@ -29,7 +29,7 @@ def path_for(worker: str) -> str:
 
 
 def make(path: str, uid: int) -> None:
-    """Make it, for `uid` alone; an existing name, whatever it is, is an error. Undone if it fails."""
+    """Make it for `uid` alone, or raise; an existing name, whatever it is, is an error."""
     os.mkdir(path, 0o700)
     try:
         fd = os.open(path, _DIRECTORY)
