@@ -277,6 +277,8 @@ def _unseen(integration: Integration, seen: tuple[str, ...]) -> Iterator[Finding
         there = path if os.path.exists(path) else os.path.dirname(path)  # of what it would make
         if not path.startswith("/") or there == "/" or not os.path.exists(there):
             continue
+        if path.startswith(("/dev/", "/proc/")):  # a worker has its own
+            continue
         real = os.path.realpath(path)
         if not any(os.path.commonpath([one, name]) == one for one in seen for name in (path, real)):
             what = f"{path} is in its command or env, and not visible to it"

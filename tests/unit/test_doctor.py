@@ -77,6 +77,13 @@ def test_a_path_that_a_server_is_told_of_and_does_not_see_is_a_warning(tmp_path:
     assert found(USER, config)["paths a"].remedy.startswith(f"Add {tmp_path} to read or write")
 
 
+def test_what_every_worker_has_of_its_own_is_no_path_of_the_host(tmp_path: Path) -> None:
+    config = tmp_path / "vsm.toml"
+    own = 'command = ["/bin/cat", "--log=/dev/stderr"]\nenv = { STORE = "/proc/self/cwd/x" }\n'
+    config.write_text(f"[integrations.a]\n{own}", encoding="utf-8")
+    assert "paths a" not in found(USER, config)
+
+
 def test_a_layer_that_works_is_no_warning() -> None:
     for io, result in ((False, "warn"), (True, "ok")):
         facts = msgspec.structs.replace(USER, cgroup=CgroupFacts(kind="v1", io=io))
