@@ -321,6 +321,34 @@ def test_command_that_a_server_may_rewrite_is_refused(tmp_path: Path) -> None:
             provision.check(world, config.integrations["x"], uid)
 
 
+@pytest.mark.parametrize("by", ["profile", "state"])
+def test_link_where_another_servers_profile_or_state_lets_it_write_is_refused(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / "state"))
+    shared = tmp_path / ("shared" if by == "profile" else "state/integrations/y")
+    shared.mkdir(parents=True)
+    (shared / "out").symlink_to("/var")
+    profile = tmp_path / "writer.toml"
+    profile.write_text(f'extends = "integration"\n[files]\nwrite = ["{tmp_path}/shared"]\n')
+    config = Config(
+        integrations={
+            "x": Integration(name="x", command=("/bin/true",), read=(str(shared / "out"),)),
+            "y": Integration(
+                name="y",
+                command=("/bin/true",),
+                profile=str(profile) if by == "profile" else "integration",
+                state=by == "state",
+            ),
+        }
+    )
+    world = provision.Host(facts=host(LANDLOCKED[0]), cgroups=Cgroups(CgroupFacts()))
+    world.written = provision.written_paths(config)
+    uid = uids.integration_uids(["x"])["x"] if IS_ROOT else None
+    with pytest.raises(ConfinementError, match="is a symbolic link in"):
+        provision.check(world, config.integrations["x"], uid)
+
+
 def test_link_in_a_root_being_built_leads_nowhere(tmp_path: Path) -> None:
     outside, root = tmp_path / "outside", tmp_path / "root"
     outside.mkdir()

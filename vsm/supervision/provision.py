@@ -123,8 +123,17 @@ def client_rows(config: Config) -> tuple[ClientRow, ...]:
 
 
 def written_paths(config: Config) -> tuple[str, ...]:
-    """The paths that some integration may write."""
-    return tuple(path for one in config.integrations.values() for path in one.write)
+    """The paths that some integration may write: by its entry, its profile, or as its state."""
+    return tuple(path for one in config.integrations.values() for path in _written_by(one))
+
+
+def _written_by(integration: Integration) -> Iterator[str]:
+    yield from integration.write
+    if integration.state:
+        with suppress(ConfigurationError):  # no $HOME: then it cannot be started either
+            yield str(paths.state_dir() / _STATES / integration.name)
+    with suppress(VsmError):  # a wrong profile starts nothing
+        yield from load_profile(integration.profile).files.write
 
 
 def _probe(groups: cgroup.CgroupFacts) -> HostFacts:
