@@ -21,6 +21,7 @@ from vsm.core.rejoin import Rejoin, RejoinError
 from vsm.errors import VsmError
 
 CHUNK_BYTES: Final = 256 * 1024
+MOST_LINE_BYTES: Final = 8 * 2**20  # the gateway refuses a longer one, whatever it says
 RETRY_INTERVAL_S: Final = 0.05
 RECONNECT_S: Final = 60.0
 MAX_IN_VAIN: Final = 20
@@ -112,7 +113,7 @@ class Bridge:
 
     def _send(self) -> None:
         """From stdin to the gateway; the end of stdin closes this direction only."""
-        stdin, lines = sys.stdin.fileno(), Lines()
+        stdin, lines = sys.stdin.fileno(), Lines(MOST_LINE_BYTES)
         buffer = bytearray(CHUNK_BYTES)  # a new one for every read would be mapped and unmapped
         while data := _read(stdin, buffer):
             self._pass(lines.feed(data))
@@ -203,10 +204,16 @@ class Bridge:
 
 
 class Lines:
-    """Splits a stream into blocks of whole lines, with their ends."""
+    """Splits a stream into blocks of whole lines, with their ends.
 
-    def __init__(self) -> None:
+    Args:
+        most_bytes: what is held of a line without an end; what is more is left out of it.
+    """
+
+    def __init__(self, most_bytes: int = sys.maxsize) -> None:
         self._parts: list[bytes] = []
+        self._most_bytes = most_bytes
+        self._held_bytes = 0
 
     def feed(self, data: bytes) -> bytes:
         """The lines that are complete now; nothing where none is."""
@@ -214,10 +221,13 @@ class Lines:
             return data
         end = data.rfind(b"\n") + 1
         if not end:
-            self._parts.append(data)
+            if self._held_bytes <= self._most_bytes:
+                self._parts.append(data)
+                self._held_bytes += len(data)
             return b""
         block = b"".join((*self._parts, data[:end]))
         self._parts = [data[end:]] if end < len(data) else []
+        self._held_bytes = len(data) - end
         return block
 
     def rest(self) -> bytes:
@@ -268,7 +278,7 @@ def _gave_up(data: bytes) -> bool:
     """Write to stdout; returns whether nobody reads it any more."""
     try:
         _write_all(sys.stdout.fileno(), data)
-    except BrokenPipeError:
+    except ConnectionError:  # of a pipe or a socket
         return True
     return False
 

@@ -1,15 +1,18 @@
 """What `vsm connect` remembers of a session, so that it can go on at a new gateway."""
 
 import json
+import select
 import socket
+import struct
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsm.connect import Bridge
+from vsm.connect import MOST_LINE_BYTES, Bridge, Lines, _gave_up
 from vsm.core.rejoin import Rejoin, RejoinError
+from vsm.gateway.unix import MAX_FRAME_BYTES
 
 
 def frame(**members: Any) -> bytes:
@@ -237,3 +240,26 @@ def test_a_gateway_that_goes_again_as_it_takes_the_session_up_ends_no_client() -
         told = bridge._take(greeting(f"vsm-connect-{session.generation}") + b"\n")
         assert b"list_changed" in told
         assert not bridge._receive()
+
+
+def test_line_that_never_ends_is_held_in_bounds_and_refused_by_the_gateway() -> None:
+    assert MOST_LINE_BYTES == MAX_FRAME_BYTES
+    lines = Lines(100)
+    for _ in range(1000):
+        assert not lines.feed(b"x" * 64)
+    assert sum(map(len, lines._parts)) == 128
+    assert lines.feed(b"end\nnext") == b"x" * 128 + b"end\n"
+    assert lines.feed(b" one\n") == b"next one\n"
+
+
+def test_client_whose_connection_is_reset_reads_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as stdout,
+    ):
+        client, _ = server.accept()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        assert select.select([stdout], [], [], 20)[0]
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert _gave_up(b"x")
