@@ -5,6 +5,7 @@ import io
 import json
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from vsm import cli
 from vsm.commands import regulation_text, variety
+from vsm.commands.control_client import request
 from vsm.commands.status import _print_breaker, _print_identity, _print_worker
 from vsm.commands.variety import _print_report, _print_what_if
 from vsm.core import channels
@@ -192,24 +194,48 @@ def test_user_of_a_high_number_is_who_he_is() -> None:
     assert control._peer_uid(writer) == 3_000_000_000
 
 
-def test_request_that_is_too_long_is_told_so(tmp_path: Path) -> None:
-    async def main() -> bytes:
+def refused(folder: Path, ask: Callable[[], object], **supervisor: Any) -> str:
+    """What the control socket says to somebody who asks it in vain."""
+
+    async def main() -> None:
         policing = SimpleNamespace(approvals=None, approve=None, deny=None)
-        server = ControlServer(cast("Any", SimpleNamespace(policing=policing)))
-        path = str(tmp_path / "control.sock")
+        server = ControlServer(cast("Any", SimpleNamespace(policing=policing, **supervisor)))
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path)
+            listener.bind(str(folder / "control.sock"))
             listener.listen()
             await server.start(listener)
-            reader, writer = await asyncio.open_unix_connection(path)
-            writer.write(b'{"command":"' + b"x" * 3 * MAX_LINE_BYTES)
-            answer = await reader.readline()
-            writer.close()
-            await server.close()
-        return answer
+            try:
+                await asyncio.to_thread(ask)
+            finally:
+                await server.close()
 
-    error = json.loads(asyncio.run(main()))["error"]
-    assert error["what"] == f"the request has more than {MAX_LINE_BYTES} bytes"
+    with pytest.raises(VsmError) as caught:
+        asyncio.run(main())
+    return caught.value.what
+
+
+@pytest.mark.parametrize("size_bytes", [2 * MAX_LINE_BYTES, 2**20])
+def test_request_that_is_too_long_is_told_so(
+    size_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not all of it was sent before vsm hung up."""
+    monkeypatch.setenv("VSM_RUNTIME_DIR", str(tmp_path))
+    what = refused(tmp_path, lambda: request("variety", what_if="x" * size_bytes))
+    assert what == f"the request has more than {MAX_LINE_BYTES} bytes"
+
+
+def test_panic_names_the_worker_that_cannot_die(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSM_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(control, "PANIC_TIMEOUT_S", 0.1)
+    workers = {"good": SimpleNamespace(alive=False), "stuck": SimpleNamespace(alive=True)}
+    group = SimpleNamespace(group=SimpleNamespace(workers=workers))
+    integrations = SimpleNamespace(workers=group)
+    what = refused(
+        tmp_path, lambda: request("panic"), panic=asyncio.Event().wait, integrations=integrations
+    )
+    assert what.endswith("every integration was killed; not ended yet: stuck")
 
 
 @settings(max_examples=40)

@@ -5,13 +5,11 @@
 
 import argparse
 
-from vsm.commands.control_client import request
+from vsm.commands.control_client import MOVE_TIMEOUT_S, request
 from vsm.commands.terminal import clean, print_json
 from vsm.errors import ConfigurationError
 
 EXIT_FAILED = 1
-# The supervisor bounds each part itself; this only guards against a hung supervisor.
-ANSWER_TIMEOUT_S = 180.0
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.name is None:
         remedy = "Give NAME, or --since WHEN for the record of calls."
         raise ConfigurationError("vsm audit", "no integration is named", remedy)
-    found = request("audit", timeout_s=ANSWER_TIMEOUT_S, name=args.name)
+    found = request("audit", timeout_s=MOVE_TIMEOUT_S, name=args.name)
     if args.json:
         print_json(found)
     else:

@@ -6,6 +6,7 @@ Runs as the person at the terminal. The protocol is in docs/architecture.md.
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from vsm.control_socket import NotRunningError, connect
@@ -15,6 +16,8 @@ from vsm.paths import CONTROL_SOCKET
 __all__ = ["NotRunningError", "RefusedError", "connect", "request", "stream"]
 
 ANSWER_TIMEOUT_S = 10.0
+# For what the supervisor bounds itself: this only guards against a hung supervisor.
+MOVE_TIMEOUT_S = 180.0
 MOST_ANSWER_BYTES = 16 * 2**20
 
 
@@ -46,7 +49,8 @@ def _exchange(
 ) -> Iterator[Any]:
     question = json.dumps({"command": command, "arguments": arguments}) + "\n"
     try:
-        connection.sendall(question.encode())
+        with suppress(BrokenPipeError):  # it hung up on what is too long, after an answer
+            connection.sendall(question.encode())
         with connection.makefile("rb") as lines:
             while line := lines.readline(MOST_ANSWER_BYTES):
                 yield _result(line)

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vsm.commands.control_client import NotRunningError, request
+from vsm.commands.control_client import MOVE_TIMEOUT_S, NotRunningError, request
 from vsm.commands.terminal import clean
 from vsm.configuration.config import load_config
 from vsm.errors import ConfigurationError, NotFoundError, VsmError
 
-RESTART_TIMEOUT_S = 180.0
 _NEEDS_START = frozenset({"quarantined", "stopped"})
 
 
@@ -78,7 +77,7 @@ def _start_anew(name: str, *, forgotten: bool = False) -> None:
         if state and not (forgotten and state in _NEEDS_START):
             command = "start" if state in _NEEDS_START else "restart"
             print(f"{name}: {command} ...", file=sys.stderr, flush=True)
-            _tell(name, request(command, timeout_s=RESTART_TIMEOUT_S, name=name))
+            _tell(name, request(command, timeout_s=MOVE_TIMEOUT_S, name=name))
     except NotRunningError:
         if not forgotten:
             print("vsm does not run; the tokens are used when it does")

@@ -3,11 +3,8 @@
 import argparse
 from typing import Any
 
-from vsm.commands.control_client import request
+from vsm.commands.control_client import MOVE_TIMEOUT_S, request
 from vsm.commands.terminal import clean, print_json
-
-# The supervisor bounds the whole itself; this only guards against a hung supervisor.
-ANSWER_TIMEOUT_S = 180.0
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "log-level":
         answer = request("log-level", level=args.level)
     else:
-        answer = request("reload", timeout_s=ANSWER_TIMEOUT_S, wait=not args.no_wait)
+        answer = request("reload", timeout_s=MOVE_TIMEOUT_S, wait=not args.no_wait)
     if args.json:
         print_json(answer)
     elif args.command == "log-level":

@@ -6,7 +6,7 @@ import select
 import sys
 from typing import Any
 
-from vsm.commands.control_client import request
+from vsm.commands.control_client import MOVE_TIMEOUT_S, request
 from vsm.commands.terminal import clean, print_json
 from vsm.errors import ConfigurationError, VsmError
 
@@ -16,8 +16,6 @@ SUMMARIES = {
     "restart": "stop an integration and start it again",
     "drain": "take no new calls, finish those in flight, then stop",
 }
-# The supervisor bounds every one of these itself; this only guards against a hung supervisor.
-ANSWER_TIMEOUT_S = 180.0
 FAILED = ("backing_off", "quarantined")
 
 
@@ -44,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     for name in args.names:
         if sys.stderr.isatty():
             print(f"{clean(name)}: {args.command} ...", file=sys.stderr, flush=True)
-        answers[name] = request(args.command, timeout_s=ANSWER_TIMEOUT_S, name=name)
+        answers[name] = request(args.command, timeout_s=MOVE_TIMEOUT_S, name=name)
         if not args.json:  # at once: the next one may fail
             print(f"{clean(name)}: {clean(_told(answers[name]))}", flush=True)
     if args.json:
@@ -66,11 +64,11 @@ def _shut_down(args: argparse.Namespace) -> int:
     except ProcessLookupError:
         return 0  # it ended by itself
     try:
-        answer = request("shutdown", timeout_s=ANSWER_TIMEOUT_S)
+        answer = request("shutdown", timeout_s=MOVE_TIMEOUT_S)
         if not args.json:
             print("vsm: shutting down", flush=True)
-        if not select.select([sentinel], [], [], ANSWER_TIMEOUT_S)[0]:
-            what = f"pid {pid} has not ended after {ANSWER_TIMEOUT_S:g} s"
+        if not select.select([sentinel], [], [], MOVE_TIMEOUT_S)[0]:
+            what = f"pid {pid} has not ended after {MOVE_TIMEOUT_S:g} s"
             raise VsmError(
                 "vsm stop", what, "Its log says what it waits for; `kill` it if need be."
             )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES: Final = 64 * 1024
 MAX_FOLLOW_QUEUE: Final = 1000
+PANIC_TIMEOUT_S: Final = 5.0  # whoever asks waits for ten
 _MOST_FAILURE: Final = 300
 _UCRED: Final = struct.Struct("=iII")  # struct ucred, unix(7)
 
@@ -163,7 +164,15 @@ class ControlServer:
 
     async def _panic(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
         del arguments
-        await self._supervisor.panic()
+        try:
+            await asyncio.wait_for(self._supervisor.panic(), PANIC_TIMEOUT_S)
+        except TimeoutError:
+            workers = self._supervisor.integrations.workers.group.workers
+            left = ", ".join(name for name, worker in workers.items() if worker.alive)
+            what = f"calls are refused and every integration was killed; not ended yet: {left}"
+            raise VsmError(
+                "panic", what, "See `vsm status`; `vsm resume` ends the panic."
+            ) from None
         return {"panic": True}
 
     async def _resume(self, arguments: Arguments) -> Any:  # noqa: ANN401 - JSON
