@@ -60,19 +60,22 @@ class _Stderr:
 
     def __init__(self) -> None:
         self.missed = 0
+        self._break = ""  # ends a line of which only a part was taken
         self._poll = select.poll()
         self._poll.register(2, select.POLLOUT)
 
     def write(self, text: str) -> None:
         """Write what is taken now, or soon where all was taken before."""
+        text = self._break + text
         for start in range(0, len(text), _PIECE):
             if not self._poll.poll(0 if self.missed else PATIENCE_MS):
                 self.missed += 1
+                self._break = "\n" if start else self._break
                 return
             with suppress(OSError):
                 sys.stderr.write(text[start : start + _PIECE])
                 sys.stderr.flush()
-        self.missed = 0
+        self.missed, self._break = 0, ""
 
     def flush(self) -> None:
         """Done."""
