@@ -44,7 +44,9 @@ class Slow:
         return ANSWER
 
 
-@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": -Infinity}', "[" * 100_000, "{", "3"])
+@pytest.mark.parametrize(
+    "text", ['{"a": NaN}', '{"a": -Infinity}', '{"a": -1e999}', "[" * 100_000, "{", "3"]
+)
 def test_arguments_that_no_server_could_read_are_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"JSON"):
         call._parse_arguments(text)

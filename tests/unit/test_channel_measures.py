@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vsm.board.heartbeat import ChannelRow
+from vsm.commands.board import _channel
 from vsm.commands.variety import _print_channels
 from vsm.core import channels
 from vsm.introspection import measures
@@ -73,6 +74,15 @@ def test_short_channel_is_printed_with_its_bits(capsys: pytest.CaptureFixture[st
     _print_channels([row_of(dropped=1, rate_bytes=62.5), row_of(rate_bytes=62.5)])
     (line,) = capsys.readouterr().out.splitlines()
     assert "1 messages dropped, 0% full, 500 bits/s at most, room for 8000 bits" in line
+
+
+def test_figures_of_a_busy_channel_have_no_powers_of_ten(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row = row_of(dropped=1, rate_bytes=2.0**20)
+    _print_channels([row])
+    assert ", 8388608 bits/s at most" in capsys.readouterr().out
+    assert _channel(row | {"messages": 12_345_678})[3] == "12345678"
 
 
 def test_bytes_of_what_was_sent_are_counted() -> None:

@@ -28,6 +28,7 @@ from vsm.core.packages import (
     without_password,
 )
 from vsm.errors import VsmError
+from vsm.install import registry
 from vsm.install.node import NodeInstaller
 from vsm.install.python import last_words
 from vsm.install.registry import _allow, _npm_credentials
@@ -274,3 +275,13 @@ def test_credentials_of_a_registry_have_the_values_of_the_variables_that_they_na
     settings = {"userconfig": str(tmp_path / "npmrc")}
     found = _npm_credentials("https://r.example/npm/", settings).splitlines()
     assert found == ["//r.example/:_authToken=t0ken", *lines[1:3]]
+
+
+def test_local_index_of_somebody_without_a_home_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    index = tmp_path / "simple"
+    index.mkdir()
+    assert registry._existing(str(index)) == str(tmp_path)

@@ -447,6 +447,18 @@ def test_calls_that_wait_are_shown_although_the_journal_cannot_be_read(
     assert "what was decided is not shown: " in shown.err
 
 
+def test_journal_that_nobody_may_look_for_is_one_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VSM_STATE_DIR", str(tmp_path / ("long" * 100)))
+    told = {"pending": [], "grants": [], "forgotten": ""}
+    monkeypatch.setattr(commands_approvals, "request", lambda _: told)
+    assert main(["approvals"]) == 0
+    shown = capsys.readouterr()
+    assert "what was decided is not shown: " in shown.err
+    assert "nothing waits" in shown.out
+
+
 def test_a_person_whose_name_is_no_text_decides_like_any_other() -> None:
     async def scenario(world: World) -> None:
         world.policing.on_message("system1", asking())

@@ -16,7 +16,7 @@ from typing import Any
 from vsm.commands.control_client import NotRunningError, request
 from vsm.commands.terminal import clean, print_json, print_table, seconds_text
 from vsm.errors import ConfigurationError
-from vsm.journal.reader import Filter, JournalError, JournalReader
+from vsm.journal.reader import Filter, JournalError, JournalReader, is_absent
 from vsm.journal.records import JOURNAL_FILE
 from vsm.paths import state_dir
 
@@ -87,7 +87,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _decided(limit: int) -> list[dict[str, Any]]:
     path = state_dir() / JOURNAL_FILE
-    if not limit or not path.exists():
+    if not limit or is_absent(path):
         return []
     with JournalReader(path) as reader:
         rows = reader.newest("decisions", Filter(kind=RULE, source="supervisor"), limit)

@@ -61,5 +61,5 @@ def _amount(value: float | None, unit: float = 1.0) -> str:
 
 def _channel(row: dict[str, Any]) -> tuple[str, ...]:
     texts = (row[key] for key in ("messages", "messages_s", "bits_s", "dropped", "queued"))
-    shown = ("-" if value is None else f"{value:g}" for value in texts)
+    shown = ("-" if value is None else figure(value, 6) for value in texts)
     return row["sender"], row["receiver"], row["carries"], *shown, f"{row['fill']:.1%}"

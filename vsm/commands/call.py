@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from typing import Any, NoReturn, TextIO
 
@@ -62,7 +63,7 @@ def call_tool(
 def _parse_arguments(text: str) -> dict[str, Any]:
     try:
         typed = sys.stdin.read() if text == "-" else text
-        value = json.loads(typed, parse_constant=_refuse)
+        value = json.loads(typed, parse_constant=_refuse, parse_float=_number)
     except (ValueError, RecursionError) as error:
         remedy = 'Write an object in single quotes, such as \'{"path": "hello.txt"}\'.'
         raise ConfigurationError(
@@ -76,6 +77,14 @@ def _parse_arguments(text: str) -> dict[str, Any]:
 def _refuse(name: str) -> NoReturn:
     """Python's JSON has more numbers than anybody else's."""
     raise ValueError(f"{name} is none of its numbers")
+
+
+def _number(digits: str) -> float:
+    """What is too large for one would leave as "Infinity"."""
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:40]} is too large")
+    return number
 
 
 def _public_name(integration: str, prefix: str, tool: str) -> str:

@@ -150,5 +150,6 @@ def _print_channels(channels: list[dict[str, Any]]) -> None:
     short = [row for row in channels if row["sufficient"] is False]
     for row in short:
         text = f"{row['dropped']} messages dropped, {row['fill']:.0%} full"
-        text += f", {row['bits_s']:g} bits/s at most, room for {row['capacity_bits']:g} bits"
+        rate, room = figure(row["bits_s"], 6), figure(row["capacity_bits"], 6)
+        text += f", {rate} bits/s at most, room for {room} bits"
         print(f"channel {row['sender']} to {row['receiver']} ({row['carries']}): {text}")

@@ -179,7 +179,8 @@ def _existing(path: str) -> str:
     if real.name != "simple":
         return str(real)
     above = real.parent
-    wide = str(above) in SHARED or above == Path.home() or above in Path.home().parents
+    home = Path(os.path.expanduser("~"))  # unlike Path.home() also where there is none
+    wide = str(above) in SHARED or above == home or above in home.parents
     return str(real if wide else above)
 
 
