@@ -294,6 +294,42 @@ def test_link_that_appears_after_the_plan_was_made_is_refused(
     assert "symbolic links" in answer
 
 
+CHANGE = """
+cd "$1"; exec 2>&1
+echo evil > .git/config || echo refused
+mv .git elsewhere || echo refused
+mv deep elsewhere || echo refused
+mv deep/er elsewhere || echo refused
+echo evil > inner/kept || echo refused
+echo new > deep/er/own && cat deep/er/own
+"""
+
+
+@pytest.mark.parametrize(("who", "tier"), WORLDS)
+def test_what_is_to_be_read_stays_as_it_is_within_what_may_be_written(
+    who: str, tier: str, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in (".git", "deep/er/est", "inner")]
+    files = [folder / name for folder, name in zip(folders, ("config", "er", "kept"), strict=True)]
+    for folder, file in zip(folders, files, strict=True):
+        folder.mkdir(parents=True)
+        file.write_text("ours")
+    _open_up(tmp_path)
+    for path in (*tmp_path.rglob("*"), tmp_path):
+        path.chmod(0o777)
+    read = (*map(str, folders[:2]), str(files[2]), str(tmp_path.parent))
+    command = ["/bin/sh", "-c", CHANGE, "sh", str(tmp_path)]
+    grants = {"read": read, "kept": read, "write": (str(tmp_path),)}
+    if tier == "landlocked":
+        with pytest.raises(ConfinementError, match="is to be read-only, but lies in"):
+            plan_for(who, tier, command, **grants)
+        return
+    output = run_confined(who, tier, command, **grants)["output"]
+    assert output.count("refused\n") == 5
+    assert output.endswith("\nnew\n")
+    assert [file.read_text() for file in files] == ["ours"] * 3
+
+
 def _open_up(folder: Path) -> None:
     """An ordinary user gets here, and may replace what is in it."""
     for above in (folder, *folder.parents):

@@ -195,7 +195,8 @@ def _plan(
     env = _environment(args.env)
     path = env.get("PATH") or os.environ.get("PATH") or DEFAULT_PATH
     needed = closure(argv, env={**profile.environment, **env, "PATH": path})
-    read = (*needed.read, *map(_real, args.read))
+    kept = tuple(map(_real, args.read))
+    read = (*needed.read, *kept)
     write = tuple(map(_real, args.write))
     request = WorkerRequest(
         name="sandbox",
@@ -204,6 +205,7 @@ def _plan(
         env=env,
         path=needed.folders,
         read=read,
+        kept=kept,
         write=write,
         uid=FIRST_RUN_UID + os.getpid() if host.root else None,
         tier=args.tier,

@@ -47,6 +47,10 @@ class Request(Protocol):
         """Host paths."""
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """Host paths."""
+
+    @property
     def write(self) -> tuple[str, ...]:
         """Host paths."""
 
@@ -81,6 +85,7 @@ class Grants(NamedTuple):
         system_links: those of them on the way to `system`.
         system: real paths of the profile's files.system; in `read` too.
         read: real paths, read-only and executable.
+        kept: those of them that were named to be so.
         write: real paths.
         devices: device nodes.
         mapped: whether id-mapped mounts work.
@@ -97,6 +102,7 @@ class Grants(NamedTuple):
     system_links: dict[str, str]
     system: tuple[str, ...]
     read: tuple[str, ...]
+    kept: tuple[str, ...]
     write: tuple[str, ...]
     devices: tuple[str, ...]
     mapped: bool
@@ -124,6 +130,7 @@ class Grants(NamedTuple):
         write = [
             _resolve(path, links, request.name) for path in (*files.write, *request.write, *state)
         ]
+        kept = [_resolve(path, {}, request.name) for path in (*files.read, *request.kept)]
         devices = [path for path in files.devices if Path(path).is_char_device()]
         for path in (*read, *write):
             _refuse_root(path, request.name)
@@ -135,8 +142,9 @@ class Grants(NamedTuple):
             links=links,
             system_links=system_links,
             system=tuple(system),
-            read=_topmost([*system, *read]),
-            write=_topmost(write),
+            read=_topmost([*system, *read], write),
+            kept=tuple(path for path in kept if path not in write),
+            write=_topmost(write, read),
             devices=tuple(dict.fromkeys(devices)),
             mapped=host.idmapped_mounts,
             proc=files.proc,
@@ -172,10 +180,28 @@ class Grants(NamedTuple):
         for path, content in self._etc():
             if not self._covered(path):
                 yield WriteFile(path, content)
-        shared = self._shared()
-        for path in _by_depth({*self.read, *self.write} - shared):
-            yield self._bind(path, write=path in self.write)
+        above = self._above_read()
+        for path in _by_depth({*self.read, *self.write, *above} - self._shared()):
+            if path in above:
+                id_map = self._id_map(above[path], write=True)
+                yield Bind(path, write=True, id_map=id_map)
+            else:
+                yield self._bind(path, write=path in self.write)
         yield EnterRoot()
+
+    def _above_read(self) -> dict[str, str]:
+        """The folders between a writable one and what is read-only in it, with the former.
+
+        Mounts of their own, for a mount point cannot be renamed: moved away, another could be put
+        in its place.
+        """
+        return {
+            str(folder): top
+            for path in self.read
+            for top in _by_depth({top for top in self.write if _is_beneath(path, top)})[-1:]
+            for folder in Path(path).parents
+            if _is_beneath(str(folder), top)
+        }
 
     def _shared(self) -> set[str]:
         """System paths with nothing of the worker's above them, which would have to come first."""
@@ -248,6 +274,18 @@ class Grants(NamedTuple):
         for path in self.devices:
             yield "device", path
 
+    def check_kept(self) -> None:
+        """Refuse what could not stay read-only: a rule of Landlock allows, none takes away."""
+        for path in self.kept:
+            for folder in self.write:
+                if _is_beneath(path, folder):
+                    raise ConfinementError(
+                        self.name,
+                        f"{path} is to be read-only, but lies in {folder}, which is writable",
+                        "Let `write` name the folders that need it, or use the namespaced tier.",
+                        layer="root_filesystem",
+                    )
+
     def check_reachable(self) -> None:
         """Refuse what the worker's uid could not use: no mount can open it to it here."""
         if self.uid is None:
@@ -316,10 +354,18 @@ def _resolve(path: str, links: dict[str, str], required_by: str) -> str:
     return done or "/"
 
 
-def _topmost(paths: list[str]) -> tuple[str, ...]:
-    """Drop what another path of the list brings along."""
-    unique = dict.fromkeys(paths)
-    return tuple(p for p in unique if not any(_is_beneath(p, other) for other in unique))
+def _topmost(paths: list[str], others: list[str]) -> tuple[str, ...]:
+    """Drop what another path of the list brings along, unless one of `others` lies between."""
+    unique, between = dict.fromkeys(paths), set(others)
+    return tuple(
+        path
+        for path in unique
+        if not any(
+            _is_beneath(path, above)
+            and not any(_is_beneath(path, one) and _is_beneath(one, above) for one in between)
+            for above in unique
+        )
+    )
 
 
 def _by_depth(paths: set[str]) -> list[str]:

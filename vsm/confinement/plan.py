@@ -96,6 +96,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
         env: what the worker gets beside the profile's environment; wins over it.
         path: folders to look in before those of PATH (the closure's).
         read: host paths, read-only (the closure's among them).
+        kept: those of `read` that somebody named, which no grant of `write` may open.
         write: host paths.
         written: host paths that some worker may write: no symbolic link in them is followed.
         state_dir: an existing host directory of the worker's own, or None.
@@ -114,6 +115,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     path: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     state_dir: str | None = None
@@ -165,6 +167,7 @@ def compile_plan(profile: Profile, request: WorkerRequest, host: Host) -> Plan:
     names = case.egress.hosts_lines() if case.egress else ""
     files = layout.Grants.collect(profile, request, uid, host, names)
     if not case.namespaced and not case.itself:
+        files.check_kept()
         files.check_reachable()
     private = not case.namespaced and not case.itself
     folder = (request.scratch_dir or scratch.path_for(request.name)) if private else ""

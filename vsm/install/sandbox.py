@@ -102,6 +102,7 @@ class InstallSandbox:
                 env=dict(env),
                 path=needed.folders,
                 read=(*needed.read, *self._read),
+                kept=self._read,
                 write=(str(self._build),),
                 uid=FIRST_RUN_UID + os.getpid() if self._host.root else None,
                 cgroups=group.paths if group else (),

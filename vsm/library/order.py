@@ -79,6 +79,7 @@ def prepare(request: Request) -> Case:
         "cwd": request.cwd,
         "path": work.path,
         "read": [path for path in work.read if path not in write],
+        "kept": [path for path in read if path not in write],
         "write": write,
         "tier": request.tier,
         "identity": [_identity(path) for path in (*work.read, *_given(profile, request.cwd))],

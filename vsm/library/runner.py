@@ -177,6 +177,7 @@ class Runner:
             cwd=order.cwd,
             path=order.path,
             read=order.read,
+            kept=order.kept,
             write=order.write,
             uid=uids.run_uid(run.slot) if self.host.root else None,
             tier=order.tier,  # type: ignore[arg-type] # checked by the program's side

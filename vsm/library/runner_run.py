@@ -42,6 +42,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str | None
     path: tuple[str, ...]
     read: tuple[str, ...]
+    kept: tuple[str, ...]
     write: tuple[str, ...]
     tier: str | None
     identity: tuple[tuple[int, int], ...]

@@ -335,6 +335,7 @@ def _request(
         env=env,
         path=needed.folders,
         read=(*needed.read, *integration.read),
+        kept=integration.read,
         write=integration.write,
         written=written,
         uid=uid,
