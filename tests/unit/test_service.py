@@ -198,8 +198,9 @@ def test_configuration_of_an_image_is_the_images_own(
     assert 'up --config "/etc/vsm/vsm.toml"' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("units", [False, True])
 def test_state_that_was_kept_is_removed_as_it_was_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    units: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`vsm service uninstall` says that --purge removes it: then the units are gone."""
     for name in ("HOME", "XDG_RUNTIME_DIR"):
@@ -207,18 +208,25 @@ def test_state_that_was_kept_is_removed_as_it_was_said(
     state = tmp_path / ".local/state/vsm"
     state.mkdir(parents=True)
     (tmp_path / "vsm").mkdir()
+    unit = tmp_path / ".config/systemd/user/vsm.service"
     words = ["service", "uninstall", "--user"]
     assert main(words) == 0
     assert "nothing to do" in capsys.readouterr().out
+    if units:  # and no manager runs, as in a container
+        unit.parent.mkdir(parents=True)
+        unit.write_text(service.MARK)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        (tmp_path / "systemctl").symlink_to("/bin/true")
     with socket.socket(socket.AF_UNIX) as vsm:
         vsm.bind(str(tmp_path / "vsm/control.sock"))
         vsm.listen()
         assert main([*words, "--purge"]) == 1
     assert "a vsm runs in" in capsys.readouterr().err
     assert state.is_dir()
+    assert unit.exists() == units
     assert main([*words, "--purge"]) == 0
     assert not state.exists()
-    assert (tmp_path / "vsm").is_dir()
+    assert (tmp_path / "vsm").is_dir() == (not units)
 
 
 def test_install_that_could_not_enable_the_service_does_so_when_it_is_done_again(

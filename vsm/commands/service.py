@@ -229,6 +229,9 @@ def _uninstall(work: Work, *, purge: bool) -> None:
     ours = [place.directory / unit for unit in (SERVICE, SOCKET)]
     present = [path for path in ours if _read_ours(path) is not None]
     manager = _manager_runs(place)
+    goes = place.root is None and (present or purge)
+    if goes and not (present and manager):  # nothing ends it first
+        _refuse_running(_directories(place)[0])
     if present:
         now = ("--now",) if manager else ()
         work.systemctl("disable", *now, SERVICE, SOCKET, may_fail=not manager)
@@ -237,7 +240,7 @@ def _uninstall(work: Work, *, purge: bool) -> None:
     if present and manager:
         work.systemctl("daemon-reload")
         work.systemctl("reset-failed", SERVICE, SOCKET, may_fail=True)
-    if place.root is None and (present or purge):
+    if goes:
         _remove_directories(work, purge=purge, units=bool(present))
 
 
@@ -274,19 +277,21 @@ def _profile_path(place: Place) -> Path:
     return (place.root or Path("/")) / apparmor.FOLDER / apparmor.NAME
 
 
+def _directories(place: Place) -> tuple[Path, Path]:
+    """Runtime and state directory."""
+    if not place.user:
+        return Path("/run/vsm"), Path("/var/lib/vsm")
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}"))
+    return runtime / "vsm", home() / ".local/state/vsm"
+
+
 def _remove_directories(work: Work, *, purge: bool, units: bool) -> None:
     """What the manager made for the units: they preserve the runtime directory themselves.
 
-    Without units it was removed with them, and what is there may be in use.
+    Without units it was removed with them.
     """
-    if work.place.user:
-        runtime = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")) / "vsm"
-        state = home() / ".local/state/vsm"
-    else:
-        runtime, state = Path("/run/vsm"), Path("/var/lib/vsm")
-    if not units:
-        _refuse_running(runtime)
-    else:
+    runtime, state = _directories(work.place)
+    if units:
         if not work.place.user:
             work.remove_tree(SYSTEM_CONFIG.parent, empty=True)
         work.remove_tree(runtime)
@@ -299,7 +304,7 @@ def _remove_directories(work: Work, *, purge: bool, units: bool) -> None:
 
 
 def _refuse_running(runtime: Path) -> None:
-    """A vsm that somebody runs without the service keeps its state."""
+    """A vsm that somebody runs without the service keeps its sockets and its state."""
     with suppress(NotRunningError):
         connect(CONTROL_SOCKET, runtime).close()
         raise VsmError("vsm service", f"a vsm runs in {runtime}", "End it by `vsm stop --all`.")
