@@ -22,6 +22,8 @@ from vsm.gateway.resilience import Resilience
 from vsm.gateway.unix import VIEW_METHOD
 from vsm.gateway.upstream import MAX_BROKEN_FRAMES
 from vsm.protocol.catalogue import suspension_key
+from vsm.protocol.ids import COUNTER_BITS
+from vsm.protocol.tables import META_SUBSCRIPTION
 
 ECHO = {"name": "echo", "inputSchema": {"type": "object"}}
 OTHER = {"name": "other", "inputSchema": {"type": "object"}}
@@ -240,6 +242,23 @@ def test_a_session_hears_that_its_server_is_lost_though_that_had_a_subscription_
             assert "its state with it" in lost["error"]["message"]
             released = gateway.reported.releases["it"]
             assert released == {server.worker: "it ended"}, "whatever the session does now"
+
+    uvloop.run(main())
+
+
+def test_what_an_earlier_gateway_subscribed_to_ends_and_is_told_once() -> None:
+    async def main() -> None:
+        async with harness.running() as gateway:
+            server = await modern(gateway)
+            ours = (await server.receive("subscriptions/listen"))["id"]
+            theirs = ours - (1 << COUNTER_BITS)
+            for listen_id in (theirs, ours):
+                meta = {META_SUBSCRIPTION: listen_id}
+                server.send(method="notifications/tools/list_changed", params={"_meta": meta})
+            ended = await server.receive()
+            assert ended["method"] == "notifications/cancelled"
+            assert ended["params"]["requestId"] == theirs
+            assert (await server.receive())["method"] == "tools/list"
 
     uvloop.run(main())
 

@@ -25,7 +25,7 @@ from vsm.protocol import frames, jsonrpc
 from vsm.protocol.framing import OversizedFrame, salvage_id
 from vsm.protocol.ids import InFlight, Stray
 from vsm.protocol.jsonrpc import DecodeError, Message, Object
-from vsm.protocol.tables import SERVER_NOTIFICATIONS, SERVER_REQUESTS, Era
+from vsm.protocol.tables import META_SUBSCRIPTION, SERVER_NOTIFICATIONS, SERVER_REQUESTS, Era
 
 if TYPE_CHECKING:
     from vsm.gateway.client import Client
@@ -577,8 +577,19 @@ class Upstream:
                 return
             if method == "notifications/progress":
                 self._progressed(params)
-            else:
+            elif not self._is_of_predecessor(params):
                 self._owner.upstream_notification(self, method, params)
+
+    def _is_of_predecessor(self, params: Object) -> bool:
+        """Whether a subscription of an earlier gateway process says it, which ends now.
+
+        Ours says the same. Without an end each gateway that dies would leave one behind.
+        """
+        listen_id = jsonrpc.identifier(jsonrpc.nested(params, "_meta"), META_SUBSCRIPTION)
+        if type(listen_id) is not int or self._in_flight.stray(listen_id) is not Stray.PREDECESSOR:
+            return False
+        self._tell_cancelled(listen_id, "no longer needed")
+        return True
 
     def _asked(self, message: Message, method: str) -> None:
         id_bytes = jsonrpc.encode(message.id)
