@@ -74,6 +74,18 @@ def test_answer_that_is_to_no_request_of_ours_is_the_one_to_what_could_not_be_re
             client.request("tools/call", {})
 
 
+def test_number_that_python_does_not_take_is_shown_as_it_is() -> None:
+    """Else one server's odd schema would keep the tools of all others from `vsm tools`."""
+    ours, gateway = socket.socketpair()
+    with ours, gateway:
+        client = object.__new__(Client)
+        client._socket, client._lines, client._next_id = ours, ours.makefile("rb"), 1
+        digits = "9" * 5000
+        gateway.sendall(f'{{"id":1,"result":{{"ours":3,"its":{digits}}}}}\n'.encode())
+        with client:
+            assert client.request("tools/list", {}) == {"ours": 3, "its": digits}
+
+
 @pytest.mark.parametrize(
     "result",
     [

@@ -35,6 +35,14 @@ def seconds(text: str) -> float:
     return value
 
 
+def _integer(digits: str) -> int | str:
+    """As text where Python takes none that is so long: a server may write whatever it likes."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
 class CallError(VsmError):
     """The gateway or the server answered with a JSON-RPC error."""
 
@@ -100,7 +108,7 @@ class Client:
 
     def _result_of(self, number: int, method: str) -> dict[str, Any]:
         while line := self._lines.readline(MOST_FRAME_BYTES):
-            message = json.loads(line)
+            message = json.loads(line, parse_int=_integer)
             unread = message.get("id") is None and "error" in message  # what we sent was no message
             if (message.get("id") != number and not unread) or "method" in message:
                 continue
