@@ -97,24 +97,27 @@ async def reads(fd: int) -> bytes:
     return found
 
 
-@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("answer", ["later", "before", "with it"])
 def test_a_fork_that_nobody_waits_for_any_more_is_killed_and_breaks_nothing(
-    server: str, answered: bool
+    server: str, answer: str
 ) -> None:
-    asyncio.run(given_up(server, answered=answered))
+    asyncio.run(given_up(server, answer))
 
 
-async def given_up(server: str, *, answered: bool) -> None:
+async def given_up(server: str, answer: str) -> None:
     async with rig("-c", BOOT, server) as (it, _):
         it.zygote.begin(os.getpid())
         await it.ready.wait()
         one, two = Pipes(), Pipes()
         forking = asyncio.create_task(it.zygote.fork(1, one.theirs))
         await asyncio.sleep(0)  # the order is sent
-        if answered:  # at the last moment, of which whoever waited has not heard
+        if answer != "later":  # at the last moment, of which whoever waited has not heard
             assert select.select([it.zygote._link], [], [], BOUND_S)[0]
+        if answer == "before":
             it.zygote._readable()
         forking.cancel()
+        if answer == "with it":
+            it.zygote._readable()
         with pytest.raises(asyncio.CancelledError):
             await forking
         one.sent()
@@ -123,7 +126,7 @@ async def given_up(server: str, *, answered: bool) -> None:
         two.sent()
         os.write(two.write, b"hello\n")
         assert await reads(two.read) == b"hello\n"
-        assert it.reason is None
+        assert (it.reason, it.zygote._given_up) == (None, set())
         os.close(fork.pidfd)
         one.close()
         two.close()

@@ -145,7 +145,7 @@ class Zygote:
                 return await answer
         except asyncio.CancelledError:
             if answer.cancelled():
-                self._given_up.add(number)
+                self._given_up |= {number} & self._waiting.keys()  # unless it came meanwhile
             elif answer.exception() is None:  # it had come, and nobody took it
                 _kill(answer.result())
             raise
@@ -204,12 +204,14 @@ class Zygote:
             self._pid = letter.pid
             self._on_ready()
             return
-        if said.number in self._given_up and said.kind in {"forked", "failed"}:
+        answer = self._waiting.get(said.number)
+        given_up = said.number in self._given_up if answer is None else answer.cancelled()
+        if given_up and said.kind in {"forked", "failed"}:
             self._given_up.discard(said.number)
+            self._waiting.pop(said.number, None)
             if said.kind == "forked" and (fork := self._sender(letter)) is not None:
                 _kill(fork)
             return
-        answer = self._waiting.get(said.number)
         if answer is None or answer.done():
             raise ValueError(said.kind)
         if said.kind == "failed":
