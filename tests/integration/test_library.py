@@ -191,6 +191,8 @@ def test_an_error_is_told_whatever_the_work_made_of_its_stderr(stderr: str) -> N
 def test_an_exit_status_is_the_workers() -> None:
     assert vsm.run(["/bin/sh", "-c", "exit 7"]).status == 7
     assert vsm.run(lambda: sys.exit(9)).status == 9
+    result = vsm.run(lambda: sys.exit(0))
+    assert (result.cause, result.status, result.error) == ("exit", 0, "SystemExit: 0")
 
 
 def test_a_signal_is_named() -> None:

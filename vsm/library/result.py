@@ -102,6 +102,8 @@ def judge(
         return _judge_kill(ended, late=late) or _judge_failure(ended, answer)
     if unfit:
         return "refused", unfit
+    if answer and answer.kind == "error":  # sys.exit(0): an end in order, and no value
+        return ("exit", answer.text) if expects_value else ("ok", "")
     if answer and answer.kind != "value":
         return "refused", answer.text
     if expects_value and answer is None:
