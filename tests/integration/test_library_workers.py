@@ -44,6 +44,12 @@ async def heard(events: AsyncIterator[vsm.WorkerEvent], worker: str, kind: str) 
     raise AssertionError(f"no {kind} of {worker}")
 
 
+def open_pipes() -> int:
+    """How many pipes' ends this process holds."""
+    folder = Path("/proc/self/fd")
+    return sum(str(fd.readlink()).startswith("pipe:") for fd in folder.iterdir() if fd.is_symlink())
+
+
 def command_line(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
 
@@ -394,6 +400,24 @@ def test_a_worker_that_nobody_connected_to_has_its_stdin_closed_when_it_is_to_en
     run_bounded(main())
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_pipes_are_closed_where_whoever_connects_is_cancelled(steps: int) -> None:
+    async def main() -> None:
+        spec = vsm.WorkerSpec("cat", ["/usr/bin/cat"], restart="temporary")
+        async with vsm.Supervisor([spec]) as supervisor:
+            connecting = asyncio.create_task(supervisor["cat"]._process.connect())  # type: ignore[union-attr]
+            before = open_pipes()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            assert connecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+            await heard(supervisor.events(), "cat", "died")
+            assert open_pipes() <= before - 2
+
+    run_bounded(main())
+
+
 def test_a_worker_that_keeps_failing_is_given_up_and_can_be_started_again(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "fails").touch()
@@ -473,6 +497,23 @@ def test_a_supervisor_is_used_once_and_commands_need_it_to_run() -> None:
             await supervisor["cat"].start()
         with pytest.raises(vsm.VsmError, match="entered before"):
             await supervisor.__aenter__()
+
+    run_bounded(main())
+
+
+def test_a_function_that_exits_in_order_is_not_started_again_where_only_failures_are() -> None:
+    def leave() -> None:
+        sys.stdin.readline()
+        sys.exit()
+
+    async def main() -> None:
+        spec = vsm.WorkerSpec("leaves", leave, restart="transient")
+        async with vsm.Supervisor([spec]) as supervisor:
+            _, writer = await supervisor["leaves"].connect()
+            writer.close()
+            assert (await heard(supervisor.events(), "leaves", "died")).cause == "ok"
+            await supervisor["leaves"].wait_ready()
+            assert supervisor["leaves"].phase == "stopped"
 
     run_bounded(main())
 

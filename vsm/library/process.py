@@ -142,16 +142,23 @@ class Process:
         return stdin, stdout
 
     async def connect(self) -> Streams:
-        """The same as streams."""
+        """The same as streams; cancelled, it closes both."""
         stdin, stdout = self.take_pipes()
+        reading, writing = os.fdopen(stdout, "rb", 0), os.fdopen(stdin, "wb", 0)
         reader = asyncio.StreamReader(limit=_LINE_BYTES)
-        await self._loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(stdout, "rb", 0)
-        )
-        transport, protocol = await self._loop.connect_write_pipe(
-            lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()),
-            os.fdopen(stdin, "wb", 0),
-        )
+        incoming: asyncio.BaseTransport | None = None
+        try:
+            incoming, _ = await self._loop.connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), reading
+            )
+            transport, protocol = await self._loop.connect_write_pipe(
+                lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), writing
+            )
+        except BaseException:  # whichever was awaited closes its own
+            writing.close()
+            if incoming is not None:
+                incoming.close()
+            raise
         writer = self._writer = asyncio.StreamWriter(transport, protocol, None, self._loop)
         if self._over:
             writer.close()
