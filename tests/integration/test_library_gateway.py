@@ -94,6 +94,17 @@ def test_gateway_that_is_given_up_as_it_begins_to_listen_leaves_no_worker(
     run_bounded(main())
 
 
+def test_a_gateway_that_is_entered_twice_goes_on_as_it_was() -> None:
+    async def main() -> None:
+        async with vsm.Gateway([echo("one")]) as gateway:
+            with pytest.raises(vsm.VsmError, match="entered before"):
+                await gateway.__aenter__()
+            async with client_of(gateway) as client:
+                assert "hello" in await say(client, "one__echo")
+
+    run_bounded(main())
+
+
 def test_nobody_calls_without_the_token() -> None:
     async def main() -> None:
         async with vsm.Gateway([echo("one")]) as gateway, httpx2.AsyncClient() as http:

@@ -151,6 +151,7 @@ class Gateway:
         from vsm.gateway.gateway import Gateway as Endpoint
         from vsm.gateway.integration import Settings
 
+        self._workers.check_unused()
         listener = _listen(self._port)
         gateway = self._wiring.gateway = Endpoint(1, self._wiring)
         try:

@@ -117,14 +117,18 @@ class Workers:
 
     # -- the whole ---------------------------------------------------------------------------------
 
+    def check_unused(self) -> None:
+        """Raises VsmError if they were started before."""
+        if self._entered:
+            raise VsmError("vsm.Supervisor", "it was entered before", "Make another one.")
+
     async def start(self) -> None:
         """Start all, and wait until each serves or has ended.
 
         Raises:
             VsmError: one was given up; nothing runs then.
         """
-        if self._entered:
-            raise VsmError("vsm.Supervisor", "it was entered before", "Make another one.")
+        self.check_unused()
         hooks, self._entered = self._hooks, True
         for name, spec in self.specs.items():
             self._cases[name] = prepare(
