@@ -9,6 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from vsm.confinement import uids
 from vsm.errors import ConfigurationError
 from vsm.library.order import _paths
 from vsm.library.runner import Runner
@@ -55,6 +56,22 @@ def test_links_in_a_circle_are_a_path_that_does_not_exist(tmp_path: Path) -> Non
         _paths([loop], "read")
     (tmp_path / "link").symlink_to(tmp_path)
     assert _paths([tmp_path / "link"], "read") == [str(tmp_path)]
+
+
+class Full(Runner):
+    """One that has no place left."""
+
+    def __init__(self, runs: dict[int, Any]) -> None:
+        self._runs = runs
+        self._waiting = cast("Any", {1: (MagicMock(), [])})
+        self._spare_for = MagicMock()
+
+
+def test_whoever_waits_for_a_place_gets_that_of_a_worker_made_ahead() -> None:
+    spare, busy = MagicMock(is_spare=True), MagicMock(is_spare=False)
+    Full({n: spare if n == 7 else busy for n in range(uids.RUN_SLOTS - 1)})._start_waiting()
+    spare.discard.assert_called_once_with()
+    busy.discard.assert_not_called()
 
 
 class Tidying(Runner):

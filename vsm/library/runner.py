@@ -214,6 +214,8 @@ class Runner:
             finally:
                 for fd in fds:
                     os.close(fd)
+        if self._waiting:
+            self._discard_spares()  # they have places
 
     def _withdraw(self, control_fd: int) -> None:
         """The program gave one up, or is gone, before there was a place: nothing is forked."""
