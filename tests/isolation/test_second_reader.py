@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
@@ -28,6 +29,7 @@ from confined_worlds import (
     as_user,
     host,
     plan_for,
+    profile,
     read_all,
     run_confined,
 )
@@ -36,6 +38,7 @@ from vsm.configuration.config import Config, Integration
 from vsm.confinement import scratch, uids
 from vsm.confinement.cgroup import CgroupFacts, Cgroups
 from vsm.confinement.operations import ShieldMiniInit
+from vsm.confinement.plan import WorkerRequest, compile_plan
 from vsm.confinement.root_operations import open_parent
 from vsm.errors import ConfigurationError, ConfinementError
 from vsm.library.values import UnfitError, receive_value
@@ -92,6 +95,30 @@ print(child.wait())
 @pytest.mark.parametrize(("who", "tier"), WORLDS)
 def test_server_still_signals_its_own_processes(who: str, tier: str) -> None:
     assert run_confined(who, tier, [*PYTHON, SIGNAL_OWN])["output"] == "-15\n"
+
+
+@pytest.mark.parametrize("tty", [False, True])
+def test_server_cannot_signal_the_process_group_that_a_terminal_shares(
+    tty: bool, require: Any
+) -> None:
+    require("user namespaces", host("user").tier == "namespaced", "none for this user")
+    older = msgspec.structs.replace(host("user"), landlock_abi=0)  # before it knew signals
+    chosen = msgspec.structs.replace(profile(), may_lack=profile().may_lack | {"landlock"})
+    argv = ["/bin/sh", "-c", "kill -9 0 2>/dev/null; echo alive"]
+
+    def attack() -> str:
+        os.setpgid(0, 0)  # a shell's job, which a pipeline shares with vsm
+        request = WorkerRequest(name="test", argv=tuple(argv), tier="namespaced", tty=tty)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        plan = compile_plan(chosen, request, older)
+        spawned = spawn_confined(plan, null, writer, null, tty=tty)
+        os.close(writer)
+        wait_confined(spawned, BOUND_S)
+        return read_all(reader).decode()
+
+    # In a group of its own it may, and is gone then.
+    assert as_user("user", attack) == ("alive\n" if tty else "")
 
 
 # Chains of processes of which each forks the next and ends: no pid lives long. Ends by itself.

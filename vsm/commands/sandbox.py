@@ -209,6 +209,7 @@ def _plan(
         write=write,
         uid=FIRST_RUN_UID + os.getpid() if host.root else None,
         tier=args.tier,
+        tty=_has_terminal(),
         cgroups=group.paths if group else (),
         cgroup_layers=group.layers if group else (),
     )

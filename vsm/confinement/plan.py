@@ -31,7 +31,14 @@ from vsm.confinement.operations import (
     ShieldMiniInit,
 )
 from vsm.core.egress import Rules, compile_rules
-from vsm.core.seccomp import Action, compile_filter, may_report, reported, rules_for
+from vsm.core.seccomp import (
+    Action,
+    compile_filter,
+    may_report,
+    refuse_own_group,
+    reported,
+    rules_for,
+)
 from vsm.core.set_id import refuse_set_id
 from vsm.errors import ConfinementError
 from vsm.linux import namespaces
@@ -105,6 +112,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
         cgroups: cgroup directories to join, made and limited by the caller.
         cgroup_layers: which of "memory", "processes", "cpu" those cgroups really enforce.
         report: whether somebody will hold the system call filter's listener.
+        tty: whether it stays in the process group of whoever starts it, for a terminal's sake.
         scratch_dir: landlocked tier: the private directory to create (0700, the worker's) and
             to remove at exit; None chooses one.
     """
@@ -124,6 +132,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     cgroups: tuple[str, ...] = ()
     cgroup_layers: tuple[str, ...] = ()
     report: bool = False
+    tty: bool = False
     scratch_dir: str | None = None
 
 
@@ -449,6 +458,8 @@ def _filter(case: _Case) -> FilterSystemCalls:
             where, f"unknown entry {error}", "See `vsm profile check`.", layer="seccomp"
         ) from error
     rules = refuse_set_id(rules)
+    if case.request.tty and case.own_user_namespace and case.host.landlock_abi < _SCOPE_ABI:
+        rules = refuse_own_group(rules)  # no other layer keeps its starter's group from it
     refused = (Action.EPERM, Action.ENOSYS, Action.KILL_PROCESS)
     allowed = sum(decision not in refused for decision in rules.decisions.values())
     report = _reports(case) and may_report(rules)

@@ -29,6 +29,7 @@ __all__ = [
     "Rules",
     "compile_filter",
     "may_report",
+    "refuse_own_group",
     "replace_answer",
     "reported",
     "rules_for",
@@ -249,6 +250,18 @@ def reported(rules: Rules) -> Rules:
         for name, decision in decisions.items()
     }
     return Rules(changed, _reported_action(rules.default), rules.absent)
+
+
+def refuse_own_group(rules: Rules) -> Rules:
+    """The same rules, with EPERM for a signal to the own process group.
+
+    For whoever shares one with processes outside: kill(2) finds them there, of whatever namespace.
+    """
+    decisions = dict(rules.decisions)
+    if decisions.get("kill") is Action.ALLOW:
+        own = Clause((Comparison(0, 0),), Action.EPERM)
+        decisions["kill"] = ArgumentFilter((own,), Action.ALLOW)
+    return Rules(decisions, rules.default, rules.absent)
 
 
 def _reported(decision: Decision) -> Decision:
