@@ -10,6 +10,7 @@ import pytest
 
 from vsm.cli import main
 from vsm.commands import dead_letters, events
+from vsm.control_socket import NotRunningError
 from vsm.errors import ConfigurationError, VsmError
 from vsm.journal.reader import JournalError
 from vsm.journal.records import Decision, Event, Outcome, Retention, json_text
@@ -205,3 +206,23 @@ def test_end_of_input_is_no_consent(monkeypatch: pytest.MonkeyPatch) -> None:
     letter = {"id": 5, "detail": {}, "replayed": None}
     with pytest.raises(VsmError, match="dead letter 5: not called"):
         dead_letters._confirm(letter, "it", "x", agreed=False)
+
+
+def test_answer_is_shown_although_that_it_was_asked_for_cannot_be_recorded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where vsm ends meanwhile: whoever sees no answer calls a third time."""
+
+    def gone(_command: str, **_: object) -> None:
+        raise NotRunningError("control.sock", "no vsm is running here")
+
+    detail = {"method": "tools/call", "what": "x", "arguments": "{}"}
+    letter = {"id": 5, "integration": "it", "detail": detail, "replayed": None}
+    answer = {"content": [{"type": "text", "text": "done"}]}
+    monkeypatch.setattr(dead_letters, "_find", lambda _: letter)
+    monkeypatch.setattr(dead_letters, "call_tool", lambda *_: answer)
+    monkeypatch.setattr(dead_letters, "request", gone)
+    assert main(["dead-letters", "replay", "5", "--yes"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "> done\n"
+    assert "vsm: not recorded: control.sock: no vsm is running" in shown.err
