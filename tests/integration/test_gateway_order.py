@@ -317,6 +317,36 @@ def test_who_watches_a_resource_still_hears_of_it_when_another_one_no_longer_doe
     uvloop.run(main())
 
 
+@pytest.mark.parametrize("removed", [True, False])
+def test_who_watches_a_resource_hears_of_it_when_its_integration_comes_back(removed: bool) -> None:
+    async def main() -> None:
+        uri = "mem://it/one"
+        offers = {"resources": {"subscribe": True}}
+        terms = Terms(kind="session", most=1)
+        async with harness.running() as gateway:
+            first = gateway.play("it", instance=1, era="legacy", terms=terms)
+            gateway.gateway.fleet.availability("it", "ready", "")
+            await serve_resource(first, uri, **offers)
+            await gateway.ready()
+            client = await gateway.raw()
+            client.send(id=1, method="resources/subscribe", params={"uri": uri})
+            await first.answer("resources/subscribe")
+            assert "result" in await client.answer(1)
+            if removed:
+                gateway.gateway.configure([])
+            else:
+                gateway.gateway.fleet.detach(first.worker, "it was stopped")
+            second = gateway.play("it", era="legacy")  # one server for all
+            await serve_resource(second, uri, **offers)
+            assert (await second.receive())["method"] == "resources/subscribe"
+            second.send(method="notifications/resources/updated", params={"uri": uri})
+            while (heard := await client.receive())["method"] != "notifications/resources/updated":
+                pass
+            assert heard["params"] == {"uri": uri}
+
+    uvloop.run(main())
+
+
 async def serve_resource(server: Played, uri: str, **capabilities: Any) -> None:
     await server.handshake(**capabilities)
     await server.answer("resources/list", resources=[{"uri": uri, "name": "one"}])

@@ -94,6 +94,9 @@ class Audience(Protocol):
     def told(self, upstream: Upstream, method: str, params: Object) -> None:
         """A server told something that concerns clients."""
 
+    def watched_of(self, name: str) -> dict[str, int]:
+        """Which resources of an integration clients wish to hear of, and how many of each."""
+
 
 class Fleet:
     """The integrations and their servers.
@@ -138,6 +141,7 @@ class Fleet:
             succession = Succession()
             integration = Integration(settings, demand=row, guard=guard, succession=succession)
             self.integrations[settings.name] = integration
+            self._put_watched(integration)  # it may have been there before
             self._put_gates(integration, *get_args(GateKind))
         else:
             integration.settings = settings
@@ -213,9 +217,15 @@ class Fleet:
             old.close("its configuration changed")
         name = integration.settings.name
         integration.instances = None if terms is None else Instances(name, terms, self)
+        self._put_watched(integration)
         if integration.instances is not None and name in self._bounds:
             integration.instances.bind(self._bounds[name])
         self._hold(integration)
+
+    def _put_watched(self, integration: Integration) -> None:
+        """Watch what those clients subscribed to who were there before it, or before its kind."""
+        if self.audience is not None:
+            integration.watched = self.audience.watched_of(integration.settings.name)
 
     def bind(self, name: str, most: int) -> None:
         """A pool may have so many instances from now on."""

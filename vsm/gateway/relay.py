@@ -4,6 +4,7 @@ Owns the rule who hears what; the router owns the way there. Runs in S1's event 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final, cast
 
@@ -44,6 +45,12 @@ class Relay:
         if question is None:
             return
         question.answered(message)
+
+    def watched_of(self, name: str) -> dict[str, int]:
+        """Which resources of an integration clients wish to hear of, and how many of each."""
+        return Counter(
+            uri for one in self.clients for owner, uri in one.subscribed if owner == name
+        )
 
     def lists_changed(
         self, before: Catalogue, after: Catalogue, announced: Iterable[str], by: str | None
