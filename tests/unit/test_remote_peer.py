@@ -78,6 +78,41 @@ def test_questions_that_nobody_answers_keep_no_later_one_from_being_asked() -> N
     assert [(answer["id"], "error" in answer) for answer in told] == [(0, True), (1, True)]
 
 
+class Stalling:
+    """A server that refuses a request, and never says why."""
+
+    status = 400
+
+    def __init__(self) -> None:
+        self.asked, self.left = asyncio.Event(), False
+
+    async def open(self, *_: object) -> "Stalling":
+        return self
+
+    async def body(self, _: int) -> bytes:
+        self.asked.set()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    def leave(self) -> None:
+        self.left = True
+
+
+def test_the_connection_of_a_call_that_is_given_up_while_it_is_refused_is_closed() -> None:
+    async def main() -> None:
+        server = Stalling()
+        peer = Peer(cast("Door", server), cast("Common", None), own=True)
+        peer._session = "s1"
+        posting = asyncio.create_task(peer._post(b"{}", {}))
+        await asyncio.wait_for(server.asked.wait(), 20)
+        posting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await posting
+        assert server.left
+
+    asyncio.run(main())
+
+
 class Closing:
     """A server whose streams end as soon as they begin."""
 

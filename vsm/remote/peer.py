@@ -652,6 +652,9 @@ async def _says_session_lost(exchange: Exchange) -> bool:
         return _LOST.search(await exchange.body(MOST_ERROR_BYTES)) is not None
     except HttpError:
         return False
+    except asyncio.CancelledError:  # nobody else has it yet
+        exchange.leave()
+        raise
 
 
 async def _ignore(_: bytes, __: Message) -> None:
