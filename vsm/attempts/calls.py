@@ -205,6 +205,7 @@ CALLS: dict[str, tuple[int, tuple[int, ...]]] = {
     "remap_file_pages": (216, (1, 1, 1, 1, 1)),
     "lsm_get_self_attr": (459, (99, BAD, BAD, 0)),
     "lsm_list_modules": (461, (BAD, BAD, 1)),
+    "lease": (72, (MINUS, 1024, 1)),
     "nice_other": (141, (0, 1, 0)),
     "io_setup": (206, (0, BAD)),
     "seccomp_with_a_listener": (317, (1, 8, BAD)),

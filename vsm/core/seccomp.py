@@ -142,6 +142,8 @@ def _one_of(index: int, values: Iterable[int]) -> ArgumentFilter:
 
 
 _RLIMIT_CORE = 4  # stays at 1, which keeps crashes from the host's core helper; 0 would not
+# linux/fcntl.h: F_SETLEASE, and F_SETDELEG, which does the same to folders.
+_FCNTL_LEASES = (1024, 1040)
 _OWN_PROCESS = _only((Comparison(0, 0),))
 _THREADS_ONLY = _only((Comparison(0, _CLONE_THREAD, _CLONE_NEW | _CLONE_THREAD),))
 _NO_NAMESPACE = _only((Comparison(0, 0, _CLONE_NEW),))
@@ -150,6 +152,10 @@ _FILTERS: Mapping[str, ArgumentFilter] = MappingProxyType(
     {
         "clone": _NO_NAMESPACE,
         "unshare": _only((Comparison(0, 0, _CLONE_NEW | _CLONE_NEWTIME),)),
+        "fcntl": ArgumentFilter(
+            tuple(Clause((Comparison(1, value),), Action.EPERM) for value in _FCNTL_LEASES),
+            Action.ALLOW,
+        ),
         "prctl": _one_of(0, (*_PRCTL, _PR_SET_VMA)),
         # Its own pid cannot be told from another's, so it is 0, or nothing is written.
         "prlimit64": ArgumentFilter(
@@ -175,6 +181,7 @@ FILTERED: Mapping[str, str] = MappingProxyType(
     {
         "clone": "no new namespaces; threads only where fork is denied",
         "unshare": "no new namespaces",
+        "fcntl": "no leases, which hold up whoever else opens the file",
         "prctl": "only options that concern the caller",
         "prlimit64": "its own limits but that of core dumps, or reading",
         "setrlimit": "any but that of core dumps",
