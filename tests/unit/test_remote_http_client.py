@@ -62,3 +62,32 @@ def test_a_connection_is_closed_when_its_taker_is_cancelled_before_its_end() -> 
             await ended.wait()
 
     asyncio.run(main())
+
+
+def test_what_a_server_says_unasked_is_no_answer() -> None:
+    """As the 408 that says that nothing was asked for too long: alone, or behind an answer."""
+
+    async def main() -> list[int]:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            await kept.wait()
+            writer.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 1\r\n\r\n!")
+            writer.close()
+
+        kept = asyncio.Event()
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with asyncio.timeout(20), server:
+            port = server.sockets[0].getsockname()[1]
+            client = HttpClient(Origin("http", "127.0.0.1", port), None)
+            async with await client.exchange("GET", "/", ()) as first:
+                pass
+            (idle,) = client._idle
+            kept.set()
+            await idle.reader._wait_for_data("read")  # type: ignore[attr-defined]
+            async with await client.exchange("GET", "/", ()) as second:
+                assert await second.body(9) == b""
+            client.close()
+            return [first.status, second.status]
+
+    assert asyncio.run(main()) == [200, 200]

@@ -11,7 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, SupportsIndex
 
 import httptools
 
@@ -58,14 +58,25 @@ class Origin(NamedTuple):
         return f"{self.scheme}://{self.authority}"
 
 
+class _Reader(asyncio.StreamReader):
+    """Counts what came, so that one sees whether something waits to be read."""
+
+    came = 0
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        """Take what the server sent."""
+        self.came += len(bytes(data))
+        super().feed_data(data)
+
+
 class _Connection:
     """A connection and what its parser has found since `begin`."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: _Reader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
         self.idle_since = 0.0
-        self.used = False
+        self._taken = 0
         self.begin()
 
     def begin(self) -> None:
@@ -76,6 +87,12 @@ class _Connection:
         self.blocks: deque[bytes] = deque()
         self.head_done = self.done = self.keeps = False
         self.heard = 0
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the server neither ended it nor said anything that was not read, as a 408."""
+        ended = self.reader.at_eof() or self.writer.is_closing()
+        return not ended and self.reader.came == self._taken
 
     @property
     def ends_with_connection(self) -> bool:
@@ -92,6 +109,7 @@ class _Connection:
         if not data:
             return False
         self.heard += len(data)
+        self._taken += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -125,6 +143,8 @@ class _Connection:
         self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
 
     def on_headers_complete(self) -> None:
+        if self.done:
+            return
         self.status = self._parser.get_status_code()
         if self.status in _INFORMATIONAL:
             self.headers = {}
@@ -133,7 +153,8 @@ class _Connection:
         self.keeps = self._parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
-        self.blocks.append(data)
+        if not self.done:
+            self.blocks.append(data)
 
     def on_message_complete(self) -> None:
         self.done = self.head_done
@@ -284,12 +305,14 @@ class HttpClient:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 host, port = self.origin.host, self.origin.port
                 address = host if self._resolve is None else await self._resolve(host, port)
-                reader, writer = await asyncio.open_connection(
+                reader = _Reader(limit=_BLOCK_BYTES)
+                protocol = asyncio.StreamReaderProtocol(reader)
+                transport, _ = await self._loop.create_connection(
+                    lambda: protocol,
                     address,
                     port,
                     ssl=self._tls,
                     server_hostname=host if self._tls else None,
-                    limit=_BLOCK_BYTES,
                 )
         except TimeoutError:
             what = f"cannot be reached within {CONNECT_TIMEOUT_S:g} s"
@@ -303,14 +326,14 @@ class HttpClient:
                 # The egress process, which alone knows why there is no way, can only reset.
                 what += "; `vsm status` of this integration says why, under EGRESS TO"
             raise HttpError(what, sent=False) from None
+        writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
         return _Connection(reader, writer)
 
     def _take(self) -> _Connection | None:
         now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
-            silent = not connection.reader.at_eof() and not connection.writer.is_closing()
-            if silent and now - connection.idle_since < _IDLE_S:
+            if connection.is_silent and now - connection.idle_since < _IDLE_S:
                 connection.begin()
                 return connection
             connection.close()
@@ -318,7 +341,7 @@ class HttpClient:
 
     def give_back(self, connection: _Connection) -> None:
         """Keep a connection whose response ended, or close it."""
-        at_end = connection.done and connection.keeps and not connection.reader.at_eof()
+        at_end = connection.done and connection.keeps and connection.is_silent
         if at_end and len(self._idle) < _MOST_IDLE:
             connection.idle_since = self._loop.time()
             self._idle.append(connection)
