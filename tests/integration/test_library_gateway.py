@@ -105,6 +105,25 @@ def test_a_gateway_that_is_entered_twice_goes_on_as_it_was() -> None:
     run_bounded(main())
 
 
+def test_a_server_that_is_stopped_before_it_begins_is_served_by_nobody() -> None:
+    async def main() -> None:
+        failures: list[dict[str, Any]] = []
+        async with vsm.Gateway([echo("one")]) as gateway:
+            asyncio.get_running_loop().set_exception_handler(lambda _, what: failures.append(what))
+            for _ in range(3):
+                await gateway["one"].stop()
+                starting = asyncio.create_task(gateway["one"].start())
+                await asyncio.sleep(0)  # it is ordered
+                await gateway["one"].stop()
+                await starting
+                assert (gateway["one"].phase, failures) == ("stopped", [])
+            await gateway["one"].start()
+            async with client_of(gateway) as client:
+                assert "hello" in await say(client, "one__echo")
+
+    run_bounded(main())
+
+
 def test_nobody_calls_without_the_token() -> None:
     async def main() -> None:
         async with vsm.Gateway([echo("one")]) as gateway, httpx2.AsyncClient() as http:

@@ -38,9 +38,8 @@ class _Wiring(Hooks):
 
     def began(self, workers: Workers, process: Process) -> None:
         """Its pipes are the gateway's; it is ready when its session stands."""
-        del workers
-        if self.gateway is None:
-            return
+        if self.gateway is None or workers.worker(process.name).phase != "starting":
+            return  # it is to end already
         key = f"{process.name}-{process.incarnation}"
         self._attached[key] = process
         self.gateway.fleet.attach(key, process.name, process.take_pipes())
