@@ -17,12 +17,21 @@ import pytest
 
 from vsm.core.egress import Rules
 from vsm.egress import link
+from vsm.egress.counts import MOST_NAMES, Counts
 from vsm.egress.link import EgressLink
 from vsm.egress.process import WorkerEgress
 from vsm.library import runner_egress
 from vsm.library.runner_egress import RunnerEgress
 
 NOTHING = Rules((), {}, (), 0)
+
+
+def rows(*names: str) -> dict[str, dict[str, Any]]:
+    """Counts of these names, as the process has them."""
+    counts = Counts()
+    for name in names:
+        counts.refused(name, "not allowed")
+    return counts.table
 
 
 class Ends(NamedTuple):
@@ -33,8 +42,7 @@ class Ends(NamedTuple):
 
     def count(self, worker: str, *, last: bool) -> None:
         """Say what a worker asked for."""
-        counts = {"h:1": {"asked": 1}}
-        message = {"kind": "counts", "worker": worker, "counts": counts, "last": last}
+        message = {"kind": "counts", "worker": worker, "counts": rows("h:1"), "last": last}
         self.theirs.send(json.dumps(message).encode())
 
 
@@ -73,6 +81,49 @@ def test_last_counts_are_there_whoever_had_the_worker_served(ends: Ends, *, by_u
     ends.count("a", last=True)
     ends.link.wait_last_counts("a")
     assert ends.link.counts.keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"no JSON",
+        b"[" * 100_000,
+        b'{"kind": "other"}',
+        b'{"kind": "ready", "layers": 1}',
+        b'{"kind": "counts", "worker": "a", "counts": {"h:1": {"asked": 1}}, "last": false}',
+        b'{"kind": "counts", "worker": "a", "counts": {"h:1": 1}, "last": true}',
+        b" " * 150_000,
+    ],
+)
+def test_process_that_says_what_it_never_says_is_killed(ends: Ends, said: bytes) -> None:
+    ends.link.serve("a", NOTHING, [])
+    ends.theirs.send(said)
+    assert not ends.link.hear()
+    assert "never says" in ends.link.failure
+    assert select.select([ends.link.pidfd], [], [], 30)[0]
+    assert ends.link.counts == {}
+
+
+def test_process_that_tells_of_ever_new_names_is_killed(ends: Ends) -> None:
+    ends.link.serve("a", NOTHING, [])
+    ends.count("a", last=False)
+    assert ends.link.hear()
+    message = {"kind": "counts", "worker": "a", "counts": rows("other:1"), "last": False}
+    ends.theirs.send(json.dumps(message).encode())
+    assert not ends.link.hear()
+    row = rows("h:1")["h:1"]
+    many = {f"h{number}:1": row for number in range(MOST_NAMES + 2)}
+    ends.link.serve("b", NOTHING, [])
+    ends.theirs.send(json.dumps({**message, "worker": "b", "counts": many}).encode())
+    assert not ends.link.hear()
+
+
+def test_descriptors_that_the_process_sends_are_closed(ends: Ends) -> None:
+    before = os.listdir("/proc/self/fd")
+    message = json.dumps({"kind": "counts", "worker": "b", "counts": {}, "last": False}).encode()
+    socket.send_fds(ends.theirs, [message], [0, 1, 2])
+    assert ends.link.hear()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_worker_that_is_forgotten_before_it_is_served_has_no_listener_left() -> None:

@@ -1,7 +1,8 @@
 """The parent's side of the egress process: start it, give it workers, hear what it counted.
 
 Used by the supervisor (which waits for `fileno` in its event loop) and by `vsm sandbox run`.
-Nothing here blocks but `wait_ready`, `wait_last_counts` and `close`.
+Nothing here blocks but `wait_ready`, `wait_last_counts` and `close`. The process parses what
+workers send it, so what it says is checked: another word than its own, and it is killed.
 """
 
 import json
@@ -15,7 +16,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypedDict
+
+import msgspec
 
 import vsm
 from vsm.configuration.profile import load_profile
@@ -24,6 +27,7 @@ from vsm.confinement.execution import Plan
 from vsm.confinement.plan import WorkerRequest, compile_plan
 from vsm.confinement.probe import HostFacts
 from vsm.core.egress import Rules
+from vsm.egress.counts import MOST_NAMES
 from vsm.errors import ConfinementError
 from vsm.processes.launcher import receive, send
 
@@ -33,6 +37,7 @@ _START: Final = (
     "import sys; sys.path.append(sys.argv[1]); from vsm.egress import process; "
     "sys.exit(process.main(sys.argv[2:]))"
 )
+_MOST_ROWS: Final = MOST_NAMES + 1  # and the others
 _REMEDY: Final = "See `vsm sandbox probe` for what this host gives."
 
 
@@ -62,6 +67,28 @@ def egress_plan_of_runs(host: HostFacts) -> Plan:
         VsmError: as `egress_plan`.
     """
     return egress_plan(host, uids.run_uid(uids.EGRESS_SLOT) if host.root else None)
+
+
+class _Row(TypedDict):
+    """Of `vsm.egress.counts`."""
+
+    asked: int
+    allowed: int
+    refused: int
+    sent_bytes: int
+    received_bytes: int
+    reason: str
+
+
+class _Said(msgspec.Struct):
+    """A message of the process."""
+
+    kind: Literal["ready", "counts", "failed"]
+    layers: list[dict[str, str]] = []
+    worker: str = ""
+    counts: dict[str, _Row] = {}
+    last: bool = False
+    what: str = ""
 
 
 class EgressLink:
@@ -98,26 +125,45 @@ class EgressLink:
         """Take in what it said; False at the end of the link."""
         while True:
             try:
-                data, _ = receive(self._link)
+                data, fds = receive(self._link)
             except BlockingIOError:
                 return True
             except OSError:
-                data = b""
+                data, fds = b"", []
+            except ValueError:
+                return self._distrust()
+            for fd in fds:  # it has none to give
+                os.close(fd)
             if not data:
                 self.failure = self.failure or "it ended"
                 return False
-            self._take(json.loads(data))
+            try:
+                said = msgspec.json.decode(data, type=_Said)
+            except (msgspec.DecodeError, RecursionError):
+                return self._distrust()
+            if not self._take(said):
+                return self._distrust()
 
-    def _take(self, message: dict[str, Any]) -> None:
-        if message["kind"] == "ready":
-            self.layers = message["layers"]
-        elif message["kind"] == "counts":
-            if message["worker"] in self._served:
-                self.counts[message["worker"]] = message["counts"]
-            if message["last"]:
-                self._served.discard(message["worker"])
+    def _take(self, said: _Said) -> bool:
+        """False if it cannot be true."""
+        if said.kind == "ready":
+            self.layers = said.layers
+        elif said.kind == "failed":
+            self.failure = said.what
         else:
-            self.failure = message["what"]
+            if said.worker in self._served:
+                known = self.counts.get(said.worker, {}).keys()  # no name is ever taken back
+                if len(said.counts) > _MOST_ROWS or not known <= said.counts.keys():
+                    return False
+                self.counts[said.worker] = {name: {**row} for name, row in said.counts.items()}
+            if said.last:
+                self._served.discard(said.worker)
+        return True
+
+    def _distrust(self) -> bool:
+        self.failure = "it said what it never says, and was killed"
+        self.kill()
+        return False
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until it is confined.
@@ -135,6 +181,7 @@ class EgressLink:
     def serve(self, worker: str, rules: Rules, listeners: Sequence[int]) -> bool:
         """Give it a worker; the fds stay the caller's. False if it does not take it."""
         self._served.add(worker)
+        self.counts.pop(worker, None)
         message = {"kind": "serve", "worker": worker, "rules": rules.to_json()}
         return self._send(message, list(listeners))
 
