@@ -81,12 +81,19 @@ def test_an_unusable_answer_fails_the_call_that_it_belongs_to(
         assert far.end() == 0
 
 
-def test_an_error_that_does_not_say_to_what_is_to_what_was_asked() -> None:
-    body = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32602,"message":"no such place"}}'
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_error_that_does_not_say_to_what_is_to_what_was_asked(streamed: bool) -> None:
+    error = {"code": -32602, "message": "no such place"}
+    told = {"jsonrpc": "2.0", "id": None, "error": error}
 
     def play(request: Request) -> None:
-        if not legacy(request):
-            request.reply(body=body)
+        if legacy(request):
+            return
+        if streamed:
+            request.stream()
+            request.event(told)
+        else:
+            request.reply(body=json.dumps(told).encode())
 
     with scripted(play) as server, worker(server) as far:
         far.handshake()

@@ -318,9 +318,7 @@ class Peer:
             answer = jsonrpc.decode(line)
         except DecodeError as error:
             raise HttpError(f"its answer is invalid: {error.message}", sent=True) from None
-        if answer.id is None and (said := await _error_in(exchange)) is not None:
-            line = jsonrpc.forwarded_error(jsonrpc.encode(message.id), said)
-            answer = jsonrpc.decode(line)  # it did not say to what, and was asked one thing
+        line, answer = _named(line, answer, message)
         if answer.method is not UNSET or answer.id != message.id:
             raise HttpError("its answer is to something else", sent=True)
         await on_answer(line, answer)
@@ -395,6 +393,8 @@ class Peer:
             await self._common.emit(data.replace(b"\n", b" ").replace(b"\r", b" "))
             return False
         if message.method is UNSET:
+            if awaited is not None:
+                line, message = _named(line, message, awaited)
             if awaited is None or message.id != awaited.id or on_answer is None:
                 say("an answer came that this stream has no request for")
                 return False
@@ -629,6 +629,14 @@ async def _events(exchange: Exchange, parser: EventParser) -> AsyncIterator[byte
         for event in parser.feed(block):
             if event.name == b"message":
                 yield event.data
+
+
+def _named(line: bytes, answer: Message, asked: Message) -> tuple[bytes, Message]:
+    """An error that does not say to what it is answers the one thing that was asked."""
+    if answer.id is not None or answer.error is UNSET or jsonrpc.error_of(answer.error) is None:
+        return line, answer
+    line = jsonrpc.forwarded_error(jsonrpc.encode(asked.id), answer.error)
+    return line, jsonrpc.decode(line)
 
 
 async def _error_in(exchange: Exchange) -> Raw | None:
