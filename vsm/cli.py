@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from vsm import __version__
 from vsm.errors import ConfigurationError, VsmError, from_os_error
@@ -170,6 +170,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise it."""
         raise _UsageError(self.prog, message)
+
+    def print_help(self, file: Any = None) -> None:  # noqa: ANN401 - as argparse has it
+        """Print it, or raise OSError, which newer versions of argparse keep to themselves."""
+        print(self.format_help(), end="", file=file, flush=True)
 
 
 def _parser_of(command: Command) -> argparse.ArgumentParser:
