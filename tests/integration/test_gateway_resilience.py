@@ -449,6 +449,28 @@ def test_a_dead_letter_holds_arguments_only_where_the_operator_wants_them(kept: 
     uvloop.run(main())
 
 
+def test_what_a_modern_client_calls_itself_is_known_without_a_rule_that_asks() -> None:
+    async def main() -> None:
+        async with harness.running({}) as gateway:
+            worker = await started(gateway, Resilience())
+            client = await harness.Raw.connect(gateway.socket_path)
+            gateway.raws.append(client)
+            meta = {
+                "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+                "io.modelcontextprotocol/clientCapabilities": {},
+                "io.modelcontextprotocol/clientInfo": {"name": "me", "version": "1"},
+            }
+            params = {"name": "x__slow", "arguments": {"seconds": 600}, "_meta": meta}
+            client.send(id=1, method="tools/call", params=params)
+            await wait_in_flight(gateway, 1)
+            gateway.kill(worker)
+            await client.answer(1)
+            (letter,) = await wait_letters(gateway, 1)
+            assert letter["calls_itself"] == "me"
+
+    uvloop.run(main())
+
+
 def test_dead_letters_are_bounded_and_say_how_many_were_left_out() -> None:
     async def main() -> None:
         async with harness.running({}) as gateway:

@@ -197,6 +197,7 @@ class Router:
         modern = META_VERSION in meta or headers is not None
         if modern:
             envelope.check(method, params, meta, headers)
+            client.introduces_itself(jsonrpc.nested(meta, META_CLIENT))
         if method != "tools/call" or not (modern or client.initialized):
             self._check_method(client, method, modern=modern)
         if id_bytes in client.in_flight or id_bytes in client.listens:
@@ -385,8 +386,6 @@ class Router:
                 return
         way, admitted = integration.passage, True
         if way:
-            if modern:
-                client.introduces_itself(jsonrpc.nested(meta, META_CLIENT))
             admitted = is_admitted(call, way)
         client.in_flight[id_bytes] = call
         if admitted:
