@@ -271,6 +271,23 @@ def test_many_may_not_wait_and_denials_beyond_a_rate_hurt() -> None:
     asyncio.run(scenario())
 
 
+def test_who_is_denied_is_told_to_wait_only_where_that_helps() -> None:
+    row = {"action": "allow", "kind": "tool", "what": "echo", "calls": 1, "period_s": 600}
+    few = compile_rules({"rules": [{"name": "few", **row}], "default": "deny"})
+
+    async def scenario() -> None:
+        async with guarded(few.digest, take=False) as (h, gate, _):
+            assert gate.take(to_body(few))
+            client = await h.raw()
+            assert "result" in await client.call(1, "it__echo", text="x")
+            used_up = (await client.call(2, "it__echo", text="x"))["error"]["message"]
+            assert used_up.endswith("are used up. Try again later.")
+            denied = (await client.call(3, "it__slow"))["error"]["message"]
+            assert denied.endswith("Do not try again unchanged.")
+
+    asyncio.run(scenario())
+
+
 def test_budget_that_is_used_up_hurts_once_until_calls_pass_again() -> None:
     row = {"name": "few", "action": "allow", "kind": "tool", "what": "echo"}
     few = compile_rules({"rules": [{**row, "calls": 1, "period_s": 2}]})

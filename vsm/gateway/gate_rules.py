@@ -248,7 +248,8 @@ class RuleGate(Gate):
             self._outlet.hurt("pain", asked.client, "denials", text)
             self._sweep_later()
         why = f": {decision.reason}" if decision.reason else ""
-        text = f"Denied by {rule} of this gateway's operator{why}. Do not try again unchanged."
+        hint = "Try again later" if decision.exhausted else "Do not try again unchanged"
+        text = f"Denied by {rule} of this gateway's operator{why}. {hint}."
         data = {"integration": asked.integration, "denied_by": rule, "reason": decision.reason}
         return RequestError(jsonrpc.DENIED, text, data)
 
