@@ -5,6 +5,7 @@ left out of one that is taken is said.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -283,10 +284,15 @@ def _headers(table: Any) -> tuple[dict[str, str], dict[str, str], list[str]]:  #
         raise RefusedError(f"its header {odd[0]} is not one line of printable ASCII")
     own = [key for key in table if key.lower() in OWN_HEADERS]
     taken = {key: value.strip() for key, value in table.items() if key not in own}
-    secrets = {
-        k: v for k, v in taken.items() if is_secret_header(k) or before_secret(v) is not None
-    }
-    return {key: value for key, value in taken.items() if key not in secrets}, secrets, own
+    return *_parted(taken, is_secret_header), own
+
+
+def _parted(
+    table: dict[str, str], is_secret_name: Callable[[str], bool]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What is told openly, and what is kept, for its name or for what it says."""
+    secrets = {k: v for k, v in table.items() if is_secret_name(k) or before_secret(v) is not None}
+    return {key: value for key, value in table.items() if key not in secrets}, secrets
 
 
 def is_secret_header(name: str) -> bool:
@@ -301,8 +307,7 @@ def _variables(table: Any, words: list[str]) -> tuple[dict[str, str], dict[str, 
         raise RefusedError("its env has a name that is none for a variable")
     if any(re.search(r"\$\{", text) for text in (*table.values(), *words)):
         raise RefusedError("it has ${…}, which only its client fills in")
-    secrets = {k: v for k, v in table.items() if is_secret(k) or before_secret(v) is not None}
-    return {key: value for key, value in table.items() if key not in secrets}, secrets
+    return _parted(table, is_secret)
 
 
 def _program(command: str, args: list[str]) -> tuple[Wanted | None, list[str]]:
